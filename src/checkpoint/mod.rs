@@ -1,0 +1,1 @@
+//! Files to metadata and named tensors.

@@ -1,0 +1,1 @@
+//! `config.json` or GGUF metadata to a `LlamaConfig`.
