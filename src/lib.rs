@@ -20,7 +20,13 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod device;
+pub mod engine;
 pub mod error;
 pub mod kernels;
+pub mod kv_cache;
+pub mod llama;
+pub mod model;
 pub mod sampling;
+pub mod sys;
 pub mod tokenizer;

@@ -1,0 +1,157 @@
+//! A model that several threads share, one step at a time.
+
+use super::PREFILL_TOKENS;
+use crate::error::{Error, Result};
+use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long a caller waits for the model before it looks at its own signals again.
+const LOCK_SLICE: Duration = Duration::from_millis(10);
+
+/// A model and its lock.
+///
+/// The lock is held for one step and never while a caller does something else, so sequences of one
+/// thread or of several may be run in turn.
+pub struct Engine {
+    /// None once closed and the last step has ended.
+    model: Mutex<Option<Box<dyn Model>>>,
+    vocab_size: usize,
+    context_length: usize,
+    next_seq: AtomicU64,
+    closed: AtomicBool,
+    /// Sequences that ended while the model was busy; forgotten before the next step.
+    ended: Mutex<Vec<SeqId>>,
+}
+
+impl Engine {
+    /// An engine over `model`, whose sequences have at most `context_length` tokens.
+    pub fn new(model: Box<dyn Model>, context_length: usize) -> Self {
+        let vocab_size = model.vocab_size();
+        Engine {
+            model: Mutex::new(Some(model)),
+            vocab_size,
+            context_length,
+            next_seq: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            ended: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The length of a row of logits.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The most tokens of a sequence, prompt and output together.
+    pub fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// Drops the model, once the step that is running has ended; later steps are refused.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        drop(self.model.lock().take());
+    }
+
+    /// Whether [`Engine::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// The logits of the last `last` rows of `tokens` (None: of all), in steps.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for no tokens, ids out of range or `last` of 0 or more than there
+    /// are; [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`].
+    pub fn logits(&self, tokens: &[u32], last: Option<usize>, cancel: &Cancel) -> Result<Logits> {
+        self.check_tokens(tokens)?;
+        if tokens.len() > self.context_length {
+            return Err(self.too_long(tokens.len()));
+        }
+        let rows = last.unwrap_or(tokens.len());
+        if rows == 0 || rows > tokens.len() {
+            return Err(Error::argument("last", format!("{rows} is not from 1 to {}", tokens.len())));
+        }
+        let first_row = tokens.len() - rows;
+        let mut logits = Logits { values: Vec::new(), vocab_size: self.vocab_size };
+        let reserved = rows.checked_mul(self.vocab_size).map(|len| logits.values.try_reserve_exact(len));
+        if !matches!(reserved, Some(Ok(()))) {
+            let reason = format!("no memory for {rows} rows of {} logits", self.vocab_size);
+            return Err(Error::Generation { reason });
+        }
+        let seq = self.new_seq();
+        let mut start = 0;
+        while start < tokens.len() {
+            // A step never straddles the first wanted row: it wants all of its rows, or none.
+            let bound = if start < first_row { first_row } else { tokens.len() };
+            let end = bound.min(start + PREFILL_TOKENS);
+            let rows = if start < first_row { Rows::None } else { Rows::All };
+            let span = Span { seq, tokens: &tokens[start..end], start, rows };
+            match self.forward(&span, cancel) {
+                Ok(part) => logits.values.extend(part.values),
+                Err(error) => {
+                    self.free(seq);
+                    return Err(error);
+                }
+            }
+            start = end;
+        }
+        self.free(seq);
+        Ok(logits)
+    }
+
+    /// One step of the model.
+    pub(super) fn forward(&self, span: &Span, cancel: &Cancel) -> Result<Logits> {
+        loop {
+            if self.is_closed() {
+                return Err(Error::Closed { what: "the model" });
+            }
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            if let Some(mut model) = self.model.try_lock_for(LOCK_SLICE) {
+                let Some(model) = model.as_mut() else { return Err(Error::Closed { what: "the model" }) };
+                self.forget_ended(model.as_mut());
+                return model.forward(std::slice::from_ref(span), cancel);
+            }
+        }
+    }
+
+    pub(super) fn new_seq(&self) -> SeqId {
+        SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Forgets a sequence, now or before the next step. Never waits: who drops a sequence may hold a
+    /// lock (Python's) that the running step asks for.
+    pub(super) fn free(&self, seq: SeqId) {
+        self.ended.lock().push(seq);
+        if let Some(mut model) = self.model.try_lock() {
+            if let Some(model) = model.as_mut() {
+                self.forget_ended(model.as_mut());
+            }
+        }
+    }
+
+    fn forget_ended(&self, model: &mut dyn Model) {
+        for seq in self.ended.lock().drain(..) {
+            model.free(seq);
+        }
+    }
+
+    pub(super) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::argument("prompt", "has no tokens"));
+        }
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= self.vocab_size) {
+            let reason = format!("{id} is not below vocab_size {}", self.vocab_size);
+            return Err(Error::argument("token_ids", reason));
+        }
+        Ok(())
+    }
+
+    pub(super) fn too_long(&self, prompt_tokens: usize) -> Error {
+        Error::ContextLength { prompt_tokens, context_length: self.context_length }
+    }
+}

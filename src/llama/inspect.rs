@@ -1,0 +1,55 @@
+//! What a checkpoint is, without loading its weights.
+
+use super::load::open_checkpoint;
+use crate::checkpoint::tied::{HeadChoice, choose_head};
+use crate::checkpoint::{Format, TensorInfo};
+use crate::config::LlamaConfig;
+use crate::error::{Error, Result};
+use crate::model::Storage;
+use crate::tokenizer::Tokenizer;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A checkpoint as its headers tell it.
+pub struct Inspection {
+    /// safetensors or GGUF.
+    pub format: Format,
+    /// The config.
+    pub config: LlamaConfig,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// The tensors, by the type they are stored in.
+    pub tensors: Vec<Storage>,
+    /// Which tensor is the output head, and why.
+    pub head: HeadChoice,
+    /// The tokenizer, or why there is none.
+    pub tokenizer: Result<Tokenizer>,
+}
+
+/// Reads headers, config and tokenizer; of the weights at most the two tensors that may be the head.
+///
+/// # Errors
+/// As [`super::Llama::load`], but for what only reading the weights shows.
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    let (checkpoint, config) = open_checkpoint(path)?;
+    let head = choose_head(&checkpoint, config.tie_word_embeddings, false)?;
+    let mut types = BTreeMap::<String, Storage>::new();
+    let mut parameters = 0_u64;
+    for TensorInfo { dtype, shape, bytes, .. } in checkpoint.infos() {
+        let elements = shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size as u64));
+        let total = elements.and_then(|elements| parameters.checked_add(elements));
+        parameters = total.ok_or_else(|| Error::malformed(path, "has more elements than can be counted"))?;
+        let storage =
+            types.entry(dtype.clone()).or_insert(Storage { dtype, count: 0, bytes: 0 });
+        storage.count += 1;
+        storage.bytes += bytes;
+    }
+    Ok(Inspection {
+        format: checkpoint.format(),
+        config,
+        parameters,
+        tensors: types.into_values().collect(),
+        head,
+        tokenizer: Tokenizer::open(path),
+    })
+}

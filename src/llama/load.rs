@@ -1,0 +1,348 @@
+//! From a path and options to a model: which engine, which device, which types, how much context.
+
+use super::Llama;
+use crate::checkpoint::tied::{self, HeadChoice, LmHead};
+use crate::checkpoint::{Checkpoint, Format};
+use crate::config::{GenerationConfig, LlamaConfig};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, WeightType};
+use crate::kv_cache::KvShape;
+use crate::model::candle::CandleModel;
+use crate::model::cpu::{CpuModel, CpuOptions};
+use crate::model::{Model, Storage};
+use crate::tokenizer::Tokenizer;
+use crate::{device, sys};
+use candle_core::{DType, Device};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// What `load` may be told; the defaults are the fields' "auto" and None.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// "auto", "cpu", "cuda", "cuda:N" or "metal".
+    pub device: String,
+    /// "auto" keeps the checkpoint's storage types; "float32", "float16", "bfloat16".
+    pub dtype: String,
+    /// "auto", or "exact": float32 activations, keys and values everywhere.
+    pub compute: String,
+    /// "auto", "cpu" or "candle".
+    pub engine: String,
+    /// None: the cores that this process may use.
+    pub threads: Option<usize>,
+    /// None: the model's own, bounded by memory.
+    pub context_length: Option<usize>,
+    /// Refuse what would otherwise load with a warning.
+    pub strict: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        let auto = || "auto".to_owned();
+        LoadOptions {
+            device: auto(),
+            dtype: auto(),
+            compute: auto(),
+            engine: auto(),
+            threads: None,
+            context_length: None,
+            strict: false,
+        }
+    }
+}
+
+/// What was loaded, and how.
+#[derive(Clone, Debug)]
+pub struct LoadReport {
+    /// "cpu" or "candle".
+    pub engine: &'static str,
+    /// The device, as [`LoadOptions::device`] spells it.
+    pub device: String,
+    /// "auto" or "exact".
+    pub compute: &'static str,
+    /// The level of the kernels; None for Candle's own.
+    pub isa: Option<&'static str>,
+    /// Threads that share the work.
+    pub threads: usize,
+    /// Which tensor is the output head.
+    pub lm_head: LmHead,
+    /// Why.
+    pub lm_head_reason: String,
+    /// How the weights are held.
+    pub storage: Vec<Storage>,
+    /// What loaded with a reservation.
+    pub warnings: Vec<String>,
+    /// What a careful reader may want to know, though nothing is wrong with it.
+    pub notes: Vec<String>,
+    /// Time to load.
+    pub elapsed: Duration,
+    /// Bytes of all weights.
+    pub bytes: u64,
+}
+
+/// The options, parsed.
+struct Choices {
+    dtype: Option<WeightType>,
+    exact: bool,
+    engine: Option<EngineKind>,
+    device: Device,
+    threads: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EngineKind {
+    Cpu,
+    Candle,
+}
+
+/// The most threads that a caller may ask for: far above any machine's cores.
+const MOST_THREADS: usize = 4096;
+/// The share of the memory left beside the weights that keys and values may take.
+const KV_SHARE: f64 = 0.8;
+/// The context that is offered however little memory is left.
+const LEAST_CONTEXT: usize = 512;
+
+impl Choices {
+    fn new(options: &LoadOptions) -> Result<Self> {
+        let unknown = |argument: &str, value: &str, known: &str| {
+            Error::argument(argument, format!("{value:?} is not one of {known}"))
+        };
+        let dtype = match options.dtype.as_str() {
+            "auto" => None,
+            "float32" => Some(WeightType::F32),
+            "float16" => Some(WeightType::F16),
+            "bfloat16" => Some(WeightType::BF16),
+            other => return Err(unknown("dtype", other, "auto, float32, float16, bfloat16")),
+        };
+        let exact = match options.compute.as_str() {
+            "auto" => false,
+            "exact" => true,
+            other => return Err(unknown("compute", other, "auto, exact")),
+        };
+        let engine = match options.engine.as_str() {
+            "auto" => None,
+            "cpu" => Some(EngineKind::Cpu),
+            "candle" => Some(EngineKind::Candle),
+            other => return Err(unknown("engine", other, "auto, cpu, candle")),
+        };
+        // The cpu engine takes no accelerator, so "auto" must not find one for it.
+        let name = if engine == Some(EngineKind::Cpu) && options.device == "auto" { "cpu" } else { &options.device };
+        let device = device::open(name)?;
+        if engine == Some(EngineKind::Cpu) && !device.is_cpu() {
+            return Err(Error::argument("engine", format!("\"cpu\" does not run on device {name}")));
+        }
+        let threads = match options.threads {
+            Some(threads @ 1..=MOST_THREADS) => threads,
+            Some(other) => return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}"))),
+            None => sys::usable_cores(),
+        };
+        Ok(Choices { dtype, exact, engine, device, threads })
+    }
+}
+
+/// Everything that is known before weights are read.
+struct Opened {
+    checkpoint: Arc<Checkpoint>,
+    config: LlamaConfig,
+    generation: GenerationConfig,
+    head: HeadChoice,
+}
+
+impl Opened {
+    fn new(path: &Path, strict: bool) -> Result<Self> {
+        let (checkpoint, config) = open_checkpoint(path)?;
+        let generation = match checkpoint.format() {
+            Format::Safetensors => GenerationConfig::from_folder(path)?,
+            Format::Gguf => GenerationConfig::default(),
+        };
+        let head = tied::choose_head(&checkpoint, config.tie_word_embeddings, strict)?;
+        Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.checkpoint.infos().iter().map(|info| info.bytes).sum()
+    }
+
+    /// The context that `asked` gives, and the bytes that keys and values of all sequences may take.
+    fn context(&self, asked: Option<usize>, kv_dtype: WeightType, warnings: &mut Vec<String>) -> Result<(usize, u64)> {
+        let own = self.config.max_position_embeddings;
+        if let Some(asked) = asked {
+            if !(1..=crate::config::MAX_SIZE).contains(&asked) {
+                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
+                return Err(Error::argument("context_length", reason));
+            }
+            if asked > own {
+                warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
+            }
+        }
+        let shape = KvShape {
+            layers: self.config.num_hidden_layers,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+            dtype: kv_dtype,
+        };
+        let Some(memory) = sys::memory() else { return Ok((asked.unwrap_or(own), u64::MAX)) };
+        let left = memory.available.saturating_sub(self.weight_bytes());
+        let budget = (left as f64 * KV_SHARE) as u64;
+        let block_bytes = shape.block_bytes().unwrap_or(usize::MAX) as u64;
+        let fits = (budget / block_bytes.max(1)).saturating_mul(crate::kernels::BLOCK_POSITIONS as u64);
+        let fits = usize::try_from(fits).unwrap_or(usize::MAX).max(LEAST_CONTEXT);
+        Ok((asked.unwrap_or(own.min(fits)), budget))
+    }
+}
+
+/// Opens a checkpoint and reads its config, without touching weights.
+pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> {
+    // A folder's config first: a folder without one is told so, whatever else it lacks.
+    if path.is_dir() {
+        let config = LlamaConfig::from_folder(path)?;
+        return Ok((Checkpoint::open(path)?, config));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let metadata = checkpoint
+        .metadata()
+        .ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
+    let config = LlamaConfig::from_gguf(metadata, Some(&checkpoint))?;
+    Ok((checkpoint, config))
+}
+
+pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
+    let started = Instant::now();
+    let choices = Choices::new(options)?;
+    let opened = Opened::new(path, options.strict)?;
+    let mut warnings: Vec<String> = opened.head.warning.iter().cloned().collect();
+    warnings.extend(opened.config.warnings.iter().cloned());
+    warnings.extend(opened.generation.warnings.iter().cloned());
+    let mut notes = Vec::new();
+
+    let kv_dtype = if choices.exact { WeightType::F32 } else { WeightType::F16 };
+    let (context_length, kv_bytes) = opened.context(options.context_length, kv_dtype, &mut warnings)?;
+    let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes)?;
+    let storage = model.storage();
+
+    let tokenizer = OnceLock::new();
+    match Tokenizer::open(path) {
+        Ok(opened) => {
+            warnings.extend(opened.warnings().iter().cloned());
+            let _ = tokenizer.set(Arc::new(opened));
+        }
+        // Token ids need no tokenizer; who asks for text is told then.
+        Err(error) => notes.push(format!("no tokenizer: {error}")),
+    }
+    if let (true, Some(reason)) = (options.strict, warnings.first()) {
+        return Err(Error::Strict { reason: reason.clone() });
+    }
+
+    let own_ends = &opened.config.eos_token_ids;
+    let mut eos_token_ids = opened.generation.eos_token_ids.clone().unwrap_or_else(|| own_ends.clone());
+    if let Some(tokenizer) = tokenizer.get() {
+        if eos_token_ids.is_empty() {
+            eos_token_ids.extend(tokenizer.eos_token_id());
+        }
+        eos_token_ids.extend(tokenizer.extra_eos_token_ids());
+    }
+    eos_token_ids.sort_unstable();
+    eos_token_ids.dedup();
+
+    let cpu = kind == EngineKind::Cpu;
+    let report = LoadReport {
+        engine: if cpu { "cpu" } else { "candle" },
+        device: if cpu { "cpu".into() } else { device::name(&choices.device) },
+        compute: if choices.exact { "exact" } else { "auto" },
+        isa: if cpu { Some(detect_isa()?.name()) } else { None },
+        threads: choices.threads,
+        lm_head: opened.head.lm_head,
+        lm_head_reason: opened.head.reason,
+        bytes: storage.iter().map(|storage| storage.bytes).sum(),
+        storage,
+        warnings,
+        notes,
+        elapsed: started.elapsed(),
+    };
+    Ok(Llama {
+        path: path.into(),
+        engine: Arc::new(Engine::new(model, context_length)),
+        tokenizer,
+        config: opened.config,
+        generation: opened.generation,
+        eos_token_ids,
+        report,
+    })
+}
+
+fn detect_isa() -> Result<Isa> {
+    Isa::detect().map_err(|reason| Error::Device { device: "cpu".into(), reason: reason.into() })
+}
+
+fn load_model(
+    opened: &Opened,
+    choices: &Choices,
+    context_length: usize,
+    kv_bytes: u64,
+    notes: &mut Vec<String>,
+) -> Result<(Box<dyn Model>, EngineKind)> {
+    let candle = choices.engine == Some(EngineKind::Candle);
+    if candle || !choices.device.is_cpu() {
+        match load_candle(opened, choices, context_length, notes) {
+            Ok(model) => return Ok((Box::new(model), EngineKind::Candle)),
+            // "auto" may fall back to what can express the config.
+            Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
+                notes.push(format!("on the CPU, because {} cannot run it: {error}", device::name(&choices.device)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let options = CpuOptions {
+        isa: detect_isa()?,
+        threads: choices.threads,
+        lm_head: opened.head.lm_head,
+        dtype: choices.dtype,
+        kv_dtype: if choices.exact { WeightType::F32 } else { WeightType::F16 },
+        kv_bytes,
+    };
+    let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
+    Ok((Box::new(model), EngineKind::Cpu))
+}
+
+fn load_candle(
+    opened: &Opened,
+    choices: &Choices,
+    context_length: usize,
+    notes: &mut Vec<String>,
+) -> Result<CandleModel> {
+    let stored = stored_type(&opened.checkpoint);
+    let on_cpu = choices.device.is_cpu();
+    let dtype = match (choices.exact, choices.dtype, stored) {
+        (true, None | Some(WeightType::F32), _) | (false, Some(WeightType::F32), _) => DType::F32,
+        (true, Some(other), _) => {
+            return Err(Error::argument("dtype", format!("{other} cannot be with compute=\"exact\" in Candle")));
+        }
+        (false, Some(WeightType::F16), _) => DType::F16,
+        (false, Some(_), _) if on_cpu => {
+            return Err(Error::unsupported("dtype", "bfloat16: Candle's CPU has no such matmul; use engine=\"cpu\""));
+        }
+        (false, Some(_), _) => DType::BF16,
+        (false, None, Some(WeightType::F16)) => DType::F16,
+        (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
+        (false, None, Some(WeightType::F32)) => DType::F32,
+        // BF16 on the CPU, and blocks of integers.
+        (false, None, _) => if on_cpu { DType::F32 } else { DType::BF16 },
+    };
+    let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
+    if !matches!((stored, dtype), (Some(WeightType::F16), DType::F16) | (Some(WeightType::BF16), DType::BF16) | (Some(WeightType::F32), DType::F32)) {
+        notes.push(format!("weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"));
+    }
+    let checkpoint = Arc::clone(&opened.checkpoint);
+    CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)
+}
+
+/// The type that most bytes of the matrices are stored in; None if it cannot be read.
+fn stored_type(checkpoint: &Checkpoint) -> Option<WeightType> {
+    let mut totals = std::collections::BTreeMap::<String, u64>::new();
+    for info in checkpoint.infos() {
+        *totals.entry(info.dtype).or_default() += info.bytes;
+    }
+    let (name, _) = totals.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+    WeightType::ALL.into_iter().find(|dtype| dtype.name() == name)
+}

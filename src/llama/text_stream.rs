@@ -1,0 +1,119 @@
+//! A sequence as text: tokens become characters, stop strings end it.
+
+use super::stop_strings::StopStrings;
+use crate::engine::{Finish, FinishReason, Sequence, Stats, StopReason};
+use crate::error::Result;
+use crate::model::Cancel;
+use crate::sampling::TokenLogprob;
+use crate::tokenizer::DecodeStream;
+
+/// What one step added.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// Text that is certain: never half a character, never the beginning of a stop string.
+    pub text: String,
+    /// The step's token, if it gave one.
+    pub token_ids: Vec<u32>,
+    /// One for each token, if asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+    /// Set on the last chunk.
+    pub finish: Option<Finish>,
+    /// Set on the last chunk.
+    pub stats: Option<Stats>,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The text, without the end token or stop string that ended it.
+    pub text: String,
+    /// All tokens, with the end or stop token that ended it.
+    pub token_ids: Vec<u32>,
+    /// One for each token, if asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+    /// How it ended.
+    pub finish: Finish,
+    /// Counts and times.
+    pub stats: Stats,
+}
+
+/// An answer that is being generated; dropping it ends the work.
+pub struct TextStream {
+    sequence: Sequence,
+    /// None if the model has no tokenizer: then there is no text.
+    decoder: Option<DecodeStream>,
+    stops: StopStrings,
+}
+
+impl TextStream {
+    pub(super) fn new(sequence: Sequence, decoder: Option<DecodeStream>) -> Self {
+        let params = sequence.params();
+        let stops = StopStrings::new(params.stop.clone(), params.include_stop_str);
+        TextStream { sequence, decoder, stops }
+    }
+
+    /// The next chunk; None after the last.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::step`]; the stream has ended then.
+    pub fn next_chunk(&mut self, cancel: &Cancel) -> Result<Option<Chunk>> {
+        let Some(step) = self.sequence.step(cancel)? else { return Ok(None) };
+        let mut finish = step.finish;
+        let mut text = String::new();
+        if let Some(decoder) = &mut self.decoder {
+            if let Some(token) = step.token.as_ref().filter(|token| !token.is_stop) {
+                text += &decoder.push(token.id)?;
+            }
+            if finish.is_some() {
+                text += &decoder.finish()?;
+            }
+        }
+        let passed = self.stops.push(&text);
+        let mut text = passed.text;
+        if let Some(stop) = passed.stop {
+            self.sequence.close();
+            finish = Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::String(stop)) });
+        } else if finish.is_some() {
+            text += &self.stops.finish();
+        }
+        let stats = finish.is_some().then(|| self.sequence.stats());
+        let logprobs = self
+            .sequence
+            .params()
+            .logprobs
+            .map(|_| step.token.iter().filter_map(|token| token.logprob.clone()).collect());
+        let token_ids = step.token.iter().map(|token| token.id).collect();
+        Ok(Some(Chunk { text, token_ids, logprobs, finish, stats }))
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// Those of [`TextStream::next_chunk`].
+    pub fn complete(mut self, cancel: &Cancel) -> Result<Completion> {
+        let mut completion = Completion {
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: self.sequence.params().logprobs.map(|_| Vec::new()),
+            finish: FinishReason::Cancelled.into(),
+            stats: Stats::default(),
+        };
+        while let Some(chunk) = self.next_chunk(cancel)? {
+            completion.text += &chunk.text;
+            completion.token_ids.extend(chunk.token_ids);
+            if let (Some(all), Some(new)) = (&mut completion.logprobs, chunk.logprobs) {
+                all.extend(new);
+            }
+            if let Some(finish) = chunk.finish {
+                completion.finish = finish;
+            }
+        }
+        completion.stats = self.sequence.stats();
+        Ok(completion)
+    }
+
+    /// Ends the stream: no more chunks come, and its keys and values are given back.
+    pub fn close(&mut self) {
+        self.sequence.close();
+    }
+}

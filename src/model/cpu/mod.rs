@@ -1,0 +1,104 @@
+//! Our own decoder: weights stay in their storage type, keys and values are appended in place.
+//!
+//! - `weights.rs`: the checkpoint's tensors, checked against the config
+//! - `forward.rs`: the whole decoder stack, for a chunk of rows at a time
+
+mod forward;
+mod weights;
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::tied::LmHead;
+use crate::config::LlamaConfig;
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, Kernels, WeightType};
+use crate::kv_cache::{BlockPool, KvShape, PagedKv};
+use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
+use forward::Scratch;
+use std::collections::HashMap;
+use weights::Weights;
+
+/// How to hold and run a model.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuOptions {
+    /// The level of the kernels.
+    pub isa: Isa,
+    /// Threads, the calling one included.
+    pub threads: usize,
+    /// Which tensor is the output head.
+    pub lm_head: LmHead,
+    /// None keeps each weight in the checkpoint's type; F32, F16 or BF16 converts all matrices.
+    pub dtype: Option<WeightType>,
+    /// The type of cached keys and values: F32 or F16.
+    pub kv_dtype: WeightType,
+    /// The most bytes that keys and values of all sequences may take.
+    pub kv_bytes: u64,
+}
+
+/// A Llama on our kernels.
+pub struct CpuModel {
+    config: LlamaConfig,
+    kernels: Kernels,
+    weights: Weights,
+    /// `(head_dim / 2,)`
+    inv_freq: Vec<f32>,
+    block_pool: BlockPool,
+    sequences: HashMap<SeqId, PagedKv>,
+    scratch: Scratch,
+}
+
+impl CpuModel {
+    /// Takes the tensors that `config` asks for out of `checkpoint`.
+    ///
+    /// # Errors
+    /// A checkpoint error for a tensor that is missing, misshaped or of a type that is not supported;
+    /// [`Error::Internal`] if no thread can be started.
+    pub fn new(config: LlamaConfig, checkpoint: &Checkpoint, options: &CpuOptions) -> Result<Self> {
+        let kernels = Kernels::new(options.isa, options.threads)
+            .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
+        let weights = Weights::load(&config, checkpoint, options.lm_head, options.dtype)?;
+        let shape = KvShape {
+            layers: config.num_hidden_layers,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            dtype: options.kv_dtype,
+        };
+        Ok(CpuModel {
+            inv_freq: config.rope.inv_freq(config.head_dim),
+            block_pool: BlockPool::new(shape, options.kv_bytes)?,
+            sequences: HashMap::new(),
+            scratch: Scratch::default(),
+            config,
+            kernels,
+            weights,
+        })
+    }
+}
+
+/// Checks that every tensor of a Llama of this config is there, readable and of its shape.
+///
+/// # Errors
+/// As [`CpuModel::new`].
+pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<()> {
+    Weights::load(config, checkpoint, lm_head, None).map(drop)
+}
+
+impl Model for CpuModel {
+    fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
+        super::check_spans(spans, self.config.vocab_size)?;
+        self.forward_chunks(spans, cancel)
+    }
+
+    fn free(&mut self, seq: SeqId) {
+        if let Some(kv) = self.sequences.remove(&seq) {
+            kv.release(&mut self.block_pool);
+        }
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.weights.storage()
+    }
+}
