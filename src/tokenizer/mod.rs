@@ -1,1 +1,251 @@
 //! Text to ids and back; chat templates.
+//!
+//! Start reading at [`Tokenizer`]: it comes from a folder with tokenizer.json ([`hf`]) or from a GGUF
+//! file's own vocabulary ([`gguf`]), and both end in one object over Hugging Face's `tokenizers`.
+//! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
+//! May import `checkpoint`, `config` and `error`.
+
+mod byte_level;
+pub mod chat_template;
+pub mod decode_stream;
+mod gguf;
+mod hf;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Map, Value};
+
+pub use chat_template::ChatTemplateOptions;
+use chat_template::ChatTemplates;
+pub use decode_stream::DecodeStream;
+use decode_stream::Decoder;
+
+use crate::error::{Error, Result};
+
+/// Ids above this are refused: tables are as long as the largest id. The largest vocabulary in use has
+/// about 262,000 tokens.
+const MAX_VOCAB_SIZE: usize = 1 << 22;
+
+/// What [`hf`] and [`gguf`] read from their files.
+struct Parts {
+    tokenizer: tokenizers::Tokenizer,
+    kind: String,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+    extra_eos_token_ids: Vec<u32>,
+    /// `bos_token`, `eos_token` and their like, as chat templates see them.
+    special_tokens: Map<String, Value>,
+    chat_templates: ChatTemplates,
+    warnings: Vec<String>,
+}
+
+/// A model's tokenizer with its chat template. Shared freely between threads.
+pub struct Tokenizer {
+    tokenizer: tokenizers::Tokenizer,
+    /// The same tokenizer, blind to special tokens in the text; made when first asked for, because it
+    /// holds a second copy of the vocabulary.
+    splitting: OnceLock<tokenizers::Tokenizer>,
+    decoder: Decoder,
+    vocab_size: usize,
+    kind: String,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+    extra_eos_token_ids: Vec<u32>,
+    special_tokens: Map<String, Value>,
+    chat_templates: ChatTemplates,
+    warnings: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a folder (`tokenizer.json`, with `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja` where present) or of a GGUF file, which may
+    /// hold a vocabulary alone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Io`] or [`Error::Malformed`] with the file;
+    /// [`Error::Unsupported`] for a GGUF tokenizer of a kind that is not read exactly.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound { what: "tokenizer".into(), path: path.into() },
+            _ => Error::Io { path: path.into(), source },
+        })?;
+        let parts = if metadata.is_dir() { hf::read(path)? } else { gguf::read(path)? };
+        Self::from_parts(parts).map_err(|reason| Error::malformed(path, reason))
+    }
+
+    fn from_parts(parts: Parts) -> std::result::Result<Self, String> {
+        let largest = parts.tokenizer.get_vocab(true).into_values().max();
+        let vocab_size = largest.map_or(0, |id| id as usize + 1);
+        if vocab_size > MAX_VOCAB_SIZE {
+            return Err(format!(
+                "the tokenizer has token id {}, the limit is {MAX_VOCAB_SIZE}",
+                vocab_size - 1
+            ));
+        }
+        let decoder = Decoder::new(parts.tokenizer.get_decoder());
+        let mut warnings = parts.warnings;
+        warnings.extend(decoder.warning());
+        Ok(Tokenizer {
+            tokenizer: parts.tokenizer,
+            splitting: OnceLock::new(),
+            decoder,
+            vocab_size,
+            kind: parts.kind,
+            bos_token_id: parts.bos_token_id,
+            eos_token_id: parts.eos_token_id,
+            extra_eos_token_ids: parts.extra_eos_token_ids,
+            special_tokens: parts.special_tokens,
+            chat_templates: parts.chat_templates,
+            warnings,
+        })
+    }
+
+    /// The ids of `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's
+    /// own configuration says; with `split_special_tokens`, special tokens in the text are read as plain
+    /// text.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the tokenizer fails on this text.
+    pub fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+    ) -> Result<Vec<u32>> {
+        let tokenizer = if split_special_tokens {
+            self.splitting.get_or_init(|| {
+                let mut tokenizer = self.tokenizer.clone();
+                tokenizer.set_encode_special_tokens(true);
+                tokenizer
+            })
+        } else {
+            &self.tokenizer
+        };
+        catching(|| tokenizer.encode_fast(text, add_special_tokens))
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
+    }
+
+    /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD, as in Hugging Face's decoders; ids inside
+    /// the vocabulary that name no token add nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an id outside the vocabulary.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            return Err(Error::argument(
+                "ids",
+                format!("got {id}, expected token ids below {}", self.vocab_size),
+            ));
+        }
+        let mut text = String::new();
+        let mut state = self.decoder.start();
+        for &id in ids {
+            if let Some(token) = self.visible_token(id, skip_special_tokens) {
+                self.decoder.push(&mut state, token, &mut text)?;
+            }
+        }
+        self.decoder.finish(&mut state, &mut text)?;
+        Ok(text)
+    }
+
+    /// A stream that decodes ids one by one; see [`DecodeStream`] for what it promises.
+    pub fn decode_stream(self: &Arc<Self>, skip_special_tokens: bool) -> DecodeStream {
+        DecodeStream::new(Arc::clone(self), skip_special_tokens)
+    }
+
+    /// The token of `id`, unless there is none or it is to be skipped.
+    fn visible_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
+        self.tokenizer.id_to_token(id).filter(|token| {
+            !skip_special_tokens || !self.tokenizer.get_added_vocabulary().is_special_token(token)
+        })
+    }
+
+    /// One more than the largest token id. A model's own vocabulary may be larger, where its embedding is
+    /// padded.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token that begins a text.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.bos_token_id
+    }
+
+    /// The token that ends a text.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.eos_token_id
+    }
+
+    /// Further tokens that end a turn, from a GGUF file's metadata; folders list theirs in
+    /// generation_config.json.
+    pub fn extra_eos_token_ids(&self) -> &[u32] {
+        &self.extra_eos_token_ids
+    }
+
+    /// The id of a token, in the vocabulary's own spelling.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The token of an id, in the vocabulary's own spelling.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// The chat template that is used without tools.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_templates.default_template()
+    }
+
+    /// The prompt for `messages`, a list of objects that each have a `role`.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if there is no template, if it does not compile (with the line), if it raises, or
+    /// if it runs or writes beyond its budget; [`Error::InvalidArgument`] for messages of another shape.
+    pub fn apply_chat_template(&self, messages: &Value, options: &ChatTemplateOptions) -> Result<String> {
+        self.chat_templates.apply(messages, options, &self.special_tokens)
+    }
+
+    /// Where the tokenizer comes from, such as "tokenizer.json" or "gguf bpe smollm".
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// What was read with a reservation.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("kind", &self.kind)
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs code of the `tokenizers` library, which panics on some malformed definitions (such as merges that
+/// make a token longer than any in the vocabulary, or a regular expression that exceeds its match limit).
+fn catching<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic_message(panic.as_ref())),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|message| (*message).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    message.unwrap_or_else(|| "unknown panic".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! The arithmetic of each sampling parameter, over one row of logits: `logits[id]` is the logit of token
+//! `id`, and a token that may not be drawn holds negative infinity.
+//!
+//! Logits are neither NaN nor positive infinity here ([`super::Sampler`] checks). Nothing sorts the whole
+//! vocabulary: filters find a threshold by partial selection and then mask in one pass.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// The nucleus is nearly always smaller than this, so one selection finds it.
+const FIRST_NUCLEUS: usize = 256;
+const NUCLEUS_GROWTH: usize = 8;
+
+/// Divides positive logits and multiplies negative ones by `penalty`, once for each token id that occurs
+/// in any of `sequences`, however often. Ids beyond the vocabulary are passed over.
+///
+/// Source: CTRL (Keskar et al. 2019), as in Hugging Face's `RepetitionPenaltyLogitsProcessor`.
+pub fn repetition_penalty(logits: &mut [f32], sequences: &[&[u32]], penalty: f32) {
+    let mut seen = vec![false; logits.len()];
+    for &id in sequences.iter().copied().flatten() {
+        let index = id as usize;
+        if let (Some(logit), Some(seen)) = (logits.get_mut(index), seen.get_mut(index)) {
+            if !std::mem::replace(seen, true) {
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
+        }
+    }
+}
+
+/// Subtracts `presence` from the logit of every token in `output`, and `frequency` once per occurrence.
+///
+/// Source: OpenAI's API reference, "frequency and presence penalties".
+pub fn presence_frequency_penalty(logits: &mut [f32], output: &[u32], presence: f32, frequency: f32) {
+    let mut counts: HashMap<u32, u32> = HashMap::new();
+    for &id in output {
+        *counts.entry(id).or_insert(0) += 1;
+    }
+    for (id, count) in counts {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit -= presence + count as f32 * frequency;
+        }
+    }
+}
+
+/// Adds each bias to its token's logit.
+pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
+    for &(id, bias) in bias {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit += bias;
+        }
+    }
+}
+
+/// Forbids `ids`.
+pub fn mask(logits: &mut [f32], ids: &[u32]) {
+    for &id in ids {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Divides the logits by `temperature` (above 0), after shifting their maximum to 0: the shift changes no
+/// probability, and with it the quotient cannot overflow upwards, however small the temperature.
+pub fn temperature(logits: &mut [f32], temperature: f32) {
+    let max = max(logits);
+    if max == f32::NEG_INFINITY {
+        return;
+    }
+    for logit in logits {
+        *logit = (*logit - max) / temperature;
+    }
+}
+
+/// Keeps the `k` largest logits (k >= 1), and all that equal the smallest of them, as Hugging Face does.
+pub fn top_k(logits: &mut [f32], k: usize) {
+    if k == 0 || k >= logits.len() {
+        return;
+    }
+    let mut values = logits.to_vec();
+    let (_, threshold, _) = values.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    let threshold = *threshold;
+    for logit in logits {
+        if *logit < threshold {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Keeps the fewest most likely tokens whose probabilities sum to at least `p`, in (0, 1]; at least one.
+/// Of equally likely tokens, lower ids are kept first.
+///
+/// Source: Holtzman et al. 2019 (nucleus sampling), as in Hugging Face's `TopPLogitsWarper`.
+pub fn top_p(logits: &mut [f32], p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    let max = max(logits);
+    let mut candidates: Vec<(f32, u32)> = (0..)
+        .zip(logits.iter())
+        .filter(|&(_, &logit)| logit > f32::NEG_INFINITY)
+        .map(|(id, &logit)| (logit, id))
+        .collect();
+    let weight = |logit: f32| f64::from(logit - max).exp();
+    let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
+    let wanted = f64::from(p) * total;
+
+    let mut mass = 0.0;
+    let mut sorted = 0;
+    let mut size = FIRST_NUCLEUS;
+    while sorted < candidates.len() {
+        // Each round moves the next `size` most likely candidates to the front and sorts those alone.
+        let Some(rest) = candidates.get_mut(sorted..) else { return };
+        let round = size.min(rest.len());
+        if round < rest.len() {
+            rest.select_nth_unstable_by(round - 1, more_likely_first);
+        }
+        let Some(rest) = rest.get_mut(..round) else { return };
+        rest.sort_unstable_by(more_likely_first);
+        for last in rest.iter() {
+            mass += weight(last.0);
+            if mass >= wanted {
+                return keep_up_to(logits, *last);
+            }
+        }
+        sorted += round;
+        size *= NUCLEUS_GROWTH;
+    }
+    // Rounding left the whole mass a hair below what was wanted: every token stays.
+}
+
+/// Masks every token that comes after `last` in the order of [`more_likely_first`].
+fn keep_up_to(logits: &mut [f32], last: (f32, u32)) {
+    for (id, logit) in (0..).zip(logits.iter_mut()) {
+        if more_likely_first(&(*logit, id), &last) == Ordering::Greater {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Keeps tokens at least `min_p` times as likely as the most likely one; `min_p` in (0, 1].
+///
+/// Source: Nguyen et al. 2024 (min-p), as in Hugging Face's `MinPLogitsWarper`.
+pub fn min_p(logits: &mut [f32], min_p: f32) {
+    // p < min_p * p_max, with the softmax's denominator on both sides cancelled and the logarithm taken.
+    let threshold = f64::from(max(logits)) + f64::from(min_p).ln();
+    for logit in logits {
+        if f64::from(*logit) < threshold {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// The id of the largest logit, the lowest such id if several are equal; `None` if every token is masked.
+pub fn argmax(logits: &[f32]) -> Option<u32> {
+    let mut best = None;
+    let mut best_logit = f32::NEG_INFINITY;
+    for (id, &logit) in (0..).zip(logits) {
+        if logit > best_logit {
+            best_logit = logit;
+            best = Some(id);
+        }
+    }
+    best
+}
+
+/// Descending by logit, then ascending by id: a total order, so that partial selection has one answer.
+pub(crate) fn more_likely_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The largest logit; negative infinity if there is none.
+pub(crate) fn max(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MASKED: f32 = f32::NEG_INFINITY;
+
+    fn kept(logits: &[f32]) -> Vec<usize> {
+        (0..logits.len()).filter(|&i| logits[i] > MASKED).collect()
+    }
+
+    #[test]
+    fn repetition_penalty_counts_each_id_once() {
+        let mut logits = [2.0, -2.0, 3.0, 0.0];
+        repetition_penalty(&mut logits, &[&[0, 0, 1], &[0, 3, 99]], 2.0);
+        assert_eq!(logits, [1.0, -4.0, 3.0, 0.0]);
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_each_time() {
+        let mut logits = [1.0, 1.0, 1.0];
+        presence_frequency_penalty(&mut logits, &[0, 0, 0, 2], 0.5, 0.25);
+        assert_eq!(logits, [1.0 - 0.5 - 0.75, 1.0, 1.0 - 0.5 - 0.25]);
+    }
+
+    #[test]
+    fn bias_adds_and_mask_forbids() {
+        let mut logits = [1.0, 2.0, 3.0];
+        logit_bias(&mut logits, &[(1, 5.0), (7, 1.0)]);
+        mask(&mut logits, &[2, 9]);
+        assert_eq!(logits, [1.0, 7.0, MASKED]);
+    }
+
+    #[test]
+    fn temperature_scales_differences_and_never_overflows() {
+        let mut logits = [1.0, 3.0, MASKED];
+        temperature(&mut logits, 0.5);
+        assert_eq!(logits, [-4.0, 0.0, MASKED]);
+        let mut logits = [1000.0, 1000.0, 0.0];
+        temperature(&mut logits, f32::MIN_POSITIVE);
+        assert_eq!(logits, [0.0, 0.0, MASKED]);
+    }
+
+    #[test]
+    fn top_k_keeps_the_largest_and_ties() {
+        let mut logits = [1.0, 4.0, 3.0, 3.0, 0.0];
+        top_k(&mut logits, 2);
+        assert_eq!(kept(&logits), [1, 2, 3]);
+        let mut logits = [1.0, 4.0, 3.0];
+        top_k(&mut logits, 1);
+        assert_eq!(kept(&logits), [1]);
+        let mut logits = [1.0, 4.0, 3.0];
+        top_k(&mut logits, 50);
+        assert_eq!(kept(&logits), [0, 1, 2]);
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_nucleus() {
+        let probabilities = [0.1f32, 0.5, 0.25, 0.15];
+        let logits = probabilities.map(f32::ln);
+        let nucleus = |p: f32| {
+            let mut logits = logits;
+            top_p(&mut logits, p);
+            kept(&logits)
+        };
+        assert_eq!(nucleus(1e-6), [1], "at least one token stays");
+        assert_eq!(nucleus(0.49), [1]);
+        assert_eq!(nucleus(0.51), [1, 2]);
+        assert_eq!(nucleus(0.8), [1, 2, 3]);
+        assert_eq!(nucleus(0.95), [0, 1, 2, 3]);
+        assert_eq!(nucleus(1.0), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn top_p_breaks_ties_by_id() {
+        let mut logits = [0.0f32; 4];
+        top_p(&mut logits, 0.5);
+        assert_eq!(kept(&logits), [0, 1]);
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_most_likely() {
+        let mut logits = [0.5f32, 0.26, 0.24].map(f32::ln);
+        min_p(&mut logits, 0.5);
+        assert_eq!(kept(&logits), [0, 1]);
+        let mut logits = [1.0, 1.0, 0.5];
+        min_p(&mut logits, 1.0);
+        assert_eq!(kept(&logits), [0, 1]);
+    }
+
+    #[test]
+    fn argmax_takes_the_lowest_id_of_equals() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), Some(1));
+        assert_eq!(argmax(&[MASKED, MASKED]), None);
+        assert_eq!(argmax(&[]), None);
+    }
+
+    proptest! {
+        /// Partial selection against the definition, which sorts everything.
+        #[test]
+        fn top_p_equals_its_definition(
+            logits in prop::collection::vec((-40i32..40).prop_map(|x| x as f32 / 8.0), 1..3000),
+            p in 0.001f32..1.0,
+        ) {
+            let mut order: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+            order.sort_by(more_likely_first);
+            let weights: Vec<f64> = order.iter().map(|&(l, _)| f64::from(l - order[0].0).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let mut mass = 0.0;
+            let mut expected = Vec::new();
+            for (&(_, id), weight) in order.iter().zip(&weights) {
+                // A token stays if what is above it does not yet hold p of the mass.
+                if mass / total < f64::from(p) - 1e-12 {
+                    expected.push(id as usize);
+                }
+                mass += weight;
+            }
+            expected.sort_unstable();
+            let mut filtered = logits.clone();
+            top_p(&mut filtered, p);
+            prop_assert_eq!(kept(&filtered), expected);
+        }
+
+        #[test]
+        fn top_k_equals_its_definition(
+            logits in prop::collection::vec((-40i32..40).prop_map(|x| x as f32), 1..200),
+            k in 1usize..250,
+        ) {
+            let mut sorted = logits.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let threshold = sorted[k.min(sorted.len()) - 1];
+            let expected: Vec<usize> = (0..logits.len()).filter(|&i| logits[i] >= threshold).collect();
+            let mut filtered = logits.clone();
+            top_k(&mut filtered, k);
+            prop_assert_eq!(kept(&filtered), expected);
+        }
+    }
+}

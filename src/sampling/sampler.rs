@@ -1,0 +1,353 @@
+//! One row of logits to one token, and log-probabilities.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::RngCore;
+
+use super::SamplingParams;
+use super::processors::{self, more_likely_first};
+use crate::error::{Error, Result};
+
+/// PCG's default stream; the seed chooses the state.
+const PCG_STREAM: u128 = 0xa02_bdbf_7bb3_c0a7_ac28_fa16_a64a_bf96;
+
+/// Draws the tokens of one sequence. The same parameters, seed and logits give the same tokens.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    end_token_ids: Vec<u32>,
+    random: Pcg64,
+}
+
+impl Sampler {
+    /// A sampler at the start of its sequence; without a seed in `params` it takes one from the operating
+    /// system.
+    pub fn new(params: &SamplingParams) -> Self {
+        let seed = params.seed.unwrap_or_else(|| {
+            // The standard library keys its hasher from the operating system's random source.
+            RandomState::new().build_hasher().finish()
+        });
+        Sampler {
+            end_token_ids: params.stop_token_ids.clone(),
+            params: params.clone(),
+            random: Pcg64::new(u128::from(seed), PCG_STREAM),
+        }
+    }
+
+    /// Names the model's EOS tokens, which `min_new_tokens` forbids for as long as it lasts, together with
+    /// `stop_token_ids`. Under `ignore_eos` EOS is a token like any other and is never forbidden.
+    #[must_use]
+    pub fn with_eos_token_ids(mut self, eos_token_ids: &[u32]) -> Self {
+        if !self.params.ignore_eos {
+            self.end_token_ids.extend_from_slice(eos_token_ids);
+        }
+        self
+    }
+
+    /// Draws the next token of a sequence whose prompt is `prompt` and whose generated tokens so far are
+    /// `output`. Applies penalties, bias, temperature, top_k, top_p and min_p in this order.
+    ///
+    /// - `logits`: `(vocab_size,)`; overwritten, so keep a copy for log-probabilities
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if a logit is NaN or positive infinity, or if no token is left to draw.
+    pub fn sample(&mut self, logits: &mut [f32], prompt: &[u32], output: &[u32]) -> Result<u32> {
+        let params = &self.params;
+        check(logits)?;
+        if params.repetition_penalty != 1.0 {
+            processors::repetition_penalty(logits, &[prompt, output], params.repetition_penalty);
+        }
+        if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
+            processors::presence_frequency_penalty(
+                logits,
+                output,
+                params.presence_penalty,
+                params.frequency_penalty,
+            );
+        }
+        processors::logit_bias(logits, &params.logit_bias);
+        if output.len() < params.min_new_tokens {
+            processors::mask(logits, &self.end_token_ids);
+        }
+        if params.temperature == 0.0 {
+            return processors::argmax(logits).ok_or_else(nothing_left);
+        }
+        processors::temperature(logits, params.temperature);
+        if params.top_k > 0 {
+            processors::top_k(logits, params.top_k);
+        }
+        if params.top_p < 1.0 {
+            processors::top_p(logits, params.top_p);
+        }
+        if params.min_p > 0.0 {
+            processors::min_p(logits, params.min_p);
+        }
+        let unit = unit_interval(self.random.next_u64());
+        draw(logits, unit).ok_or_else(nothing_left)
+    }
+}
+
+fn check(logits: &[f32]) -> Result<()> {
+    match logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        None => Ok(()),
+        Some(id) => Err(Error::Generation {
+            reason: format!(
+                "the model returned a logit of {} for token {id}: its weights or activations overflow",
+                logits[id]
+            ),
+        }),
+    }
+}
+
+fn nothing_left() -> Error {
+    Error::Generation {
+        reason: "no token is left to draw: the logits, logit_bias and min_new_tokens exclude all of them"
+            .into(),
+    }
+}
+
+/// The upper 53 bits as a number in [0, 1).
+fn unit_interval(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The token in whose share of the softmax's mass `unit`, in [0, 1), falls, in the order of ids.
+fn draw(logits: &[f32], unit: f64) -> Option<u32> {
+    let max = processors::max(logits);
+    if max == f32::NEG_INFINITY {
+        return None;
+    }
+    let weight = |logit: f32| f64::from(logit - max).exp();
+    let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
+    let target = unit * total;
+    let mut mass = 0.0;
+    let mut last = None;
+    for (id, &logit) in (0..).zip(logits) {
+        let weight = weight(logit);
+        if weight > 0.0 {
+            mass += weight;
+            last = Some(id);
+            if mass > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// The log-probability of a generated token, with the most likely alternatives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token that was chosen.
+    pub token_id: u32,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most likely tokens and their log-probabilities, most likely first; may hold `token_id`.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// The log-probability of `token` and of the `top` most likely tokens under the softmax of `logits`.
+///
+/// - `logits`: `(vocab_size,)`, as the model returned them
+///
+/// A token beyond the vocabulary has log-probability negative infinity.
+pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
+    let max = processors::max(logits);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    let log_sum = f64::from(max) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+
+    let mut candidates: Vec<(f32, u32)> =
+        if top == 0 { Vec::new() } else { logits.iter().copied().zip(0..).collect() };
+    let top = top.min(candidates.len());
+    if top > 0 && top < candidates.len() {
+        candidates.select_nth_unstable_by(top - 1, more_likely_first);
+    }
+    candidates.truncate(top);
+    candidates.sort_unstable_by(more_likely_first);
+    TokenLogprob {
+        token_id: token,
+        logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+        top: candidates.into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::GenerationConfig;
+    use crate::sampling::SamplingOptions;
+
+    fn sampler(given: SamplingOptions) -> Sampler {
+        Sampler::new(&SamplingParams::resolve(&given, &GenerationConfig::default(), 1000).unwrap())
+    }
+
+    fn sampled(temperature: f64, seed: u64) -> SamplingOptions {
+        SamplingOptions { temperature: Some(temperature), seed: Some(seed), ..Default::default() }
+    }
+
+    fn draws(sampler: &mut Sampler, logits: &[f32], count: usize) -> Vec<u32> {
+        (0..count).map(|_| sampler.sample(&mut logits.to_vec(), &[], &[]).unwrap()).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_first_maximum() {
+        let mut sampler = sampler(SamplingOptions::default());
+        assert_eq!(sampler.sample(&mut [0.0, 5.0, 5.0, -1.0], &[], &[]).unwrap(), 1);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        for (temperature, bad) in [(0.0, f32::NAN), (1.0, f32::NAN), (1.0, f32::INFINITY)] {
+            let error = sampler(sampled(temperature, 0)).sample(&mut [0.0, bad], &[], &[]).unwrap_err();
+            assert!(matches!(error, Error::Generation { .. }), "{error}");
+        }
+        for temperature in [0.0, 1.0] {
+            let error = sampler(sampled(temperature, 0)).sample(&mut [f32::NEG_INFINITY; 3], &[], &[]);
+            assert!(matches!(error, Err(Error::Generation { .. })));
+            assert!(sampler(sampled(temperature, 0)).sample(&mut [], &[], &[]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_seed_reproduces_and_another_differs() {
+        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 / 3.0).collect();
+        let first = draws(&mut sampler(sampled(1.0, 0)), &logits, 64);
+        assert_eq!(first, draws(&mut sampler(sampled(1.0, 0)), &logits, 64));
+        assert_ne!(first, draws(&mut sampler(sampled(1.0, 1)), &logits, 64));
+        let unseeded = SamplingOptions { temperature: Some(1.0), ..Default::default() };
+        let (a, b) = (sampler(unseeded.clone()), sampler(unseeded));
+        assert_ne!(draws(&mut { a }, &logits, 64), draws(&mut { b }, &logits, 64));
+    }
+
+    /// Guards the stream of draws itself: a change of generator or of drawing would break every user's
+    /// seeds, so it should be a decision.
+    #[test]
+    fn the_stream_of_a_seed_is_pinned() {
+        assert_eq!(draws(&mut sampler(sampled(1.0, 42)), &[0.0; 10], 8), [4, 5, 5, 2, 6, 9, 2, 8]);
+    }
+
+    /// Pearson's chi-squared statistic of `count` draws against the softmax of `logits / temperature`.
+    fn chi_squared(given: SamplingOptions, logits: &[f32], expected: &[f64]) -> f64 {
+        const COUNT: usize = 40_000;
+        let mut observed = vec![0usize; logits.len()];
+        for id in draws(&mut sampler(given), logits, COUNT) {
+            observed[id as usize] += 1;
+        }
+        observed
+            .iter()
+            .zip(expected)
+            .map(|(&observed, &p)| {
+                if p == 0.0 {
+                    assert_eq!(observed, 0, "drew a token that was filtered out");
+                    return 0.0;
+                }
+                let expected = p * COUNT as f64;
+                (observed as f64 - expected).powi(2) / expected
+            })
+            .sum()
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let logits: Vec<f32> = (0..10).map(|i| i as f32 / 4.0).collect();
+        let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l / 0.7).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let expected: Vec<f64> = weights.iter().map(|w| w / total).collect();
+        for seed in [0, 1, 2] {
+            // 9 degrees of freedom: above 27.88 with probability 0.001; the seeds are fixed.
+            let statistic = chi_squared(sampled(0.7, seed), &logits, &expected);
+            assert!(statistic < 27.88, "chi-squared {statistic} with seed {seed}");
+        }
+    }
+
+    /// The first draws of neighbouring seeds must be as independent as the draws of one seed: people count
+    /// seeds up to get different answers.
+    #[test]
+    fn neighbouring_seeds_are_independent() {
+        const COUNT: u64 = 20_000;
+        let mut observed = [0usize; 10];
+        for seed in 0..COUNT {
+            observed[draws(&mut sampler(sampled(1.0, seed)), &[0.0; 10], 1)[0] as usize] += 1;
+        }
+        let expected = COUNT as f64 / 10.0;
+        let statistic: f64 = observed.iter().map(|&o| (o as f64 - expected).powi(2) / expected).sum();
+        assert!((0.97..27.88).contains(&statistic), "chi-squared {statistic}");
+    }
+
+    #[test]
+    fn draws_follow_the_filtered_distribution() {
+        // Probabilities 0.4, 0.3, 0.2, 0.1: top_k 3 leaves 4/9, 3/9, 2/9; top_p 0.7 of those two tokens.
+        let logits = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln);
+        let given = SamplingOptions { top_k: Some(3), top_p: Some(0.7), ..sampled(1.0, 5) };
+        // 1 degree of freedom: above 10.83 with probability 0.001.
+        let statistic = chi_squared(given, &logits, &[4.0 / 7.0, 3.0 / 7.0, 0.0, 0.0]);
+        assert!(statistic < 10.83, "chi-squared {statistic}");
+        let given = SamplingOptions { min_p: Some(0.6), ..sampled(1.0, 6) };
+        let statistic = chi_squared(given, &logits, &[4.0 / 7.0, 3.0 / 7.0, 0.0, 0.0]);
+        assert!(statistic < 10.83, "chi-squared {statistic}");
+    }
+
+    #[test]
+    fn penalties_look_where_they_should() {
+        let given = SamplingOptions { repetition_penalty: Some(2.0), ..Default::default() };
+        // Token 0 falls from 3 to 1.5 whether it stands in the prompt or in the output.
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], &[]).unwrap(), 1);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0]).unwrap(), 1);
+        let given = SamplingOptions { presence_penalty: Some(2.0), ..Default::default() };
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], &[]).unwrap(), 0);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0]).unwrap(), 1);
+        let given = SamplingOptions { frequency_penalty: Some(0.4), ..Default::default() };
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[], &[0, 0]).unwrap(), 0);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0, 0, 0]).unwrap(), 1);
+    }
+
+    #[test]
+    fn bias_comes_after_penalties() {
+        // (4 / 2) + 1 = 3 beats 2.8; (4 + 1) / 2 = 2.5 would not.
+        let given = SamplingOptions {
+            repetition_penalty: Some(2.0),
+            logit_bias: Some(vec![(0, 1.0)]),
+            ..Default::default()
+        };
+        assert_eq!(sampler(given).sample(&mut [4.0, 2.8], &[0], &[]).unwrap(), 0);
+    }
+
+    #[test]
+    fn temperature_comes_before_top_p() {
+        // 0.6 and 0.4 become 0.53 and 0.47 at temperature 4: top_p 0.55 then keeps both.
+        let logits = [0.6f32, 0.4].map(f32::ln);
+        let given = SamplingOptions { top_p: Some(0.55), ..sampled(4.0, 3) };
+        assert!(draws(&mut sampler(given), &logits, 100).contains(&1));
+        let given = SamplingOptions { top_p: Some(0.55), ..sampled(1.0, 3) };
+        assert!(!draws(&mut sampler(given), &logits, 100).contains(&1));
+    }
+
+    #[test]
+    fn min_new_tokens_forbids_the_end() {
+        let given =
+            SamplingOptions { min_new_tokens: Some(2), stop_token_ids: Some(vec![1]), ..Default::default() };
+        let mut sampler = sampler(given.clone()).with_eos_token_ids(&[0]);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[]).unwrap(), 2);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[2]).unwrap(), 2);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[2, 2]).unwrap(), 0);
+        let given = SamplingOptions { ignore_eos: Some(true), ..given };
+        let mut sampler = self::sampler(given).with_eos_token_ids(&[0]);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[]).unwrap(), 0, "EOS is never masked");
+    }
+
+    #[test]
+    fn logprobs_are_the_log_softmax() {
+        let logits = [0.1f32, 0.2, 0.3, 0.4].map(|p| p.ln() + 700.0);
+        let found = token_logprob(&logits, 1, 2);
+        assert_eq!(found.token_id, 1);
+        assert!((found.logprob - 0.2f32.ln()).abs() < 1e-4);
+        let ids: Vec<u32> = found.top.iter().map(|t| t.0).collect();
+        assert_eq!(ids, [3, 2]);
+        assert!((found.top[0].1 - 0.4f32.ln()).abs() < 1e-4);
+        assert_eq!(token_logprob(&logits, 0, 0).top, []);
+        assert_eq!(token_logprob(&logits, 0, 99).top.len(), 4);
+        assert_eq!(token_logprob(&logits, 9, 0).logprob, f32::NEG_INFINITY);
+    }
+}

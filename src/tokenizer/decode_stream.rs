@@ -1,0 +1,311 @@
+//! Ids to text, all at once or one by one, with the same machine: the text of a stream is the text of the
+//! whole because both run the same steps.
+//!
+//! The machine knows the decoders that Llama tokenizers have: byte-level (Llama 3, SmolLM), the
+//! SentencePiece sequence Replace, ByteFallback, Fuse, Strip (Llama 2), Metaspace, and none. Any other
+//! decoder works too, but its text comes at the end.
+
+use std::sync::Arc;
+
+use tokenizers::Decoder as _;
+use tokenizers::DecoderWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+
+use super::{Tokenizer, byte_level, catching};
+use crate::error::{Error, Result};
+
+/// Decodes ids as they come.
+///
+/// Law: for every sequence of ids, the strings that [`DecodeStream::push`] returns, joined, followed by
+/// what [`DecodeStream::finish`] returns, equal [`Tokenizer::decode`] of the whole sequence. Text is
+/// returned as soon as it is certain: never half a character, never a U+FFFD that a later byte would have
+/// turned into a character.
+pub struct DecodeStream {
+    tokenizer: Arc<Tokenizer>,
+    skip_special_tokens: bool,
+    state: State,
+}
+
+impl DecodeStream {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>, skip_special_tokens: bool) -> Self {
+        let state = tokenizer.decoder.start();
+        DecodeStream { tokenizer, skip_special_tokens, state }
+    }
+
+    /// Takes the next id; returns the text that is now certain, which may be empty. An id that the
+    /// tokenizer does not know adds nothing, because a model's vocabulary may be padded beyond it.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the tokenizer's decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        let mut text = String::new();
+        if let Some(token) = self.tokenizer.visible_token(id, self.skip_special_tokens) {
+            self.tokenizer.decoder.push(&mut self.state, token, &mut text)?;
+        }
+        Ok(text)
+    }
+
+    /// Ends the sequence; returns the text that was held back. A later push starts a new sequence.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the tokenizer's decoder fails.
+    pub fn finish(&mut self) -> Result<String> {
+        let mut text = String::new();
+        self.tokenizer.decoder.finish(&mut self.state, &mut text)?;
+        Ok(text)
+    }
+}
+
+/// How a tokenizer's tokens become text.
+pub(super) enum Decoder {
+    /// Tokens spell bytes.
+    ByteLevel,
+    /// Tokens are pieces of text, changed one by one and then joined.
+    Pieces(Pieces),
+    /// Spaces are written as `replacement`; the first token may lose the one put before a text.
+    Metaspace { replacement: char, drops_first: bool },
+    /// No decoder: tokens are words.
+    Words,
+    /// A decoder whose text may depend on everything that follows.
+    Whole(DecoderWrapper),
+}
+
+/// The steps of a SentencePiece-like decoder.
+pub(super) struct Pieces {
+    /// Applied to each token alone.
+    each: Vec<DecoderWrapper>,
+    /// Whether tokens like `<0x0A>` are bytes.
+    byte_fallback: bool,
+    /// Applied to the joined text.
+    strip: Option<Strip>,
+}
+
+struct Strip {
+    content: char,
+    start: usize,
+    stop: usize,
+}
+
+/// What a decoder keeps between tokens.
+pub(super) struct State {
+    /// Byte-level: the incomplete character at the end. Pieces: the run of byte tokens at the end.
+    bytes: Vec<u8>,
+    /// Characters that may still be stripped from the start.
+    strip_start: usize,
+    /// Characters at the end that are stripped if nothing follows; all are what Strip removes.
+    held: usize,
+    /// Tokens of a decoder that needs all of them.
+    tokens: Vec<String>,
+    is_first: bool,
+}
+
+impl Decoder {
+    /// Sorts a tokenizer's decoder into the kinds that can be streamed.
+    pub(super) fn new(decoder: Option<&DecoderWrapper>) -> Self {
+        let Some(decoder) = decoder else { return Decoder::Words };
+        let mut steps = Vec::new();
+        flatten(decoder, &mut steps);
+        match steps.as_slice() {
+            [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)] => {
+                return Decoder::ByteLevel;
+            }
+            [DecoderWrapper::Metaspace(metaspace)] => {
+                return Decoder::Metaspace {
+                    replacement: metaspace.get_replacement(),
+                    drops_first: metaspace.prepend_scheme != PrependScheme::Never,
+                };
+            }
+            _ => {}
+        }
+        Pieces::new(&steps).map_or_else(|| Decoder::Whole(decoder.clone()), Decoder::Pieces)
+    }
+
+    /// What a user should know about this decoder.
+    pub(super) fn warning(&self) -> Option<String> {
+        match self {
+            Decoder::Whole(_) => {
+                Some("this tokenizer's decoder cannot be streamed: text comes when generation ends".into())
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn start(&self) -> State {
+        let strip_start = match self {
+            Decoder::Pieces(Pieces { strip: Some(strip), .. }) => strip.start,
+            _ => 0,
+        };
+        State { bytes: Vec::new(), strip_start, held: 0, tokens: Vec::new(), is_first: true }
+    }
+
+    /// Takes a token, appends to `text` what is now certain.
+    pub(super) fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
+        let is_first = std::mem::replace(&mut state.is_first, false);
+        match self {
+            Decoder::ByteLevel => {
+                byte_level::push_bytes(&token, &mut state.bytes);
+                push_complete(&mut state.bytes, text);
+            }
+            Decoder::Pieces(pieces) => pieces.push(state, token, text)?,
+            &Decoder::Metaspace { replacement, drops_first } => {
+                let space = if is_first && drops_first { "" } else { " " };
+                text.push_str(&token.replace(replacement, space));
+            }
+            Decoder::Words => {
+                if !is_first {
+                    text.push(' ');
+                }
+                text.push_str(&token);
+            }
+            Decoder::Whole(_) => state.tokens.push(token),
+        }
+        Ok(())
+    }
+
+    /// Ends the sequence: appends to `text` what was held back and readies `state` for another.
+    pub(super) fn finish(&self, state: &mut State, text: &mut String) -> Result<()> {
+        let mut ended = std::mem::replace(state, self.start());
+        match self {
+            Decoder::ByteLevel => text.push_str(&String::from_utf8_lossy(&ended.bytes)),
+            Decoder::Pieces(pieces) => {
+                let mut rest = String::new();
+                flush_run(&mut ended.bytes, &mut rest);
+                pieces.strip(&mut ended, &rest, text);
+                // What is still held is what Strip removes from the end.
+            }
+            Decoder::Words | Decoder::Metaspace { .. } => {}
+            Decoder::Whole(decoder) => {
+                if !ended.tokens.is_empty() {
+                    text.push_str(&catching(|| decoder.decode(ended.tokens)).map_err(decoder_failed)?);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pieces {
+    /// Recognises Replace*, ByteFallback?, (Fuse, Strip?)?
+    fn new(steps: &[&DecoderWrapper]) -> Option<Self> {
+        let mut steps = steps.iter().copied().peekable();
+        let mut each = Vec::new();
+        while let Some(step) = steps.next_if(|step| matches!(step, DecoderWrapper::Replace(_))) {
+            each.push(step.clone());
+        }
+        let byte_fallback = steps.next_if(|step| matches!(step, DecoderWrapper::ByteFallback(_))).is_some();
+        let mut strip = None;
+        if steps.next_if(|step| matches!(step, DecoderWrapper::Fuse(_))).is_some() {
+            if let Some(DecoderWrapper::Strip(step)) = steps.peek() {
+                strip = Some(Strip { content: step.content, start: step.start, stop: step.stop });
+                steps.next();
+            }
+        }
+        steps.next().is_none().then_some(Pieces { each, byte_fallback, strip })
+    }
+
+    fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
+        let mut pieces = vec![token];
+        for step in &self.each {
+            pieces = catching(|| step.decode_chain(pieces)).map_err(decoder_failed)?;
+        }
+        let piece = pieces.concat();
+        if self.byte_fallback {
+            if let Some(byte) = fallback_byte(&piece) {
+                state.bytes.push(byte);
+                return Ok(());
+            }
+        }
+        let mut certain = String::new();
+        flush_run(&mut state.bytes, &mut certain);
+        certain.push_str(&piece);
+        self.strip(state, &certain, text);
+        Ok(())
+    }
+
+    /// Passes `piece` on to `text`, without what Strip removes.
+    fn strip(&self, state: &mut State, piece: &str, text: &mut String) {
+        let Some(strip) = &self.strip else {
+            text.push_str(piece);
+            return;
+        };
+        for character in piece.chars() {
+            if state.strip_start > 0 {
+                if character == strip.content {
+                    state.strip_start -= 1;
+                    continue;
+                }
+                state.strip_start = 0;
+            }
+            if character != strip.content {
+                text.extend(std::iter::repeat_n(strip.content, std::mem::take(&mut state.held)));
+                text.push(character);
+            } else if state.held < strip.stop {
+                state.held += 1;
+            } else {
+                // One more than can be stripped, so one of them is certain.
+                text.push(character);
+            }
+        }
+    }
+}
+
+fn decoder_failed(reason: String) -> Error {
+    Error::Text { reason: format!("the tokenizer's decoder failed: {reason}") }
+}
+
+fn flatten<'a>(decoder: &'a DecoderWrapper, steps: &mut Vec<&'a DecoderWrapper>) {
+    match decoder {
+        DecoderWrapper::Sequence(sequence) => {
+            for step in sequence.get_decoders() {
+                flatten(step, steps);
+            }
+        }
+        step => steps.push(step),
+    }
+}
+
+/// The byte of a token like `<0x0A>`, read as `tokenizers` reads it.
+fn fallback_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// Ends a run of byte tokens. A run that is no UTF-8 gives one U+FFFD per byte, as in `tokenizers`, which
+/// is why it cannot be passed on before its end.
+fn flush_run(run: &mut Vec<u8>, text: &mut String) {
+    match std::str::from_utf8(run) {
+        Ok(valid) => text.push_str(valid),
+        Err(_) => text.extend(run.iter().map(|_| char::REPLACEMENT_CHARACTER)),
+    }
+    run.clear();
+}
+
+/// Moves from `bytes` to `text` all but an incomplete character at the end, replacing what is no UTF-8 by
+/// U+FFFD exactly as [`String::from_utf8_lossy`] does.
+fn push_complete(bytes: &mut Vec<u8>, text: &mut String) {
+    let mut rest = bytes.as_slice();
+    loop {
+        match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                bytes.clear();
+                return;
+            }
+            Err(error) => {
+                let (valid, after) = rest.split_at(error.valid_up_to());
+                text.push_str(&String::from_utf8_lossy(valid));
+                match error.error_len() {
+                    Some(length) => {
+                        text.push(char::REPLACEMENT_CHARACTER);
+                        rest = after.split_at(length).1;
+                    }
+                    None => {
+                        let incomplete = after.len();
+                        bytes.drain(..bytes.len() - incomplete);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
