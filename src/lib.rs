@@ -30,3 +30,6 @@ pub mod model;
 pub mod sampling;
 pub mod sys;
 pub mod tokenizer;
+
+#[cfg(feature = "python")]
+mod bindings;

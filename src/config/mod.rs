@@ -18,7 +18,7 @@ use crate::checkpoint::{Checkpoint, gguf::Metadata};
 use crate::error::{Error, Result};
 
 /// Larger than any real size, small enough that products of two never overflow.
-const MAX_SIZE: usize = 1 << 24;
+pub(crate) const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 4096;
 
 /// What a Llama's config says, in config.json's spelling.

@@ -7,8 +7,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tied::{HeadChoice, var_builder};
-use crate::config::LlamaConfig;
-use crate::config::rope::RopeScaling;
+use crate::config::{LlamaConfig, RopeScaling};
 use crate::device::has_flash_attention;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span, Storage, cpu};

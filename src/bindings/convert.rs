@@ -1,0 +1,189 @@
+//! JSON values and our records to Python's, and back.
+
+use crate::engine::{Finish, Stats, StopReason};
+use crate::llama::{Chunk, Completion};
+use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PySequence, PyString};
+use serde_json::{Map, Number, Value};
+
+/// How deep messages, tools and variables may be nested; ends what contains itself.
+const MOST_DEPTH: usize = 64;
+
+/// A Python value of dicts, lists, strings, numbers, booleans and None as JSON.
+pub(super) fn to_json(value: &Bound<'_, PyAny>) -> PyResult<Value> {
+    to_json_within(value, MOST_DEPTH)
+}
+
+fn to_json_within(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(PyValueError::new_err(format!("nested deeper than {MOST_DEPTH} levels")));
+    };
+    if value.is_none() {
+        return Ok(Value::Null);
+    }
+    if let Ok(value) = value.cast::<PyBool>() {
+        return Ok(Value::Bool(value.is_true()));
+    }
+    if let Ok(value) = value.cast::<PyString>() {
+        return Ok(Value::String(value.to_str()?.to_owned()));
+    }
+    if value.is_instance_of::<PyInt>() {
+        let number = value.extract::<i64>().map(Number::from).or_else(|_| value.extract::<u64>().map(Number::from));
+        return Ok(Value::Number(number?));
+    }
+    if let Ok(number) = value.cast::<PyFloat>() {
+        let number = Number::from_f64(number.value());
+        return number.map(Value::Number).ok_or_else(|| PyValueError::new_err("a number is not finite"));
+    }
+    if let Ok(mapping) = value.cast::<PyMapping>() {
+        let mut map = Map::new();
+        for item in mapping.items()?.iter() {
+            let (key, item): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
+            let Ok(key) = key.cast::<PyString>() else {
+                let kind = key.get_type().name()?;
+                return Err(PyTypeError::new_err(format!("keys are strings, not {kind}")));
+            };
+            map.insert(key.to_str()?.to_owned(), to_json_within(&item, depth)?);
+        }
+        return Ok(Value::Object(map));
+    }
+    if let Ok(sequence) = value.cast::<PySequence>() {
+        let items = sequence.try_iter()?.map(|item| to_json_within(&item?, depth));
+        return Ok(Value::Array(items.collect::<PyResult<_>>()?));
+    }
+    let kind = value.get_type().name()?;
+    Err(PyTypeError::new_err(format!(
+        "dicts, lists, strings, numbers, booleans and None can be passed, not {kind}"
+    )))
+}
+
+/// A JSON object's members.
+pub(super) fn to_json_object(value: &Bound<'_, PyDict>) -> PyResult<Map<String, Value>> {
+    match to_json(value.as_any())? {
+        Value::Object(map) => Ok(map),
+        _ => Err(PyTypeError::new_err("a dict is expected")),
+    }
+}
+
+/// JSON as Python values.
+pub(super) fn from_json<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match value {
+        Value::Null => py.None().into_bound(py),
+        Value::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
+        Value::String(value) => PyString::new(py, value).into_any(),
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(value), _, _) => value.into_pyobject(py)?.into_any(),
+            (_, Some(value), _) => value.into_pyobject(py)?.into_any(),
+            (_, _, value) => PyFloat::new(py, value.unwrap_or(f64::NAN)).into_any(),
+        },
+        Value::Array(items) => {
+            let items = items.iter().map(|item| from_json(py, item)).collect::<PyResult<Vec<_>>>()?;
+            PyList::new(py, items)?.into_any()
+        }
+        Value::Object(map) => {
+            let dict = PyDict::new(py);
+            for (key, value) in map {
+                dict.set_item(key, from_json(py, value)?)?;
+            }
+            dict.into_any()
+        }
+    })
+}
+
+/// The sampling parameters that a caller gave. What is None was not given.
+pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOptions> {
+    let mut options = SamplingOptions::default();
+    for (name, value) in given.iter().filter(|(_, value)| !value.is_none()) {
+        let name: String = name.extract()?;
+        match name.as_str() {
+            "max_new_tokens" => options.max_new_tokens = Some(value.extract()?),
+            "temperature" => options.temperature = Some(value.extract()?),
+            "top_k" => options.top_k = Some(value.extract()?),
+            "top_p" => options.top_p = Some(value.extract()?),
+            "min_p" => options.min_p = Some(value.extract()?),
+            "repetition_penalty" => options.repetition_penalty = Some(value.extract()?),
+            "presence_penalty" => options.presence_penalty = Some(value.extract()?),
+            "frequency_penalty" => options.frequency_penalty = Some(value.extract()?),
+            "logit_bias" => {
+                let bias = value.cast::<PyDict>()?.iter();
+                let pairs = bias.map(|(id, bias)| Ok((id.extract()?, bias.extract()?)));
+                options.logit_bias = Some(pairs.collect::<PyResult<_>>()?);
+            }
+            "stop" => options.stop = Some(value.extract()?),
+            "stop_token_ids" => options.stop_token_ids = Some(value.extract()?),
+            "include_stop_str" => options.include_stop_str = Some(value.extract()?),
+            "seed" => options.seed = Some(value.extract()?),
+            "logprobs" => options.logprobs = Some(value.extract()?),
+            "ignore_eos" => options.ignore_eos = Some(value.extract()?),
+            "min_new_tokens" => options.min_new_tokens = Some(value.extract()?),
+            "timeout" => options.timeout = Some(value.extract()?),
+            "on_overflow" => {
+                let name: String = value.extract()?;
+                let parsed = OnOverflow::parse(&name);
+                let py = value.py();
+                options.on_overflow = Some(parsed.map_err(|error| super::error::to_python(py, error))?);
+            }
+            other => return Err(PyTypeError::new_err(format!("unknown sampling parameter {other:?}"))),
+        }
+    }
+    Ok(options)
+}
+
+/// The keyword arguments of `types.Completion`.
+pub(super) fn completion<'py>(py: Python<'py>, completion: &Completion) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("text", &completion.text)?;
+    dict.set_item("token_ids", &completion.token_ids)?;
+    set_finish(&dict, Some(&completion.finish))?;
+    dict.set_item("prompt_tokens", completion.stats.prompt_tokens)?;
+    dict.set_item("logprobs", logprobs(py, completion.logprobs.as_deref())?)?;
+    dict.set_item("stats", stats(py, &completion.stats)?)?;
+    Ok(dict)
+}
+
+/// The keyword arguments of `types.Chunk`.
+pub(super) fn chunk<'py>(py: Python<'py>, chunk: &Chunk) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("text", &chunk.text)?;
+    dict.set_item("token_ids", &chunk.token_ids)?;
+    set_finish(&dict, chunk.finish.as_ref())?;
+    dict.set_item("logprobs", logprobs(py, chunk.logprobs.as_deref())?)?;
+    dict.set_item("stats", chunk.stats.as_ref().map(|value| stats(py, value)).transpose()?)?;
+    Ok(dict)
+}
+
+fn set_finish(dict: &Bound<'_, PyDict>, finish: Option<&Finish>) -> PyResult<()> {
+    dict.set_item("finish_reason", finish.map(|finish| finish.reason.name()))?;
+    match finish.and_then(|finish| finish.stop.as_ref()) {
+        Some(StopReason::Token(id)) => dict.set_item("stop_reason", id),
+        Some(StopReason::String(stop)) => dict.set_item("stop_reason", stop),
+        None => dict.set_item("stop_reason", dict.py().None()),
+    }
+}
+
+fn logprobs<'py>(py: Python<'py>, tokens: Option<&[TokenLogprob]>) -> PyResult<Option<Vec<Bound<'py, PyDict>>>> {
+    let entry = |token: &TokenLogprob| {
+        let dict = PyDict::new(py);
+        dict.set_item("token_id", token.token_id)?;
+        dict.set_item("logprob", token.logprob)?;
+        dict.set_item("top", &token.top)?;
+        Ok(dict)
+    };
+    tokens.map(|tokens| tokens.iter().map(entry).collect()).transpose()
+}
+
+/// The keyword arguments of `types.Stats`.
+fn stats<'py>(py: Python<'py>, stats: &Stats) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("prompt_tokens", stats.prompt_tokens)?;
+    dict.set_item("cached_tokens", stats.cached_tokens)?;
+    dict.set_item("completion_tokens", stats.completion_tokens)?;
+    dict.set_item("time_to_first_token", stats.time_to_first_token.map(|time| time.as_secs_f64()))?;
+    dict.set_item("prefill_seconds", stats.prefill.as_secs_f64())?;
+    dict.set_item("decode_seconds", stats.decode.as_secs_f64())?;
+    dict.set_item("prefill_tokens_per_second", stats.prefill_tokens_per_second())?;
+    dict.set_item("decode_tokens_per_second", stats.decode_tokens_per_second())?;
+    Ok(dict)
+}

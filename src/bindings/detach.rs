@@ -1,0 +1,50 @@
+//! Where the GIL is released, Ctrl-C is noticed, and panics and errors become Python's exceptions.
+
+use super::error::{internal_error, to_python};
+use crate::error::Result;
+use crate::model::Cancel;
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+
+/// The last panic's message and place.
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps a panic's message and place for the exception that it becomes, instead of printing them.
+pub(super) fn remember_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        *LAST_PANIC.lock() = format!("{}{place}", text.unwrap_or("a panic"));
+    }));
+}
+
+/// Runs `work` without the GIL. Between its tasks the calling thread looks at Python's signals; if one
+/// raises, such as Ctrl-C, `work` is cancelled and the exception raised here.
+pub(super) fn detach_engine<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&Cancel) -> Result<T> + Send,
+) -> PyResult<T> {
+    let raised = Mutex::new(None);
+    let result = py.detach(|| {
+        let flag = AtomicBool::new(false);
+        let poll = || match Python::attach(|py| py.check_signals()) {
+            Ok(()) => false,
+            Err(error) => {
+                *raised.lock() = Some(error);
+                true
+            }
+        };
+        catch_unwind(AssertUnwindSafe(|| work(&Cancel::with_poll(&flag, &poll))))
+    });
+    if let Some(error) = raised.into_inner() {
+        return Err(error);
+    }
+    match result {
+        Ok(result) => result.map_err(|error| to_python(py, error)),
+        Err(_) => Err(internal_error(py, LAST_PANIC.lock().clone())),
+    }
+}

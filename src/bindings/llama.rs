@@ -1,0 +1,216 @@
+//! `_core.Llama` and `_core.Stream`.
+
+use super::convert;
+use super::detach::detach_engine;
+use super::tokenizer::PyTokenizer;
+use crate::checkpoint::tied::LmHead;
+use crate::config::{LlamaConfig, RopeScaling};
+use crate::llama::{Llama, LoadOptions, Prompt, TextStream};
+use crate::model::Storage;
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A loaded model.
+#[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
+pub(super) struct PyLlama(Llama);
+
+#[derive(FromPyObject)]
+enum PyPrompt {
+    Text(String),
+    TokenIds(Vec<u32>),
+}
+
+impl From<PyPrompt> for Prompt {
+    fn from(prompt: PyPrompt) -> Self {
+        match prompt {
+            PyPrompt::Text(text) => Prompt::Text(text),
+            PyPrompt::TokenIds(ids) => Prompt::TokenIds(ids),
+        }
+    }
+}
+
+#[pymethods]
+impl PyLlama {
+    #[new]
+    #[pyo3(signature = (path, *, device, dtype, compute, engine, threads, context_length, strict))]
+    #[allow(clippy::too_many_arguments)] // Python's keyword arguments
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        device: String,
+        dtype: String,
+        compute: String,
+        engine: String,
+        threads: Option<usize>,
+        context_length: Option<usize>,
+        strict: bool,
+    ) -> PyResult<Self> {
+        let options = LoadOptions { device, dtype, compute, engine, threads, context_length, strict };
+        detach_engine(py, |_| Llama::load(&path, &options)).map(PyLlama)
+    }
+
+    /// The config: config.json's keys, and what was derived.
+    #[getter]
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let mut config = config_json(self.0.config());
+        if let Value::Object(fields) = &mut config {
+            fields.insert("context_length".into(), json!(self.0.context_length()));
+            fields.insert("eos_token_ids".into(), json!(self.0.eos_token_ids()));
+        }
+        convert::from_json(py, &config)
+    }
+
+    /// What was loaded, and how.
+    #[getter]
+    fn load_report<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let report = self.0.load_report();
+        let dict = PyDict::new(py);
+        dict.set_item("engine", report.engine)?;
+        dict.set_item("device", &report.device)?;
+        dict.set_item("compute", report.compute)?;
+        dict.set_item("isa", report.isa)?;
+        dict.set_item("threads", report.threads)?;
+        dict.set_item("lm_head", head_name(report.lm_head))?;
+        dict.set_item("lm_head_reason", &report.lm_head_reason)?;
+        dict.set_item("storage", storage(py, &report.storage)?)?;
+        dict.set_item("warnings", &report.warnings)?;
+        dict.set_item("notes", &report.notes)?;
+        dict.set_item("seconds", report.elapsed.as_secs_f64())?;
+        dict.set_item("bytes", report.bytes)?;
+        Ok(dict)
+    }
+
+    /// The tokenizer.
+    #[getter]
+    fn tokenizer(&self, py: Python<'_>) -> PyResult<PyTokenizer> {
+        detach_engine(py, |_| self.0.tokenizer()).map(PyTokenizer)
+    }
+
+    /// Continues a prompt; releases the GIL.
+    fn generate<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: PyPrompt,
+        options: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let options = convert::sampling_options(options)?;
+        let completion = detach_engine(py, |cancel| self.0.generate(prompt.into(), &options, cancel))?;
+        convert::completion(py, &completion)
+    }
+
+    /// Continues a prompt, chunk by chunk.
+    fn stream(&self, py: Python<'_>, prompt: PyPrompt, options: &Bound<'_, PyDict>) -> PyResult<PyStream> {
+        let options = convert::sampling_options(options)?;
+        let stream = detach_engine(py, |_| self.0.stream(prompt.into(), &options))?;
+        Ok(PyStream(Mutex::new(Some(stream))))
+    }
+
+    /// The logits of the last `last` rows, `(rows, vocab_size)`; releases the GIL.
+    #[pyo3(signature = (token_ids, last))]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        token_ids: Vec<u32>,
+        last: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let logits = detach_engine(py, |cancel| self.0.logits(&token_ids, last, cancel))?;
+        let shape = [logits.rows(), logits.vocab_size];
+        PyArray1::from_vec(py, logits.values).reshape(shape)
+    }
+
+    /// Frees the weights; waits for the step that is running.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        detach_engine(py, |_| {
+            self.0.close();
+            Ok(())
+        })
+    }
+}
+
+/// The chunks of a completion.
+#[pyclass(frozen, name = "Stream", module = "candle_llama._core")]
+pub(super) struct PyStream(
+    /// None once closed.
+    Mutex<Option<TextStream>>,
+);
+
+#[pymethods]
+impl PyStream {
+    fn __iter__(stream: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        stream
+    }
+
+    /// The next chunk; releases the GIL.
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let chunk = detach_engine(py, |cancel| match self.0.lock().as_mut() {
+            Some(stream) => stream.next_chunk(cancel),
+            None => Ok(None),
+        })?;
+        chunk.map(|chunk| convert::chunk(py, &chunk)).transpose()
+    }
+
+    /// Stops generating; waits for the step that is running.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.0.lock().take()));
+    }
+}
+
+pub(super) fn head_name(lm_head: LmHead) -> &'static str {
+    match lm_head {
+        LmHead::Separate => "separate",
+        LmHead::Tied => "tied",
+    }
+}
+
+/// `{type: {"count", "bytes"}}`
+pub(super) fn storage<'py>(py: Python<'py>, types: &[Storage]) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for Storage { dtype, count, bytes } in types {
+        let entry = PyDict::new(py);
+        entry.set_item("count", count)?;
+        entry.set_item("bytes", bytes)?;
+        dict.set_item(dtype, entry)?;
+    }
+    Ok(dict)
+}
+
+/// config.json's keys as they are in the file, with what was derived from them added.
+pub(super) fn config_json(config: &LlamaConfig) -> Value {
+    let mut rope = json!({ "rope_type": "default", "rope_theta": config.rope.theta });
+    match &config.rope.scaling {
+        RopeScaling::Default => {}
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            rope = json!({
+                "rope_type": "llama3",
+                "rope_theta": config.rope.theta,
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            });
+        }
+        RopeScaling::Factors(factors) => rope["rope_freqs"] = json!(factors),
+    }
+    let mut fields = config.raw.clone();
+    let derived = json!({
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.rope.theta,
+        "rope_parameters": rope,
+    });
+    if let Value::Object(derived) = derived {
+        fields.extend(derived);
+    }
+    Value::Object(fields)
+}

@@ -1,0 +1,33 @@
+//! The facade for Python: extract, detach, convert; no logic. The only home of pyo3.
+//!
+//! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
+//! - `error.rs`: our errors as the classes of `candle_llama.errors`
+//! - `convert.rs`: JSON values and records to Python's and back
+//! - `llama.rs`, `tokenizer.rs`: the classes; `system.rs`: `inspect` and `doctor`
+
+mod convert;
+mod detach;
+mod error;
+mod llama;
+mod system;
+mod tokenizer;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::llama::{PyLlama, PyStream};
+    #[pymodule_export]
+    use super::system::{doctor, inspect};
+    #[pymodule_export]
+    use super::tokenizer::PyTokenizer;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        detach::remember_panics();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,89 @@
+//! `_core.Tokenizer`.
+
+use super::convert;
+use super::detach::detach_engine;
+use crate::tokenizer::{ChatTemplateOptions, Tokenizer};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Text to ids and back.
+#[pyclass(frozen, name = "Tokenizer", module = "candle_llama._core")]
+pub(super) struct PyTokenizer(pub(super) Arc<Tokenizer>);
+
+#[pymethods]
+impl PyTokenizer {
+    /// Reads a folder's tokenizer, or a GGUF file's.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        detach_engine(py, |_| Tokenizer::open(&path).map(Arc::new)).map(PyTokenizer)
+    }
+
+    /// Text to ids; releases the GIL.
+    fn encode(
+        &self,
+        py: Python<'_>,
+        text: String,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+    ) -> PyResult<Vec<u32>> {
+        detach_engine(py, |_| self.0.encode(&text, add_special_tokens, split_special_tokens))
+    }
+
+    /// Ids to text; releases the GIL.
+    fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+        detach_engine(py, |_| self.0.decode(&ids, skip_special_tokens))
+    }
+
+    /// A chat as text; releases the GIL.
+    #[pyo3(signature = (messages, chat_template, tools, add_generation_prompt, variables))]
+    fn apply_chat_template(
+        &self,
+        py: Python<'_>,
+        messages: &Bound<'_, PyAny>,
+        chat_template: Option<String>,
+        tools: Option<&Bound<'_, PyAny>>,
+        add_generation_prompt: bool,
+        variables: &Bound<'_, PyDict>,
+    ) -> PyResult<String> {
+        let messages = convert::to_json(messages)?;
+        let options = ChatTemplateOptions {
+            chat_template,
+            tools: tools.map(convert::to_json).transpose()?,
+            add_generation_prompt,
+            variables: convert::to_json_object(variables)?,
+        };
+        detach_engine(py, |_| self.0.apply_chat_template(&messages, &options))
+    }
+
+    /// Ids below which all tokens lie.
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    /// The token that begins a text.
+    #[getter]
+    fn bos_token_id(&self) -> Option<u32> {
+        self.0.bos_token_id()
+    }
+
+    /// The token that ends a text.
+    #[getter]
+    fn eos_token_id(&self) -> Option<u32> {
+        self.0.eos_token_id()
+    }
+
+    /// The chat template, in Jinja.
+    #[getter]
+    fn chat_template(&self) -> Option<&str> {
+        self.0.chat_template()
+    }
+
+    /// Where it comes from, such as "tokenizer.json".
+    #[getter]
+    fn kind(&self) -> &str {
+        self.0.kind()
+    }
+}
