@@ -76,7 +76,7 @@ def resolve(
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
     }
-    with _progress_bars(progress), _explained(repo, revision, local_files_only):
+    with _quiet_client(progress), _explained(repo, revision, local_files_only):
         if file is None:
             return _folder_from_hub(repo, request, weights)
         return _file_from_hub(repo, file, request)
@@ -194,20 +194,26 @@ def _files_of(repo: str, folder: Path, request: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _progress_bars(wanted: bool) -> Iterator[None]:
-    """Silences the hub client's bars if they are unwanted or stderr is no terminal."""
+def _quiet_client(progress: bool) -> Iterator[None]:
+    """Silences the hub client's notes if stderr is no terminal, and its bars also if they are unwanted."""
+    import logging
+
     from huggingface_hub import constants, utils
 
-    shown = wanted and sys.stderr is not None and sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    verbosity = utils.logging.get_verbosity()
     # HF_HUB_DISABLE_PROGRESS_BARS, if set, decides in the client, which warns of any attempt to change it.
-    if shown or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or utils.are_progress_bars_disabled():
-        yield
-        return
-    utils.disable_progress_bars()
+    bars = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
     try:
+        if not terminal:
+            utils.logging.set_verbosity(logging.ERROR)
+        if bars and not (terminal and progress):
+            utils.disable_progress_bars()
         yield
     finally:
-        utils.enable_progress_bars()
+        utils.logging.set_verbosity(verbosity)
+        if bars:
+            utils.enable_progress_bars()
 
 
 @contextmanager
