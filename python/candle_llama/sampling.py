@@ -1,7 +1,6 @@
 """The sampling parameters: one table for Python's keywords, their types, and the command line's flags."""
 
 import dataclasses
-import difflib
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -174,6 +173,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suggestion(name: str) -> str:
+    # Seldom needed, and slow to import.
+    import difflib
+
     close = difflib.get_close_matches(name, [*FIELDS, "max_tokens"], n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; the parameters are {', '.join(FIELDS)}"
 
