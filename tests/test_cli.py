@@ -1,6 +1,7 @@
 """The command `candle-llama`, as a process."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 
 import pytest
+import tiny as checkpoints
 
 import candle_llama
 from candle_llama.cli import main
@@ -27,7 +29,7 @@ def test_generate_prints_the_text_and_nothing_else(command, tiny, llm):
 
 def test_generate_reads_the_prompt_from_stdin(command, tiny):
     assert (
-        command("generate", tiny, "-", *SHORT, input="hello").stdout
+        command("generate", tiny, "-", *SHORT, input="hello\n").stdout
         == command("generate", tiny, "hello", *SHORT).stdout
     )
 
@@ -229,14 +231,23 @@ def test_inspect(command, demo):
     assert all(word in text.stdout for word in ("Q4_1", "210 tensors", "tied", "num_hidden_layers", "49,152"))
 
 
-def test_inspect_loads_no_weights(command, tiny, tmp_path):
-    # A file whose data is missing cannot be loaded, but its header can be read where the size is not checked;
-    # a folder without a tokenizer is fine.
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(tiny / name)
-    printed = json.loads(command("inspect", tmp_path, "--json").stdout)
+def test_inspect_loads_no_weights(command, tmp_path):
+    # The file has a header and a hole: far more data than any machine that runs this would read.
+    config = checkpoints.tiny_config(vocab_size=1_000_000, hidden_size=8192)
+    header, end = {}, 0
+    for name, shape in checkpoints.tensor_shapes(config).items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    checkpoints.write_json(tmp_path / "config.json", config)
+    done = command("inspect", tmp_path, "--json")
+    printed = json.loads(done.stdout)
+    assert printed["tensors"] == {"F32": {"count": 20, "bytes": end}}
+    assert printed["parameters"] == end // 4
     assert printed["tokenizer"] is None
-    assert printed["tensors"]["F32"]["count"] == 20
 
 
 def test_doctor(command, demo):

@@ -10,8 +10,9 @@ from candle_llama.errors import (
     InternalError,
     UnsupportedModelError,
 )
-from candle_llama.llama import Llama, Stream, load
+from candle_llama.llama import Llama, load
 from candle_llama.sampling import SamplingParams
+from candle_llama.stream import Stream
 from candle_llama.tokenizer import Tokenizer, load_tokenizer
 from candle_llama.types import Chunk, Completion, Config, LoadReport, Stats, StorageType, TokenLogprob
 

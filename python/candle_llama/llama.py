@@ -3,7 +3,7 @@
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, Unpack, overload
 
@@ -12,16 +12,14 @@ import numpy.typing as npt
 
 from candle_llama import _core, hub, sampling
 from candle_llama.sampling import SamplingOptions, SamplingParams
+from candle_llama.stream import Stream, completion
 from candle_llama.tokenizer import Tokenizer, checked_token_ids
 from candle_llama.types import (
-    Chunk,
     Completion,
     Config,
     LoadReport,
     Message,
-    Stats,
     StorageType,
-    TokenLogprob,
 )
 
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -188,12 +186,12 @@ class Llama:
         given = sampling.merge(params, options)
         if _is_batch(prompt):
             prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
-            return [_completion(self._core.generate(item, given)) for item in prompts]
-        return _completion(self._core.generate(_prompt(prompt, "prompt"), given))
+            return [completion(self._core.generate(item, given)) for item in prompts]
+        return completion(self._core.generate(_prompt(prompt, "prompt"), given))
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
-    ) -> "Stream":
+    ) -> Stream:
         """Continues one prompt piece by piece.
 
         Args:
@@ -260,7 +258,7 @@ class Llama:
         """
         given = sampling.merge(params, options)
         ids = self._chat_ids(messages, tools, chat_template, template_variables)
-        return _completion(self._core.generate(ids, given))
+        return completion(self._core.generate(ids, given))
 
     def stream_chat(
         self,
@@ -271,7 +269,7 @@ class Llama:
         chat_template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
-    ) -> "Stream":
+    ) -> Stream:
         """Answers a conversation piece by piece; arguments and errors as for `chat`, result as for `stream`.
 
         Args:
@@ -367,34 +365,6 @@ class Llama:
         return tokenizer.encode(text, add_special_tokens=False)
 
 
-class Stream(Iterator[Chunk]):
-    """The chunks of a completion, as they are generated.
-
-    Ends by itself; `close`, leaving a `with` block, or dropping the object stops the work early.
-    """
-
-    def __init__(self, core: _core.Stream) -> None:
-        self._core = core
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Chunk:
-        return _chunk(next(self._core))
-
-    def close(self) -> None:
-        """Stops generating; the stream then ends. Closing twice is fine."""
-        self._core.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def _reload(source: str, options: dict[str, Any]) -> Llama:
     return load(source, **options)
 
@@ -417,27 +387,6 @@ def _check_positive(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
     if not 1 <= value < 2**63:
         raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-def _logprobs(entries: list[dict[str, Any]] | None) -> list[TokenLogprob] | None:
-    return None if entries is None else [TokenLogprob(**entry) for entry in entries]
-
-
-def _completion(fields: dict[str, Any]) -> Completion:
-    return Completion(
-        **{**fields, "logprobs": _logprobs(fields["logprobs"]), "stats": Stats(**fields["stats"])}
-    )
-
-
-def _chunk(fields: dict[str, Any]) -> Chunk:
-    stats = fields["stats"]
-    return Chunk(
-        **{
-            **fields,
-            "logprobs": _logprobs(fields["logprobs"]),
-            "stats": None if stats is None else Stats(**stats),
-        }
-    )
 
 
 def _load_report(fields: dict[str, Any]) -> LoadReport:

@@ -101,7 +101,7 @@ class SamplingParams:
     )
     stop_token_ids: Sequence[int] | None = _parameter("ints", "end at these tokens", metavar="ID,ID")
     include_stop_str: bool | None = _parameter("bool", "leave the stop text in the output")
-    seed: int | None = _parameter("int", "make sampling reproducible")
+    seed: int | None = _parameter("seed", "make sampling reproducible", metavar="N")
     logprobs: int | None = _parameter(
         "int", "log-probabilities with N alternatives (needs --json)", metavar="N"
     )
@@ -184,16 +184,27 @@ def _wrong(name: str, expected: str, value: object) -> TypeError:
     return TypeError(f"{name} must be {expected}, not {type(value).__name__}")
 
 
-def _int(name: str, value: Any) -> int:
+def _integer(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        return operator.index(value)
     except TypeError:
         raise _wrong(name, "an int", value) from None
+
+
+def _int(name: str, value: Any) -> int:
     # Finer ranges are the extension's to check; this is what its integers hold.
-    if not -(2**63) <= number < 2**64:
-        raise ValueError(f"{name} is out of range: {number}")
+    return _within(name, _integer(name, value), -(2**63), 2**63)
+
+
+def _seed(name: str, value: Any) -> int:
+    return _within(name, _integer(name, value), 0, 2**64)
+
+
+def _within(name: str, number: int, least: int, end: int) -> int:
+    if not least <= number < end:
+        raise ValueError(f"{name}: got {number}, expected at least {least} and less than {end}")
     return number
 
 
@@ -240,6 +251,7 @@ def _bias(name: str, value: Any) -> dict[int, float]:
 
 _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "int": _int,
+    "seed": _seed,
     "float": _float,
     "bool": _bool,
     "choice": _str,

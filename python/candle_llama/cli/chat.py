@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--json needs MESSAGE")
     if args.logprobs is not None and not args.json:
         args.parser.error("--logprobs needs --json")
-    message = sys.stdin.read() if args.message == "-" else args.message
+    message = output.read_stdin() if args.message == "-" else args.message
     with output.warnings_as_notes() as notes:
         llm = load(args.model, **options.loading(args))
     with llm:

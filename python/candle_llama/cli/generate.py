@@ -1,7 +1,6 @@
 """`candle-llama generate MODEL PROMPT`."""
 
 import argparse
-import sys
 
 from candle_llama import Stats, load
 from candle_llama.cli import options, output
@@ -21,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     if args.logprobs is not None and not args.json:
         args.parser.error("--logprobs needs --json")
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = output.read_stdin() if args.prompt == "-" else args.prompt
     with output.warnings_as_notes() as notes:
         llm = load(args.model, **options.loading(args))
     params = options.sampling(args)

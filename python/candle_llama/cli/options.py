@@ -100,6 +100,7 @@ _bias.__name__ = "ID=BIAS"
 
 _READERS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
+    "seed": {"type": int},
     "float": {"type": float},
     "strings": {"action": "append"},
     "ints": {"type": _ids},

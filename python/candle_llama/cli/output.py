@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, notes to stderr, and those only if somebody sees them."""
+"""Where words come from and go: results to stdout, notes to stderr, and those only if somebody sees them."""
 
 import contextlib
 import dataclasses
@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from candle_llama import Chunk, Stats, Stream
+
+
+def read_stdin() -> str:
+    """Reads a text from stdin, without the line end that shells add."""
+    return sys.stdin.read().removesuffix("\n")
 
 
 def write(text: str) -> None:
