@@ -5,8 +5,6 @@ the same model as one GGUF file. Both take a config dict from `tiny_config` and 
 same seed, so a folder and a file can be compared. Sizes are odd where the format allows it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from candle_llama.bench.synthetic import byte_alphabet, safetensors_header, to_bfloat16
 
 Array = NDArray[Any]
 Config = dict[str, Any]
@@ -40,17 +40,6 @@ LLAMA3_ROPE: Config = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-
-
-def byte_alphabet() -> list[str]:
-    """The character that GPT-2's byte-level tokenizers write for each of the 256 bytes."""
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
-    rest = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(rest)) for byte in range(256)]
 
 
 VOCABULARY = [*byte_alphabet(), *("".join(merge.split(" ")) for merge in MERGES), *SPECIAL_TOKENS]
@@ -170,37 +159,16 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0, lm_head: bool | None 
     return tensors
 
 
-def to_bfloat16(values: Array) -> Array:
-    """Rounds float32 to the nearest bfloat16, ties to even, as uint16 bits; finite values only."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def encode_values(values: Array, dtype: str) -> tuple[str, bytes]:
-    """Returns safetensors' name of a type and the bytes of `values` in it."""
-    if dtype == "bfloat16":
-        return "BF16", to_bfloat16(values).astype("<u2").tobytes()
-    name, layout = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2")}[dtype]
-    return name, values.astype(layout).tobytes()
-
-
 def write_safetensors(path: Path, tensors: Mapping[str, Array], dtype: str = "float32") -> None:
     """Writes one safetensors file of "float32", "float16" or "bfloat16"."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    chunks: list[bytes] = []
-    offset = 0
-    for name, values in tensors.items():
-        type_name, data = encode_values(values, dtype)
-        header[name] = {
-            "dtype": type_name,
-            "shape": list(values.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        chunks.append(data)
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(chunks))
+    type_name, layout = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2"), "bfloat16": ("BF16", "<u2")}[
+        dtype
+    ]
+    header = safetensors_header(
+        {name: values.shape for name, values in tensors.items()}, type_name, np.dtype(layout).itemsize
+    )
+    encode = to_bfloat16 if dtype == "bfloat16" else np.asarray
+    path.write_bytes(header + b"".join(encode(v).astype(layout).tobytes() for v in tensors.values()))
 
 
 def tokenizer_json(add_bos: bool = True) -> Config:

@@ -7,13 +7,11 @@ Sources: the paper "LLaMA: Open and Efficient Foundation Language Models"; Huggi
 for names and the rotary convention (the two halves of a head are rotated, not neighbouring pairs).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -62,18 +60,22 @@ def inv_freq(parameters: Mapping[str, Any], head_dim: int) -> Array:
     # pairs are stretched by `factor`, and those between are blended.
     turns = np.float32(parameters["original_max_position_embeddings"]) * plain / np.float32(2 * math.pi)
     keep = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
-    return (1 - keep) * plain / factor + keep * plain
+    scaled: Array = (1 - keep) * plain / factor + keep * plain
+    return scaled
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """Scales rows of `x` `(tokens, features)` to unit root mean square, then by `weight` `(features,)`."""
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps)) * weight
+    mean_square: Array = np.mean(x * x, axis=-1, keepdims=True)
+    normed: Array = x / np.sqrt(mean_square + eps) * weight
+    return normed
 
 
 def silu(x: Array) -> Array:
     """`x * sigmoid(x)`, through tanh, which cannot overflow."""
-    half = x.dtype.type(0.5)
-    return x * half * (1 + np.tanh(x * half))
+    sigmoid = 0.5 * (1 + np.tanh(0.5 * x))
+    gated: Array = x * sigmoid
+    return gated
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -87,8 +89,9 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 def softmax(scores: Array) -> Array:
     """Softmax over the last axis."""
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    shares: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class NumpyLlama:
         self.reset()
 
     @classmethod
-    def load(cls, path: str | Path, dtype: DTypeLike = np.float32) -> NumpyLlama:
+    def load(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Self:
         """Reads a checkpoint folder or a GGUF file; every weight becomes `dtype`."""
         config, tensors = read_checkpoint(path, dtype)
         return cls(config, tensors, dtype)
@@ -256,10 +259,12 @@ class NumpyLlama:
         # (kv_heads, group * tokens, head_dim) x (kv_heads, head_dim, total).
         group = self.num_heads // self.num_kv_heads
         rows = q.swapaxes(0, 1).reshape(self.num_kv_heads, group * tokens, self.head_dim)
-        scores = rows @ keys[:, :total].swapaxes(1, 2) / self.dtype.type(math.sqrt(self.head_dim))
+        scores = rows @ keys[:, :total].swapaxes(1, 2) / math.sqrt(self.head_dim)
         scores = scores.reshape(self.num_kv_heads, group, tokens, total)
         future = np.arange(total) > np.arange(self.length, total)[:, None]  # (tokens, total)
         scores[:, :, future] = -np.inf
         weights = softmax(scores).reshape(self.num_kv_heads, group * tokens, total)
         mixed = (weights @ values[:, :total]).reshape(self.num_heads, tokens, self.head_dim)
-        return mixed.swapaxes(0, 1).reshape(tokens, self.num_heads * self.head_dim) @ layer.o_proj.T
+        by_token = mixed.swapaxes(0, 1).reshape(tokens, self.num_heads * self.head_dim)
+        output: Array = by_token @ layer.o_proj.T
+        return output

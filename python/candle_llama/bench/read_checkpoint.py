@@ -8,8 +8,6 @@ Sources: the safetensors README for its header; ggml's `docs/gguf.md` and `ggml-
 block types; llama.cpp's `convert_hf_to_gguf.py` for the permutation of the query and key rows.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import struct
@@ -202,8 +200,7 @@ class _GgufReader:
             raise ValueError(f"{path} is not a GGUF file of version 2 or 3")
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
-        return values
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
 
     def take(self, size: int) -> bytes:
         end = self.position + size
