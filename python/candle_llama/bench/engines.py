@@ -4,12 +4,14 @@ How each is driven stands in `worker`, which runs in a process of its own.
 """
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from candle_llama.bench.subject import Subject
 
 __all__ = ["ENGINES", "OPPONENTS", "Engine"]
+
+# What to install for a module of another name.
+PACKAGES = {"llama_cpp": "llama-cpp-python"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,6 @@ class Engine:
     name: str
     modules: tuple[str, ...] = ()
     """Packages to import."""
-    install: str = ""
     gguf_modules: tuple[str, ...] = ()
     """Packages needed besides for GGUF files."""
     reads_folders: bool = True
@@ -29,15 +30,15 @@ class Engine:
 
     def reason_to_skip(self, subject: Subject) -> str | None:
         """Says why the engine cannot run this checkpoint here, and how to change that; None if it can."""
-        if missing := _missing(self.modules):
-            return f"{', '.join(missing)} not installed: {self.install}"
-        if subject.path.is_dir():
-            return (
-                None if self.reads_folders else f"reads GGUF files only, and {subject.path.name} is a folder"
-            )
-        if missing := _missing(self.gguf_modules):
-            return f"needs {', '.join(missing)} for GGUF files: pip install {' '.join(missing)}"
-        return None
+        is_folder = subject.path.is_dir()
+        if is_folder and not self.reads_folders:
+            return f"reads GGUF files only, and {subject.path.name} is a folder"
+        needed = self.modules if is_folder else self.modules + self.gguf_modules
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if not missing:
+            return None
+        packages = " ".join(PACKAGES.get(name, name) for name in missing)
+        return f"{', '.join(missing)} not installed: pip install {packages}"
 
     def memory_needed(self, subject: Subject) -> int:
         """Estimates the bytes of weights in memory; activations and the runtime come on top."""
@@ -54,22 +55,12 @@ ENGINES = {
         Engine(
             "transformers",
             modules=("torch", "transformers"),
-            install="pip install torch transformers",
             gguf_modules=("gguf", "accelerate"),
             widens_gguf=True,
         ),
-        Engine(
-            "llama-cpp-python",
-            modules=("llama_cpp",),
-            install="pip install llama-cpp-python",
-            reads_folders=False,
-        ),
+        Engine("llama-cpp-python", modules=("llama_cpp",), reads_folders=False),
     )
 }
 
 OPPONENTS = tuple(name for name in ENGINES if name != "cpu")
 """What the default engine, `cpu`, can be compared with."""
-
-
-def _missing(modules: Sequence[str]) -> list[str]:
-    return [name for name in modules if importlib.util.find_spec(name) is None]
