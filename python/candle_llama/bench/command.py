@@ -30,8 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="random weights of a well-known shape, written once and kept: "
         + ", ".join(" or ".join((shape.name, *shape.aliases)) for shape in SHAPES),
     )
-    parser.add_argument("--prompt-tokens", metavar="N", type=_positive, default=512)
-    parser.add_argument("--new-tokens", metavar="N", type=_positive, default=64)
+    parser.add_argument(
+        "--prompt-tokens", metavar="N", type=_positive, default=512, help="length of a prompt (default: 512)"
+    )
+    parser.add_argument(
+        "--new-tokens", metavar="N", type=_positive, default=64, help="tokens to generate (default: 64)"
+    )
     parser.add_argument(
         "--against",
         metavar="NAMES",
