@@ -279,6 +279,31 @@ def test_prompts_hold_plain_tokens_and_follow_the_seed(tmp_path: Path, kind: str
     assert prompt != subject.prompt(5000, (0, 2))
 
 
+def test_prompts_leave_out_rows_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    config = tiny.tiny_config(vocab_size=tiny.VOCAB_SIZE + 21)
+    subject = Subject.open(tiny.write_checkpoint(tmp_path / "padded", config))
+    assert subject.token_ids.max() < tiny.VOCAB_SIZE - len(tiny.SPECIAL_TOKENS)
+    assert Subject.open(
+        tiny.write_checkpoint(tmp_path / "bare", config, tokenizer=False)
+    ).token_ids.max() == (tiny.VOCAB_SIZE + 20)
+
+
+def test_a_file_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocabulary\.gguf: 'token_embd\.weight' is missing"):
+        Subject.open(tiny.write_gguf(tmp_path / "vocabulary.gguf", vocabulary_only=True))
+    folder = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(vocab_size=None), tensors={})
+    with pytest.raises(ValueError, match="'vocab_size' is missing"):
+        Subject.open(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        Subject.open(folder)
+
+
+def test_storage_type_is_the_one_of_most_weights(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q4_1", embedding_type="Q8_0")
+    assert Subject.open(path).storage_type == "Q4_1"
+
+
 def test_arrivals_tell_the_first_tokens_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 11.0, 14.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))

@@ -229,7 +229,7 @@ def run_bench(
     finally:
         for contestant in contestants:
             contestant.stop()
-    results = {c.engine: _result(c, contestants, prompt_tokens, new_tokens) for c in contestants}
+    results = {c.engine: _result(c, contestants, subject, prompt_tokens, new_tokens) for c in contestants}
     results |= {name: EngineResult(name, skipped=reason) for name, reason in skipped.items()}
     return BenchResult(
         model=subject.path.name,
@@ -298,7 +298,11 @@ def _noting_failure(contestant: Contestant) -> Iterator[None]:
 
 
 def _result(
-    contestant: Contestant, contestants: list[Contestant], prompt_tokens: int, new_tokens: int
+    contestant: Contestant,
+    contestants: list[Contestant],
+    subject: Subject,
+    prompt_tokens: int,
+    new_tokens: int,
 ) -> EngineResult:
     if contestant.failed:
         return EngineResult(contestant.engine, failed=contestant.failed)
@@ -312,7 +316,7 @@ def _result(
     return EngineResult(
         contestant.engine,
         versions=load["versions"],
-        weights=load["weights"],
+        weights=load.get("weights", subject.storage_type),
         isa=load["isa"],
         import_seconds=Spread.of([load["import_seconds"] for load in contestant.loads]),
         load_seconds=Spread.of([load["load_seconds"] for load in contestant.loads]),

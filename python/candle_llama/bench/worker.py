@@ -40,7 +40,7 @@ class Adapter(Protocol):
     """Modules whose versions tell what ran."""
 
     def load(self, task: Task) -> dict[str, str]:
-        """Loads; returns the facts `weights` and `isa`, as far as they are known."""
+        """Loads; returns the facts `isa`, and `weights` if the engine changes their type."""
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Continues `prompt` greedily by `new_tokens` tokens, through end-of-sequence tokens, cold cache."""
@@ -172,10 +172,7 @@ class LlamaCpp:
             n_gpu_layers=0,
             verbose=False,
         )
-        return {
-            "weights": f"ggml file type {self.llama.metadata.get('general.file_type', '?')}",
-            "isa": self.module.llama_print_system_info().decode().strip(),
-        }
+        return {"isa": self.module.llama_print_system_info().decode().strip()}
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Takes tokens from `generate`, which never ends by itself."""
