@@ -1,0 +1,106 @@
+"""`candle-llama bench`: flags, and what they start."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from candle_llama import hub
+from candle_llama.bench.engines import OPPONENTS
+from candle_llama.bench.report import table
+from candle_llama.bench.runner import run_bench
+from candle_llama.bench.shapes import SHAPES
+from candle_llama.bench.synthetic import write_synthetic
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help='a folder, a .gguf file, a hub id such as "org/name", or "demo"',
+    )
+    source.add_argument(
+        "--synthetic",
+        metavar="NAME",
+        choices=[name for shape in SHAPES for name in (shape.name, *shape.aliases)],
+        help="random weights of a well-known shape, written once and kept: "
+        + ", ".join(" or ".join((shape.name, *shape.aliases)) for shape in SHAPES),
+    )
+    parser.add_argument(
+        "--prompt-tokens", metavar="N", type=_positive, default=512, help="length of a prompt (default: 512)"
+    )
+    parser.add_argument(
+        "--new-tokens", metavar="N", type=_positive, default=64, help="tokens to generate (default: 64)"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="NAMES",
+        type=_opponents,
+        default=OPPONENTS,
+        help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)})",
+    )
+    parser.add_argument("--runs", metavar="N", type=_positive, default=3, help="rounds (default: 3)")
+    parser.add_argument(
+        "--threads", metavar="N", type=_positive, help="for every engine (default: the cores allowed)"
+    )
+    parser.add_argument("--json", metavar="FILE", help='write the result as JSON, to stdout if FILE is "-"')
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", type=Path, help="where downloads or synthetic checkpoints are kept"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measures, then prints a table or writes JSON.
+
+    Returns:
+        0, or 1 if an engine failed. Skipped engines are no failure.
+    """
+    if args.synthetic:
+        path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
+    else:
+        path = hub.resolve(args.model, cache_dir=args.cache_dir)
+    result = run_bench(
+        path,
+        against=args.against,
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        runs=args.runs,
+        threads=args.threads,
+        note=_note,
+    )
+    if args.json != "-":
+        print(table(result))
+    if args.json:
+        text = json.dumps(dataclasses.asdict(result), indent=2)
+        if args.json == "-":
+            print(text)
+        else:
+            Path(args.json).write_text(text + "\n", encoding="utf-8")
+    return 1 if any(engine.failed for engine in result.engines) else 0
+
+
+def _note(line: str) -> None:
+    # Notes are for somebody who watches.
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
+    return value
+
+
+def _opponents(text: str) -> tuple[str, ...]:
+    names = () if text == "none" else tuple(text.split(","))
+    if unknown := [name for name in names if name not in OPPONENTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(OPPONENTS)}")
+    return names

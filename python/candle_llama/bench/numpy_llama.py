@@ -1,0 +1,270 @@
+"""The Llama model in plain NumPy: the reference of the tests and the Python row of every benchmark.
+
+Read `NumpyLlama.forward` first; everything else serves it. Nothing here uses the Rust core, so that
+an error there cannot hide here. Weights are `(out_features, in_features)`, activations `(tokens, features)`.
+
+Sources: the paper "LLaMA: Open and Efficient Foundation Language Models"; Hugging Face's `modeling_llama.py`
+for names and the rotary convention (the two halves of a head are rotated, not neighbouring pairs).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from candle_llama.bench.read_checkpoint import read_checkpoint
+
+__all__ = ["NumpyLlama", "inv_freq"]
+
+Array = NDArray[Any]
+
+# Rows of a prompt that are computed at once: bounds the attention scores, which grow with rows x positions.
+CHUNK_ROWS = 512
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the rotary parameters of either spelling, with `rope_theta` and `rope_type` filled in.
+
+    transformers 5 writes `rope_parameters`; transformers 4 writes `rope_theta` and `rope_scaling`, whose
+    kind is `rope_type` or, in older files, `type`.
+    """
+    parameters = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    parameters.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    parameters.setdefault("rope_type", parameters.get("type", "default"))
+    return parameters
+
+
+def inv_freq(parameters: Mapping[str, Any], head_dim: int) -> Array:
+    """Returns the angle per position of each rotated pair, `(head_dim / 2,)` float32.
+
+    float32 on purpose, whatever the model's type: these are the values that checkpoints are trained with.
+
+    Raises:
+        ValueError: If the rotary type is neither `default` nor `llama3`.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = np.float32(1.0) / np.float32(parameters["rope_theta"]) ** exponent
+    kind = parameters["rope_type"]
+    if kind == "default":
+        return plain
+    if kind != "llama3":
+        raise ValueError(f"rope_type {kind!r} is not supported by the NumPy model")
+    factor, low, high = (
+        np.float32(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
+    # Turns that a pair makes within the context the model was first trained for. Fast pairs stay, slow
+    # pairs are stretched by `factor`, and those between are blended.
+    turns = np.float32(parameters["original_max_position_embeddings"]) * plain / np.float32(2 * math.pi)
+    keep = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
+    scaled: Array = (1 - keep) * plain / factor + keep * plain
+    return scaled
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Scales rows of `x` `(tokens, features)` to unit root mean square, then by `weight` `(features,)`."""
+    mean_square: Array = np.mean(x * x, axis=-1, keepdims=True)
+    normed: Array = x / np.sqrt(mean_square + eps) * weight
+    return normed
+
+
+def silu(x: Array) -> Array:
+    """`x * sigmoid(x)`, through tanh, which cannot overflow."""
+    sigmoid = 0.5 * (1 + np.tanh(0.5 * x))
+    gated: Array = x * sigmoid
+    return gated
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates the pairs `(i, i + head_dim / 2)` of `x` `(tokens, heads, head_dim)`.
+
+    `cos` and `sin` are `(tokens, 1, head_dim / 2)`.
+    """
+    left, right = np.split(x, 2, axis=-1)
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+def softmax(scores: Array) -> Array:
+    """Softmax over the last axis."""
+    shares: Array = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return shares
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one decoder layer, `(out_features, in_features)`; norms are `(hidden_size,)`."""
+
+    input_norm: Array
+    q_proj: Array  # (heads * head_dim, hidden_size)
+    k_proj: Array  # (kv_heads * head_dim, hidden_size)
+    v_proj: Array  # (kv_heads * head_dim, hidden_size)
+    o_proj: Array  # (hidden_size, heads * head_dim)
+    post_attention_norm: Array
+    gate_proj: Array  # (intermediate_size, hidden_size)
+    up_proj: Array  # (intermediate_size, hidden_size)
+    down_proj: Array  # (hidden_size, intermediate_size)
+
+
+class NumpyLlama:
+    """A Llama with a key/value cache for one sequence.
+
+    Args:
+        config: config.json as a dict, of transformers 4 or 5.
+        tensors: Weights by Hugging Face's names, and `rope_freqs.weight` where a GGUF file has it.
+            Without `lm_head.weight` the embedding is the output head.
+        dtype: The type of all arithmetic, float32 or float64.
+
+    Raises:
+        ValueError: If the config asks for something this model does not compute.
+        KeyError: If a tensor is missing.
+
+    Example:
+        >>> model = NumpyLlama.load("my-llama")  # doctest: +SKIP
+        >>> model.generate([1, 2, 3], max_new_tokens=8)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Array], dtype: DTypeLike = np.float32
+    ) -> None:
+        for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+            if config.get(key, plain) != plain:
+                raise ValueError(f"{key}={config[key]!r} is not supported by the NumPy model")
+        self.config = dict(config)
+        self.dtype = np.dtype(dtype)
+        self.num_heads: int = config["num_attention_heads"]
+        self.num_kv_heads: int = config.get("num_key_value_heads") or self.num_heads
+        self.head_dim: int = config.get("head_dim") or config["hidden_size"] // self.num_heads
+        self.eps: float = config.get("rms_norm_eps", 1e-6)
+
+        def get(name: str) -> Array:
+            return np.asarray(tensors[name], dtype=self.dtype)
+
+        self.embed_tokens = get("model.embed_tokens.weight")  # (vocab_size, hidden_size)
+        self.norm = get("model.norm.weight")
+        self.lm_head = get("lm_head.weight") if "lm_head.weight" in tensors else self.embed_tokens
+        self.layers = [
+            Layer(
+                input_norm=get(f"{prefix}.input_layernorm.weight"),
+                q_proj=get(f"{prefix}.self_attn.q_proj.weight"),
+                k_proj=get(f"{prefix}.self_attn.k_proj.weight"),
+                v_proj=get(f"{prefix}.self_attn.v_proj.weight"),
+                o_proj=get(f"{prefix}.self_attn.o_proj.weight"),
+                post_attention_norm=get(f"{prefix}.post_attention_layernorm.weight"),
+                gate_proj=get(f"{prefix}.mlp.gate_proj.weight"),
+                up_proj=get(f"{prefix}.mlp.up_proj.weight"),
+                down_proj=get(f"{prefix}.mlp.down_proj.weight"),
+            )
+            for prefix in (f"model.layers.{i}" for i in range(config["num_hidden_layers"]))
+        ]
+        frequencies = inv_freq(rope_parameters(config), self.head_dim)
+        if "rope_freqs.weight" in tensors:
+            frequencies = frequencies / np.asarray(tensors["rope_freqs.weight"], dtype=np.float32)
+        self.inv_freq = frequencies.astype(self.dtype)
+        self.reset()
+
+    @classmethod
+    def load(cls, path: str | Path, dtype: DTypeLike = np.float32) -> Self:
+        """Reads a checkpoint folder or a GGUF file; every weight becomes `dtype`."""
+        config, tensors = read_checkpoint(path, dtype)
+        return cls(config, tensors, dtype)
+
+    def reset(self) -> None:
+        """Forgets the cached sequence."""
+        self.length = 0
+        # (2, layers, kv_heads, capacity, head_dim): keys, then values.
+        self.cache = np.empty((2, len(self.layers), self.num_kv_heads, 0, self.head_dim), dtype=self.dtype)
+
+    def forward(self, token_ids: Sequence[int], start: int = 0, last_only: bool = False) -> Array:
+        """Computes the logits of `token_ids` standing at positions `start`, `start + 1`, ...
+
+        The cache holds the positions before `start` and afterwards these too; what it held from `start` on
+        is forgotten.
+
+        Args:
+            token_ids: At least one token of the vocabulary.
+            start: Position of the first one, at most the number of cached positions.
+            last_only: Return the last row alone, which saves the output head on the others.
+
+        Returns:
+            Logits `(tokens, vocab_size)`, or `(1, vocab_size)`.
+
+        Raises:
+            ValueError: If there is no token, or `start` leaves a gap.
+            IndexError: If a token is outside the vocabulary.
+        """
+        tokens = np.asarray(token_ids, dtype=np.int64)
+        if tokens.ndim != 1 or tokens.size == 0:
+            raise ValueError("token_ids must be a flat, non-empty sequence")
+        if not 0 <= start <= self.length:
+            raise ValueError(f"start is {start}, but {self.length} positions are cached")
+        if tokens.min() < 0 or tokens.max() >= len(self.embed_tokens):
+            raise IndexError(f"a token is outside the vocabulary of {len(self.embed_tokens)}")
+        self.length = start
+        self._reserve(start + tokens.size)
+        chunks = [self._decoder(tokens[i : i + CHUNK_ROWS]) for i in range(0, tokens.size, CHUNK_ROWS)]
+        x = chunks[-1][-1:] if last_only else np.concatenate(chunks)
+        return rms_norm(x, self.norm, self.eps) @ self.lm_head.T
+
+    def generate(self, prompt_ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Continues a prompt greedily by exactly `max_new_tokens` tokens, end-of-sequence tokens included."""
+        output: list[int] = []
+        pending = list(prompt_ids)
+        position = 0
+        while len(output) < max_new_tokens:
+            logits = self.forward(pending, start=position, last_only=True)
+            position += len(pending)
+            pending = [int(logits[0].argmax())]
+            output += pending
+        return output
+
+    def _reserve(self, positions: int) -> None:
+        """Makes room in the cache, doubling it so that a token costs no copy of all before it."""
+        capacity = self.cache.shape[3]
+        if positions > capacity:
+            grown = np.empty(
+                (*self.cache.shape[:3], max(positions, 2 * capacity), self.head_dim), dtype=self.dtype
+            )
+            grown[:, :, :, : self.length] = self.cache[:, :, :, : self.length]
+            self.cache = grown
+
+    def _decoder(self, tokens: Array) -> Array:
+        """Runs every layer on the next `tokens`; returns `(tokens, hidden_size)` before the last norm."""
+        x = self.embed_tokens[tokens]
+        positions = np.arange(self.length, self.length + tokens.size, dtype=self.dtype)
+        angles = positions[:, None, None] * self.inv_freq  # (tokens, 1, head_dim / 2)
+        cos, sin = np.cos(angles), np.sin(angles)
+        for index, layer in enumerate(self.layers):
+            x = x + self._attention(index, layer, rms_norm(x, layer.input_norm, self.eps), cos, sin)
+            h = rms_norm(x, layer.post_attention_norm, self.eps)
+            x = x + (silu(h @ layer.gate_proj.T) * (h @ layer.up_proj.T)) @ layer.down_proj.T
+        self.length += tokens.size
+        return x
+
+    def _attention(self, index: int, layer: Layer, x: Array, cos: Array, sin: Array) -> Array:
+        """Causal attention of `x` `(tokens, hidden_size)` over the cache and itself; the same shape."""
+        tokens = len(x)
+        total = self.length + tokens
+        q = rotate((x @ layer.q_proj.T).reshape(tokens, self.num_heads, self.head_dim), cos, sin)
+        k = rotate((x @ layer.k_proj.T).reshape(tokens, self.num_kv_heads, self.head_dim), cos, sin)
+        v = (x @ layer.v_proj.T).reshape(tokens, self.num_kv_heads, self.head_dim)
+        keys, values = self.cache[:, index]  # each (kv_heads, capacity, head_dim)
+        keys[:, self.length : total] = k.swapaxes(0, 1)
+        values[:, self.length : total] = v.swapaxes(0, 1)
+
+        # Query heads that share a key/value head become rows of one product:
+        # (kv_heads, group * tokens, head_dim) x (kv_heads, head_dim, total).
+        group = self.num_heads // self.num_kv_heads
+        rows = q.swapaxes(0, 1).reshape(self.num_kv_heads, group * tokens, self.head_dim)
+        scores = rows @ keys[:, :total].swapaxes(1, 2) / math.sqrt(self.head_dim)
+        scores = scores.reshape(self.num_kv_heads, group, tokens, total)
+        future = np.arange(total) > np.arange(self.length, total)[:, None]  # (tokens, total)
+        scores[:, :, future] = -np.inf
+        weights = softmax(scores).reshape(self.num_kv_heads, group * tokens, total)
+        mixed = (weights @ values[:, :total]).reshape(self.num_heads, tokens, self.head_dim)
+        by_token = mixed.swapaxes(0, 1).reshape(tokens, self.num_heads * self.head_dim)
+        output: Array = by_token @ layer.o_proj.T
+        return output

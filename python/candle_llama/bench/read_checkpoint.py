@@ -1,0 +1,328 @@
+"""Reads checkpoints with NumPy alone, for the NumPy model: every weight becomes float32 (or float64).
+
+Two formats: a folder with config.json and safetensors (one file or shards), and a GGUF file of the types
+F32, F16, BF16, Q8_0, Q4_0 and Q4_1. Both give Hugging Face's names, shapes `(out_features, in_features)` and
+a config in config.json's spelling.
+
+Sources: the safetensors README for its header; ggml's `docs/gguf.md` and `ggml-common.h` for GGUF and the
+block types; llama.cpp's `convert_hf_to_gguf.py` for the permutation of the query and key rows.
+"""
+
+import json
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["StoredTensor", "open_checkpoint", "read_checkpoint", "read_gguf_metadata"]
+
+Array = NDArray[Any]
+
+GGUF_MAGIC = b"GGUF"
+# GGUF's numbers for value types: fixed-size ones as struct spells them.
+GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+GGUF_STRING = 8
+GGUF_ARRAY = 9
+# ggml's numbers for tensor types, those that can only be named included.
+GGML_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    30: "BF16",
+}
+GGUF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+BLOCK_LEN = 32
+
+
+def _widen_bfloat16(stored: Array) -> Array:
+    # bfloat16 is the upper half of a float32.
+    wide = stored.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def _nibbles(blocks: Array) -> Array:
+    # Byte j holds element j in its low half and element j + 16 in its high half.
+    return np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=1).astype(np.float32)
+
+
+def _scale(blocks: Array, field: str = "d") -> Array:
+    return blocks[field].astype(np.float32)[:, None]
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """How numbers of one type lie in a file and how they become float32."""
+
+    block_len: int
+    block: np.dtype[Any]
+    decode: Callable[[Array], Array]
+
+
+STORAGE_TYPES = {
+    "F32": StorageType(1, np.dtype("<f4"), lambda stored: stored),
+    "F16": StorageType(1, np.dtype("<f2"), lambda stored: stored.astype(np.float32)),
+    "BF16": StorageType(1, np.dtype("<u2"), _widen_bfloat16),
+    "Q8_0": StorageType(
+        BLOCK_LEN,
+        np.dtype([("d", "<f2"), ("qs", "i1", BLOCK_LEN)]),
+        lambda blocks: blocks["qs"].astype(np.float32) * _scale(blocks),
+    ),
+    "Q4_0": StorageType(
+        BLOCK_LEN,
+        np.dtype([("d", "<f2"), ("qs", "u1", BLOCK_LEN // 2)]),
+        lambda blocks: (_nibbles(blocks) - 8) * _scale(blocks),
+    ),
+    "Q4_1": StorageType(
+        BLOCK_LEN,
+        np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", BLOCK_LEN // 2)]),
+        lambda blocks: _nibbles(blocks) * _scale(blocks) + _scale(blocks, "m"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, not read yet."""
+
+    path: Path
+    offset: int
+    """Of its first byte in the file."""
+    type_name: str
+    shape: tuple[int, ...]
+    permuted_heads: int = 0
+    """Heads whose rows lie in llama.cpp's order; 0 if the rows are in Hugging Face's."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def read(self, dtype: DTypeLike = np.float32) -> Array:
+        """Reads and widens the tensor.
+
+        Raises:
+            ValueError: If the type is not supported, the size is no whole number of blocks, or the file is
+                too short.
+        """
+        storage = STORAGE_TYPES.get(self.type_name)
+        if storage is None or self.size % storage.block_len:
+            raise ValueError(f"{self.path}: cannot read {self.type_name} of shape {self.shape}")
+        count = self.size // storage.block_len
+        if self.offset + count * storage.block.itemsize > self.path.stat().st_size:
+            raise ValueError(f"{self.path} is truncated")
+        stored = np.fromfile(self.path, dtype=storage.block, count=count, offset=self.offset)
+        values = storage.decode(stored).reshape(self.shape).astype(dtype, copy=False)
+        if self.permuted_heads:
+            # llama.cpp rotates neighbouring rows of a head, Hugging Face the two halves.
+            rows, columns = self.shape
+            pairs = values.reshape(self.permuted_heads, rows // self.permuted_heads // 2, 2, columns)
+            values = pairs.swapaxes(1, 2).reshape(self.shape)
+        return values
+
+
+def read_checkpoint(
+    path: str | Path, dtype: DTypeLike = np.float32
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Reads a whole checkpoint.
+
+    Args:
+        path: A folder with config.json and safetensors, or a GGUF file.
+        dtype: float32 or float64.
+
+    Returns:
+        The config in config.json's spelling, and the tensors by Hugging Face's names.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is malformed, truncated or of an unsupported type.
+    """
+    config, stored = open_checkpoint(path)
+    return config, {name: tensor.read(dtype) for name, tensor in stored.items()}
+
+
+def open_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    """Reads the config and the list of tensors, but no weights; see `read_checkpoint`."""
+    path = Path(path)
+    if path.is_dir():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return config, _open_safetensors_folder(path)
+    return _open_gguf(path)
+
+
+def _open_safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return _open_safetensors(folder / "model.safetensors")
+    weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    shards = {name: _open_safetensors(folder / name) for name in sorted(set(weight_map.values()))}
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    # 8 bytes of header length, the header as JSON, then the data that its offsets count from.
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > path.stat().st_size - 8:
+            raise ValueError(f"{path} is truncated")
+        header = json.loads(file.read(length))
+    return {
+        name: StoredTensor(path, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+class _GgufReader:
+    """A cursor over the header of a GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        with path.open("rb") as file:
+            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self.data[:4] != GGUF_MAGIC or self.unpack("4xI")[0] not in (2, 3):
+            raise ValueError(f"{path} is not a GGUF file of version 2 or 3")
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > len(self.data):
+            raise ValueError(f"{self.path} is truncated")
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken
+
+    def string(self) -> str:
+        # Vocabularies may hold bytes that are no text.
+        return self.take(self.unpack("Q")[0]).decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Any:
+        if kind == GGUF_STRING:
+            return self.string()
+        if kind == GGUF_ARRAY:
+            item, count = self.unpack("IQ")
+            if item in GGUF_SCALARS:
+                # The size is checked before struct builds its format.
+                raw = self.take(count * struct.calcsize(GGUF_SCALARS[item]))
+                return list(struct.unpack(f"<{count}{GGUF_SCALARS[item]}", raw))
+            return [self.value(item) for _ in range(count)]
+        if kind not in GGUF_SCALARS:
+            raise ValueError(f"{self.path}: unknown metadata type {kind}")
+        return self.unpack(GGUF_SCALARS[kind])[0]
+
+
+def read_gguf_metadata(path: str | Path) -> dict[str, Any]:
+    """Reads the key/value part of a GGUF file."""
+    return _read_gguf_header(Path(path))[0]
+
+
+def _read_gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    reader = _GgufReader(path)
+    tensor_count, metadata_count = reader.unpack("QQ")
+    metadata = {}
+    for _ in range(metadata_count):
+        key = reader.string()
+        metadata[key] = reader.value(reader.unpack("I")[0])
+    entries = []
+    for _ in range(tensor_count):
+        name = reader.string()
+        dimensions = reader.unpack(f"{reader.unpack('I')[0]}Q")
+        entries.append(
+            (name, dimensions[::-1], *reader.unpack("IQ"))
+        )  # ggml counts dimensions from the inside
+    alignment = metadata.get("general.alignment", 32)
+    data = -(-reader.position // alignment) * alignment
+    tensors = {
+        name: StoredTensor(path, data + offset, GGML_TYPES.get(kind, f"ggml type {kind}"), shape)
+        for name, shape, kind, offset in entries
+    }
+    return metadata, tensors
+
+
+def _open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    metadata, stored = _read_gguf_header(path)
+    config = _config_from_gguf(path, metadata, stored)
+    tensors = {}
+    for name, tensor in stored.items():
+        heads = 0
+        if ".attn_q." in name:
+            heads = config["num_attention_heads"]
+        elif ".attn_k." in name:
+            heads = config["num_key_value_heads"]
+        tensors[_hugging_face_name(name)] = StoredTensor(
+            path, tensor.offset, tensor.type_name, tensor.shape, heads
+        )
+    return config, tensors
+
+
+def _hugging_face_name(name: str) -> str:
+    stem, _, suffix = name.rpartition(".")
+    if stem.startswith("blk."):
+        _, layer, part = stem.split(".", 2)
+        return f"model.layers.{layer}.{GGUF_NAMES[part]}.{suffix}" if part in GGUF_NAMES else name
+    return f"{GGUF_NAMES[stem]}.{suffix}" if stem in GGUF_NAMES else name
+
+
+def _config_from_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[str, Any]:
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{path}: architecture {architecture!r} is not llama")
+    heads = metadata["llama.attention.head_count"]
+    config = {
+        "model_type": "llama",
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": metadata["llama.embedding_length"],
+        "intermediate_size": metadata["llama.feed_forward_length"],
+        "num_hidden_layers": metadata["llama.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
+        "head_dim": metadata.get("llama.attention.key_length", metadata["llama.embedding_length"] // heads),
+        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
+        "rope_theta": metadata.get("llama.rope.freq_base", 10000.0),
+        "max_position_embeddings": metadata["llama.context_length"],
+        "tie_word_embeddings": "output.weight" not in tensors,
+    }
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        config["rope_scaling"] = {
+            "rope_type": scaling,
+            "factor": metadata.get("llama.rope.scaling.factor", 1.0),
+        }
+    for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
+        if f"tokenizer.ggml.{name}_token_id" in metadata:
+            config[key] = metadata[f"tokenizer.ggml.{name}_token_id"]
+    return config

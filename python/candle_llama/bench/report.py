@@ -1,0 +1,99 @@
+"""A benchmark as a table of plain text."""
+
+from collections.abc import Sequence
+
+from candle_llama.bench.result import BenchResult, EngineResult, Spread
+
+HEADINGS = (
+    "engine",
+    "weights",
+    "load s",
+    "first token ms",
+    "prefill tok/s",
+    "decode tok/s",
+    "peak MB",
+    "same tokens",
+)
+
+
+def table(result: BenchResult) -> str:
+    """Writes the results down: what was measured, a row per engine, and how `cpu` compares.
+
+    Speeds are medians, in brackets the slowest and the fastest run.
+    """
+    machine = result.machine
+    lines = [
+        f"{result.model}: {_number(result.parameters / 1e6)} M parameters, "
+        f"{_number(result.checkpoint_bytes / 1e6)} MB",
+        f"{_count(result.prompt_tokens, 'prompt token')}, {result.new_tokens} new, "
+        f"{_count(result.rounds, 'run')}, {_count(result.threads, 'thread')}; "
+        f"{machine['cpu']}, {machine['isa']}",
+        f"candle-llama {machine['version']}, Python {machine['python']}, {machine['platform']}",
+    ]
+    if not result.together:
+        lines.append("for want of memory the engines took turns, each loading anew")
+    lines.append("")
+    ran = [engine for engine in result.engines if engine.runs]
+    if ran:
+        lines += _aligned([HEADINGS, *(_row(engine, result.new_tokens) for engine in ran)])
+    for engine in result.engines:
+        if engine.skipped:
+            lines.append(f"{engine.engine} was skipped: {engine.skipped}")
+        elif engine.failed:
+            lines.append(f"{engine.engine} failed: {engine.failed}")
+    if ran and ran[0].engine == "cpu" and len(ran) > 1:
+        lines.append("")
+        lines += [_comparison(ran[0], other) for other in ran[1:]]
+    return "\n".join(lines)
+
+
+def _row(engine: EngineResult, new_tokens: int) -> tuple[str, ...]:
+    return (
+        engine.engine,
+        engine.weights or "",
+        f"{engine.load_seconds.median:.2f}" if engine.load_seconds else "",
+        _spread(engine.time_to_first_token, 1000.0),
+        _spread(engine.prefill_tokens_per_second),
+        _spread(engine.decode_tokens_per_second),
+        f"{engine.peak_memory / 1e6:.0f}" if engine.peak_memory else "",
+        f"{min(run.same_tokens for run in engine.runs)}/{new_tokens}",
+    )
+
+
+def _spread(spread: Spread | None, scale: float = 1.0) -> str:
+    if spread is None:
+        return ""
+    median, low, high = (_number(value * scale) for value in (spread.median, spread.min, spread.max))
+    return f"{median} ({low}-{high})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and all digits before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _comparison(ours: EngineResult, other: EngineResult) -> str:
+    parts = []
+    for name, a, b in (
+        ("prefill", ours.prefill_tokens_per_second, other.prefill_tokens_per_second),
+        ("decode", ours.decode_tokens_per_second, other.decode_tokens_per_second),
+    ):
+        if a and b:
+            parts.append(f"{name} {_number(a.median / b.median)}x")
+    return f"cpu against {other.engine}: {', '.join(parts)}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Pads columns: the first two to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

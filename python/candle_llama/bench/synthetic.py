@@ -1,0 +1,290 @@
+"""Checkpoints of well-known shapes with random weights, so that nobody needs a gated download to measure.
+
+`write_synthetic` writes what transformers' `save_pretrained` would: config.json, bfloat16 safetensors in
+shards, and a tokenizer. Memory stays bounded and the disk is the limit: one block of random numbers, scaled
+once per matrix width, is laid into each matrix from another offset on.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from candle_llama.bench.shapes import SHAPES, Shape
+
+__all__ = ["byte_alphabet", "safetensors_header", "to_bfloat16", "write_synthetic"]
+
+# A prime, so that no two rows of a matrix begin at the same place of the block.
+BLOCK_LEN = 4_194_301
+SHARD_BYTES = 5_000_000_000
+# Left free on the disk, beyond what is written.
+SPARE_BYTES = 1_000_000_000
+BFLOAT16_ONE = 0x3F80
+SEED = 0
+
+
+def default_cache_dir() -> Path:
+    """Returns the folder under which synthetic checkpoints are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The specification says to ignore what is not absolute.
+    root = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
+    return root / "candle-llama" / "synthetic"
+
+
+def write_synthetic(
+    name: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes a checkpoint of a well-known shape, or finds the one written before.
+
+    Args:
+        name: A name or an alias of `SHAPES`.
+        cache_dir: Where to keep it; None is `~/.cache/candle-llama/synthetic`.
+        note: Called with a line about what is being done.
+
+    Returns:
+        The folder. It is never there half written.
+
+    Raises:
+        ValueError: If there is no such shape.
+        OSError: If the disk has too little room (ENOSPC), or cannot be written.
+    """
+    shape = next((shape for shape in SHAPES if name in (shape.name, *shape.aliases)), None)
+    if shape is None:
+        raise ValueError(f"no shape {name!r}: choose from {', '.join(shape.name for shape in SHAPES)}")
+    return _write(shape, Path(cache_dir) if cache_dir is not None else default_cache_dir(), note)
+
+
+def _write(shape: Shape, cache_dir: Path, note: Callable[[str], None] | None) -> Path:
+    folder = cache_dir / shape.name
+    shards = _shards(shape.tensors())
+    if _is_complete(folder, shape, shards):
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(cache_dir, shape.name)
+    total = 2 * shape.parameters
+    free = shutil.disk_usage(cache_dir).free
+    if free < total + SPARE_BYTES:
+        raise OSError(
+            errno.ENOSPC,
+            f"{shape.name} needs {total / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.0f} GB to spare, "
+            f"{free / 1e9:.1f} GB are free",
+            str(cache_dir),
+        )
+    if note is not None:
+        note(f"writing {total / 1e9:.1f} GB of random weights to {folder}")
+    # Written under another name and renamed: a folder of the right name is a whole one.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{shape.name}-{os.getpid()}-", dir=cache_dir))
+    try:
+        _write_files(unfinished, shape, shards)
+        unfinished.chmod(0o755)
+        if folder.exists():
+            # One of another version, or damaged.
+            shutil.rmtree(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            # Another process was quicker.
+            if not _is_complete(folder, shape, shards):
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _shards(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Cuts the tensors, in order, into files of at most `SHARD_BYTES`, or of one tensor."""
+    parts: list[dict[str, tuple[int, ...]]] = []
+    room = 0
+    for name, shape in tensors.items():
+        size = 2 * math.prod(shape)
+        if not parts or size > room:
+            parts.append({})
+            room = SHARD_BYTES
+        parts[-1][name] = shape
+        room -= size
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _is_complete(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, tuple[int, ...]]]) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in shards}
+    except (OSError, ValueError):
+        return False
+    return config == shape.config and all(
+        sizes[name] == len(safetensors_header(tensors, "BF16", 2)) + 2 * sum(map(math.prod, tensors.values()))
+        for name, tensors in shards.items()
+    )
+
+
+def _remove_leftovers(cache_dir: Path, name: str) -> None:
+    """Removes what writers that were killed have left; those still at work are left alone."""
+    for leftover in cache_dir.glob(f".{name}-*-*"):
+        writer = leftover.name.removeprefix(f".{name}-").split("-")[0]
+        if writer.isdigit() and not _is_running(int(writer)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(process_id: int) -> bool:
+    if os.name == "nt":
+        # os.kill would end the process there.
+        return True
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _write_files(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    numbers = _Numbers()
+    weight_map: dict[str, str] = {}
+    for file_name, tensors in shards.items():
+        weight_map |= dict.fromkeys(tensors, file_name)
+        with (folder / file_name).open("wb") as file:
+            file.write(safetensors_header(tensors, "BF16", 2))
+            for tensor in tensors.values():
+                for part in numbers.parts(tensor):
+                    file.write(part.astype("<u2", copy=False).data)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+    bos, eos = (shape.special_tokens[shape.config[key]] for key in ("bos_token_id", "eos_token_id"))
+    _write_json(folder / "tokenizer.json", _tokenizer(shape))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "bos_token": bos,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": eos,
+            "model_max_length": shape.config["max_position_embeddings"],
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
+    _write_json(folder / "config.json", dict(shape.config))
+
+
+class _Numbers:
+    """Random weights as bfloat16 bits: normal, with a deviation that keeps activations in range."""
+
+    def __init__(self) -> None:
+        self.block = np.random.default_rng(SEED).standard_normal(BLOCK_LEN, dtype=np.float32)
+        self.scaled: dict[int, NDArray[np.uint16]] = {}
+        self.offset = 0
+
+    def parts(self, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint16]]:
+        """Yields a tensor's elements in order, in pieces: ones for a norm, random numbers for a matrix."""
+        if len(shape) == 1:
+            yield np.full(shape, BFLOAT16_ONE, dtype=np.uint16)
+            return
+        width = shape[1]
+        if width not in self.scaled:
+            self.scaled[width] = to_bfloat16(self.block / np.float32(math.sqrt(width)))
+        block = self.scaled[width]
+        left = math.prod(shape)
+        while left:
+            part = block[self.offset : self.offset + left]
+            left -= part.size
+            self.offset = (self.offset + part.size) % BLOCK_LEN
+            yield part
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Rounds to the nearest bfloat16, ties to even, and returns its bits; finite values only."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def safetensors_header(tensors: Mapping[str, tuple[int, ...]], type_name: str, width: int) -> bytes:
+    """Returns what stands before the data in a safetensors file: its length, then JSON.
+
+    Args:
+        tensors: Shapes by name, in the order of the data.
+        type_name: "F32", "F16" or "BF16".
+        width: Bytes per element.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors.items():
+        end = offset + width * math.prod(shape)
+        header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded with spaces, so that the data is aligned.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def byte_alphabet() -> list[str]:
+    """Returns the character that GPT-2's byte-level tokenizers write for each of the 256 bytes."""
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
+    rest = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(rest)) for byte in range(256)]
+
+
+def _tokenizer(shape: Shape) -> dict[str, Any]:
+    """A tokenizer of single bytes; the rest of the vocabulary are names that no text yields."""
+    special = shape.special_tokens
+    alphabet = iter(byte_alphabet())
+    # Special tokens too: those that the vocabulary lacks would be numbered anew, after its end.
+    vocabulary = {
+        special.get(token_id) or next(alphabet, f"<filler_{token_id}>"): token_id
+        for token_id in range(shape.config["vocab_size"])
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": token_id,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token_id, token in special.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,283 @@
+"""One engine in one process, driven by JSON lines: the far side of `runner`.
+
+Run by its path and importing nothing of this package at the top, so that another engine's process holds that
+engine alone. Requests come on stdin, one answer each goes to what was stdout:
+
+    {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "context_length": 640}
+    {"do": "run", "prompt": [1, 2, 3], "new_tokens": 64}
+
+A request that fails is answered by {"error": "..."}. The process ends when stdin does.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+Arrived = Callable[[Sequence[int]], None]
+"""Called with new token ids as soon as the engine's user could see them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to load, and for what."""
+
+    path: Path
+    threads: int
+    context_length: int
+
+
+class Adapter(Protocol):
+    """An engine behind a common face. `__init__` imports its packages, `load` the checkpoint."""
+
+    versioned: tuple[str, ...]
+    """Modules whose versions tell what ran."""
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Loads; returns the facts `isa`, and `weights` if the engine changes their type."""
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Continues `prompt` greedily by `new_tokens` tokens, through end-of-sequence tokens, cold cache."""
+
+
+class CandleLlama:
+    """This package: its own decoder, or Candle's Llama."""
+
+    versioned: tuple[str, ...] = ("candle_llama",)
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self.module = importlib.import_module("candle_llama")
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Loads it as a user would, bounded to the context that is needed."""
+        self.llm = self.module.load(
+            task.path,
+            device="cpu",
+            engine=self.engine,
+            threads=task.threads,
+            context_length=task.context_length,
+            progress=False,
+        )
+        report = self.llm.load_report
+        largest = max(report.storage, key=lambda name: report.storage[name].bytes)
+        return {"weights": largest, "isa": report.isa}
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Streams, as a user would."""
+        for chunk in self.llm.stream(prompt, max_new_tokens=new_tokens, temperature=0, ignore_eos=True):
+            arrived(chunk.token_ids)
+
+
+class Numpy:
+    """The model in plain NumPy, float32."""
+
+    versioned: tuple[str, ...] = ("numpy",)
+
+    def __init__(self) -> None:
+        self.module = importlib.import_module("candle_llama.bench.numpy_llama")
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Widens every weight to float32."""
+        import numpy as np
+
+        self.model = self.module.NumpyLlama.load(task.path)
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {"weights": "F32", "isa": f"{blas['name']} {blas['version']}"}
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Decodes step by step with the cache."""
+        self.model.reset()
+        pending, position = prompt, 0
+        for _ in range(new_tokens):
+            logits = self.model.forward(pending, start=position, last_only=True)
+            position += len(pending)
+            pending = [int(logits[0].argmax())]
+            arrived(pending)
+
+
+class Transformers:
+    """Hugging Face transformers on torch, in the checkpoint's own type; GGUF is dequantised by it."""
+
+    versioned: tuple[str, ...] = ("transformers", "torch")
+
+    def __init__(self) -> None:
+        self.torch = importlib.import_module("torch")
+        self.transformers = importlib.import_module("transformers")
+        # Transformers imports late: these would otherwise count as loading.
+        self.model_class = self.transformers.AutoModelForCausalLM
+        importlib.import_module("transformers.models.llama.modeling_llama")
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Keeps the checkpoint's type; GGUF files are dequantised to float32."""
+        self.torch.set_num_threads(task.threads)
+        if task.path.is_dir():
+            source = {"pretrained_model_name_or_path": task.path, "dtype": "auto"}
+        else:
+            source = {"pretrained_model_name_or_path": task.path.parent, "gguf_file": task.path.name}
+        self.model = self.model_class.from_pretrained(**source, local_files_only=True).eval()
+        # Neither a checkpoint's sampling defaults nor its end-of-sequence tokens shall matter.
+        self.model.generation_config = self.transformers.GenerationConfig(do_sample=False, pad_token_id=0)
+        weights = str(self.model.dtype).removeprefix("torch.")
+        return {"weights": weights, "isa": self.torch.backends.cpu.get_cpu_capability()}
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Calls `generate` with a streamer."""
+
+        class Streamer:
+            """Called by `generate`: with the prompt first, then with every token."""
+
+            saw_prompt = False
+
+            def put(self, value: Any) -> None:
+                """Takes ids."""
+                if self.saw_prompt:
+                    arrived(value.flatten().tolist())
+                self.saw_prompt = True
+
+            def end(self) -> None:
+                """Called after the last one."""
+
+        ids = self.torch.tensor([prompt])
+        with self.torch.inference_mode():
+            self.model.generate(
+                ids,
+                attention_mask=self.torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                streamer=Streamer(),
+            )
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python."""
+
+    versioned: tuple[str, ...] = ("llama_cpp",)
+
+    def __init__(self) -> None:
+        self.module = importlib.import_module("llama_cpp")
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Maps the file."""
+        self.llama = self.module.Llama(
+            model_path=str(task.path),
+            n_ctx=task.context_length,
+            n_threads=task.threads,
+            n_threads_batch=task.threads,
+            n_gpu_layers=0,
+            verbose=False,
+        )
+        return {"isa": self.module.llama_print_system_info().decode().strip()}
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Takes tokens from `generate`, which never ends by itself."""
+        # It would keep what the last prompt and this one have in common.
+        self.llama.reset()
+        stream = self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0)
+        for _, token in zip(range(new_tokens), stream, strict=False):
+            arrived([token])
+        stream.close()
+
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "cpu": lambda: CandleLlama("cpu"),
+    "candle": lambda: CandleLlama("candle"),
+    "numpy": Numpy,
+    "transformers": Transformers,
+    "llama-cpp-python": LlamaCpp,
+}
+
+
+class Arrivals:
+    """Notes when tokens come; the clock starts with it."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.first_count = 0
+        self.started = self.first = self.last = time.perf_counter()
+
+    def __call__(self, token_ids: Sequence[int]) -> None:
+        """Takes tokens that have just come, perhaps none."""
+        if not token_ids:
+            return
+        self.last = time.perf_counter()
+        if not self.token_ids:
+            self.first = self.last
+            self.first_count = len(token_ids)
+        self.token_ids.extend(token_ids)
+
+
+class Worker:
+    """Carries out requests."""
+
+    adapter: Adapter
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Imports the engine and loads the checkpoint."""
+        began = time.perf_counter()
+        self.adapter = ADAPTERS[request["engine"]]()
+        imported = time.perf_counter()
+        task = Task(Path(request["path"]), request["threads"], request["context_length"])
+        facts = self.adapter.load(task)
+        loaded = time.perf_counter()
+        return {
+            "import_seconds": imported - began,
+            "load_seconds": loaded - imported,
+            "versions": {name: sys.modules[name].__version__ for name in self.adapter.versioned},
+            **facts,
+        }
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Takes the times of one prompt."""
+        arrivals = Arrivals()
+        self.adapter.run(request["prompt"], request["new_tokens"], arrivals)
+        return {
+            "time_to_first_token": arrivals.first - arrivals.started,
+            "first_count": arrivals.first_count,
+            "decode_seconds": arrivals.last - arrivals.first,
+            "token_ids": arrivals.token_ids,
+        }
+
+
+def peak_memory() -> int | None:
+    """Returns the largest resident size of this process so far in bytes, None where it is not known."""
+    try:
+        # Not ru_maxrss on Linux: that starts with the size of the process that forked this one.
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    """Answers requests until stdin ends."""
+    # Ctrl-C reaches the whole process group; the runner decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Engines may print: what they write to stdout goes to stderr.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    actions = {"load": worker.load, "run": worker.run}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = actions[request["do"]](request)
+            answer["peak_memory"] = peak_memory()
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

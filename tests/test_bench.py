@@ -1,0 +1,459 @@
+"""The benchmark: what it measures, in which order, what it leaves out and why, and how it reports."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tiny
+from candle_llama import _core, bench
+from candle_llama.bench import command, runner, worker
+from candle_llama.bench.engines import ENGINES
+from candle_llama.bench.report import table
+from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
+from candle_llama.bench.subject import Subject
+
+# A worker that does as it is told by files beside it, and writes down what it was asked.
+SCRIPTED_WORKER = """
+import json, os, pathlib, sys
+folder = pathlib.Path({folder!r})
+engine = None
+for line in sys.stdin:
+    request = json.loads(line)
+    engine = request.get("engine", engine)
+    new_tokens = request.get("new_tokens", 0)
+    with (folder / "log").open("a") as log:
+        print(engine, request["do"], new_tokens, os.environ["OMP_NUM_THREADS"], file=log)
+    if (folder / f"{{engine}}-{{request['do']}}-fails").exists():
+        print(json.dumps({{"error": "RuntimeError: no\\nluck"}}), flush=True)
+        continue
+    if (folder / f"{{engine}}-{{request['do']}}-dies").exists():
+        print("last words", file=sys.stderr, flush=True)
+        os._exit(3)
+    answer = {{"peak_memory": 1000 + new_tokens}}
+    if request["do"] == "load":
+        answer |= {{"import_seconds": 1.0, "load_seconds": 2.0, "versions": {{engine: "1"}}}}
+        answer |= {{"weights": "F32", "isa": "none"}}
+    else:
+        ids = list(range(new_tokens))
+        if engine == "numpy":
+            ids[5:] = [9] * (new_tokens - 5)
+        if (folder / f"{{engine}}-is-short").exists():
+            ids.pop()
+        answer |= {{"time_to_first_token": 0.5, "first_count": 2, "decode_seconds": 3.0, "token_ids": ids}}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("bench") / "tiny")
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replaces the worker by the scripted one; returns the folder of its log and its switches."""
+    script = tmp_path / "worker.py"
+    script.write_text(SCRIPTED_WORKER.format(folder=str(tmp_path)))
+    monkeypatch.setattr(runner, "worker_module", SimpleNamespace(__file__=str(script)))
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0)
+    return tmp_path
+
+
+def log(scripted: Path) -> list[str]:
+    return (scripted / "log").read_text().splitlines()
+
+
+def set_available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    doctor = _core.doctor()
+    monkeypatch.setattr(
+        runner, "_core", SimpleNamespace(doctor=lambda: {**doctor, "memory_available": available})
+    )
+
+
+def test_real_engines_read_the_same_prompts_and_are_timed(folder: Path) -> None:
+    result = bench.run_bench(
+        folder, against=["candle", "numpy"], prompt_tokens=24, new_tokens=6, runs=2, threads=1
+    )
+    assert [engine.engine for engine in result.engines] == ["cpu", "candle", "numpy"]
+    assert (result.model, result.threads, result.rounds, result.together) == ("tiny", 1, 2, True)
+    assert result.parameters == sum(values.size for values in tiny.tiny_tensors(tiny.tiny_config()).values())
+    assert result.machine["isa"] == _core.doctor()["isa"]
+    for engine in result.engines:
+        assert engine.failed is None
+        assert engine.skipped is None
+        assert len(engine.runs) == 2
+        assert engine.versions
+        assert engine.load_seconds is not None
+        assert engine.load_seconds.median > 0
+        assert engine.peak_memory is not None
+        assert 10e6 < engine.peak_memory < 2e9
+        for run in engine.runs:
+            assert run.prefill_tokens_per_second == pytest.approx(24 / run.time_to_first_token)
+            assert run.decode_tokens_per_second is not None
+            assert run.decode_tokens_per_second * run.decode_seconds <= 5.001
+        # Nothing is rounded in a float32 checkpoint of this size: all find the same tokens.
+        assert [run.same_tokens for run in engine.runs] == [6, 6]
+    assert result.engine("numpy").weights == "F32"
+    json.dumps(dataclasses.asdict(result))
+
+
+def test_real_engines_read_gguf(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q8_0")
+    result = bench.run_bench(path, against=["numpy"], prompt_tokens=8, new_tokens=3, runs=1)
+    assert [engine.failed for engine in result.engines] == [None, None]
+    assert result.engine("cpu").weights == "Q8_0"
+
+
+def test_rounds_interleave_and_begin_with_another_engine_each(folder: Path, scripted: Path) -> None:
+    bench.run_bench(folder, against=["numpy", "candle", "numpy"], new_tokens=8, runs=3, threads=7)
+    warm_up = runner.WARM_UP_TOKENS
+    assert [line.split()[0:3] for line in log(scripted)] == [
+        step
+        for engine in ("cpu", "numpy", "candle")
+        for step in ([engine, "load", "0"], [engine, "run", str(warm_up)])
+    ] + [
+        [engine, "run", "8"]
+        for engine in ("cpu", "numpy", "candle", "numpy", "candle", "cpu", "candle", "cpu", "numpy")
+    ]
+    assert {line.split()[3] for line in log(scripted)} == {"7"}
+
+
+def test_engines_that_do_not_fit_together_take_turns(
+    folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES * 3 // 2)
+    result = bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=2)
+    assert not result.together
+    assert "took turns" in table(result)
+    turn = ["load 0", f"run {runner.WARM_UP_TOKENS}", "run 8"]
+    assert [line.rsplit(" ", 1)[0] for line in log(scripted)] == [
+        f"{engine} {step}" for engine in ("cpu", "numpy", "numpy", "cpu") for step in turn
+    ]
+
+
+def test_an_engine_that_does_not_fit_at_all_is_skipped(
+    folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES - 1)
+    result = bench.run_bench(folder, against=["numpy"])
+    assert result.engine("numpy").skipped == "needs about 1.1 GB of memory, 1.1 GB are free"
+    assert not (scripted / "log").exists()
+
+
+def test_figures_come_from_what_was_measured(folder: Path, scripted: Path) -> None:
+    result = bench.run_bench(folder, against=["numpy"], prompt_tokens=100, new_tokens=8, runs=2)
+    numpy = result.engine("numpy")
+    # Of eight tokens two came at once: six in three seconds.
+    expected = Run(0.5, 200.0, 3.0, 2.0, same_tokens=5)
+    assert numpy.runs == (expected, expected)
+    assert numpy.decode_tokens_per_second == Spread(2.0, 2.0, 2.0)
+    assert result.engine("cpu").runs[0].same_tokens == 8
+    assert numpy.peak_memory == 1008
+    assert numpy.load_seconds == Spread(2.0, 2.0, 2.0)
+    assert numpy.versions == {"numpy": "1"}
+
+
+@pytest.mark.parametrize(
+    ("switch", "reason"),
+    [
+        ("numpy-load-fails", "RuntimeError: no luck"),
+        ("numpy-run-fails", "RuntimeError: no luck"),
+        ("numpy-run-dies", "its process ended: last words"),
+        ("numpy-is-short", "gave 7 new tokens, not 8"),
+    ],
+)
+def test_an_engine_that_fails_does_not_end_the_others(
+    folder: Path, scripted: Path, switch: str, reason: str
+) -> None:
+    (scripted / switch).touch()
+    result = bench.run_bench(folder, against=["numpy", "candle"], new_tokens=8, runs=2)
+    assert result.engine("numpy").failed == reason
+    assert result.engine("numpy").runs == ()
+    assert len(result.engine("candle").runs) == 2
+    assert f"numpy failed: {reason}" in table(result)
+
+
+def test_when_the_first_engine_fails_the_next_is_the_reference(folder: Path, scripted: Path) -> None:
+    (scripted / "cpu-run-dies").touch()
+    result = bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=1)
+    assert result.engine("cpu").failed
+    assert result.engine("numpy").runs[0].same_tokens == 8
+    assert "cpu against" not in table(result)
+
+
+def test_no_process_outlives_an_interrupt(folder: Path, scripted: Path) -> None:
+    started: list[runner.WorkerProcess] = []
+
+    class Recording(runner.WorkerProcess):
+        def __init__(self, engine: str, threads: int) -> None:
+            super().__init__(engine, threads)
+            started.append(self)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("numpy: run"):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "WorkerProcess", Recording)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run_bench(folder, against=["numpy"], note=interrupt)
+    assert [process.process.returncode is not None for process in started] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_tokens": 0}, "prompt_tokens must be at least 1, not 0"),
+        ({"runs": -1}, "runs must be at least 1, not -1"),
+        ({"against": ["tensorflow"]}, "unknown engine 'tensorflow'"),
+        ({"prompt_tokens": 1000, "new_tokens": 25}, "exceed the model's context of 1024"),
+    ],
+)
+def test_bad_arguments_are_value_errors(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.run_bench(folder, **options)
+
+
+def test_missing_packages_are_named_with_the_line_that_installs_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Subject.open(folder)
+    file = Subject.open(tiny.write_gguf(tmp_path / "model.gguf"))
+    installed: set[str] = set()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    assert ENGINES["cpu"].reason_to_skip(directory) is None
+    assert (
+        ENGINES["transformers"].reason_to_skip(directory)
+        == "torch, transformers not installed: pip install torch transformers"
+    )
+    assert (
+        ENGINES["llama-cpp-python"].reason_to_skip(file)
+        == "llama_cpp not installed: pip install llama-cpp-python"
+    )
+    installed |= {"torch", "transformers", "gguf", "llama_cpp"}
+    assert ENGINES["transformers"].reason_to_skip(directory) is None
+    assert ENGINES["transformers"].reason_to_skip(file) == "accelerate not installed: pip install accelerate"
+    assert ENGINES["llama-cpp-python"].reason_to_skip(file) is None
+
+
+def test_what_an_engine_cannot_read_is_said_rather_than_how_to_install_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert (
+        ENGINES["llama-cpp-python"].reason_to_skip(Subject.open(folder))
+        == "reads GGUF files only, and tiny is a folder"
+    )
+
+
+def test_memory_counts_what_an_engine_widens(tmp_path: Path) -> None:
+    folder = Subject.open(tiny.write_checkpoint(tmp_path / "model", dtype="bfloat16"))
+    file = Subject.open(tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q4_0"))
+    assert ENGINES["numpy"].memory_needed(folder) == 4 * folder.parameters
+    assert ENGINES["cpu"].memory_needed(folder) == folder.checkpoint_bytes < 2.2 * folder.parameters
+    assert ENGINES["transformers"].memory_needed(folder) == folder.checkpoint_bytes
+    assert ENGINES["transformers"].memory_needed(file) == 4 * file.parameters
+    assert ENGINES["llama-cpp-python"].memory_needed(file) == file.checkpoint_bytes
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_prompts_hold_plain_tokens_and_follow_the_seed(tmp_path: Path, kind: str) -> None:
+    path = (
+        tiny.write_checkpoint(tmp_path / "model")
+        if kind == "folder"
+        else tiny.write_gguf(tmp_path / "m.gguf")
+    )
+    subject = Subject.open(path)
+    prompt = subject.prompt(5000, (0, 1))
+    special = {tiny.TOKEN_IDS[token] for token in tiny.SPECIAL_TOKENS}
+    assert set(prompt) == set(range(tiny.VOCAB_SIZE)) - special
+    assert prompt == subject.prompt(5000, (0, 1))
+    assert prompt != subject.prompt(5000, (0, 2))
+
+
+def test_prompts_leave_out_rows_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    config = tiny.tiny_config(vocab_size=tiny.VOCAB_SIZE + 21)
+    subject = Subject.open(tiny.write_checkpoint(tmp_path / "padded", config))
+    assert subject.token_ids.max() < tiny.VOCAB_SIZE - len(tiny.SPECIAL_TOKENS)
+    assert Subject.open(
+        tiny.write_checkpoint(tmp_path / "bare", config, tokenizer=False)
+    ).token_ids.max() == (tiny.VOCAB_SIZE + 20)
+
+
+def test_a_file_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocabulary\.gguf: 'token_embd\.weight' is missing"):
+        Subject.open(tiny.write_gguf(tmp_path / "vocabulary.gguf", vocabulary_only=True))
+    folder = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(vocab_size=None), tensors={})
+    with pytest.raises(ValueError, match="'vocab_size' is missing"):
+        Subject.open(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError):
+        Subject.open(folder)
+
+
+def test_storage_type_is_the_one_of_most_weights(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q4_1", embedding_type="Q8_0")
+    assert Subject.open(path).storage_type == "Q4_1"
+
+
+def test_arrivals_tell_the_first_tokens_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.5, 11.0, 14.0])
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
+    arrivals = worker.Arrivals()
+    for token_ids in ([], [4, 5], [], [6], [7]):
+        arrivals(token_ids)
+    assert arrivals.token_ids == [4, 5, 6, 7]
+    assert arrivals.first_count == 2
+    assert (arrivals.started, arrivals.first, arrivals.last) == (10.0, 10.5, 14.0)
+
+
+def test_peak_memory_grows_with_what_is_touched() -> None:
+    program = (
+        "import runpy, sys\n"
+        f"peak_memory = runpy.run_path({worker.__file__!r})['peak_memory']\n"
+        "before = peak_memory()\n"
+        "block = bytearray(b'1') * (64 << 20)\n"
+        "print(peak_memory() - before, 'numpy' in sys.modules, 'candle_llama' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    grown, *imported = output.stdout.split()
+    assert 60 << 20 < int(grown) < 200 << 20
+    assert imported == ["False", "False"], "another engine's process must not hold them"
+
+
+def test_importing_the_package_leaves_the_benchmark_out() -> None:
+    program = (
+        "import sys, candle_llama\n"
+        "assert not [name for name in sys.modules if name.startswith('candle_llama.bench')]\n"
+        "import candle_llama.bench\n"
+        "assert not {'torch', 'transformers', 'llama_cpp', 'gguf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def measured(engine: str, prefill: float, decode: float | None, same_tokens: int = 64) -> EngineResult:
+    run = Run(512 / prefill, prefill, 1.0, decode, same_tokens)
+    return EngineResult(
+        engine,
+        weights="BF16",
+        load_seconds=Spread(0.5, 0.5, 0.5),
+        peak_memory=1_234_000_000,
+        runs=(run,),
+        time_to_first_token=Spread.of([run.time_to_first_token]),
+        prefill_tokens_per_second=Spread(prefill, prefill * 0.9, prefill * 1.1),
+        decode_tokens_per_second=Spread.of([decode] if decode else []),
+    )
+
+
+def result_of(*engines: EngineResult) -> BenchResult:
+    machine = {"cpu": "Some CPU", "isa": "avx2", "version": "1.2.3", "python": "3.11.7", "platform": "Linux"}
+    return BenchResult("model", 135_000_000, 270_000_000, 512, 64, 1, 2, 0, True, machine, engines)
+
+
+def test_table_has_a_row_per_engine_and_compares() -> None:
+    lines = table(
+        result_of(
+            measured("cpu", 600.0, 90.0),
+            measured("numpy", 200.0, 12.0, same_tokens=60),
+            EngineResult("llama-cpp-python", skipped="not there: install it"),
+        )
+    ).splitlines()
+    assert lines == [
+        "model: 135 M parameters, 270 MB",
+        "512 prompt tokens, 64 new, 1 run, 2 threads; Some CPU, avx2",
+        "candle-llama 1.2.3, Python 3.11.7, Linux",
+        "",
+        "engine  weights  load s    first token ms  prefill tok/s  decode tok/s  peak MB  same tokens",
+        "cpu     BF16       0.50     853 (853-853)  600 (540-660)    90 (90-90)     1234        64/64",
+        "numpy   BF16       0.50  2560 (2560-2560)  200 (180-220)    12 (12-12)     1234        60/64",
+        "llama-cpp-python was skipped: not there: install it",
+        "",
+        "cpu against numpy: prefill 3x, decode 7.5x",
+    ]
+
+
+def test_table_without_decoding_or_without_results() -> None:
+    text = table(result_of(measured("cpu", 600.0, None), measured("numpy", 300.0, None)))
+    assert text.endswith("cpu against numpy: prefill 2x")
+    assert table(result_of(EngineResult("cpu", failed="boom"))).splitlines()[3:] == ["", "cpu failed: boom"]
+
+
+def run_command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return bench.main(parser.parse_args(words))
+
+
+def test_command_prints_one_json_object(
+    folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(str(folder), "--against", "numpy", "--runs", "1", "--json", "-") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["prompt_tokens"] == 512
+    assert printed["new_tokens"] == 64
+    assert [engine["engine"] for engine in printed["engines"]] == ["cpu", "numpy"]
+    assert printed["engines"][1]["runs"][0]["prefill_tokens_per_second"] == 1024
+
+
+def test_command_writes_json_beside_the_table(
+    folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = scripted / "result.json"
+    words = ["--against", "none", "--new-tokens", "8", "--prompt-tokens", "16", "--threads", "2"]
+    assert run_command(str(folder), *words, "--json", str(file)) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("tiny: ")
+    assert "16 prompt tokens, 8 new, 3 runs, 2 threads" in captured.out
+    assert captured.err == "", "notes are for terminals"
+    assert [engine["engine"] for engine in json.loads(file.read_text())["engines"]] == ["cpu"]
+
+
+def test_command_fails_if_an_engine_does(folder: Path, scripted: Path) -> None:
+    (scripted / "numpy-load-dies").touch()
+    assert run_command(str(folder), "--against", "numpy") == 1
+
+
+def test_command_writes_and_measures_synthetic_checkpoints(
+    folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def write_synthetic(name: str, *, cache_dir: Path | None, note: Any) -> Path:
+        asked.append((name, cache_dir))
+        return folder
+
+    monkeypatch.setattr(command, "write_synthetic", write_synthetic)
+    assert run_command("--synthetic", "8b", "--against", "none", "--cache-dir", str(scripted)) == 0
+    assert asked == [("8b", scripted)]
+    assert capsys.readouterr().out.startswith("tiny: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one of the arguments MODEL --synthetic is required"),
+        (["model", "--synthetic", "1b"], "not allowed with"),
+        (["--synthetic", "9b"], "invalid choice: '9b'"),
+        (["model", "--against", "numpy,jax"], "'jax' is none of candle, numpy"),
+        (["model", "--runs", "0"], "at least 1, not '0'"),
+        (["model", "--threads", "two"], "must be a whole number"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(*words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_spread_is_of_the_middle_and_the_ends() -> None:
+    assert Spread.of([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0)
+    assert Spread.of([]) is None
