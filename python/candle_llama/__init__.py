@@ -1,0 +1,41 @@
+"""Load and run any Llama-family checkpoint, through Hugging Face's Candle and our own CPU kernels."""
+
+from candle_llama._core import __version__
+from candle_llama.errors import (
+    CandleLlamaError,
+    CheckpointError,
+    ContextLengthError,
+    DeviceError,
+    GenerationError,
+    InternalError,
+    UnsupportedModelError,
+)
+from candle_llama.llama import Llama, load
+from candle_llama.sampling import SamplingParams
+from candle_llama.stream import Stream
+from candle_llama.tokenizer import Tokenizer, load_tokenizer
+from candle_llama.types import Chunk, Completion, Config, LoadReport, Stats, StorageType, TokenLogprob
+
+__all__ = [
+    "CandleLlamaError",
+    "CheckpointError",
+    "Chunk",
+    "Completion",
+    "Config",
+    "ContextLengthError",
+    "DeviceError",
+    "GenerationError",
+    "InternalError",
+    "Llama",
+    "LoadReport",
+    "SamplingParams",
+    "Stats",
+    "StorageType",
+    "Stream",
+    "TokenLogprob",
+    "Tokenizer",
+    "UnsupportedModelError",
+    "__version__",
+    "load",
+    "load_tokenizer",
+]

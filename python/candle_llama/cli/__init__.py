@@ -1,0 +1,86 @@
+"""The command `candle-llama`: runs a command, and turns what goes wrong into a line and an exit code."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from candle_llama import __version__
+
+# Modules are imported only for the command that is asked for, so that none slows down another.
+COMMANDS = {
+    "generate": "continue a prompt",
+    "chat": "talk with a model",
+    "bench": "compare speed and memory with other engines",
+    "inspect": "show what is in a model, without loading its weights",
+    "doctor": "show what this machine and this build can do",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0, or 1 for a failure, or 130 for Ctrl-C. Wrong usage exits with 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has left, as `head` does. What Python still flushes at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if os.environ.get("CANDLE_LLAMA_TRACEBACK") == "1":
+            raise
+        print(f"candle-llama: error: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, as a single line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="candle-llama",
+        description="Load and run Llama-family models.",
+        epilog='MODEL is a folder, a .gguf file, a hub id such as "org/name", or "demo".',
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    # No option before the command takes a value: the first plain word is the command.
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    module: ModuleType | None = None
+    for name, summary in COMMANDS.items():
+        description = summary[0].upper() + summary[1:] + "."
+        command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+        if name == wanted:
+            module = importlib.import_module(f"candle_llama.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(parser=command)
+    args = parser.parse_args(arguments)
+    if args.version:
+        print(f"candle-llama {__version__}")
+        return 0
+    if module is None:
+        parser.print_usage(sys.stderr)
+        print("candle-llama: error: a command is needed", file=sys.stderr)
+        return 2
+    code: int = module.run(args)
+    return code

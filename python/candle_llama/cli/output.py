@@ -1,0 +1,111 @@
+"""Where words come from and go: results to stdout, notes to stderr, and those only if somebody sees them."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from candle_llama import Chunk, Stats, Stream
+
+
+def read_stdin() -> str:
+    """Reads a text from stdin, without the line end that shells add."""
+    return sys.stdin.read().removesuffix("\n")
+
+
+def write(text: str) -> None:
+    """Writes a piece of a result at once."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A terminal that cannot show a character must not end the answer.
+        sys.stdout.reconfigure(errors="replace")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def fields(record: Any) -> dict[str, Any]:
+    """Returns the fields of a frozen record, by name."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def write_json(value: dict[str, Any]) -> None:
+    """Prints one JSON object; numbers that JSON does not know become null."""
+    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def write_stream(stream: Stream) -> Iterator[Chunk]:
+    """Writes a completion to stdout while it is generated, and ends its line; passes the chunks on."""
+    begun = False
+    try:
+        with stream:
+            for chunk in stream:
+                begun = True
+                write(chunk.text)
+                yield chunk
+    finally:
+        # What failed before it began, such as a prompt too long, leaves stdout empty.
+        if begun:
+            write("\n")
+
+
+def write_stats(stats: Stats | None) -> None:
+    """Writes a completion's statistics to stderr as one line."""
+    if stats is not None:
+        print(
+            f"{stats.prompt_tokens} prompt tokens at {stats.prefill_tokens_per_second:.1f}/s, "
+            f"{stats.completion_tokens} new tokens at {stats.decode_tokens_per_second:.1f}/s, "
+            f"first token after {stats.time_to_first_token:.3f} s",
+            file=sys.stderr,
+        )
+
+
+def note(text: str) -> None:
+    """Tells the user something, if stderr is a terminal."""
+    if sys.stderr.isatty():
+        print(f"candle-llama: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_as_notes() -> Iterator[list[str]]:
+    """Shows the warnings of the block as notes; gives the list in which they are collected."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield messages
+        finally:
+            messages.extend(str(warning.message) for warning in caught if warning.category is UserWarning)
+    for message in messages:
+        note(f"warning: {message}")
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Returns names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = fields(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,83 @@
+"""What can go wrong, as classes whose attributes hold the facts.
+
+A missing file or model is a `FileNotFoundError`, a bad argument a `ValueError` or a `TypeError`;
+everything else derives from `CandleLlamaError`. Facts that do not apply to an error are None.
+
+Example:
+    >>> import candle_llama
+    >>> error = candle_llama.ContextLengthError("too long", prompt_tokens=9000, context_length=8192)
+    >>> error.prompt_tokens - error.context_length
+    808
+"""
+
+from typing import Any
+
+
+class CandleLlamaError(Exception):
+    """The root of this package's errors.
+
+    Args:
+        message: What happened, in one line.
+        hint: What can be done about it, in one line.
+        **facts: The values behind the message; each becomes an attribute.
+    """
+
+    hint: str | None = None
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}; {self.hint}" if self.hint else message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args[0], self.hint, self.facts)
+
+
+class CheckpointError(CandleLlamaError):
+    """The files of a model are broken, incomplete, refused by `strict`, or cannot be fetched."""
+
+    path: str | None = None
+    tensor: str | None = None
+    got: Any = None
+    expected: Any = None
+    limit: int | None = None
+
+
+class UnsupportedModelError(CandleLlamaError):
+    """The files are sound, but this version, or the chosen engine, cannot run the model exactly."""
+
+    key: str | None = None
+    value: Any = None
+
+
+class ContextLengthError(CandleLlamaError):
+    """The prompt leaves no room in the context."""
+
+    prompt_tokens: int | None = None
+    context_length: int | None = None
+
+
+class DeviceError(CandleLlamaError):
+    """The device is unknown, not built in, or not there."""
+
+    device: str | None = None
+
+
+class GenerationError(CandleLlamaError):
+    """Reading the prompt or generating failed; the model stays usable."""
+
+
+class InternalError(CandleLlamaError):
+    """A bug in candle-llama; please report it."""
+
+
+def _rebuild(
+    cls: type[CandleLlamaError], message: str, hint: str | None, facts: dict[str, Any]
+) -> CandleLlamaError:
+    return cls(message, hint=hint, **facts)

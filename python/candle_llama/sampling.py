@@ -1,0 +1,265 @@
+"""The sampling parameters: one table for Python's keywords, their types, and the command line's flags."""
+
+import dataclasses
+import numbers
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict, Unpack
+
+OnOverflow = Literal["error", "truncate_left"]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keywords that every generating method takes; `SamplingParams` says what they mean."""
+
+    max_new_tokens: int | None
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    include_stop_str: bool | None
+    seed: int | None
+    logprobs: int | None
+    ignore_eos: bool | None
+    min_new_tokens: int | None
+    timeout: float | None
+    on_overflow: OnOverflow | None
+
+
+def _parameter(kind: str, help: str, **extra: Any) -> Any:
+    return dataclasses.field(metadata={"kind": kind, "help": help, **extra})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
+class SamplingParams:
+    """How to choose tokens and when to stop; immutable, so that it can be shared and reused.
+
+    What is None is not given: it comes from the model's `generation_config.json`, else from the
+    defaults: greedy, 256 new tokens, no filter, no penalty. The processors run in this order: penalties,
+    `logit_bias`, `temperature`, `top_k`, `top_p`, `min_p`.
+
+    Args:
+        **options: The attributes below, by name; `max_tokens` is another name of `max_new_tokens`.
+
+    Attributes:
+        max_new_tokens: At most this many new tokens.
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Keep the k most likely tokens; 0 or -1 turns the filter off.
+        top_p: Keep the most likely tokens whose probabilities add up to p; 0, 1 or -1 turns it off.
+        min_p: Keep tokens at least this fraction as likely as the likeliest; 0 or -1 turns it off.
+        repetition_penalty: Divides the positive and multiplies the negative logits of tokens seen in prompt
+            or output.
+        presence_penalty: Subtracted once from the logits of tokens seen in the output.
+        frequency_penalty: Subtracted from a token's logit for each time it was seen in the output.
+        logit_bias: Added to the logits of these token ids.
+        stop: Text that ends the completion.
+        stop_token_ids: Tokens that end the completion.
+        include_stop_str: Leave the stop text in the completion.
+        seed: Makes a sampled completion reproducible; 0 is a seed.
+        logprobs: Report each token's log-probability and this many alternatives.
+        ignore_eos: Go on after the end-of-sequence token.
+        min_new_tokens: Do not end on an end-of-sequence or stop token before this many new tokens.
+        timeout: Stop after this many seconds.
+        on_overflow: What to do with a prompt that exceeds the context: "error" or "truncate_left".
+
+    Example:
+        >>> from candle_llama import SamplingParams
+        >>> params = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64)
+        >>> params.max_new_tokens
+        64
+
+    Raises:
+        TypeError: A name is unknown, a value has the wrong type, or both names of `max_new_tokens` are given.
+    """
+
+    max_new_tokens: int | None = _parameter("int", "at most this many new tokens (default: 256)")
+    temperature: float | None = _parameter("float", "0 is greedy (default: 0)")
+    top_k: int | None = _parameter(
+        "int", "keep the K most likely tokens; 0 turns it off", metavar="K", filter=True
+    )
+    top_p: float | None = _parameter(
+        "float", "keep the likeliest tokens that add up to P; 1 turns it off", metavar="P", filter=True
+    )
+    min_p: float | None = _parameter(
+        "float", "keep tokens at least P times as likely as the likeliest", metavar="P", filter=True
+    )
+    repetition_penalty: float | None = _parameter("float", "for tokens in prompt and output; 1 is none")
+    presence_penalty: float | None = _parameter("float", "for tokens in the output, once each")
+    frequency_penalty: float | None = _parameter("float", "for tokens in the output, each time")
+    logit_bias: Mapping[int, float] | None = _parameter(
+        "bias", "add BIAS to a token's logit; can be repeated", metavar="ID=BIAS"
+    )
+    stop: str | Sequence[str] | None = _parameter(
+        "strings", "end at this text; can be repeated", metavar="TEXT"
+    )
+    stop_token_ids: Sequence[int] | None = _parameter("ints", "end at these tokens", metavar="ID,ID")
+    include_stop_str: bool | None = _parameter("bool", "leave the stop text in the output")
+    seed: int | None = _parameter("seed", "make sampling reproducible", metavar="N")
+    logprobs: int | None = _parameter(
+        "int", "log-probabilities with N alternatives (needs --json)", metavar="N"
+    )
+    ignore_eos: bool | None = _parameter("bool", "go on after the end-of-sequence token")
+    min_new_tokens: int | None = _parameter("int", "no end before this many new tokens")
+    timeout: float | None = _parameter("float", "stop after this time", metavar="SECONDS")
+    on_overflow: OnOverflow | None = _parameter(
+        "choice",
+        "a prompt beyond the context: refuse it, or drop its beginning",
+        choices=("error", "truncate_left"),
+    )
+
+    def __init__(self, **options: Unpack[SamplingOptions]) -> None:
+        values = _checked(options)
+        for name in FIELDS:
+            object.__setattr__(self, name, values.get(name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.given(),)
+
+    def given(self) -> dict[str, Any]:
+        """Returns the parameters that are not None, by name."""
+        return {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for field in dataclasses.fields(SamplingParams)
+}
+"""The parameters by name; `metadata` holds kind, help, and what else the command line needs."""
+
+
+def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, Any]:
+    """Combines a `SamplingParams` with keywords, which win, into what the extension takes.
+
+    A keyword that is None goes back to the model's default, except for the filters `top_k`, `top_p` and
+    `min_p`, which None turns off.
+
+    Raises:
+        TypeError: `params` is something else, a name is unknown, or a value has the wrong type.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise TypeError(
+            f"params must be a SamplingParams, not {type(params).__name__}; "
+            "sampling parameters are keywords, as in max_new_tokens=32"
+        )
+    merged = params.given() if params is not None else {}
+    for name, value in _checked(options).items():
+        if value is not None:
+            merged[name] = value
+        elif FIELDS[name].metadata.get("filter"):
+            merged[name] = 0
+        else:
+            merged.pop(name, None)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in merged.items()}
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolves the alias and brings each value to the one type that the extension takes."""
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        if name == "max_tokens":
+            if "max_new_tokens" in options:
+                raise TypeError("max_tokens is another name of max_new_tokens: give one of them")
+            name = "max_new_tokens"
+        if name not in FIELDS:
+            raise TypeError(f"unknown sampling parameter {name!r}{_suggestion(name)}")
+        values[name] = None if value is None else _CONVERTERS[FIELDS[name].metadata["kind"]](name, value)
+    return values
+
+
+def _suggestion(name: str) -> str:
+    # Seldom needed, and slow to import.
+    import difflib
+
+    close = difflib.get_close_matches(name, [*FIELDS, "max_tokens"], n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the parameters are {', '.join(FIELDS)}"
+
+
+def _wrong(name: str, expected: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {expected}, not {type(value).__name__}")
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise _wrong(name, "an int", value) from None
+
+
+def _int(name: str, value: Any) -> int:
+    # Finer ranges are the extension's to check; this is what its integers hold.
+    return _within(name, _integer(name, value), -(2**63), 2**63)
+
+
+def _seed(name: str, value: Any) -> int:
+    return _within(name, _integer(name, value), 0, 2**64)
+
+
+def _within(name: str, number: int, least: int, end: int) -> int:
+    if not least <= number < end:
+        raise ValueError(f"{name}: got {number}, expected at least {least} and less than {end}")
+    return number
+
+
+def _float(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _wrong(name, "a number", value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large: {value}") from None
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, "a bool", value)
+    return value
+
+
+def _str(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, "a str", value)
+    return value
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, "a str or a list of str", value)
+    return tuple(_str(f"{name}[{index}]", item) for index, item in enumerate(value))
+
+
+def _ints(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, "a list of int", value)
+    return tuple(_int(f"{name}[{index}]", item) for index, item in enumerate(value))
+
+
+def _bias(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "a dict of token id to number", value)
+    return {_int(f"a key of {name}", key): _float(f"{name}[{key}]", bias) for key, bias in value.items()}
+
+
+_CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
+    "int": _int,
+    "seed": _seed,
+    "float": _float,
+    "bool": _bool,
+    "choice": _str,
+    "strings": _strings,
+    "ints": _ints,
+    "bias": _bias,
+}
+
+
+def _rebuild(given: SamplingOptions) -> SamplingParams:
+    return SamplingParams(**given)

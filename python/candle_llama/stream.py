@@ -1,0 +1,58 @@
+"""From the plain dicts of the extension to records, at once or piece by piece."""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from candle_llama import _core
+from candle_llama.types import Chunk, Completion, Stats, TokenLogprob
+
+
+class Stream(Iterator[Chunk]):
+    """The chunks of a completion, as they are generated.
+
+    Ends by itself; `close`, leaving a `with` block, or dropping the object stops the work early.
+    """
+
+    def __init__(self, core: _core.Stream) -> None:
+        self._core = core
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        return _chunk(next(self._core))
+
+    def close(self) -> None:
+        """Stops generating; the stream then ends. Closing twice is fine."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _logprobs(entries: list[dict[str, Any]] | None) -> list[TokenLogprob] | None:
+    return None if entries is None else [TokenLogprob(**entry) for entry in entries]
+
+
+def completion(fields: dict[str, Any]) -> Completion:
+    """Makes a completion of what the extension returns."""
+    return Completion(
+        **{**fields, "logprobs": _logprobs(fields["logprobs"]), "stats": Stats(**fields["stats"])}
+    )
+
+
+def _chunk(fields: dict[str, Any]) -> Chunk:
+    stats = fields["stats"]
+    return Chunk(
+        **{
+            **fields,
+            "logprobs": _logprobs(fields["logprobs"]),
+            "stats": None if stats is None else Stats(**stats),
+        }
+    )

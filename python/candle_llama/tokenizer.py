@@ -1,0 +1,212 @@
+"""Text to token ids and back, and chat templates."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from candle_llama import _core, hub
+from candle_llama.types import Message
+
+
+class Tokenizer:
+    """A model's tokenizer; from `load_tokenizer`, or `Llama.tokenizer`.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        bos_token_id: The token that begins a text, if the model has one.
+        eos_token_id: The token that ends a text, if the model has one.
+        chat_template: The model's Jinja template, if it has one.
+        kind: Where it comes from, such as "tokenizer.json".
+    """
+
+    def __init__(self, core: _core.Tokenizer, source: str, options: Mapping[str, Any]) -> None:
+        self._core = core
+        self._source = source
+        self._options = dict(options)
+        self.vocab_size: int = core.vocab_size
+        self.bos_token_id: int | None = core.bos_token_id
+        self.eos_token_id: int | None = core.eos_token_id
+        self.chat_template: str | None = core.chat_template
+        self.kind: str = core.kind
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer of {self._source}: {self.kind}, {self.vocab_size} tokens>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reload, (self._source, self._options)
+
+    def encode(
+        self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]:
+        """Turns text into token ids.
+
+        Args:
+            text: Any text.
+            add_special_tokens: Add BOS, or whatever the tokenizer's own config says.
+            split_special_tokens: Read the names of special tokens in `text` as plain text.
+
+        Returns:
+            Token ids.
+
+        Example:
+            >>> import candle_llama
+            >>> tokenizer = candle_llama.load_tokenizer("demo")
+            >>> tokenizer.decode(tokenizer.encode("Hello, world"))
+            'Hello, world'
+        """
+        return self._core.encode(text, add_special_tokens, split_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turns token ids into text.
+
+        Args:
+            ids: Token ids, as a list or a one-dimensional integer array.
+            skip_special_tokens: Leave special tokens out.
+
+        Raises:
+            ValueError: An id is outside the vocabulary.
+        """
+        return self._core.decode(checked_token_ids(ids, "ids"), skip_special_tokens)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        """Writes a conversation as the text that the model was trained on.
+
+        Args:
+            messages: The turns, as `{"role": ..., "content": ...}`.
+            chat_template: A Jinja template to use instead of the model's own.
+            tools: JSON schemas of the functions that the model may call.
+            add_generation_prompt: End with the beginning of the assistant's turn.
+            **variables: Further variables of the template.
+
+        Returns:
+            The text, special tokens included: encode it with `add_special_tokens=False`.
+
+        Raises:
+            ValueError: There are no messages, or a part of a message is not text.
+            TypeError: A message is not a dict with a role.
+            CandleLlamaError: The model has no chat template, or the template refuses the conversation.
+
+        Example:
+            >>> import candle_llama
+            >>> tokenizer = candle_llama.load_tokenizer("demo")
+            >>> "hi" in tokenizer.apply_chat_template([{"role": "user", "content": "hi"}])
+            True
+        """
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise TypeError(f"chat_template must be a str, not {type(chat_template).__name__}")
+        return self._core.apply_chat_template(
+            _messages(messages), chat_template, _tools(tools), add_generation_prompt, variables
+        )
+
+
+def load_tokenizer(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: bool = True,
+) -> Tokenizer:
+    """Loads a tokenizer without its model; GGUF files that hold only a vocabulary will do.
+
+    Args:
+        source: As for `load`.
+        revision: As for `load`, like all that follows.
+        token: Access token for the hub.
+        cache_dir: Where downloads are kept.
+        local_files_only: Stay off the network.
+        progress: Show progress bars if stderr is a terminal.
+
+    Raises:
+        FileNotFoundError: There is no such source, or no tokenizer in it.
+        CheckpointError: The tokenizer's files are broken.
+
+    Example:
+        >>> import candle_llama
+        >>> candle_llama.load_tokenizer("demo").vocab_size
+        49152
+    """
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "progress": progress,
+    }
+    path = hub.resolve(source, token=token, weights=False, **options)
+    return Tokenizer(_core.Tokenizer.open(str(path)), hub.portable(source), options)
+
+
+def _reload(source: str, options: dict[str, Any]) -> Tokenizer:
+    return load_tokenizer(source, **options)
+
+
+def checked_token_ids(ids: Any, name: str) -> list[int]:
+    """Checks a list or an integer array of token ids and returns it as a list of int.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: An id is negative or has more than 32 bits.
+    """
+    if isinstance(ids, list | tuple):
+        checked = list(ids)
+        if any(type(item) is not int for item in checked):
+            checked = [_token_id(item, name) for item in checked]
+    elif (dtype := getattr(ids, "dtype", None)) is not None:
+        if getattr(dtype, "kind", None) not in ("i", "u") or ids.ndim != 1:
+            raise TypeError(
+                f"{name} must be a one-dimensional integer array, not {ids.ndim}-dimensional of {dtype}"
+            )
+        checked = ids.tolist()
+    else:
+        raise TypeError(f"{name} must be a list of int, not {type(ids).__name__}")
+    for item in checked:
+        if not 0 <= item < 2**32:
+            raise ValueError(f"{name}: {item} is no token id")
+    return checked
+
+
+def _token_id(item: Any, name: str) -> int:
+    if isinstance(item, bool) or not hasattr(item, "__index__"):
+        raise TypeError(f"{name} must hold int, not {type(item).__name__}")
+    return int(item.__index__())
+
+
+def _messages(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list | tuple):
+        raise TypeError(
+            'messages is a list such as [{"role": "user", "content": "hi"}], '
+            f"not {type(messages).__name__}; for plain text there is generate()"
+        )
+    if not messages:
+        raise ValueError("messages is empty")
+    return [_message(index, message) for index, message in enumerate(messages)]
+
+
+def _message(index: int, message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise TypeError(f'messages[{index}] must be a dict with a "role" such as "user", not {message!r:.80}')
+    content = message.get("content")
+    if isinstance(content, list | tuple):
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            if kind != "text":
+                raise ValueError(f"messages[{index}]: only parts of type 'text' are understood, not {kind!r}")
+    elif content is not None and not isinstance(content, str):
+        raise TypeError(f"messages[{index}]: content must be a str, not {type(content).__name__}")
+    return dict(message)
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise TypeError("tools must be a list of JSON schemas (dicts)")
+    return [dict(tool) for tool in tools]

@@ -1,0 +1,192 @@
+"""What comes back: frozen records of results, statistics and what was loaded."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NoReturn
+
+FinishReason = Literal["stop", "length", "timeout", "cancelled"]
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `{"role": "user", "content": "..."}`, with the keys the chat template knows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's natural log-probability, from the logits before any processing.
+
+    Attributes:
+        token_id: The token that was chosen.
+        logprob: Its log-probability.
+        top: The likeliest tokens as (token id, log-probability), best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts and times of one completion.
+
+    Attributes:
+        prompt_tokens: Tokens in the prompt.
+        cached_tokens: Those of them that were not computed again.
+        completion_tokens: Tokens generated.
+        time_to_first_token: Seconds from the call to the first token.
+        prefill_seconds: Seconds spent reading the prompt.
+        decode_seconds: Seconds spent on the tokens after the first.
+        prefill_tokens_per_second: Speed of reading the prompt.
+        decode_tokens_per_second: Speed of generating.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    time_to_first_token: float
+    prefill_seconds: float
+    decode_seconds: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished completion; the prompt is never part of it.
+
+    Attributes:
+        text: The generated text, without the stop string or token that ended it.
+        token_ids: The generated tokens, with the token that ended them.
+        finish_reason: "stop" (end of sequence, stop string or stop token), "length", "timeout" or
+            "cancelled".
+        stop_reason: The stop string, or the id of the token, that ended it; else None.
+        prompt_tokens: Tokens in the prompt.
+        logprobs: One entry for each of `token_ids`, if `logprobs` was given.
+        stats: Counts and times.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    prompt_tokens: int
+    logprobs: list[TokenLogprob] | None
+    stats: Stats
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a completion while it is generated; the texts of all chunks joined are the whole text.
+
+    Attributes:
+        text: Text that is now certain; may be empty while a character or a possible stop string is
+            incomplete.
+        token_ids: The tokens generated since the last chunk.
+        finish_reason: Why the completion ended, on the last chunk; else None.
+        logprobs: One entry for each of `token_ids`, if `logprobs` was given.
+        stats: Counts and times, on the last chunk; else None.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    logprobs: list[TokenLogprob] | None
+    stats: Stats | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StorageType:
+    """How much of a model is stored in one tensor type.
+
+    Attributes:
+        count: Number of tensors.
+        bytes: Their size.
+    """
+
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What `load` did and decided.
+
+    Attributes:
+        engine: "cpu" or "candle".
+        device: Where the model runs.
+        compute: "auto" or "exact".
+        lm_head: "separate", or "tied" if the embedding is the output head.
+        lm_head_reason: Why.
+        storage: Tensor types in memory, by name such as "BF16" or "Q4_1".
+        warnings: What was loaded with a reservation; each was also a `UserWarning`.
+        seconds: Time that loading took, without downloads.
+        bytes: Size of all weights.
+        isa: The instruction set that the CPU kernels use.
+        threads: Threads that the CPU engine uses.
+    """
+
+    engine: str
+    device: str
+    compute: str
+    lm_head: Literal["separate", "tied"]
+    lm_head_reason: str
+    storage: dict[str, StorageType]
+    warnings: list[str]
+    seconds: float
+    bytes: int
+    isa: str
+    threads: int
+
+
+class Config(Mapping[str, Any]):
+    """A model's configuration: every field in config.json's spelling, plus what was derived; immutable.
+
+    Fields are attributes and mapping items alike. Lists and dicts are handed out as copies.
+
+    Example:
+        >>> import candle_llama
+        >>> llm = candle_llama.load("demo")
+        >>> llm.config.num_hidden_layers, llm.config["num_key_value_heads"]
+        (30, 3)
+    """
+
+    __slots__ = ("_values",)
+    _values: dict[str, Any]
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", copy.deepcopy(dict(values)))
+
+    def __getitem__(self, name: str) -> Any:
+        return copy.deepcopy(self._values[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is no real attribute. Copying asks for private names before there are values.
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"the config has no field {name!r}", name=name, obj=self)
+        return self[name]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"the config is frozen: cannot set {name!r}", name=name, obj=self)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"the config is frozen: cannot delete {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Config, (self._values,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all fields as a dict of its own."""
+        return copy.deepcopy(self._values)

@@ -1,0 +1,66 @@
+"""What the tests share: the demo model, tiny checkpoints, and ways to run a process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import tiny as checkpoints
+
+import candle_llama
+from candle_llama import hub
+
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo model's file, SmolLM2-135M-Instruct."""
+    return hub.resolve("demo")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded random checkpoint folder; tests that change one copy it."""
+    return checkpoints.write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def llm(tiny: Path) -> Iterator[candle_llama.Llama]:
+    """The tiny checkpoint, loaded."""
+    with candle_llama.load(tiny) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def demo_llm(demo: Path) -> Iterator[candle_llama.Llama]:
+    """The demo model, loaded."""
+    with candle_llama.load(demo) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def command() -> RunCommand:
+    """Runs `candle-llama` with arguments in a process of its own."""
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None, input: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "candle_llama", *map(str, arguments)],
+            input=input,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=100,
+            env=os.environ | (env or {}),
+            check=False,
+        )
+
+    return run

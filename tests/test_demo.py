@@ -1,0 +1,75 @@
+"""The demo model, SmolLM2-135M-Instruct, does what it is known to do."""
+
+import pytest
+
+import candle_llama
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_capital_of_france(demo_llm):
+    answer = demo_llm.chat(QUESTION, max_new_tokens=32)
+    assert "Paris" in answer.text
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", demo_llm.tokenizer.eos_token_id)
+
+
+def test_the_name_demo_is_that_file(demo):
+    with candle_llama.load("demo") as llm:
+        assert (llm.load_report.lm_head, llm.load_report.warnings) == ("tied", [])
+        assert {name: entry.count for name, entry in llm.load_report.storage.items()} == {
+            "Q4_1": 210,
+            "F32": 61,
+            "Q8_0": 1,
+        }
+        assert llm.config.num_hidden_layers == 30
+        assert llm.config.rope_theta == 100000.0
+        assert llm.config.max_position_embeddings == 8192
+
+
+def test_greedy_is_reproducible_also_with_another_number_of_threads(demo, demo_llm):
+    first = demo_llm.chat(QUESTION, max_new_tokens=32)
+    assert demo_llm.chat(QUESTION, max_new_tokens=32).token_ids == first.token_ids
+    with candle_llama.load(demo, threads=1) as single:
+        assert single.chat(QUESTION, max_new_tokens=32).token_ids == first.token_ids
+
+
+def test_stream_equals_generate(demo_llm):
+    whole = demo_llm.generate("Once upon a time", max_new_tokens=40)
+    chunks = list(demo_llm.stream("Once upon a time", max_new_tokens=40))
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert len(chunks) > 10
+
+
+def test_digits_stand_apart_and_special_tokens_are_known(demo_llm):
+    tokenizer = demo_llm.tokenizer
+    assert len(tokenizer.encode("2025")) == 4
+    assert tokenizer.encode("<|im_start|>") == [1]
+    assert (tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id) == (49152, 1, 2)
+    assert "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" in tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}]
+    )
+
+
+def test_strict_accepts_it(demo):
+    candle_llama.load(demo, strict=True).close()
+
+
+def test_candle_engine_answers_too(demo):
+    with candle_llama.load(demo, engine="candle", device="cpu") as llm:
+        assert "Paris" in llm.chat(QUESTION, max_new_tokens=12).text
+        assert llm.load_report.engine == "candle"
+
+
+def test_timeout_ends_a_completion(demo_llm):
+    out = demo_llm.generate("Once upon a time", max_new_tokens=4000, ignore_eos=True, timeout=0.5)
+    assert out.finish_reason == "timeout"
+    assert 0 < len(out.token_ids) < 4000
+    assert out.stats.decode_seconds < 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "naïve café", "😀 👩‍👩‍👧", "数字 123", "a\r\n\tb  c", "<|im_end|>"]
+)
+def test_text_goes_there_and_back(demo_llm, text):
+    ids = demo_llm.tokenizer.encode(text)
+    assert demo_llm.tokenizer.decode(ids, skip_special_tokens=False) == text

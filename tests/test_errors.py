@@ -1,0 +1,426 @@
+"""Whatever is wrong with files or arguments is a typed error with its facts, and the model stays usable."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny as checkpoints
+
+import candle_llama
+from candle_llama import CheckpointError, ContextLengthError, DeviceError, UnsupportedModelError, errors
+
+
+@pytest.fixture
+def model(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to spoil."""
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def spoiled_tensors(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    tensors = checkpoints.tiny_tensors(checkpoints.tiny_config()) | changes
+    return {name: values for name, values in tensors.items() if values is not None}
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "source", ["./no-such-folder", "/no/such/file.gguf", "missing.gguf", Path("missing")]
+)
+def test_missing_paths(source):
+    with pytest.raises(FileNotFoundError) as caught:
+        candle_llama.load(source)
+    assert caught.value.filename == str(Path(source))
+
+
+@pytest.mark.parametrize("source", ["mistyped", "no/such/folder", "", "a b/c", "org/name:file.bin"])
+def test_what_is_neither_path_nor_hub_id_says_how_sources_are_read(source):
+    with pytest.raises(FileNotFoundError, match="hub id"):
+        candle_llama.load(source)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", ["list"]])
+def test_sources_of_another_type(source):
+    with pytest.raises(TypeError, match="a model"):
+        candle_llama.load(source)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_missing_files(model, name):
+    (model / name).unlink()
+    with pytest.raises(FileNotFoundError):
+        candle_llama.load(model)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        candle_llama.load(tmp_path)
+
+
+def test_pickled_weights_are_refused_with_the_way_out(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises((CheckpointError, UnsupportedModelError), match="safetensors"):
+        candle_llama.load(model)
+
+
+def test_a_missing_tensor(model):
+    name = "model.layers.1.mlp.up_proj.weight"
+    checkpoints.write_safetensors(model / "model.safetensors", spoiled_tensors(**{name: None}))
+    with pytest.raises(CheckpointError) as caught:
+        candle_llama.load(model)
+    assert caught.value.tensor == name
+    assert name in str(caught.value)
+
+
+def test_a_misshaped_tensor(model):
+    name = "model.norm.weight"
+    checkpoints.write_safetensors(
+        model / "model.safetensors", spoiled_tensors(**{name: np.ones(7, np.float32)})
+    )
+    with pytest.raises(CheckpointError) as caught:
+        candle_llama.load(model)
+    assert caught.value.tensor == name
+    assert (list(caught.value.got), list(caught.value.expected)) == ([7], [40])
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated_safetensors(model, keep):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError):
+        candle_llama.load(model)
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 2**32, 3])
+def test_a_header_length_that_lies(model, length):
+    path = model / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(CheckpointError):
+        candle_llama.load(model)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 24, 5000, 2_000_000])
+def test_truncated_gguf(demo, tmp_path, keep):
+    path = tmp_path / "model.gguf"
+    with demo.open("rb") as file:
+        path.write_bytes(file.read(keep))
+    with pytest.raises(CheckpointError):
+        candle_llama.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"hidden_size": "large"}'])
+def test_a_config_that_is_none(model, text):
+    (model / "config.json").write_text(text)
+    with pytest.raises((CheckpointError, UnsupportedModelError)):
+        candle_llama.load(model)
+
+
+def test_several_gguf_files_in_a_folder(demo, tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).symlink_to(demo)
+    with pytest.raises(CheckpointError, match="name one of them"):
+        candle_llama.load(tmp_path)
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["MambaForCausalLM"], "model_type": "mamba"},
+        {"rope_scaling": {"rope_type": "surprise", "factor": 2.0}},
+        {"hidden_act": "surprise"},
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(model, changes):
+    change_config(model, **changes)
+    with pytest.raises(UnsupportedModelError) as caught:
+        candle_llama.load(model)
+    assert caught.value.key
+    assert str(caught.value.key) in str(caught.value)
+
+
+def test_strict_refuses_what_would_warn(tmp_path):
+    config = checkpoints.tiny_config(tie_word_embeddings=False)
+    folder = checkpoints.write_checkpoint(tmp_path / "model", config, lm_head=False)
+    with pytest.raises(CheckpointError, match="strict"):
+        candle_llama.load(folder, strict=True)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu"])
+def test_devices_that_are_not_there(tiny, device):
+    with pytest.raises(DeviceError) as caught:
+        candle_llama.load(tiny, device=device)
+    assert caught.value.device == device
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 0},
+        {"threads": -1},
+        {"context_length": 0},
+        {"context_length": -5},
+        {"dtype": "int3"},
+        {"compute": "sloppy"},
+        {"engine": "steam"},
+    ],
+)
+def test_load_options_out_of_range(tiny, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        candle_llama.load(tiny, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 1.5}, {"threads": "two"}, {"context_length": True}, {"device": 3}, {"unknown": 1}]
+)
+def test_load_options_of_another_type(tiny, options):
+    with pytest.raises(TypeError):
+        candle_llama.load(tiny, **options)
+
+
+# Prompts and parameters
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], np.array([], np.int64), [[]], [-1], [2**32], [2**70], [10**6], ["a", [10**6]]]
+)
+def test_prompts_out_of_range(llm, prompt):
+    with pytest.raises(ValueError, match=r"prompt|token"):
+        llm.generate(prompt, max_new_tokens=1)
+    assert llm.generate("the", max_new_tokens=1).token_ids
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        None,
+        3,
+        3.5,
+        b"bytes",
+        [1, "a"],
+        ["a", None],
+        [1.5],
+        [True],
+        np.zeros(3),
+        np.zeros((2, 2), np.int64),
+        {"a": 1},
+    ],
+)
+def test_prompts_of_another_type(llm, prompt):
+    with pytest.raises(TypeError, match="prompt"):
+        llm.generate(prompt, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+def test_a_prompt_beyond_the_context(llm, call):
+    with pytest.raises(ContextLengthError) as caught:  # noqa: PT012  a stream may refuse at its first chunk
+        result = getattr(llm, call)([5] * 2000, max_new_tokens=1)
+        next(iter(result))
+    assert (caught.value.prompt_tokens, caught.value.context_length) == (2000, 1024)
+    assert llm.generate("the", max_new_tokens=1).token_ids
+
+
+def test_a_prompt_beyond_the_context_can_lose_its_beginning(llm):
+    long = llm.generate(
+        [7] * 1500 + [5] * 1000, max_new_tokens=3, on_overflow="truncate_left", ignore_eos=True
+    )
+    assert 0 < long.prompt_tokens <= 1024
+    assert len(long.token_ids) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 10**400},
+        {"top_k": -2},
+        {"top_p": 1.5},
+        {"top_p": -0.5},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": -1.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"max_new_tokens": -1},
+        {"max_new_tokens": 2**70},
+        {"min_new_tokens": -1},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"logprobs": -1},
+        {"timeout": -1.0},
+        {"timeout": float("nan")},
+        {"stop": ""},
+        {"stop_token_ids": [10**6]},
+        {"stop_token_ids": [-1]},
+        {"logit_bias": {10**6: 1.0}},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: float("nan")}},
+        {"on_overflow": "shrug"},
+    ],
+    ids=str,
+)
+def test_parameters_out_of_range(llm, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        llm.generate("the", **options)
+    assert llm.generate("the", max_new_tokens=1).token_ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_k": 1.5},
+        {"max_new_tokens": "many"},
+        {"max_new_tokens": True},
+        {"logprobs": True},
+        {"stop": 3},
+        {"stop": [3]},
+        {"stop_token_ids": 3},
+        {"stop_token_ids": ["a"]},
+        {"logit_bias": [1.0]},
+        {"logit_bias": {"a": 1.0}},
+        {"logit_bias": {1: "a"}},
+        {"ignore_eos": 1},
+        {"include_stop_str": "yes"},
+        {"on_overflow": 1},
+    ],
+    ids=str,
+)
+def test_parameters_of_another_type(llm, options):
+    name = next(iter(options))
+    with pytest.raises(TypeError, match=name):
+        llm.generate("the", **options)
+    with pytest.raises(TypeError, match=name):
+        candle_llama.SamplingParams(**options)
+
+
+def test_unknown_parameters_get_a_suggestion(llm):
+    with pytest.raises(TypeError, match="did you mean 'temperature'"):
+        llm.generate("the", temprature=0.5)
+    with pytest.raises(TypeError, match="the parameters are"):
+        llm.generate("the", zzz=1)
+
+
+def test_both_names_of_one_parameter(llm):
+    with pytest.raises(TypeError, match="max_tokens"):
+        llm.generate("the", max_tokens=1, max_new_tokens=1)
+
+
+def test_params_of_another_type(llm):
+    with pytest.raises(TypeError, match="SamplingParams"):
+        llm.generate("the", {"temperature": 0})
+
+
+# Chat, logits, tokenizer
+
+
+@pytest.mark.parametrize(
+    "messages", ["hello", {"role": "user"}, [["user", "hello"]], [{"content": "hello"}], ["hi"], None]
+)
+def test_messages_of_another_type(llm, messages):
+    with pytest.raises(TypeError, match="role"):
+        llm.chat(messages)
+
+
+def test_messages_that_say_nothing_understood(llm):
+    with pytest.raises(ValueError, match="empty"):
+        llm.chat([])
+    with pytest.raises(TypeError, match="content"):
+        llm.chat([{"role": "user", "content": 3}])
+    with pytest.raises(ValueError, match="image_url"):
+        llm.chat([{"role": "user", "content": [{"type": "image_url"}]}])
+
+
+@pytest.mark.parametrize("template", ["{{ broken", "{{ raise_exception('no such role') }}"])
+def test_templates_that_fail(llm, template):
+    with pytest.raises((candle_llama.CandleLlamaError, ValueError)):
+        llm.chat([{"role": "user", "content": "hi"}], chat_template=template)
+
+
+def test_a_template_that_never_ends(llm):
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc")
+    endless = loops + "{% endfor %}" * 3
+    with pytest.raises((candle_llama.CandleLlamaError, ValueError)):
+        llm.chat([{"role": "user", "content": "hi"}], chat_template=endless)
+
+
+def test_a_model_without_template(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config))
+    with (
+        candle_llama.load(folder) as llm,
+        pytest.raises((candle_llama.CandleLlamaError, ValueError), match="template"),
+    ):
+        llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_logits_arguments(llm):
+    with pytest.raises(TypeError, match="encode"):
+        llm.logits("text")
+    with pytest.raises(ValueError, match="token"):
+        llm.logits([])
+    with pytest.raises(ValueError, match="token"):
+        llm.logits([10**6])
+    with pytest.raises(ValueError, match="last"):
+        llm.logits([5], last=0)
+    with pytest.raises(TypeError, match="last"):
+        llm.logits([5], last=1.5)
+    with pytest.raises(ContextLengthError):
+        llm.logits([5] * 2000)
+
+
+def test_logits_beyond_two_gib_are_refused_before_they_are_computed(llm):
+    rows = 2 * 1024**3 // (4 * llm.config.vocab_size) + 1
+    with pytest.raises(ValueError, match="2 GiB"):
+        llm.logits(np.full(rows, 5))
+
+
+def test_decoding_what_is_no_token(llm):
+    with pytest.raises(ValueError, match="ids"):
+        llm.tokenizer.decode([10**6])
+    with pytest.raises(ValueError, match="ids"):
+        llm.tokenizer.decode([-1])
+    with pytest.raises(TypeError, match="ids"):
+        llm.tokenizer.decode("text")
+
+
+# The classes themselves
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        errors.CheckpointError,
+        errors.UnsupportedModelError,
+        errors.ContextLengthError,
+        errors.DeviceError,
+        errors.GenerationError,
+        errors.InternalError,
+    ],
+)
+def test_errors_keep_their_facts_and_can_be_pickled(cls):
+    error = pickle.loads(pickle.dumps(cls("it broke", hint="mend it", path="there")))
+    assert isinstance(error, errors.CandleLlamaError)
+    assert (str(error), error.hint, error.path) == ("it broke; mend it", "mend it", "there")
+    assert "\n" not in str(error)
+
+
+def test_facts_that_do_not_apply_are_none():
+    error = errors.CheckpointError("it broke")
+    assert (error.path, error.tensor, error.got, error.expected, error.limit, error.hint) == (None,) * 6

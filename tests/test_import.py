@@ -1,0 +1,38 @@
+"""Importing the package is quick and brings in nothing heavy."""
+
+import subprocess
+import sys
+
+UNWANTED = ("torch", "transformers", "huggingface_hub", "jinja2", "fastapi", "ray", "lm_eval")
+
+
+def run_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_import_brings_in_nothing_heavy():
+    code = f"import sys, candle_llama; print([name for name in {UNWANTED} if name in sys.modules])"
+    assert run_python(code) == "[]"
+
+
+def test_commands_bring_in_nothing_heavy():
+    code = (
+        "import sys, candle_llama.cli, candle_llama.cli.generate, candle_llama.cli.chat; "
+        f"print([name for name in {(*UNWANTED, 'candle_llama.bench')} if name in sys.modules])"
+    )
+    assert run_python(code) == "[]"
+
+
+def test_import_takes_at_most_100_ms_more_than_numpy():
+    # Time of the processor, and the least of several: the limit is about this package, not about what else
+    # the machine is doing.
+    clock = "time.process_time()"
+    code = f"import time, numpy; start = {clock}; import candle_llama; print({clock} - start)"
+    assert min(float(run_python(code)) for _ in range(5)) <= 0.1
+
+
+def test_all_names_are_there():
+    code = "import candle_llama; print(all(hasattr(candle_llama, name) for name in candle_llama.__all__))"
+    assert run_python(code) == "True"
