@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from rust_source import RustSource
 
 ROOT = Path(__file__).resolve().parent.parent
