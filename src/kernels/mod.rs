@@ -1,5 +1,346 @@
-//! Slices in, slices out. Imports nothing of this crate and nothing of Candle.
+//! Slices in, slices out: the arithmetic that must be fast. Imports nothing of this crate and
+//! nothing of Candle.
+//!
+//! - `blocks.rs`: how weights are stored
+//! - `generic/`: the algorithms, written once over `lanes.rs`
+//! - `scalar/`, `x86_64/{avx2,avx512}/`: the lanes of each level; `dispatch.rs` chooses one
+//! - `pool.rs`: the threads
+//! - this file: the facade, which checks every length before a kernel runs
+//!
+//! Start reading at [`Kernels`], then `generic/matmul.rs`.
+//!
+//! This module and its children are the home of SIMD `unsafe`: a kernel is called through a table
+//! that [`Isa::detect`] chose for this CPU, on lengths that this file has checked.
+#![allow(unsafe_code)]
 
 pub mod blocks;
+mod dispatch;
+mod generic;
+mod lanes;
+mod pool;
+mod scalar;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use blocks::WeightType;
+pub use dispatch::{ISA_VARIABLE, Isa};
+pub use pool::{Cancel, Pool};
+
+use dispatch::KernelTable;
+use generic::attention::AttentionTask;
+use generic::matmul::MatmulTask;
+use pool::SharedOut;
+
+/// Positions in one block of keys and values.
+pub const BLOCK_POSITIONS: usize = 64;
+
+/// Rows of queries that one attention task takes: enough to pay for decoding a block of keys.
+const ATTENTION_ROWS: usize = 16;
+/// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
+const PANEL_LEN: usize = 1 << 17;
+
+/// A weight matrix in its storage type, `(rows, cols)`, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightRows<'a> {
+    dtype: WeightType,
+    bytes: &'a [u8],
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+}
+
+impl<'a> WeightRows<'a> {
+    /// A view of `bytes`, or None if they are not `rows` x `cols` elements of `dtype`, or `cols` is 0.
+    pub fn new(dtype: WeightType, bytes: &'a [u8], rows: usize, cols: usize) -> Option<Self> {
+        let row_bytes = dtype.bytes_for(cols).filter(|_| cols > 0)?;
+        (rows.checked_mul(row_bytes)? == bytes.len()).then_some(WeightRows {
+            dtype,
+            bytes,
+            rows,
+            cols,
+            row_bytes,
+        })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_bytes..][..self.row_bytes]
+    }
+}
+
+/// Whether a product replaces what `out` holds or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// `out = x · wᵀ`
+    Set,
+    /// `out += x · wᵀ`: the residual connection
+    Add,
+}
+
+/// One product of [`Kernels::matmul`].
+pub struct Product<'a> {
+    /// `(out_features, in_features)`
+    pub weight: WeightRows<'a>,
+    /// `(rows, out_features)`
+    pub out: &'a mut [f32],
+    /// Replace or add.
+    pub output: Output,
+}
+
+/// The keys and values of 64 positions in one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct KvBlock<'a> {
+    /// F32 or F16.
+    pub dtype: WeightType,
+    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
+    pub keys: &'a [u8],
+    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
+    pub values: &'a [u8],
+}
+
+impl<'a> KvBlock<'a> {
+    #[inline(always)]
+    fn keys(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.keys.len() / kv_heads;
+        &self.keys[kv_head * len..][..len]
+    }
+
+    #[inline(always)]
+    fn values(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.values.len() / kv_heads;
+        &self.values[kv_head * len..][..len]
+    }
+}
+
+/// One sequence's part of [`Kernels::attention`].
+pub struct AttentionSpan<'a> {
+    /// How many rows of the queries are this sequence's; the spans' rows follow each other.
+    pub rows: usize,
+    /// The position of the first row.
+    pub position: usize,
+    /// Blocks that reach over all positions up to the last row's, itself included.
+    pub blocks: Vec<KvBlock<'a>>,
+}
+
+/// The kernels of one level, and the threads they run on.
+pub struct Kernels {
+    isa: Isa,
+    table: &'static KernelTable,
+    pool: Pool,
+}
+
+impl Kernels {
+    /// The kernels of `isa` on `threads` threads, the calling one included.
+    ///
+    /// # Errors
+    /// The system's, if a thread cannot be started.
+    ///
+    /// # Panics
+    /// If this CPU has not that level.
+    pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
+        Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)? })
+    }
+
+    /// The level in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Computes `out = x · wᵀ` for several weights that share an input.
+    ///
+    /// - `x`: `(rows, in_features)`
+    /// - each weight: `(out_features, in_features)`
+    /// - each `out`: `(rows, out_features)`
+    ///
+    /// An output depends on its row and its weight's row alone, bit for bit. If `cancel` fires, the
+    /// outputs are left unfinished.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn matmul(&self, x: &[f32], rows: usize, products: &mut [Product], cancel: &Cancel) {
+        if rows == 0 {
+            return;
+        }
+        for product in products.iter() {
+            assert_eq!(x.len(), rows * product.weight.cols, "x is (rows, in_features)");
+            assert_eq!(product.out.len(), rows * product.weight.rows, "out is (rows, out_features)");
+        }
+        let cols = x.len() / rows;
+        // Small enough that the threads end together, large enough to be worth drawing, and a
+        // multiple of the register tile's three rows.
+        let per_task = match rows {
+            1..4 => (32 * 1024 / cols).clamp(3, 96),
+            _ => (PANEL_LEN / cols).clamp(3, 48),
+        } / 3 * 3;
+        let targets: Vec<_> =
+            products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
+        let tasks: Vec<MatmulTask> = targets
+            .iter()
+            .flat_map(|(weight, output, out)| {
+                (0..weight.rows).step_by(per_task).map(move |start| MatmulTask {
+                    x,
+                    weight: *weight,
+                    range: start..(start + per_task).min(weight.rows),
+                    out,
+                    output: *output,
+                })
+            })
+            .collect();
+        self.pool.run(tasks.len(), cancel, &|task| {
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
+            // ranges of columns do not overlap.
+            unsafe { (self.table.matmul)(&tasks[task]) }
+        });
+    }
+
+    /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
+    ///
+    /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes or with [`AttentionSpan`].
+    #[allow(clippy::too_many_arguments)] // two buffers and the four sizes that give them shape
+    pub fn attention(
+        &self,
+        queries: &[f32],
+        spans: &[AttentionSpan],
+        query_heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        out: &mut [f32],
+        cancel: &Cancel,
+    ) {
+        assert!(kv_heads > 0 && query_heads % kv_heads == 0, "query heads come in whole groups");
+        let rows: usize = spans.iter().map(|span| span.rows).sum();
+        assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
+        assert_eq!(queries.len(), out.len(), "out is as the queries");
+        for span in spans {
+            let positions = span.position + span.rows;
+            assert!(span.blocks.len() * BLOCK_POSITIONS >= positions, "blocks reach over all positions");
+            for block in &span.blocks {
+                let len = block.dtype.bytes_for(kv_heads * head_dim * BLOCK_POSITIONS);
+                assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, BLOCK_POSITIONS)");
+                assert_eq!(Some(block.values.len()), len, "(kv_heads, BLOCK_POSITIONS, head_dim)");
+            }
+        }
+        let out = SharedOut::new(out);
+        let mut tasks = Vec::new();
+        let mut first = 0;
+        for span in spans {
+            for start in (0..span.rows).step_by(ATTENTION_ROWS) {
+                let end = (start + ATTENTION_ROWS).min(span.rows);
+                tasks.extend((0..kv_heads).map(|kv_head| AttentionTask {
+                    queries,
+                    query_heads,
+                    head_dim,
+                    rows: first + start..first + end,
+                    position: span.position + start,
+                    blocks: &span.blocks,
+                    kv_head,
+                    kv_heads,
+                    out: &out,
+                }));
+            }
+            first += span.rows;
+        }
+        // Late rows see the most keys: begin with them, so that the threads end together.
+        self.pool.run(tasks.len(), cancel, &|task| {
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
+            // (rows, heads) do not overlap.
+            unsafe { (self.table.attention)(&tasks[tasks.len() - 1 - task]) }
+        });
+    }
+
+    /// Writes row `row` of a weight as f32 to `out`, `(cols,)`.
+    ///
+    /// # Panics
+    /// If `row` or the length of `out` is out of range.
+    pub fn dequantize(&self, weight: WeightRows, row: usize, out: &mut [f32]) {
+        assert!(row < weight.rows, "row {row} of {}", weight.rows);
+        assert_eq!(out.len(), weight.cols, "out is one row");
+        // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+        unsafe { (self.table.dequantize)(weight, row, out) }
+    }
+
+    /// RMSNorm of every row: `out = x / sqrt(mean(x²) + epsilon) * weight`.
+    ///
+    /// - `x`, `out`: `(rows, weight.len())`
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32], cancel: &Cancel) {
+        let width = weight.len();
+        assert_eq!(x.len(), out.len(), "out is as x");
+        assert!(width > 0 && x.len() % width == 0, "x is (rows, weight.len())");
+        let rows = if x.len() <= ROW_BY_ROW { x.len() } else { width };
+        self.pool.for_each_chunk(out, rows.max(1), cancel, &|chunk, out| {
+            let x = &x[chunk * rows..][..out.len()];
+            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+                unsafe { (self.table.rms_norm)(x, weight, epsilon, out) }
+            }
+        });
+    }
+
+    /// `gate = silu(gate) * up`, elementwise.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
+        assert_eq!(gate.len(), up.len(), "one up for each gate");
+        self.pool.for_each_chunk(gate, ROW_BY_ROW, cancel, &|chunk, gate| {
+            let up = &up[chunk * ROW_BY_ROW..][..gate.len()];
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+            unsafe { (self.table.silu_mul)(gate, up) }
+        });
+    }
+
+    /// Rotates the halves of every head by its row's angles, in place (rotary position embedding).
+    ///
+    /// - `x`: `(rows, heads, head_dim)`
+    /// - `cos`, `sin`: `(rows, head_dim / 2)`
+    ///
+    /// Source: Su et al., "RoFormer", arXiv 2104.09864, in the half-split order of `transformers`.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn rope(&self, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], cancel: &Cancel) {
+        let half = head_dim / 2;
+        assert_eq!(cos.len(), sin.len(), "a sine for each cosine");
+        assert!(half > 0 && head_dim % 2 == 0 && cos.len() % half == 0, "(rows, head_dim / 2)");
+        let rows = cos.len() / half;
+        if rows == 0 {
+            return;
+        }
+        assert!(x.len() % (rows * head_dim) == 0, "x is (rows, heads, head_dim)");
+        self.pool.for_each_chunk(x, x.len() / rows, cancel, &|row, heads| {
+            let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
+            for head in heads.chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(half);
+                for (((x, y), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
+                }
+            }
+        });
+    }
+}
+
+/// Elements below which splitting elementwise work over threads costs more than it saves.
+const ROW_BY_ROW: usize = 4096;

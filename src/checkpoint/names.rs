@@ -1,0 +1,122 @@
+//! Tensor names: GGUF's and Hugging Face's spellings of the same weights.
+//!
+//! Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
+
+/// Names outside the decoder layers, GGUF's first. Without the final `.weight` or `.bias`.
+const OUTER: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
+/// Names inside a decoder layer: `blk.{i}.` in GGUF, `model.layers.{i}.` in Hugging Face's.
+const LAYER: [(&str, &str); 9] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// Hugging Face's spelling of a GGUF tensor name; None for names with no counterpart, such as
+/// `rope_freqs.weight`.
+pub fn gguf_to_hf(name: &str) -> Option<String> {
+    translate(name, ("blk.", "model.layers."), |(gguf, hf)| (gguf, hf))
+}
+
+/// GGUF's spelling of a Hugging Face tensor name; None for names with no counterpart.
+pub fn hf_to_gguf(name: &str) -> Option<String> {
+    translate(name, ("model.layers.", "blk."), |(gguf, hf)| (hf, gguf))
+}
+
+type Pair = (&'static str, &'static str);
+
+/// `direct` turns a pair of the tables into (from, to).
+fn translate(name: &str, layers: Pair, direct: fn(Pair) -> Pair) -> Option<String> {
+    let (stem, suffix) = name.rsplit_once('.')?;
+    if suffix != "weight" && suffix != "bias" {
+        return None;
+    }
+    let find = |table: &[Pair], stem: &str| {
+        table.iter().map(|&pair| direct(pair)).find(|(from, _)| *from == stem).map(|(_, to)| to)
+    };
+    if let Some(to) = find(&OUTER, stem) {
+        return Some(format!("{to}.{suffix}"));
+    }
+    let (index, stem) = stem.strip_prefix(layers.0)?.split_once('.')?;
+    // One spelling per number, so that two tensors cannot come to have the same name.
+    if index.parse::<u32>().ok()?.to_string() != index {
+        return None;
+    }
+    let to = find(&LAYER, stem)?;
+    Some(format!("{}{index}.{to}.{suffix}", layers.1))
+}
+
+/// Whether llama.cpp's converter reorders the rows of this tensor (Hugging Face's spelling), and by
+/// the number of which heads.
+pub(crate) fn permuted_by(name: &str) -> Option<PermutedBy> {
+    let (stem, _) = name.rsplit_once('.')?;
+    if !stem.starts_with("model.layers.") {
+        return None;
+    }
+    match stem.rsplit_once('.')?.1 {
+        "q_proj" => Some(PermutedBy::AttentionHeads),
+        "k_proj" => Some(PermutedBy::KeyValueHeads),
+        _ => None,
+    }
+}
+
+/// See [`permuted_by`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum PermutedBy {
+    AttentionHeads,
+    KeyValueHeads,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_goes_there_and_back() {
+        let outer = OUTER.iter().map(|(gguf, hf)| ((*gguf).to_owned(), (*hf).to_owned()));
+        let layer =
+            LAYER.iter().map(|(gguf, hf)| (format!("blk.12.{gguf}"), format!("model.layers.12.{hf}")));
+        for (gguf, hf) in outer.chain(layer) {
+            for suffix in ["weight", "bias"] {
+                let (gguf, hf) = (format!("{gguf}.{suffix}"), format!("{hf}.{suffix}"));
+                assert_eq!(gguf_to_hf(&gguf).as_ref(), Some(&hf));
+                assert_eq!(hf_to_gguf(&hf).as_ref(), Some(&gguf));
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_names_have_no_counterpart() {
+        for name in [
+            "rope_freqs.weight",
+            "blk.0.attn_q",
+            "blk.00.attn_q.weight",
+            "blk.+1.attn_q.weight",
+            "blk..attn_q.weight",
+            "blk.0.ffn_gate_exps.weight",
+            "output.scale",
+            "",
+        ] {
+            assert_eq!(gguf_to_hf(name), None, "{name}");
+        }
+        assert_eq!(hf_to_gguf("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+    }
+
+    #[test]
+    fn only_query_and_key_projections_are_permuted() {
+        let layer = |name| permuted_by(&format!("model.layers.3.self_attn.{name}"));
+        assert_eq!(layer("q_proj.weight"), Some(PermutedBy::AttentionHeads));
+        assert_eq!(layer("q_proj.bias"), Some(PermutedBy::AttentionHeads));
+        assert_eq!(layer("k_proj.weight"), Some(PermutedBy::KeyValueHeads));
+        assert_eq!(layer("v_proj.weight"), None);
+        assert_eq!(layer("o_proj.weight"), None);
+        assert_eq!(permuted_by("model.norm.weight"), None);
+    }
+}

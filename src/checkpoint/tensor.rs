@@ -1,0 +1,180 @@
+//! A named tensor's bytes, in the storage type that the file has.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::checkpoint::dequantize::dequantize;
+use crate::checkpoint::mmap::Mmap;
+use crate::error::{Error, Result};
+use crate::kernels::WeightType;
+
+/// A tensor in its storage type. Cheap to clone: it holds its file's map or shares its own bytes.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: WeightType,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Clone)]
+enum Data {
+    /// `range` lies inside the map; whoever builds this has checked it.
+    Mapped {
+        map: Arc<Mmap>,
+        range: Range<usize>,
+    },
+    Owned(Arc<AlignedBytes>),
+}
+
+/// Bytes that start at a multiple of 8.
+struct AlignedBytes {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl AlignedBytes {
+    fn zeroed(len: usize) -> Self {
+        Self { words: vec![0; len.div_ceil(8)], len }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+}
+
+impl Tensor {
+    /// How the elements are stored.
+    pub fn dtype(&self) -> WeightType {
+        self.dtype
+    }
+
+    /// Row-major, in Hugging Face's order: a linear layer's weight is `(out_features, in_features)`.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The stored bytes, row after row, little-endian, laid out as [`crate::kernels::blocks`] says.
+    /// They start at a multiple of the size of the type's numbers: 4 for F32, 2 for all others.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            Data::Mapped { map, range } => &map.bytes()[range.clone()],
+            Data::Owned(owned) => owned.bytes(),
+        }
+    }
+
+    /// How many elements the shape has.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// All elements as float32, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.elements()];
+        dequantize(self.dtype, self.bytes(), &mut out);
+        out
+    }
+
+    /// Row `row` of the last dimension as float32.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not as long as a row.
+    pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
+        let row_len = self.shape.last().copied().unwrap_or(1);
+        assert_eq!(out.len(), row_len, "length of a row");
+        let row_bytes = self.dtype.bytes_for(row_len).expect("rows are whole blocks, as the readers check");
+        dequantize(self.dtype, &self.bytes()[row * row_bytes..][..row_bytes], out);
+    }
+
+    /// Builds the tensor over `range` of `map`, copying only where the bytes lie unaligned.
+    pub(crate) fn mapped(dtype: WeightType, shape: Vec<usize>, map: Arc<Mmap>, range: Range<usize>) -> Self {
+        let bytes = &map.bytes()[range.clone()];
+        let align = if dtype == WeightType::F32 { 4 } else { 2 };
+        let data = if (bytes.as_ptr() as usize).is_multiple_of(align) {
+            Data::Mapped { map, range }
+        } else {
+            let mut owned = AlignedBytes::zeroed(bytes.len());
+            owned.bytes_mut().copy_from_slice(bytes);
+            Data::Owned(Arc::new(owned))
+        };
+        Self { dtype, shape, data }
+    }
+
+    /// Puts the rows of a query or key projection back into Hugging Face's order.
+    ///
+    /// llama.cpp's converter lays each head's rows out so that the two halves of a rotated pair are
+    /// neighbours: its row `2 * j + half` of a head is Hugging Face's row `half * head_dim / 2 + j`.
+    /// Rows are whole numbers of blocks in every storage type, so moving rows moves bytes.
+    ///
+    /// Source: llama.cpp, `convert_hf_to_gguf.py`, `LlamaModel.permute`.
+    pub(crate) fn unpermute(self, heads: usize) -> std::result::Result<Self, String> {
+        let rows = self.shape.first().copied().unwrap_or(0);
+        if heads == 0 || rows % heads != 0 || (rows / heads) % 2 != 0 {
+            return Err(format!("{rows} rows cannot be split into {heads} heads of an even size"));
+        }
+        if self.shape.len() == 1 && self.dtype.block_len() != 1 {
+            return Err(format!("blocks of {} span several rows of a vector", self.dtype));
+        }
+        let bytes = self.bytes();
+        if bytes.is_empty() {
+            return Ok(self);
+        }
+        let row_bytes = bytes.len() / rows;
+        let head_dim = rows / heads;
+        let mut owned = AlignedBytes::zeroed(bytes.len());
+        for (row, out) in owned.bytes_mut().chunks_exact_mut(row_bytes).enumerate() {
+            let (head, in_head) = (row / head_dim, row % head_dim);
+            let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
+            let source = head * head_dim + 2 * pair + half;
+            out.copy_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
+        }
+        Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(Arc::new(owned)) })
+    }
+}
+
+/// A type as the file names it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum StoredType {
+    /// One that can be read.
+    Weight(WeightType),
+    /// One that can only be listed.
+    Other(String),
+}
+
+impl StoredType {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            StoredType::Weight(dtype) => dtype.name(),
+            StoredType::Other(name) => name,
+        }
+    }
+}
+
+/// Where a tensor lies. `range` is inside the map, and for a readable type its length is what type
+/// and shape ask for; the readers of the two formats check both.
+#[derive(Clone)]
+pub(crate) struct Stored {
+    pub(crate) dtype: StoredType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) map: Arc<Mmap>,
+    pub(crate) range: Range<usize>,
+}
+
+impl Stored {
+    /// The tensor; `name` is for messages.
+    pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
+        match &self.dtype {
+            StoredType::Weight(dtype) => {
+                Ok(Tensor::mapped(*dtype, self.shape.clone(), self.map.clone(), self.range.clone()))
+            }
+            StoredType::Other(dtype) => Err(Error::TensorType {
+                tensor: name.into(),
+                dtype: dtype.clone(),
+                path: self.map.path().into(),
+            }),
+        }
+    }
+}

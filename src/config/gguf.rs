@@ -1,0 +1,309 @@
+//! A GGUF file's metadata as a config.
+//!
+//! Source: ggml, `docs/gguf.md`; llama.cpp, `src/llama-arch.cpp` (the keys) and
+//! `src/llama-model.cpp` (the defaults).
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{LlamaConfig, Rope, RopeScaling};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::gguf::{Metadata, Value};
+use crate::checkpoint::tied::EMBED_TOKENS;
+use crate::error::{Error, Result};
+
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// `llama.*` keys that [`read`] reads.
+const READ: &[&str] = &[
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.attention.key_length",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.attention.value_length",
+    "llama.block_count",
+    "llama.context_length",
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.rope.dimension_count",
+    "llama.rope.freq_base",
+    "llama.rope.scaling.factor",
+    "llama.rope.scaling.type",
+    "llama.vocab_size",
+];
+
+/// `llama.*` keys without effect on the mathematics.
+const HARMLESS: &[&str] = &[
+    // Without a scaling type nothing reads them.
+    "llama.rope.scaling.finetuned",
+    "llama.rope.scaling.original_context_length",
+    // The order of rows in files older than GGUF.
+    "llama.tensor_data_layout",
+];
+
+/// `llama.*` keys that change the mathematics and are not implemented, with the number, where there
+/// is one, that changes nothing.
+const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
+    ("llama.attention.clamp_kqv", Some(0.0)),
+    ("llama.attention.layer_norm_epsilon", None),
+    ("llama.attention.max_alibi_bias", Some(0.0)),
+    ("llama.attention.scale", None),
+    ("llama.attention.sliding_window", Some(0.0)),
+    ("llama.attention.temperature_scale", None),
+    ("llama.attn_logit_softcapping", Some(0.0)),
+    ("llama.embedding_scale", Some(1.0)),
+    ("llama.expert_count", Some(0.0)),
+    ("llama.expert_used_count", Some(0.0)),
+    ("llama.final_logit_softcapping", Some(0.0)),
+    ("llama.logit_scale", Some(1.0)),
+    ("llama.residual_scale", Some(1.0)),
+    ("llama.rope.scale_linear", Some(1.0)),
+    ("llama.rope.scaling.attn_factor", Some(1.0)),
+    ("llama.rope.scaling.yarn_log_multiplier", Some(0.0)),
+    ("llama.use_parallel_residual", None),
+];
+
+/// Reads the config; `checkpoint` is the same file with its tensors.
+pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<LlamaConfig> {
+    metadata.require_whole_llama()?;
+    refuse_unsupported(metadata)?;
+    let warnings = unknown_keys(metadata);
+
+    let optional = |key: &str| -> Result<Option<usize>> {
+        let number = metadata.u64_or_uniform(key)?;
+        number
+            .map(|number| {
+                usize::try_from(number).map_err(|_| metadata.malformed(key, format!("is {number}")))
+            })
+            .transpose()
+    };
+    let size = |key: &str| optional(key)?.ok_or_else(|| metadata.malformed(key, "is missing"));
+
+    let hidden_size = size("llama.embedding_length")?;
+    let num_attention_heads = size("llama.attention.head_count")?;
+    let rms_norm_eps = metadata
+        .f64("llama.attention.layer_norm_rms_epsilon")?
+        .ok_or_else(|| metadata.malformed("llama.attention.layer_norm_rms_epsilon", "is missing"))?;
+    let head_dim = head_dim(metadata, &optional, hidden_size, num_attention_heads)?;
+    let mut config = LlamaConfig {
+        vocab_size: vocab_size(metadata, optional("llama.vocab_size")?, checkpoint)?,
+        hidden_size,
+        intermediate_size: size("llama.feed_forward_length")?,
+        num_hidden_layers: size("llama.block_count")?,
+        num_attention_heads,
+        num_key_value_heads: optional("llama.attention.head_count_kv")?.unwrap_or(num_attention_heads),
+        head_dim,
+        rms_norm_eps,
+        rope: Rope {
+            theta: metadata.f64("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            scaling: rope_scaling(checkpoint, head_dim)?,
+        },
+        max_position_embeddings: size("llama.context_length")?,
+        tie_word_embeddings: None,
+        bos_token_id: token_id(metadata, "tokenizer.ggml.bos_token_id")?,
+        eos_token_ids: eos_token_ids(metadata)?,
+        torch_dtype: None,
+        raw: Map::new(),
+        warnings,
+    };
+    config.raw = raw(&config);
+    config.validated(metadata.path(), |field| spelling(field).into())
+}
+
+/// A config field's name in the file.
+fn spelling(field: &str) -> &str {
+    match field {
+        "hidden_size" => "llama.embedding_length",
+        "intermediate_size" => "llama.feed_forward_length",
+        "num_hidden_layers" => "llama.block_count",
+        "num_attention_heads" => "llama.attention.head_count",
+        "num_key_value_heads" => "llama.attention.head_count_kv",
+        "head_dim" => "llama.attention.key_length",
+        "rms_norm_eps" => "llama.attention.layer_norm_rms_epsilon",
+        "max_position_embeddings" => "llama.context_length",
+        "rope_theta" => "llama.rope.freq_base",
+        "vocab_size" => "llama.vocab_size",
+        "eos_token_id" => "tokenizer.ggml.eos_token_id",
+        other => other,
+    }
+}
+
+fn refuse_unsupported(metadata: &Metadata) -> Result<()> {
+    const TYPE: &str = "llama.rope.scaling.type";
+    const FACTOR: &str = "llama.rope.scaling.factor";
+    match metadata.string(TYPE)? {
+        Some("none") => {}
+        Some(other) => return Err(Error::unsupported(TYPE, format!("{other:?}, only \"none\""))),
+        // llama.cpp takes a factor without a type as linear; 0 and 1 stretch nothing.
+        None => {
+            if let Some(factor) = metadata.f64(FACTOR)?.filter(|factor| *factor != 0.0 && *factor != 1.0) {
+                return Err(Error::unsupported(FACTOR, format!("{factor}, which means linear scaling")));
+            }
+        }
+    }
+    if metadata.bool("llama.attention.causal")? == Some(false) {
+        return Err(Error::unsupported("llama.attention.causal", "false, only true"));
+    }
+    for &(key, neutral) in CHANGES_MATHEMATICS {
+        let Some(value) = metadata.get(key) else { continue };
+        if !is_off(value) && (neutral.is_none() || number(value) != neutral) {
+            return Err(Error::unsupported(key, brief(value)));
+        }
+    }
+    Ok(())
+}
+
+fn unknown_keys(metadata: &Metadata) -> Vec<String> {
+    let known = |key: &str| {
+        key == "llama.attention.causal"
+            || READ.contains(&key)
+            || HARMLESS.contains(&key)
+            || CHANGES_MATHEMATICS.iter().any(|(other, _)| *other == key)
+    };
+    let unknown =
+        metadata.iter().filter(|(key, value)| key.starts_with("llama.") && !known(key) && !is_off(value));
+    unknown.map(|(key, value)| format!("unknown metadata key {key} ({}) is ignored", brief(value))).collect()
+}
+
+fn is_off(value: &Value) -> bool {
+    *value == Value::Bool(false)
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match *value {
+        Value::U8(number) => Some(number.into()),
+        Value::I8(number) => Some(number.into()),
+        Value::U16(number) => Some(number.into()),
+        Value::I16(number) => Some(number.into()),
+        Value::U32(number) => Some(number.into()),
+        Value::I32(number) => Some(number.into()),
+        Value::F32(number) => Some(number.into()),
+        Value::F64(number) => Some(number),
+        // Rounded beyond 2^53, which is no neutral value.
+        Value::U64(number) => Some(number as f64),
+        Value::I64(number) => Some(number as f64),
+        Value::Bool(_) | Value::String(_) | Value::Array(_) => None,
+    }
+}
+
+/// A value for a message.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::String(string) if string.len() <= 60 => format!("{string:?}"),
+        Value::String(_) => "a long string".into(),
+        Value::Bool(value) => value.to_string(),
+        Value::Array(_) => "an array".into(),
+        other => number(other).map(|number| number.to_string()).unwrap_or_default(),
+    }
+}
+
+fn head_dim(
+    metadata: &Metadata,
+    optional: &impl Fn(&str) -> Result<Option<usize>>,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<usize> {
+    const KEY: &str = "llama.attention.key_length";
+    const VALUE: &str = "llama.attention.value_length";
+    const ROPE: &str = "llama.rope.dimension_count";
+    // llama.cpp's default for all three.
+    let default = hidden_size.checked_div(heads).filter(|head_dim| head_dim * heads == hidden_size);
+    let (key, value, rope) = (optional(KEY)?, optional(VALUE)?, optional(ROPE)?);
+    let head_dim = key.or(value).or(default).ok_or_else(|| {
+        let reason = format!("is {heads}, which does not divide the embedding length {hidden_size}");
+        metadata.malformed("llama.attention.head_count", reason)
+    })?;
+    let value = value.or(default).unwrap_or(head_dim);
+    if value != head_dim {
+        return Err(Error::unsupported(VALUE, format!("{value}, only that of {KEY}, {head_dim}")));
+    }
+    match rope {
+        Some(rope) if rope != head_dim => {
+            Err(Error::unsupported(ROPE, format!("{rope}, only whole heads of {head_dim}")))
+        }
+        _ => Ok(head_dim),
+    }
+}
+
+fn vocab_size(metadata: &Metadata, key: Option<usize>, checkpoint: Option<&Checkpoint>) -> Result<usize> {
+    if let Some(size) = key {
+        return Ok(size);
+    }
+    if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
+        return Ok(tokens.len());
+    }
+    checkpoint
+        .and_then(|checkpoint| checkpoint.shape(EMBED_TOKENS)?.first().copied())
+        .ok_or_else(|| metadata.malformed("llama.vocab_size", "is missing, and so are the tokens"))
+}
+
+/// llama.cpp's converter turns llama3 scaling into divisors of the frequencies, kept as a tensor.
+fn rope_scaling(checkpoint: Option<&Checkpoint>, head_dim: usize) -> Result<RopeScaling> {
+    let Some(checkpoint) = checkpoint else { return Ok(RopeScaling::Default) };
+    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+        if checkpoint.contains(name) {
+            return Err(Error::unsupported(name, "frequencies that depend on the length of the context"));
+        }
+    }
+    if checkpoint.contains(ROPE_FREQS) {
+        Ok(RopeScaling::Factors(checkpoint.tensor_with_shape(ROPE_FREQS, &[head_dim / 2])?.to_f32()))
+    } else {
+        Ok(RopeScaling::Default)
+    }
+}
+
+fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
+    let id = metadata.u64(key)?;
+    id.map(|id| u32::try_from(id).map_err(|_| metadata.malformed(key, format!("is {id}")))).transpose()
+}
+
+/// The end of the text, and the end of a turn or message, which chat models emit instead.
+fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        ids.extend(token_id(metadata, &format!("tokenizer.ggml.{key}"))?);
+    }
+    const MANY: &str = "tokenizer.ggml.eos_token_ids";
+    for id in metadata.ints(MANY)?.unwrap_or_default() {
+        ids.push(u32::try_from(id).map_err(|_| metadata.malformed(MANY, format!("has {id}")))?);
+    }
+    // The first one stays first: it is the one that other programs write when they write one.
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
+    Ok(ids)
+}
+
+/// The config in config.json's spelling.
+fn raw(config: &LlamaConfig) -> Map<String, Json> {
+    let rope_scaling = match &config.rope.scaling {
+        RopeScaling::Factors(factors) => json!({ "rope_type": "factors", "factors": factors }),
+        RopeScaling::Default | RopeScaling::Llama3 { .. } => Json::Null,
+    };
+    let eos_token_id = match config.eos_token_ids[..] {
+        [] => Json::Null,
+        [one] => one.into(),
+        ref several => several.into(),
+    };
+    [
+        ("architectures", json!(["LlamaForCausalLM"])),
+        ("model_type", "llama".into()),
+        ("vocab_size", config.vocab_size.into()),
+        ("hidden_size", config.hidden_size.into()),
+        ("intermediate_size", config.intermediate_size.into()),
+        ("num_hidden_layers", config.num_hidden_layers.into()),
+        ("num_attention_heads", config.num_attention_heads.into()),
+        ("num_key_value_heads", config.num_key_value_heads.into()),
+        ("head_dim", config.head_dim.into()),
+        ("hidden_act", "silu".into()),
+        ("rms_norm_eps", config.rms_norm_eps.into()),
+        ("rope_theta", config.rope.theta.into()),
+        ("rope_scaling", rope_scaling),
+        ("max_position_embeddings", config.max_position_embeddings.into()),
+        ("bos_token_id", config.bos_token_id.into()),
+        ("eos_token_id", eos_token_id),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}

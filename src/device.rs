@@ -1,0 +1,107 @@
+//! `"auto" | "cpu" | "cuda" | "cuda:0" | "metal"` to a Candle device; the only home of
+//! `cfg(feature = "cuda")`, `cfg(feature = "metal")` and their kin.
+
+use crate::error::{Error, Result};
+use candle_core::Device;
+
+/// The accelerator features of Cargo.toml that this build has.
+pub fn features() -> Vec<&'static str> {
+    let features = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("flash-attn", cfg!(feature = "flash-attn")),
+        ("metal", cfg!(feature = "metal")),
+        ("accelerate", cfg!(feature = "accelerate")),
+    ];
+    features.into_iter().filter_map(|(name, built)| built.then_some(name)).collect()
+}
+
+/// Whether attention may call the flash-attn kernels; they run on CUDA alone.
+pub fn has_flash_attention(device: &Device) -> bool {
+    cfg!(feature = "flash-attn") && device.is_cuda()
+}
+
+/// The device that a name stands for. "auto" is the first of CUDA and Metal that is built in and
+/// present, else the CPU.
+///
+/// # Errors
+/// [`Error::Device`] if the name is unknown, or its device is not built in or not there.
+pub fn open(name: &str) -> Result<Device> {
+    let error = |reason: String| Error::Device { device: name.into(), reason };
+    let (kind, ordinal) = match name.split_once(':') {
+        None => (name, 0),
+        Some((kind, number)) => {
+            let number = number.parse().map_err(|_| error(format!("`{number}` is no device number")))?;
+            (kind, number)
+        }
+    };
+    match kind {
+        "auto" if name == "auto" => {
+            Ok(present("cuda", 0).or_else(|| present("metal", 0)).unwrap_or(Device::Cpu))
+        }
+        "cpu" if name == "cpu" => Ok(Device::Cpu),
+        "cuda" | "metal" => {
+            if !is_built_in(kind) {
+                return Err(error(format!("this build has no {kind}; build with --features {kind}")));
+            }
+            open_accelerator(kind, ordinal).map_err(|cause| error(cause.to_string()))
+        }
+        _ => Err(error("not one of auto, cpu, cuda, cuda:N, metal".into())),
+    }
+}
+
+/// The names of the devices that this build can use on this machine.
+pub fn available() -> Vec<String> {
+    let cuda = (0..).map_while(|n| present("cuda", n).map(|_| format!("cuda:{n}")));
+    let metal = present("metal", 0).map(|_| "metal".to_owned());
+    ["cpu".to_owned()].into_iter().chain(cuda).chain(metal).collect()
+}
+
+/// A device's name, as [`open`] reads it.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".into(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id: 0 } => "metal".into(),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+fn is_built_in(kind: &str) -> bool {
+    match kind {
+        "cuda" => cfg!(feature = "cuda"),
+        "metal" => cfg!(feature = "metal"),
+        _ => false,
+    }
+}
+
+fn present(kind: &str, ordinal: usize) -> Option<Device> {
+    if is_built_in(kind) { open_accelerator(kind, ordinal).ok() } else { None }
+}
+
+fn open_accelerator(kind: &str, ordinal: usize) -> candle_core::Result<Device> {
+    if kind == "cuda" { Device::new_cuda(ordinal) } else { Device::new_metal(ordinal) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_is_always_there() {
+        assert!(open("cpu").unwrap().is_cpu());
+        assert_eq!(name(&Device::Cpu), "cpu");
+        assert!(available().contains(&"cpu".to_owned()));
+        assert!(open("auto").is_ok());
+    }
+
+    #[test]
+    fn unknown_and_absent_devices_are_refused_by_name() {
+        for bad in ["", "gpu", "cpu:0", "auto:1", "cuda:", "cuda:x", "cuda:-1", "metal:9999", "CPU"] {
+            match open(bad) {
+                Err(Error::Device { device, .. }) => assert_eq!(device, bad),
+                other => panic!("{bad}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Which instruction set runs: chosen once, when the process first needs a kernel.
+
+use super::generic::attention::AttentionTask;
+use super::generic::matmul::MatmulTask;
+use super::WeightRows;
+use std::sync::OnceLock;
+
+/// A level of instructions that the kernels exist in, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust for the target's baseline.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512F.
+    Avx512,
+}
+
+/// The environment variable that forces a level, by [`Isa::name`].
+pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
+
+impl Isa {
+    /// Every level, lowest first.
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// The level's name, as `CANDLE_LLAMA_ISA` spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this CPU has the level.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The levels of this CPU, lowest first.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// The level in use: the one that `CANDLE_LLAMA_ISA` names, else the highest of this CPU.
+    ///
+    /// # Errors
+    /// A sentence, if the variable names no level or one that this CPU has not.
+    pub fn detect() -> Result<Isa, &'static str> {
+        static CHOSEN: OnceLock<Result<Isa, String>> = OnceLock::new();
+        CHOSEN.get_or_init(choose).as_ref().copied().map_err(String::as_str)
+    }
+
+    pub(super) fn table(self) -> &'static KernelTable {
+        assert!(self.is_available(), "{} is not available on this CPU", self.name());
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &super::x86_64::avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &super::x86_64::avx2::TABLE,
+            _ => &super::scalar::TABLE,
+        }
+    }
+}
+
+fn choose() -> Result<Isa, String> {
+    let available = || Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
+    let Some(name) = std::env::var_os(ISA_VARIABLE) else {
+        return Ok(Isa::available().last().unwrap_or(Isa::Scalar));
+    };
+    Isa::available()
+        .find(|isa| name == isa.name())
+        .ok_or_else(|| format!("{ISA_VARIABLE}={}: this CPU has {}", name.to_string_lossy(), available()))
+}
+
+/// One level's kernels. Every pointer needs the level's instructions; lengths are the callers' care
+/// and are checked where the tasks are made, in `mod.rs`.
+pub(super) struct KernelTable {
+    pub(super) matmul: unsafe fn(&MatmulTask),
+    pub(super) attention: unsafe fn(&AttentionTask),
+    pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
+    pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub(super) silu_mul: unsafe fn(&mut [f32], &[f32]),
+}
+
+/// A [`KernelTable`] of the generic algorithms on `$lanes`, each compiled with `$attribute`.
+macro_rules! kernel_table {
+    ($lanes:ty, #[$attribute:meta]) => {{
+        use $crate::kernels::generic;
+        #[$attribute]
+        fn matmul(task: &generic::matmul::MatmulTask) {
+            generic::matmul::matmul::<$lanes>(task);
+        }
+        #[$attribute]
+        fn attention(task: &generic::attention::AttentionTask) {
+            generic::attention::attention::<$lanes>(task);
+        }
+        #[$attribute]
+        fn dequantize(rows: $crate::kernels::WeightRows, row: usize, out: &mut [f32]) {
+            generic::dequantize::dequantize::<$lanes>(rows, row, out);
+        }
+        #[$attribute]
+        fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+            generic::elementwise::rms_norm::<$lanes>(x, weight, epsilon, out);
+        }
+        #[$attribute]
+        fn silu_mul(gate: &mut [f32], up: &[f32]) {
+            generic::elementwise::silu_mul(gate, up);
+        }
+        $crate::kernels::dispatch::KernelTable { matmul, attention, dequantize, rms_norm, silu_mul }
+    }};
+}
+pub(super) use kernel_table;

@@ -1,0 +1,58 @@
+//! What happens to one row of activations between the matrix products.
+
+use crate::kernels::lanes::{LANES, Lanes, load_partial};
+
+/// `out = x / sqrt(mean(x²) + epsilon) * weight`; all of the same length.
+///
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
+#[inline(always)]
+pub(in crate::kernels) fn rms_norm<L: Lanes>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mut squares = L::splat(0.0);
+    let chunks = x.chunks_exact(LANES);
+    let tail = load_partial::<L>(chunks.remainder());
+    for chunk in chunks {
+        let values = L::load(chunk.try_into().expect("chunks of LANES"));
+        squares = values.mul_add(values, squares);
+    }
+    squares = tail.mul_add(tail, squares);
+    let scale = 1.0 / (squares.sum() / x.len() as f32 + epsilon).sqrt();
+    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// `gate = gate * sigmoid(gate) * up`, elementwise.
+#[inline(always)]
+pub(in crate::kernels) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+    for (gate, &up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// e^x within 2 units in the last place; no branches, so that loops over it vectorise.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (truncation below
+/// 2^-26); n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
+#[inline(always)]
+pub(in crate::kernels) fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts; the first has zeros behind, so that n * LN2_HIGH is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Kept inside [-150 ln 2, 129 ln 2], where the two factors below still are normal numbers.
+    let clamped = x.clamp(-104.0, 89.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut power = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        power = power * r + coefficient;
+    }
+    // 2^n as two factors: n itself reaches below the smallest normal exponent.
+    let n = n as i32;
+    let half = n >> 1;
+    let two_to = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+    let result = power * two_to(half) * two_to(n - half);
+    if x.is_nan() { x } else { result }
+}

@@ -1,0 +1,9 @@
+//! The algorithms, written once over [`super::lanes::Lanes`]; compiled once per level.
+//!
+//! Everything here is `#[inline(always)]`: it must become part of the level's own function to be
+//! compiled with the level's instructions.
+
+pub(super) mod attention;
+pub(super) mod dequantize;
+pub(super) mod elementwise;
+pub(super) mod matmul;

@@ -1,0 +1,90 @@
+//! The vector that the algorithms in `generic/` are written over: 32 lanes of f32.
+//!
+//! 32 is the block length of ggml's small types and two registers of AVX-512 (four of AVX2), so a
+//! dot product of one row has enough independent chains to hide the latency of its FMAs. An output
+//! is always summed in the same order, lane by lane, then across lanes in a fixed tree: a row's
+//! result depends neither on the other rows nor on how the work was cut.
+
+/// Elements per vector.
+pub(super) const LANES: usize = 32;
+
+/// 32 lanes of f32.
+///
+/// An implementation for an instruction set may be used only inside functions that enable it: the
+/// `#[target_feature]` instances in that set's folder.
+pub(super) trait Lanes: Copy {
+    fn splat(value: f32) -> Self;
+    fn load(values: &[f32; LANES]) -> Self;
+    fn store(self, out: &mut [f32; LANES]);
+    fn add(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    /// `self * factor + addend`; rounded once where the instruction set has FMA.
+    fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The sum over the lanes, halving: lanes i and i + 16, then i + 8, and so on.
+    fn sum(self) -> f32;
+    /// Brings the cache line at `address` nearer; never faults.
+    fn prefetch(address: *const u8);
+
+    // 32 stored weights, as documented in `blocks.rs`. Dequantising rounds after the product and
+    // after the sum, as ggml's reference does, so every instruction set yields the same weights.
+    fn f32(unit: &[u8; 128]) -> Self;
+    fn f16(unit: &[u8; 64]) -> Self;
+    fn bf16(unit: &[u8; 64]) -> Self;
+    fn q8_0(unit: &[u8; 34]) -> Self;
+    fn q4_0(unit: &[u8; 18]) -> Self;
+    fn q4_1(unit: &[u8; 20]) -> Self;
+}
+
+/// A storage type at compile time: how 32 elements of it become lanes.
+pub(super) trait Storage {
+    /// Bytes of 32 elements.
+    const UNIT_BYTES: usize;
+    /// Decodes one unit; `unit` has `UNIT_BYTES` bytes.
+    fn lanes<L: Lanes>(unit: &[u8]) -> L;
+}
+
+macro_rules! storage {
+    ($($name:ident, $bytes:literal, $decode:ident;)*) => {$(
+        pub(super) struct $name;
+        impl Storage for $name {
+            const UNIT_BYTES: usize = $bytes;
+            #[inline(always)]
+            fn lanes<L: Lanes>(unit: &[u8]) -> L {
+                L::$decode(unit.try_into().expect("a unit is cut by its own length"))
+            }
+        }
+    )*};
+}
+
+storage! {
+    F32, 128, f32;
+    F16, 64, f16;
+    Bf16, 64, bf16;
+    Q8_0, 34, q8_0;
+    Q4_0, 18, q4_0;
+    Q4_1, 20, q4_1;
+}
+
+/// Calls `$function::<..., Storage>($args)` for a [`super::WeightType`] known at run time.
+macro_rules! with_storage {
+    ($dtype:expr, $function:ident::<$lanes:ty>($($arg:expr),* $(,)?)) => {{
+        use $crate::kernels::{WeightType, lanes};
+        match $dtype {
+            WeightType::F32 => $function::<$lanes, lanes::F32>($($arg),*),
+            WeightType::F16 => $function::<$lanes, lanes::F16>($($arg),*),
+            WeightType::BF16 => $function::<$lanes, lanes::Bf16>($($arg),*),
+            WeightType::Q8_0 => $function::<$lanes, lanes::Q8_0>($($arg),*),
+            WeightType::Q4_0 => $function::<$lanes, lanes::Q4_0>($($arg),*),
+            WeightType::Q4_1 => $function::<$lanes, lanes::Q4_1>($($arg),*),
+        }
+    }};
+}
+pub(super) use with_storage;
+
+/// `values` in the first lanes, zeros behind.
+#[inline(always)]
+pub(super) fn load_partial<L: Lanes>(values: &[f32]) -> L {
+    let mut padded = [0.0; LANES];
+    padded[..values.len()].copy_from_slice(values);
+    L::load(&padded)
+}

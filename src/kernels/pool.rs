@@ -1,0 +1,343 @@
+//! Threads that share the tasks of one kernel call, and the way to stop them.
+//!
+//! The calling thread takes part, so a pool of n threads has n - 1 workers. A call opens a job; every
+//! worker that is awake joins it and draws task numbers until none is left. Workers spin for a short
+//! while between jobs, as the next one usually follows within microseconds, then park. The caller
+//! waits only for workers that joined: one that sleeps or was not scheduled costs nothing, and after
+//! a fork the child, which has no workers, still gets its work done by the calling thread.
+
+use super::Output;
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long an idle worker spins before it parks.
+const SPIN: Duration = Duration::from_micros(50);
+/// How often a caller's own signals are looked at.
+const POLL_EVERY: Duration = Duration::from_millis(10);
+
+/// Says that work should stop; looked at between tasks.
+pub struct Cancel<'a> {
+    flag: &'a AtomicBool,
+    poll: Option<&'a dyn Fn() -> bool>,
+    next_poll: Cell<Instant>,
+}
+
+impl<'a> Cancel<'a> {
+    /// Stops once `flag` is true.
+    pub fn new(flag: &'a AtomicBool) -> Self {
+        Cancel { flag, poll: None, next_poll: Cell::new(Instant::now()) }
+    }
+
+    /// Stops once `flag` is true, or `poll` returns true. Only the calling thread calls `poll`,
+    /// between its own tasks, at most every 10 ms.
+    pub fn with_poll(flag: &'a AtomicBool, poll: &'a dyn Fn() -> bool) -> Self {
+        Cancel { flag, poll: Some(poll), next_poll: Cell::new(Instant::now() + POLL_EVERY) }
+    }
+
+    /// Never stops.
+    pub fn never() -> Cancel<'static> {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Cancel::new(&NEVER)
+    }
+
+    /// Whether to stop. True once means true ever after.
+    pub fn is_cancelled(&self) -> bool {
+        if self.flag.load(Ordering::Relaxed) {
+            return true;
+        }
+        let Some(poll) = self.poll else { return false };
+        let now = Instant::now();
+        if now < self.next_poll.get() {
+            return false;
+        }
+        self.next_poll.set(now + POLL_EVERY);
+        if poll() {
+            self.flag.store(true, Ordering::Relaxed);
+        }
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+/// A job as the workers see it. The references are alive while the job is open or joined.
+#[derive(Clone, Copy)]
+struct Job {
+    run: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+    stop: *const AtomicBool,
+}
+
+/// `state` holds the job's number, whether it is open, and how many workers have joined.
+const OPEN: u64 = 1 << 16;
+const NEXT: u64 = 1 << 17;
+const JOINED: u64 = OPEN - 1;
+
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
+    next_task: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    parked: Box<[AtomicBool]>,
+    shutdown: AtomicBool,
+}
+
+// SAFETY: `job` is written only by the caller that holds the pool's lock, while the job is closed and
+// nobody has joined; it is read only by workers that joined, which the release store and the
+// compare-exchange of `state` order after the write.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; what `job` points at is `Sync`.
+unsafe impl Send for Shared {}
+
+/// Threads for kernel calls.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    handles: Vec<Thread>,
+    /// One job at a time.
+    lock: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the calling one included; at least 1.
+    ///
+    /// # Errors
+    /// The system's, if a thread cannot be started.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let workers = threads.saturating_sub(1);
+        let shared = Arc::new(Shared {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
+            next_task: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            shutdown: AtomicBool::new(false),
+        });
+        // From here on an early return drops the pool, which ends the workers started so far.
+        let mut pool =
+            Pool { shared, workers: Vec::new(), handles: Vec::new(), lock: Mutex::new(()) };
+        for index in 0..workers {
+            let shared = Arc::clone(&pool.shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("candle-llama-{index}"))
+                .spawn(move || shared.work(index))?;
+            pool.handles.push(worker.thread().clone());
+            pool.workers.push(worker);
+        }
+        Ok(pool)
+    }
+
+    /// How many threads share the work, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `run(i)` for every i below `tasks`, each once, in no order, on all threads; returns when
+    /// all have returned. Tasks not begun when `cancel` fires are left out.
+    ///
+    /// `run` must not call into the same pool.
+    ///
+    /// # Panics
+    /// If `run` panics, with its panic.
+    pub fn run(&self, tasks: usize, cancel: &Cancel, run: &(dyn Fn(usize) + Sync)) {
+        if tasks <= 1 || self.workers.is_empty() {
+            for task in 0..tasks {
+                if cancel.is_cancelled() {
+                    return;
+                }
+                run(task);
+            }
+            return;
+        }
+        let _one_job = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: only the lifetime is changed. `close` returns after the last worker that joined has
+        // left the job, before `run` and `cancel` end; no worker joins a closed job.
+        let run_for_workers: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(run) };
+        let job = Job { run: run_for_workers, tasks, stop: cancel.flag };
+        // SAFETY: we hold the lock, the last job is closed, and all its workers have left.
+        unsafe { *self.shared.job.get() = Some(job) };
+        self.shared.next_task.store(0, Ordering::Relaxed);
+        let state = self.shared.state.load(Ordering::Relaxed);
+        self.shared.state.store((state & !OPEN).wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
+        for (parked, handle) in self.shared.parked.iter().zip(&self.handles) {
+            if parked.load(Ordering::SeqCst) {
+                handle.unpark();
+            }
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let task = self.shared.next_task.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks || cancel.is_cancelled() {
+                    return;
+                }
+                run(task);
+            }
+        }));
+        self.shared.close();
+        let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = own.err().or(theirs) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `run(i, chunk)` for every chunk of `len` elements of `data`, on all threads.
+    ///
+    /// # Panics
+    /// If `len` is 0, or `run` panics.
+    pub fn for_each_chunk(
+        &self,
+        data: &mut [f32],
+        len: usize,
+        cancel: &Cancel,
+        run: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        let total = data.len();
+        let out = SharedOut::new(data);
+        self.run(total.div_ceil(len), cancel, &|chunk| {
+            let start = chunk * len;
+            // SAFETY: every chunk number comes once, and chunks do not overlap.
+            run(chunk, unsafe { out.slice_mut(start, len.min(total - start)) });
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::SeqCst);
+        for handle in &self.handles {
+            handle.unpark();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of its tasks, so it has nothing to report.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, index: usize) {
+        let mut seen = 0;
+        let mut idle_since = Instant::now();
+        while !self.shutdown.load(Ordering::Relaxed) {
+            let state = self.state.load(Ordering::SeqCst);
+            if state / NEXT != seen && state & OPEN != 0 {
+                let joined = self.state.compare_exchange(
+                    state,
+                    state + 1,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
+                if joined.is_ok() {
+                    seen = state / NEXT;
+                    self.draw();
+                    self.state.fetch_sub(1, Ordering::Release);
+                    idle_since = Instant::now();
+                }
+                continue;
+            }
+            if idle_since.elapsed() < SPIN {
+                std::hint::spin_loop();
+                continue;
+            }
+            self.parked[index].store(true, Ordering::SeqCst);
+            // Looked at once more after saying so: a caller that opened a job before it could see
+            // `parked` will not unpark us.
+            let state = self.state.load(Ordering::SeqCst);
+            if (state / NEXT == seen || state & OPEN == 0) && !self.shutdown.load(Ordering::SeqCst) {
+                std::thread::park();
+            }
+            self.parked[index].store(false, Ordering::SeqCst);
+            idle_since = Instant::now();
+        }
+    }
+
+    /// Draws tasks of the job that this worker joined, until none is left.
+    fn draw(&self) {
+        // SAFETY: this worker has joined, so the job stays as it is until it leaves.
+        let Some(job) = (unsafe { *self.job.get() }) else { return };
+        // SAFETY: the caller keeps both alive until every worker that joined has left.
+        let (run, stop) = unsafe { (&*job.run, &*job.stop) };
+        let drawn = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let task = self.next_task.fetch_add(1, Ordering::Relaxed);
+                if task >= job.tasks || stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                run(task);
+            }
+        }));
+        if let Err(panic) = drawn {
+            // No task after a panic makes sense.
+            self.next_task.store(job.tasks, Ordering::Relaxed);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+    }
+
+    /// Lets nobody join any more, and waits for those that did.
+    fn close(&self) {
+        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
+        let mut spins = 0_u32;
+        while state & JOINED != 0 {
+            // Where cores are shared, the worker may need ours to finish.
+            if spins < 4096 {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+            state = self.state.load(Ordering::Acquire);
+        }
+    }
+}
+
+/// A slice that the tasks of one job write to, each its own part.
+pub(super) struct SharedOut<'a> {
+    start: *mut f32,
+    len: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the methods that write say what their callers owe: no two tasks touch one element.
+unsafe impl Sync for SharedOut<'_> {}
+
+impl<'a> SharedOut<'a> {
+    pub(super) fn new(out: &'a mut [f32]) -> Self {
+        SharedOut { start: out.as_mut_ptr(), len: out.len(), borrow: PhantomData }
+    }
+
+    /// Sets element `index`, or adds to it.
+    ///
+    /// # Safety
+    /// `index` is inside the slice, and no other task touches it while this one runs.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, index: usize, value: f32, output: Output) {
+        debug_assert!(index < self.len);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let cell = self.start.add(index);
+            *cell = match output {
+                Output::Set => value,
+                Output::Add => *cell + value,
+            };
+        }
+    }
+
+    /// The elements from `start` on.
+    ///
+    /// # Safety
+    /// No other task touches them while this one runs.
+    ///
+    /// # Panics
+    /// If they reach over the end.
+    #[allow(clippy::mut_from_ref)] // exclusive by the caller's promise
+    #[inline(always)]
+    pub(super) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [f32] {
+        assert!(start <= self.len && len <= self.len - start, "a part inside the whole");
+        // SAFETY: inside the slice by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}

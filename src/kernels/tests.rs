@@ -1,0 +1,451 @@
+//! One suite for every level of this CPU: against plain f64 arithmetic, and against itself for the
+//! promise that a row's result depends on nothing but the row.
+
+use super::generic::elementwise::exp;
+use super::*;
+use half::{bf16, f16};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A small generator, so that a failing case can be run again: Marsaglia's xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Uniform in [-1, 1).
+    fn float(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+
+    /// Random weights of a type: random bits for the integers, sane scales.
+    fn weights(&mut self, dtype: WeightType, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for _ in 0..len / dtype.block_len() {
+            match dtype {
+                WeightType::F32 => bytes.extend(self.float().to_le_bytes()),
+                WeightType::F16 => bytes.extend(f16::from_f32(self.float()).to_le_bytes()),
+                WeightType::BF16 => bytes.extend(bf16::from_f32(self.float()).to_le_bytes()),
+                WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => {
+                    bytes.extend(f16::from_f32(self.float() / 16.0).to_le_bytes());
+                    if dtype == WeightType::Q4_1 {
+                        bytes.extend(f16::from_f32(self.float()).to_le_bytes());
+                    }
+                    let quants = if dtype == WeightType::Q8_0 { 32 } else { 16 };
+                    bytes.extend((0..quants).map(|_| self.bits() as u8));
+                }
+            }
+        }
+        bytes
+    }
+}
+
+/// Every level of this CPU, saying which are left out; none may be, on a machine known to have all.
+fn levels() -> Vec<Isa> {
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        println!("skipped: {}", isa.name());
+        let required = std::env::var("CANDLE_LLAMA_REQUIRE_ISA").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name == isa.name()), "{} is required here", isa.name());
+    }
+    Isa::available().collect()
+}
+
+fn kernels(isa: Isa, threads: usize) -> Kernels {
+    Kernels::new(isa, threads).expect("threads can be started")
+}
+
+/// Element `i` of a row, from the table in blocks.rs, in f64 but rounded as f32 where ggml rounds.
+fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
+    let half = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
+    let block = i / dtype.block_len() * dtype.block_bytes();
+    let i = i % dtype.block_len();
+    let nibble = |at: usize| (row[at + i % 16] >> (4 * (i / 16))) & 15;
+    match dtype {
+        WeightType::F32 => f32::from_le_bytes(row[block..block + 4].try_into().unwrap()),
+        WeightType::F16 => half(block),
+        WeightType::BF16 => bf16::from_le_bytes([row[block], row[block + 1]]).to_f32(),
+        WeightType::Q8_0 => f32::from(row[block + 2 + i] as i8) * half(block),
+        WeightType::Q4_0 => (f32::from(nibble(block + 2)) - 8.0) * half(block),
+        WeightType::Q4_1 => f32::from(nibble(block + 4)) * half(block) + half(block + 2),
+    }
+}
+
+/// Widths around the lanes and blocks that `dtype` can have.
+fn widths(dtype: WeightType) -> Vec<usize> {
+    match dtype.block_len() {
+        1 => vec![1, 2, 15, 16, 31, 32, 33, 63, 64, 65, 96, 576, 1000],
+        block => [1, 2, 3, 5, 18].map(|blocks| blocks * block).to_vec(),
+    }
+}
+
+#[test]
+fn dequantize_is_bit_exact_at_every_level() {
+    let mut random = Random(1);
+    for isa in levels() {
+        for dtype in WeightType::ALL {
+            for cols in widths(dtype) {
+                let bytes = random.weights(dtype, 3 * cols);
+                let weight = WeightRows::new(dtype, &bytes, 3, cols).unwrap();
+                let mut out = vec![0.0; cols];
+                for row in 0..3 {
+                    kernels(isa, 1).dequantize(weight, row, &mut out);
+                    let row = weight.row(row);
+                    let expected: Vec<f32> = (0..cols).map(|i| element(dtype, row, i)).collect();
+                    assert_eq!(out, expected, "{dtype} {cols} {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_f16_is_widened_exactly() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let weight = WeightRows::new(WeightType::F16, &bytes, 1, 1 << 16).unwrap();
+    for isa in levels() {
+        let mut out = vec![0.0; 1 << 16];
+        kernels(isa, 1).dequantize(weight, 0, &mut out);
+        for (bits, value) in out.into_iter().enumerate() {
+            let expected = f16::from_bits(bits as u16).to_f32_const();
+            let same = value.to_bits() == expected.to_bits() || value.is_nan() && expected.is_nan();
+            assert!(same, "{bits:#06x} {}", isa.name());
+        }
+    }
+}
+
+/// The bound: k products, each off by half a unit in the last place of its magnitude, and as many sums.
+fn dot_bound(x: &[f32], w: &[f32]) -> f64 {
+    let magnitude: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w).abs()).sum();
+    magnitude * f64::from(f32::EPSILON) * 8.0 + 1e-30
+}
+
+#[test]
+fn matmul_is_the_sum_of_products_at_every_level() {
+    let mut random = Random(2);
+    for isa in levels() {
+        let kernels = kernels(isa, 2);
+        for dtype in WeightType::ALL {
+            for cols in widths(dtype) {
+                for (rows, weight_rows) in [(1, 1), (1, 7), (2, 3), (3, 50), (4, 2), (5, 49), (9, 100)] {
+                    let bytes = random.weights(dtype, weight_rows * cols);
+                    let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+                    let x = random.floats(rows * cols);
+                    let mut out = random.floats(rows * weight_rows);
+                    let before = out.clone();
+                    let product = Product { weight, out: &mut out, output: Output::Add };
+                    kernels.matmul(&x, rows, &mut [product], &Cancel::never());
+                    for row in 0..rows {
+                        for column in 0..weight_rows {
+                            let x = &x[row * cols..][..cols];
+                            let w: Vec<f32> =
+                                (0..cols).map(|i| element(dtype, weight.row(column), i)).collect();
+                            let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                            let at = row * weight_rows + column;
+                            let error = (f64::from(out[at]) - f64::from(before[at]) - dot).abs();
+                            let bound = dot_bound(x, &w) + f64::from(f32::EPSILON) * (2.0 + dot.abs());
+                            assert!(error <= bound, "{dtype} {cols} {}: {error} > {bound}", isa.name());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_matmul_depends_on_nothing_but_the_row() {
+    let mut random = Random(3);
+    for isa in levels() {
+        for dtype in WeightType::ALL {
+            let cols = if dtype.block_len() == 1 { 100 } else { 96 };
+            let bytes = random.weights(dtype, 130 * cols);
+            let weight = WeightRows::new(dtype, &bytes, 130, cols).unwrap();
+            let x = random.floats(11 * cols);
+            let product = |threads: usize, rows: std::ops::Range<usize>| {
+                let mut out = vec![0.0; rows.len() * 130];
+                let product = Product { weight, out: &mut out, output: Output::Set };
+                let x = &x[rows.start * cols..rows.end * cols];
+                kernels(isa, threads).matmul(x, rows.len(), &mut [product], &Cancel::never());
+                out
+            };
+            let whole = product(1, 0..11);
+            for rows in [0..1, 3..5, 3..6, 2..6, 0..11, 10..11] {
+                for threads in [1, 2, 3] {
+                    let expected = &whole[rows.start * 130..rows.end * 130];
+                    assert_eq!(product(threads, rows.clone()), expected, "{dtype} {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+/// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and their blocks' bytes.
+struct Cache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    blocks: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Cache {
+    fn new(random: &mut Random, positions: usize, kv_heads: usize, head_dim: usize) -> Self {
+        let keys = random.floats(positions * kv_heads * head_dim);
+        let values = random.floats(positions * kv_heads * head_dim);
+        let blocks = (0..positions.div_ceil(BLOCK_POSITIONS))
+            .map(|block| {
+                // Unused positions hold what an earlier sequence left there.
+                let mut k = vec![f32::NAN; kv_heads * head_dim * BLOCK_POSITIONS];
+                let mut v = k.clone();
+                for p in 0..BLOCK_POSITIONS.min(positions - block * BLOCK_POSITIONS) {
+                    for head in 0..kv_heads {
+                        for d in 0..head_dim {
+                            let from = ((block * BLOCK_POSITIONS + p) * kv_heads + head) * head_dim + d;
+                            k[(head * head_dim + d) * BLOCK_POSITIONS + p] = keys[from];
+                            v[(head * BLOCK_POSITIONS + p) * head_dim + d] = values[from];
+                        }
+                    }
+                }
+                let bytes = |x: Vec<f32>| x.into_iter().flat_map(f32::to_le_bytes).collect();
+                (bytes(k), bytes(v))
+            })
+            .collect();
+        Cache { keys, values, blocks }
+    }
+
+    fn span(&self, position: usize, rows: usize) -> AttentionSpan<'_> {
+        let blocks =
+            self.blocks.iter().map(|(keys, values)| KvBlock { dtype: WeightType::F32, keys, values });
+        AttentionSpan { rows, position, blocks: blocks.collect() }
+    }
+}
+
+#[test]
+fn attention_is_softmax_of_scores_times_values() {
+    let mut random = Random(4);
+    for isa in levels() {
+        for (kv_heads, group, head_dim) in [(1, 1, 2), (2, 3, 10), (3, 2, 64), (1, 4, 80)] {
+            let heads = kv_heads * group;
+            let cache = Cache::new(&mut random, 150, kv_heads, head_dim);
+            let (first, rows) = (60, 90);
+            let mut queries = random.floats(rows * heads * head_dim);
+            queries.iter_mut().for_each(|q| *q *= 4.0);
+            let mut out = vec![0.0; queries.len()];
+            let span = [cache.span(first, rows)];
+            kernels(isa, 2).attention(&queries, &span, heads, kv_heads, head_dim, &mut out, &Cancel::never());
+            for row in 0..rows {
+                for head in 0..heads {
+                    let at = |p: usize| (p * kv_heads + head / group) * head_dim;
+                    let q = &queries[(row * heads + head) * head_dim..][..head_dim];
+                    let scores: Vec<f64> = (0..=first + row)
+                        .map(|p| {
+                            let k = &cache.keys[at(p)..][..head_dim];
+                            let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                            dot / (head_dim as f64).sqrt()
+                        })
+                        .collect();
+                    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores.iter().map(|s| (s - maximum).exp()).sum();
+                    for d in 0..head_dim {
+                        let expected: f64 = scores
+                            .iter()
+                            .enumerate()
+                            .map(|(p, s)| (s - maximum).exp() / total * f64::from(cache.values[at(p) + d]))
+                            .sum();
+                        let got = f64::from(out[(row * heads + head) * head_dim + d]);
+                        // Values are below 1 and the weights sum to 1: the error is that of f32 exps.
+                        assert!((got - expected).abs() < 4e-6, "{got} {expected} {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_attention_depends_on_nothing_but_the_row() {
+    let mut random = Random(5);
+    let (kv_heads, heads, head_dim) = (2, 4, 64);
+    let width = heads * head_dim;
+    for isa in levels() {
+        let cache = Cache::new(&mut random, 200, kv_heads, head_dim);
+        let queries = random.floats(200 * width);
+        let run = |threads: usize, spans: &[(usize, usize)]| {
+            let queries: Vec<f32> = spans
+                .iter()
+                .flat_map(|&(position, rows)| queries[position * width..(position + rows) * width].to_vec())
+                .collect();
+            let mut out = vec![0.0; queries.len()];
+            let spans: Vec<_> = spans.iter().map(|&(position, rows)| cache.span(position, rows)).collect();
+            kernels(isa, threads).attention(
+                &queries,
+                &spans,
+                heads,
+                kv_heads,
+                head_dim,
+                &mut out,
+                &Cancel::never(),
+            );
+            out
+        };
+        let whole = run(1, &[(0, 200)]);
+        let rows = |first: usize, count: usize| &whole[first * width..(first + count) * width];
+        for threads in [1, 2, 3] {
+            assert_eq!(run(threads, &[(0, 200)]), whole);
+            assert_eq!(run(threads, &[(199, 1)]), rows(199, 1));
+            assert_eq!(run(threads, &[(63, 2), (100, 17)]), [rows(63, 2), rows(100, 17)].concat());
+        }
+    }
+}
+
+#[test]
+fn exp_is_within_two_units_in_the_last_place() {
+    let mut worst = 0.0_f64;
+    for step in -880_000..=880_000 {
+        let x = step as f32 * 1e-4;
+        let expected = f64::from(x).exp();
+        if expected < f64::from(f32::MIN_POSITIVE) {
+            continue;
+        }
+        worst = worst.max((f64::from(exp(x)) - expected).abs() / expected);
+    }
+    assert!(worst <= 2.0 * f64::from(f32::EPSILON), "{worst}");
+    for (x, expected) in [(0.0, 1.0), (-200.0, 0.0), (f32::NEG_INFINITY, 0.0), (90.0, f32::INFINITY)] {
+        assert_eq!(exp(x), expected, "exp({x})");
+    }
+    assert!(exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn rms_norm_silu_and_rope_follow_their_formulas() {
+    let mut random = Random(6);
+    for isa in levels() {
+        let kernels = kernels(isa, 2);
+        for width in [2, 31, 32, 33, 576] {
+            let rows = 9;
+            let (x, weight) = (random.floats(rows * width), random.floats(width));
+            let mut out = vec![0.0; x.len()];
+            kernels.rms_norm(&x, &weight, 1e-5, &mut out, &Cancel::never());
+            let up = random.floats(x.len());
+            let mut gate = x.clone();
+            kernels.silu_mul(&mut gate, &up, &Cancel::never());
+            for (i, &value) in x.iter().enumerate() {
+                let row = &x[i / width * width..][..width];
+                let mean: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
+                let norm = f64::from(value) / (mean + 1e-5).sqrt() * f64::from(weight[i % width]);
+                assert!((f64::from(out[i]) - norm).abs() < 2e-6 * (1.0 + norm.abs()), "{}", isa.name());
+                let silu = f64::from(value) / (1.0 + (-f64::from(value)).exp()) * f64::from(up[i]);
+                assert!((f64::from(gate[i]) - silu).abs() < 1e-6, "{}", isa.name());
+            }
+        }
+        let (rows, heads, head_dim) = (3, 2, 6);
+        let x = random.floats(rows * heads * head_dim);
+        let angles = random.floats(rows * head_dim / 2);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let mut rotated = x.clone();
+        kernels.rope(&mut rotated, head_dim, &cos, &sin, &Cancel::never());
+        for row in 0..rows {
+            for head in 0..heads {
+                for i in 0..head_dim / 2 {
+                    let at = (row * heads + head) * head_dim + i;
+                    let (a, b) = (x[at], x[at + head_dim / 2]);
+                    let (c, s) = (cos[row * head_dim / 2 + i], sin[row * head_dim / 2 + i]);
+                    assert_eq!(rotated[at], a * c - b * s);
+                    assert_eq!(rotated[at + head_dim / 2], b * c + a * s);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pool_runs_every_task_once_whoever_calls() {
+    let pool = Pool::new(3).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for tasks in [0, 1, 2, 7, 100] {
+                    for _ in 0..50 {
+                        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                        pool.run(tasks, &Cancel::never(), &|task| {
+                            counts[task].fetch_add(1, Ordering::Relaxed);
+                        });
+                        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_parked_pool_wakes_again() {
+    let pool = Pool::new(2).unwrap();
+    for _ in 0..5 {
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        let threads = std::sync::Mutex::new(std::collections::HashSet::new());
+        pool.run(200, &Cancel::never(), &|_| {
+            std::thread::sleep(std::time::Duration::from_micros(20));
+            threads.lock().unwrap().insert(std::thread::current().id());
+        });
+        assert_eq!(threads.lock().unwrap().len(), 2, "the worker took part");
+    }
+}
+
+#[test]
+fn a_panic_in_a_task_reaches_the_caller_and_the_pool_goes_on() {
+    let pool = Pool::new(2).unwrap();
+    for _ in 0..20 {
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(64, &Cancel::never(), &|task| assert!(task != 13, "unlucky"));
+        }));
+        assert!(caught.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(64, &Cancel::never(), &|_| _ = count.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(count.load(Ordering::Relaxed), 64);
+    }
+}
+
+#[test]
+fn cancelling_leaves_the_remaining_tasks_out() {
+    for threads in [1, 2] {
+        let pool = Pool::new(threads).unwrap();
+        let flag = AtomicBool::new(false);
+        let count = AtomicUsize::new(0);
+        pool.run(10_000, &Cancel::new(&flag), &|_| {
+            if count.fetch_add(1, Ordering::Relaxed) == 10 {
+                flag.store(true, Ordering::Relaxed);
+            }
+        });
+        assert!(count.load(Ordering::Relaxed) < 100);
+
+        let flag = AtomicBool::new(false);
+        let polls = Cell::new(0);
+        let poll = || {
+            polls.set(polls.get() + 1);
+            polls.get() == 2
+        };
+        let cancel = Cancel::with_poll(&flag, &poll);
+        pool.run(10_000, &cancel, &|_| std::thread::sleep(std::time::Duration::from_millis(1)));
+        assert_eq!(polls.get(), 2);
+        assert!(cancel.is_cancelled());
+    }
+}
+
+#[test]
+fn a_view_has_exactly_its_bytes() {
+    let bytes = [0; 36];
+    assert!(WeightRows::new(WeightType::Q4_0, &bytes, 2, 32).is_some());
+    assert!(WeightRows::new(WeightType::Q4_0, &bytes, 1, 32).is_none());
+    assert!(WeightRows::new(WeightType::Q4_0, &bytes, 2, 31).is_none());
+    assert!(WeightRows::new(WeightType::F32, &bytes, 0, 0).is_none());
+    assert!(WeightRows::new(WeightType::F32, &[], usize::MAX, 4).is_none());
+}

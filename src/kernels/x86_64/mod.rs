@@ -1,0 +1,4 @@
+//! Kernels for x86-64, one folder per level.
+
+pub(super) mod avx2;
+pub(super) mod avx512;

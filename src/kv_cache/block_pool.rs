@@ -1,0 +1,126 @@
+//! Blocks of 64 positions: allocated when first needed, given back when a sequence ends.
+
+use crate::error::{Error, Result};
+use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
+use std::ops::Range;
+
+/// What a block holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// `num_hidden_layers`
+    pub layers: usize,
+    /// `num_key_value_heads`
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// F32 or F16.
+    pub dtype: WeightType,
+}
+
+impl KvShape {
+    /// Bytes of the keys, or of the values, of one layer in a block; None if that overflows.
+    fn part_bytes(&self) -> Option<usize> {
+        self.dtype.bytes_for(self.kv_heads.checked_mul(self.head_dim)?.checked_mul(BLOCK_POSITIONS)?)
+    }
+
+    /// Bytes of one block, all layers; None if that overflows.
+    pub fn block_bytes(&self) -> Option<usize> {
+        self.part_bytes()?.checked_mul(2)?.checked_mul(self.layers)
+    }
+}
+
+/// 64 positions in all layers. Layer by layer: keys `(kv_heads, head_dim, 64)`, then values
+/// `(kv_heads, 64, head_dim)`.
+#[derive(Debug)]
+pub struct Block {
+    bytes: Box<[u8]>,
+    part_bytes: usize,
+    dtype: WeightType,
+}
+
+impl Block {
+    fn keys_range(&self, layer: usize) -> Range<usize> {
+        let start = 2 * layer * self.part_bytes;
+        start..start + self.part_bytes
+    }
+
+    /// One layer, as the attention kernel reads it.
+    pub fn layer(&self, layer: usize) -> KvBlock<'_> {
+        let keys = self.keys_range(layer);
+        let values = keys.end..keys.end + self.part_bytes;
+        KvBlock { dtype: self.dtype, keys: &self.bytes[keys], values: &self.bytes[values] }
+    }
+
+    /// The keys and the values of one layer, to be written.
+    pub(super) fn layer_mut(&mut self, layer: usize) -> (&mut [u8], &mut [u8]) {
+        let keys = self.keys_range(layer);
+        let end = keys.end + self.part_bytes;
+        self.bytes[keys.start..end].split_at_mut(self.part_bytes)
+    }
+}
+
+/// Lends blocks, up to a bound.
+#[derive(Debug)]
+pub struct BlockPool {
+    shape: KvShape,
+    part_bytes: usize,
+    block_bytes: usize,
+    free: Vec<Block>,
+    /// Blocks that exist, lent or free.
+    blocks: usize,
+    most: usize,
+}
+
+impl BlockPool {
+    /// A pool that never holds more than `most_bytes`, though always one block. Nothing is allocated
+    /// yet.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a single block is too large to address.
+    pub fn new(shape: KvShape, most_bytes: u64) -> Result<Self> {
+        let (Some(part_bytes), Some(block_bytes)) = (shape.part_bytes(), shape.block_bytes()) else {
+            return Err(Error::unsupported("KV cache", format!("{shape:?} is too large")));
+        };
+        let most = usize::try_from(most_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
+        Ok(BlockPool { shape, part_bytes, block_bytes, free: Vec::new(), blocks: 0, most })
+    }
+
+    /// What the blocks hold.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// A block; what an earlier sequence wrote may still stand in it.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if the bound is reached or the system has no memory.
+    pub fn take(&mut self) -> Result<Block> {
+        if let Some(block) = self.free.pop() {
+            return Ok(block);
+        }
+        let full = |what: &str| Error::Generation {
+            reason: format!(
+                "no room for more keys and values: {} blocks of {} positions, {} bytes each, are in use; {what}",
+                self.blocks, BLOCK_POSITIONS, self.block_bytes,
+            ),
+        };
+        if self.blocks >= self.most {
+            return Err(full("close other streams, or load with a smaller context_length"));
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(self.block_bytes).map_err(|_| full("the system has no memory left"))?;
+        bytes.resize(self.block_bytes, 0);
+        self.blocks += 1;
+        Ok(Block { bytes: bytes.into_boxed_slice(), part_bytes: self.part_bytes, dtype: self.shape.dtype })
+    }
+
+    /// Takes blocks back.
+    pub fn give_back(&mut self, blocks: impl IntoIterator<Item = Block>) {
+        self.free.extend(blocks);
+    }
+
+    /// Bytes of the blocks that exist, lent or free.
+    pub fn allocated_bytes(&self) -> usize {
+        self.blocks * self.block_bytes
+    }
+}

@@ -1,0 +1,142 @@
+//! One sequence's keys and values, block by block.
+
+use super::block_pool::{Block, BlockPool, KvShape};
+use crate::error::Result;
+use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// The blocks of one sequence, in the order of their positions.
+#[derive(Debug, Default)]
+pub struct PagedKv {
+    blocks: Vec<Block>,
+}
+
+impl PagedKv {
+    /// Makes room for positions below `positions`.
+    ///
+    /// # Errors
+    /// As [`BlockPool::take`]; what was there stays.
+    pub fn reserve(&mut self, positions: usize, pool: &mut BlockPool) -> Result<()> {
+        while self.blocks.len() * BLOCK_POSITIONS < positions {
+            self.blocks.push(pool.take()?);
+        }
+        Ok(())
+    }
+
+    /// Writes the keys and values of one layer for the positions from `position` on.
+    ///
+    /// - `keys`, `values`: `(rows, kv_heads, head_dim)`
+    ///
+    /// # Panics
+    /// If there is no room ([`Self::reserve`]) or the lengths disagree with the shape.
+    pub fn write(&mut self, shape: &KvShape, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        let width = shape.kv_heads * shape.head_dim;
+        assert_eq!(keys.len(), values.len(), "a value for each key");
+        let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
+        let mut half_keys = vec![f16::ZERO; width];
+        let mut half_values = half_keys.clone();
+        for (position, (keys, values)) in (position..).zip(rows) {
+            let at = position % BLOCK_POSITIONS;
+            let (block_keys, block_values) = self.blocks[position / BLOCK_POSITIONS].layer_mut(layer);
+            match shape.dtype {
+                WeightType::F32 => scatter(block_keys, block_values, shape, at, keys, values),
+                WeightType::F16 => {
+                    half_keys.convert_from_f32_slice(keys);
+                    half_values.convert_from_f32_slice(values);
+                    scatter(block_keys, block_values, shape, at, &half_keys, &half_values);
+                }
+                other => unreachable!("a cache of {other} is never made"),
+            }
+        }
+    }
+
+    /// One layer of every block.
+    pub fn layer(&self, layer: usize) -> Vec<KvBlock<'_>> {
+        self.blocks.iter().map(|block| block.layer(layer)).collect()
+    }
+
+    /// Gives all blocks back.
+    pub fn release(self, pool: &mut BlockPool) {
+        pool.give_back(self.blocks);
+    }
+}
+
+/// Puts one position's keys, transposed, and values at their places.
+fn scatter<T: bytemuck::NoUninit>(
+    block_keys: &mut [u8],
+    block_values: &mut [u8],
+    shape: &KvShape,
+    at: usize,
+    keys: &[T],
+    values: &[T],
+) {
+    let size = size_of::<T>();
+    for (index, key) in keys.iter().enumerate() {
+        let to = (index * BLOCK_POSITIONS + at) * size;
+        block_keys[to..to + size].copy_from_slice(bytemuck::bytes_of(key));
+    }
+    for (head, values) in values.chunks_exact(shape.head_dim).enumerate() {
+        let to = (head * BLOCK_POSITIONS + at) * shape.head_dim * size;
+        block_values[to..to + shape.head_dim * size].copy_from_slice(bytemuck::cast_slice(values));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(dtype: WeightType) -> KvShape {
+        KvShape { layers: 2, kv_heads: 2, head_dim: 4, dtype }
+    }
+
+    #[test]
+    fn what_is_written_stands_where_the_kernels_read_it() {
+        for dtype in [WeightType::F32, WeightType::F16] {
+            let shape = shape(dtype);
+            let mut pool = BlockPool::new(shape, u64::MAX).unwrap();
+            let mut kv = PagedKv::default();
+            kv.reserve(70, &mut pool).unwrap();
+            // Small integers, exact in f16 too.
+            let keys: Vec<f32> = (0..10 * 8).map(|i| i as f32).collect();
+            let values: Vec<f32> = keys.iter().map(|k| -k).collect();
+            kv.write(&shape, 1, 60, &keys, &values);
+            let number = |bytes: &[u8], at: usize| match dtype {
+                WeightType::F32 => f32::from_le_bytes(bytes[4 * at..4 * at + 4].try_into().unwrap()),
+                _ => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
+            };
+            for row in 0..10 {
+                let (block, at) = ((60 + row) / 64, (60 + row) % 64);
+                let layer = kv.layer(1)[block];
+                for head in 0..2 {
+                    for d in 0..4 {
+                        let expected = (row * 8 + head * 4 + d) as f32;
+                        assert_eq!(number(layer.keys, (head * 4 + d) * 64 + at), expected);
+                        assert_eq!(number(layer.values, (head * 64 + at) * 4 + d), -expected);
+                    }
+                }
+            }
+            assert!(kv.layer(0).iter().all(|layer| layer.keys.iter().all(|&byte| byte == 0)));
+        }
+    }
+
+    #[test]
+    fn the_pool_is_bounded_and_reuses_what_is_given_back() {
+        let shape = shape(WeightType::F16);
+        let block = shape.block_bytes().unwrap() as u64;
+        let mut pool = BlockPool::new(shape, 2 * block).unwrap();
+        let mut kv = PagedKv::default();
+        kv.reserve(128, &mut pool).unwrap();
+        assert!(kv.reserve(129, &mut pool).is_err());
+        assert_eq!(kv.layer(0).len(), 2, "what was there stays");
+        kv.release(&mut pool);
+        PagedKv::default().reserve(128, &mut pool).unwrap();
+        assert_eq!(pool.allocated_bytes() as u64, 2 * block);
+    }
+
+    #[test]
+    fn a_shape_that_overflows_is_refused() {
+        let shape = KvShape { layers: usize::MAX, kv_heads: 1 << 20, head_dim: 1 << 20, dtype: WeightType::F32 };
+        assert!(BlockPool::new(shape, 1).is_err());
+    }
+}
