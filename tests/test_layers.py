@@ -1,0 +1,389 @@
+"""The house rules, held by reading the sources: who may name whom, and where `unsafe` may live.
+
+Every rule is a function from a source to complaints. It is tried on the repository, and on made-up
+snippets that must, or must not, be complained about.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rust_source import RustSource
+
+ROOT = Path(__file__).resolve().parent.parent
+SRC = ROOT / "src"
+PACKAGE = ROOT / "python" / "candle_llama"
+
+LADDER = (
+    "error",
+    "sys",
+    "device",
+    "kernels",
+    "checkpoint",
+    "config",
+    "tokenizer",
+    "kv_cache",
+    "model",
+    "sampling",
+    "engine",
+    "llama",
+    "bindings",
+)
+# Beyond the ladder: the engine works on token ids and knows nothing of text.
+NEVER = {("engine", "tokenizer")}
+PYTHON_CRATES = {"pyo3", "numpy"}
+CANDLE_CRATES = {"candle", "candle_core", "candle_nn", "candle_transformers", "candle_flash_attn"}
+GPU_FEATURES = {"cuda", "cudnn", "flash-attn", "metal", "accelerate", "nccl", "mkl"}
+UNSAFE_HOMES = re.compile(r"kernels/|checkpoint/mmap\.rs$|sys\.rs$")
+NETWORK_CRATES = {
+    *("attohttpc", "curl", "hf_hub", "hyper", "isahc", "minreq", "native_tls", "openssl", "quinn", "reqwest"),
+    *("rustls", "socket2", "surf", "tungstenite", "ureq"),
+}
+NETWORK_PATHS = {
+    *(("std", "net"), ("core", "net"), ("std", "os", "unix", "net"), ("tokio", "net"), ("mio", "net")),
+    *(("libc", name) for name in ("socket", "connect", "bind", "getaddrinfo", "sendto", "recvfrom")),
+}
+
+Complaints = Iterator[str]
+
+
+def top_module(source: RustSource) -> str | None:
+    """The rung of the ladder that a file belongs to; None for lib.rs, which only lists them."""
+    return source.module[0] if source.module else None
+
+
+def root_names() -> dict[str, str]:
+    """What lib.rs re-exports at the crate's root, and the module each name comes from."""
+    library = RustSource("lib.rs", (SRC / "lib.rs").read_text())
+    names = {}
+    for path in library.paths:
+        segments = [s for s in path.segments if s != "crate"]
+        if path.public and segments[0] in LADDER:
+            names[path.alias or segments[-1]] = segments[0]
+    return names
+
+
+def ladder(source: RustSource) -> Complaints:
+    """A module names only modules to its left."""
+    home = top_module(source)
+    if home is None:
+        return
+    if home not in LADDER:
+        yield f"`{home}` is not on the ladder"
+        return
+    exports = root_names()
+    for path in source.paths:
+        if path.segments[0] != "crate":
+            continue
+        name = path.segments[1] if len(path.segments) > 1 else "*"
+        name = exports.get(name, name)
+        if name not in LADDER:
+            yield f"line {path.line}: `{path}` names no module of the ladder"
+        elif LADDER.index(name) > LADDER.index(home):
+            yield f"line {path.line}: `{home}` names `{name}`, which is to its right (`{path}`)"
+        elif (home, name) in NEVER:
+            yield f"line {path.line}: `{home}` never names `{name}` (`{path}`)"
+
+
+def kernels_stand_alone(source: RustSource) -> Complaints:
+    """Kernels import nothing of ours and nothing of Candle."""
+    if top_module(source) != "kernels":
+        return
+    for path in source.paths:
+        ours = path.segments[0] == "crate" and path.segments[1:2] != ("kernels",)
+        if ours or path.segments[0] in CANDLE_CRATES:
+            yield f"line {path.line}: a kernel names `{path}`"
+
+
+def python_stays_in_bindings(source: RustSource) -> Complaints:
+    """Only bindings name pyo3 and numpy."""
+    if top_module(source) == "bindings":
+        return
+    for path in source.paths:
+        if path.segments[0] in PYTHON_CRATES:
+            yield f"line {path.line}: `{path}` outside bindings"
+
+
+def no_network(source: RustSource) -> Complaints:
+    """Rust never touches the network: downloading is Python's."""
+    for path in source.paths:
+        network = any(path.segments[: len(taboo)] == taboo for taboo in NETWORK_PATHS)
+        if network or path.segments[0] in NETWORK_CRATES:
+            yield f"line {path.line}: `{path}` reaches the network"
+
+
+def gpu_features_in_device(source: RustSource) -> Complaints:
+    """The GPU features' cfgs are read in device.rs alone."""
+    if source.name == "device.rs":
+        return
+    for first, second, third in zip(source.tokens, source.tokens[1:], source.tokens[2:], strict=False):
+        if first.text == "feature" and second.text == "=" and third.text.strip('"') in GPU_FEATURES:
+            yield f"line {first.line}: cfg of feature {third.text} outside device.rs"
+
+
+def unsafe_at_home(source: RustSource) -> Complaints:
+    """`unsafe` lives in kernels, checkpoint/mmap.rs and sys.rs."""
+    if UNSAFE_HOMES.match(source.name):
+        return
+    for token in source.tokens:
+        if token.text in ("unsafe", "unsafe_code"):
+            yield f"line {token.line}: `{token.text}` outside its homes"
+
+
+def unsafe_is_explained(source: RustSource) -> Complaints:
+    """Every unsafe block and impl has its SAFETY note, above its statement or inside it."""
+    for index, token in enumerate(source.tokens[:-1]):
+        if token.text != "unsafe" or source.tokens[index + 1].text not in ("{", "impl"):
+            continue
+        start = index
+        while start > 0 and source.tokens[start - 1].text not in (";", "{", "}"):
+            start -= 1
+        first = line = source.tokens[start].line
+        while line - 1 in source.comments:
+            line -= 1
+        notes = " ".join(source.comments.get(n, "") for n in range(line, token.line + 1))
+        if "SAFETY:" not in notes:
+            yield f"line {token.line}: no SAFETY note above (statement begins at line {first})"
+
+
+RUST_RULES = (
+    ladder,
+    kernels_stand_alone,
+    python_stays_in_bindings,
+    no_network,
+    gpu_features_in_device,
+    unsafe_at_home,
+    unsafe_is_explained,
+)
+
+
+def rust_files() -> list[Path]:
+    return sorted(SRC.rglob("*.rs"))
+
+
+@pytest.mark.parametrize("rule", RUST_RULES, ids=lambda rule: rule.__name__)
+def test_rust_sources_keep_the_rule(rule: Callable[[RustSource], Complaints]) -> None:
+    complaints = []
+    for file in rust_files():
+        source = RustSource(file.relative_to(SRC).as_posix(), file.read_text())
+        complaints += [f"src/{source.name}: {complaint}" for complaint in rule(source)]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_the_sources_are_read() -> None:
+    """Guards the rules against reading nothing: modules are there, and name modules below them."""
+    sources = [RustSource(file.relative_to(SRC).as_posix(), file.read_text()) for file in rust_files()]
+    assert {top_module(source) for source in sources} >= {"error", "kernels", "checkpoint", "config"}
+    named = {path.segments[1] for source in sources for path in source.paths if path.segments[0] == "crate"}
+    assert named & {"error", "Error", "Result"}
+
+
+BROKEN = [
+    (ladder, "kernels/mod.rs", "use crate::model::Model;"),
+    (ladder, "config/hf.rs", "use crate::{error::Result, tokenizer::{self, Tokenizer}};"),
+    (ladder, "config/hf.rs", "fn f() { let _ = crate::llama::load(); }"),
+    (ladder, "sys.rs", "use super::engine::Sequence;"),
+    (ladder, "sys.rs", "use super::*;"),
+    (ladder, "config/hf.rs", "use super::super::sampling;"),
+    (ladder, "config/hf.rs", "mod tests { use super::super::super::llama::Llama; }"),
+    (ladder, "config/hf.rs", "use crate as everything;"),
+    (ladder, "config/hf.rs", "use candle_llama::engine::Engine;"),
+    (ladder, "config/hf.rs", "fn f<T>() -> <u8 as crate::engine::Step>::Out { todo!() }"),
+    (ladder, "config/hf.rs", "macro_rules! m { () => { $crate::engine::step() } }"),
+    (ladder, "config/hf.rs", 'const A: &str = "\\"; // "; use crate::engine::E;\n use crate::llama::L;'),
+    (ladder, "engine/batch.rs", "use crate::tokenizer::Tokenizer;"),
+    (ladder, "engine/batch.rs", "use crate::{error, sampling::{Sampler}, tokenizer};"),
+    (ladder, "extras/mod.rs", ""),
+    (kernels_stand_alone, "kernels/pool.rs", "use crate::error::Result;"),
+    (kernels_stand_alone, "kernels/scalar/matmul.rs", "use candle_core::Tensor;"),
+    (kernels_stand_alone, "kernels/scalar/matmul.rs", "fn f() -> candle_core::Result<()> { Ok(()) }"),
+    (python_stays_in_bindings, "llama.rs", "use pyo3::prelude::*;"),
+    (python_stays_in_bindings, "llama.rs", "fn f(a: numpy::PyArray1<f32>) {}"),
+    (python_stays_in_bindings, "llama.rs", "#[pyo3::pyclass] struct A;"),
+    (no_network, "checkpoint/mod.rs", "use std::{fs, net::TcpStream};"),
+    (no_network, "checkpoint/mod.rs", "fn f() { let _ = ::std::net::TcpStream::connect(a); }"),
+    (no_network, "checkpoint/mod.rs", "fn f() { ureq::get(url); }"),
+    (no_network, "sys.rs", "fn f() { libc::socket(0, 0, 0); }"),
+    (no_network, "bindings/mod.rs", "extern crate reqwest;"),
+    (gpu_features_in_device, "model/candle.rs", '#[cfg(feature = "cuda")] mod gpu {}'),
+    (gpu_features_in_device, "lib.rs", '#[cfg(not(any(feature="flash-attn", test)))] mod gpu {}'),
+    (gpu_features_in_device, "llama.rs", 'const METAL: bool = cfg!(feature = "metal");'),
+    (unsafe_at_home, "checkpoint/gguf.rs", "fn f(p: *const u8) -> u8 { unsafe { *p } }"),
+    (unsafe_at_home, "checkpoint/tied.rs", "unsafe impl Send for A {}"),
+    (unsafe_at_home, "model/cpu/mod.rs", "#![allow(unsafe_code)]"),
+    (unsafe_is_explained, "kernels/pool.rs", "fn f(p: *const u8) -> u8 {\n    unsafe { *p }\n}"),
+    (unsafe_is_explained, "kernels/pool.rs", "// SAFETY: f's.\nfn f() {}\nunsafe impl Send for A {}"),
+    (
+        unsafe_is_explained,
+        "sys.rs",
+        "fn f() {\n    // SAFETY: g's.\n    g();\n    let x =\n        unsafe { h() };\n}",
+    ),
+]
+
+SOUND = [
+    (ladder, "lib.rs", "pub mod engine; pub use engine::Engine;"),
+    (ladder, "engine/batch.rs", "use crate::{error::Result, model::{Model, Span}, sampling};"),
+    (ladder, "config/hf.rs", "mod tests { use super::*; use super::super::gguf; use self::inner::A; }"),
+    (
+        ladder,
+        "config/hf.rs",
+        "/// See [`crate::engine`]. /* crate::llama */\nuse crate::checkpoint::gguf as g;",
+    ),
+    (
+        ladder,
+        "config/hf.rs",
+        "/* outer /* use crate::llama; */ use crate::llama; */ use crate::config::rope;",
+    ),
+    (ladder, "config/hf.rs", 'const A: &str = "use crate::llama;"; const B: &str = r#"" crate::llama::x"#;'),
+    (ladder, "config/hf.rs", "fn f<'a>(x: &'a str) -> char { let q = '\"'; crate::error::g(q, x) } // \""),
+    (ladder, "llama.rs", "pub(crate) fn f(a: Vec<u8>) { Vec::<u8>::with_capacity(a.len() as usize); }"),
+    (kernels_stand_alone, "kernels/pool.rs", "use super::blocks::WeightType; use std::sync::Arc;"),
+    (kernels_stand_alone, "model/candle.rs", "use candle_core::Tensor;"),
+    (python_stays_in_bindings, "bindings/mod.rs", "use pyo3::prelude::*;"),
+    (python_stays_in_bindings, "model/mod.rs", "/// As numpy::dot.\nfn f(numpy: u8) {}"),
+    (no_network, "checkpoint/mod.rs", "use std::{fs, io}; // not std::net::TcpStream"),
+    (gpu_features_in_device, "device.rs", 'const CUDA: bool = cfg!(feature = "cuda");'),
+    (gpu_features_in_device, "lib.rs", '#[cfg(feature = "python")] mod bindings; const A: &str = "cuda";'),
+    (unsafe_at_home, "kernels/pool.rs", "unsafe impl Send for A {}"),
+    (unsafe_at_home, "checkpoint/gguf.rs", 'const A: &str = "unsafe"; // unsafe'),
+    (
+        unsafe_is_explained,
+        "sys.rs",
+        "fn f() {\n    // SAFETY: checked\n    // above.\n    let x = unsafe { h() };\n}",
+    ),
+    (
+        unsafe_is_explained,
+        "sys.rs",
+        "fn f() {\n    // SAFETY: checked.\n    let x =\n        unsafe { h() };\n}",
+    ),
+    (
+        unsafe_is_explained,
+        "sys.rs",
+        "// SAFETY: A owns its pages.\nunsafe impl Send for A {}\nunsafe fn f() {}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "text"), BROKEN)
+def test_a_broken_rust_rule_is_seen(rule: Callable[[RustSource], Complaints], name: str, text: str) -> None:
+    assert list(rule(RustSource(name, text)))
+
+
+@pytest.mark.parametrize(("rule", "name", "text"), SOUND)
+def test_sound_rust_is_left_alone(rule: Callable[[RustSource], Complaints], name: str, text: str) -> None:
+    assert not list(rule(RustSource(name, text)))
+
+
+def network_dependencies(manifest: str) -> list[str]:
+    """Direct dependencies of Cargo.toml that reach the network."""
+    names = tomllib.loads(manifest).get("dependencies", {})
+    return sorted(name for name in names if name.replace("-", "_") in NETWORK_CRATES | {"tokio"})
+
+
+def test_cargo_depends_on_no_network_crate() -> None:
+    assert network_dependencies((ROOT / "Cargo.toml").read_text()) == []
+
+
+def test_a_network_dependency_is_seen() -> None:
+    assert network_dependencies('[dependencies]\nhf-hub = "0.5"\nserde = "1"') == ["hf-hub"]
+
+
+# --- Python ---
+
+# Loaded by `import candle_llama`; the server and the integrations stand beside it.
+OPTIONAL_PARTS = ("server/", "integrations/")
+DOWNLOADERS = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp"}
+
+
+def imports(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Yields line, module and whether importing the file imports it at once."""
+
+    def walk(node: ast.AST, at_once: bool) -> Iterator[tuple[int, str, bool]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, at_once
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "candle_llama" if node.level else node.module or "", at_once
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                yield from walk(child, at_once)
+        else:
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, at_once and not later)
+
+    yield from walk(ast.parse(text), True)
+
+
+def light_import(name: str, text: str) -> Complaints:
+    """`import candle_llama` brings the standard library, numpy and nothing else."""
+    if name.startswith(OPTIONAL_PARTS):
+        return
+    light = sys.stdlib_module_names | {"numpy", "candle_llama"}
+    for line, module, at_once in imports(text):
+        if at_once and module.partition(".")[0] not in light:
+            yield f"line {line}: imports `{module}` at the top level"
+
+
+def downloads_in_hub(name: str, text: str) -> Complaints:
+    """Only hub.py talks to the model hub."""
+    if name == "hub.py":
+        return
+    for line, module, _ in imports(text):
+        if module.partition(".")[0] in DOWNLOADERS or module == "urllib.request":
+            yield f"line {line}: imports `{module}` outside hub.py"
+
+
+PYTHON_RULES = (light_import, downloads_in_hub)
+
+
+@pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: rule.__name__)
+def test_python_sources_keep_the_rule(rule: Callable[[str, str], Complaints]) -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert PACKAGE / "__init__.py" in files
+    complaints = []
+    for file in files:
+        name = file.relative_to(PACKAGE).as_posix()
+        complaints += [f"{name}: {complaint}" for complaint in rule(name, file.read_text())]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text"),
+    [
+        (light_import, "llama.py", "import torch"),
+        (light_import, "llama.py", "from transformers import AutoTokenizer"),
+        (light_import, "cli/main.py", "try:\n    import jinja2.sandbox\nexcept ImportError:\n    pass"),
+        (light_import, "hub.py", "if True:\n    from huggingface_hub import snapshot_download"),
+        (light_import, "types.py", "class A:\n    import fastapi"),
+        (downloads_in_hub, "llama.py", "def f():\n    from huggingface_hub import snapshot_download"),
+        (downloads_in_hub, "cli/main.py", "import urllib.request"),
+    ],
+)
+def test_a_broken_python_rule_is_seen(rule: Callable[[str, str], Complaints], name: str, text: str) -> None:
+    assert list(rule(name, text))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text"),
+    [
+        (
+            light_import,
+            "llama.py",
+            "import json\nimport numpy as np\nfrom . import types\nfrom ._core import Llama",
+        ),
+        (light_import, "hub.py", "def f():\n    import huggingface_hub"),
+        (light_import, "types.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        (light_import, "server/app.py", "import fastapi"),
+        (downloads_in_hub, "hub.py", "def f():\n    import huggingface_hub"),
+    ],
+)
+def test_sound_python_is_left_alone(rule: Callable[[str, str], Complaints], name: str, text: str) -> None:
+    assert not list(rule(name, text))
