@@ -608,7 +608,12 @@ mod mutations {
     /// Opens `path` in the folder of this test, with these bytes in the file `name` there.
     fn reopen(name: &str, path: &str, bytes: &[u8]) -> Result<Checkpoint> {
         DIR.with(|dir| {
-            std::fs::write(dir.path().join(name), bytes).unwrap();
+            // A new file: ext4 waits for the disk when one is cut and written again.
+            let file = dir.path().join(name);
+            if file.exists() {
+                std::fs::remove_file(&file).unwrap();
+            }
+            std::fs::write(file, bytes).unwrap();
             Checkpoint::open(&dir.path().join(path))
         })
     }

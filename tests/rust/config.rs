@@ -3,6 +3,7 @@
 use candle_llama::checkpoint::{Checkpoint, gguf};
 use candle_llama::config::{LlamaConfig, RopeScaling};
 use candle_llama::error::{Error, Result};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::checkpoint_files::{Gguf, HEAD_DIM, HIDDEN, VOCAB};
@@ -310,6 +311,28 @@ fn the_file_must_be_json() {
             assert!(path.ends_with("config.json"));
         }
         other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_damaged_config_never_panics(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(&b"09e-.\"{}[],:nx\xff"[..])), 1..4)
+    ) {
+        let mut bytes = llama_3_2().to_string().into_bytes();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), bytes).unwrap();
+        match LlamaConfig::from_folder(dir.path()) {
+            Ok(config) => assert_eq!(config.rope.inv_freq(config.head_dim).len(), config.head_dim / 2),
+            Err(Error::Malformed { .. } | Error::Unsupported { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
     }
 }
 
