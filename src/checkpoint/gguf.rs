@@ -357,7 +357,7 @@ fn locate(
     let (dtype, len) = match ggml_types::find(kind) {
         Some(ggml_type) => {
             let row = shape.last().copied().unwrap_or(1) as u64;
-            if row % ggml_type.block_len != 0 {
+            if !row.is_multiple_of(ggml_type.block_len) {
                 let (block, name) = (ggml_type.block_len, ggml_type.name);
                 return Err(malformed(format!("has rows of {row}, {name} takes multiples of {block}")));
             }

@@ -112,7 +112,7 @@ impl Tensor {
     /// Source: llama.cpp, `convert_hf_to_gguf.py`, `LlamaModel.permute`.
     pub(crate) fn unpermute(self, heads: usize) -> std::result::Result<Self, String> {
         let rows = self.shape.first().copied().unwrap_or(0);
-        if heads == 0 || rows % heads != 0 || (rows / heads) % 2 != 0 {
+        if heads == 0 || !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(2) {
             return Err(format!("{rows} rows cannot be split into {heads} heads of an even size"));
         }
         if self.shape.len() == 1 && self.dtype.block_len() != 1 {

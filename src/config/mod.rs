@@ -107,7 +107,7 @@ impl LlamaConfig {
                 format!("is {kv_heads}, which does not divide {heads} heads"),
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(malformed("head_dim", format!("is {}, expected an even number", self.head_dim)));
         }
         if heads.checked_mul(self.head_dim).is_none_or(|width| width > MAX_SIZE) {

@@ -1,1 +1,6 @@
 //! One binary for all Rust tests that use the public crate.
+
+mod checkpoint;
+mod checkpoint_files;
+mod config;
+mod tied;
