@@ -34,21 +34,21 @@ class Stats:
         prompt_tokens: Tokens in the prompt.
         cached_tokens: Those of them that were not computed again.
         completion_tokens: Tokens generated.
-        time_to_first_token: Seconds from the call to the first token.
+        time_to_first_token: Seconds from the call to the first token; None without one.
         prefill_seconds: Seconds spent reading the prompt.
         decode_seconds: Seconds spent on the tokens after the first.
-        prefill_tokens_per_second: Speed of reading the prompt.
-        decode_tokens_per_second: Speed of generating.
+        prefill_tokens_per_second: Speed of reading the prompt; None if none was read.
+        decode_tokens_per_second: Speed of generating after the first token; None without a second.
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    time_to_first_token: float
+    time_to_first_token: float | None
     prefill_seconds: float
     decode_seconds: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Completion:
         token_ids: The generated tokens, with the token that ended them.
         finish_reason: "stop" (end of sequence, stop string or stop token), "length", "timeout" or
             "cancelled".
-        stop_reason: The stop string, or the id of the token, that ended it; else None.
+        stop_reason: Which of `stop` or `stop_token_ids` ended it; None for an end token.
         prompt_tokens: Tokens in the prompt.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
         stats: Counts and times.
@@ -84,6 +84,7 @@ class Chunk:
             incomplete.
         token_ids: The tokens generated since the last chunk.
         finish_reason: Why the completion ended, on the last chunk; else None.
+        stop_reason: Which of `stop` or `stop_token_ids` ended it, on the last chunk; else None.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
         stats: Counts and times, on the last chunk; else None.
     """
@@ -91,6 +92,7 @@ class Chunk:
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
+    stop_reason: str | int | None
     logprobs: list[TokenLogprob] | None
     stats: Stats | None
 
@@ -120,10 +122,11 @@ class LoadReport:
         lm_head_reason: Why.
         storage: Tensor types in memory, by name such as "BF16" or "Q4_1".
         warnings: What was loaded with a reservation; each was also a `UserWarning`.
+        notes: What a careful reader may want to know, though nothing is wrong with it.
         seconds: Time that loading took, without downloads.
         bytes: Size of all weights.
-        isa: The instruction set that the CPU kernels use.
-        threads: Threads that the CPU engine uses.
+        isa: The level of the CPU kernels; None for the candle engine.
+        threads: Threads that share the work.
     """
 
     engine: str
@@ -133,9 +136,10 @@ class LoadReport:
     lm_head_reason: str
     storage: dict[str, StorageType]
     warnings: list[str]
+    notes: list[str]
     seconds: float
     bytes: int
-    isa: str
+    isa: str | None
     threads: int
 
 

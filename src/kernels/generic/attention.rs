@@ -10,7 +10,7 @@ use super::elementwise::exp;
 use crate::kernels::lanes::{LANES, Lanes, load_partial, with_storage};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::{BLOCK_POSITIONS, KvBlock};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Some rows of one sequence against one head of keys and values, for all query heads that share it.
@@ -46,13 +46,16 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Runs one task.
 #[inline(always)]
 pub(in crate::kernels) fn attention<L: Lanes>(task: &AttentionTask) {
-    SCRATCH.with_borrow_mut(|scratch| attention_with::<L>(task, scratch));
+    // Taken out, not borrowed in a closure: see matmul.rs.
+    let mut scratch = SCRATCH.take();
+    attention_with::<L>(task, &mut scratch);
+    SCRATCH.set(scratch);
 }
 
 #[inline(always)]

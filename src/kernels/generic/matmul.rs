@@ -9,7 +9,7 @@ use super::dequantize::{dequantize_row, partial_unit};
 use crate::kernels::lanes::{LANES, Lanes, Storage, load_partial, with_storage};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::{Output, WeightRows};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Some rows of a weight against all rows of x. Shapes are checked where tasks are made.
@@ -34,7 +34,7 @@ const TILE_W: usize = 3;
 const PREFETCH_BYTES: usize = 2048;
 
 thread_local! {
-    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 impl MatmulTask<'_> {
@@ -54,7 +54,11 @@ pub(in crate::kernels) fn matmul<L: Lanes>(task: &MatmulTask) {
     if rows < PANEL_FROM {
         with_storage!(task.weight.dtype, few_rows::<L>(task));
     } else {
-        PANEL.with_borrow_mut(|panel| with_storage!(task.weight.dtype, many_rows::<L>(task, panel)));
+        // Taken out, not borrowed in a closure: a closure this large would be compiled apart, without
+        // the level's instructions.
+        let mut panel = PANEL.take();
+        with_storage!(task.weight.dtype, many_rows::<L>(task, &mut panel));
+        PANEL.set(panel);
     }
 }
 
