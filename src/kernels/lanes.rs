@@ -81,10 +81,16 @@ macro_rules! with_storage {
 }
 pub(super) use with_storage;
 
+/// Fewer than `LANES` values, with zeros behind.
+#[inline(always)]
+pub(super) fn padded(values: &[f32]) -> [f32; LANES] {
+    let mut padded = [0.0; LANES];
+    padded[..values.len()].copy_from_slice(values);
+    padded
+}
+
 /// `values` in the first lanes, zeros behind.
 #[inline(always)]
 pub(super) fn load_partial<L: Lanes>(values: &[f32]) -> L {
-    let mut padded = [0.0; LANES];
-    padded[..values.len()].copy_from_slice(values);
-    L::load(&padded)
+    L::load(&padded(values))
 }

@@ -31,6 +31,7 @@ pub use pool::{Cancel, Pool};
 use dispatch::KernelTable;
 use generic::attention::AttentionTask;
 use generic::matmul::MatmulTask;
+use lanes::LANES;
 use pool::SharedOut;
 
 /// Positions in one block of keys and values.
@@ -183,6 +184,17 @@ impl Kernels {
             assert_eq!(product.out.len(), rows * product.weight.rows, "out is (rows, out_features)");
         }
         let cols = x.len() / rows;
+        let mut padded = Vec::new();
+        let x = if cols % LANES == 0 {
+            x.as_chunks().0
+        } else {
+            for row in x.chunks_exact(cols) {
+                let (lanes, tail) = row.as_chunks();
+                padded.extend_from_slice(lanes);
+                padded.push(lanes::padded(tail));
+            }
+            &padded
+        };
         // Small enough that the threads end together, large enough to be worth drawing, and a
         // multiple of the register tile's three rows.
         let per_task = match rows {

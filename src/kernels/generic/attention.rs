@@ -35,9 +35,9 @@ pub(in crate::kernels) struct AttentionTask<'a> {
 #[derive(Default)]
 struct Scratch {
     /// `(head_dim, BLOCK_POSITIONS)`
-    keys: Vec<f32>,
+    keys: Vec<[f32; LANES]>,
     /// `(BLOCK_POSITIONS, head_dim)`
-    values: Vec<f32>,
+    values: Vec<[f32; LANES]>,
     /// `(rows, heads)`
     maximum: Vec<f32>,
     sum: Vec<f32>,
@@ -63,9 +63,10 @@ fn attention_with<L: Lanes>(task: &AttentionTask, scratch: &mut Scratch) {
     let head_dim = task.head_dim;
     let group = task.query_heads / task.kv_heads;
     let cells = task.rows.len() * group;
-    let block_len = head_dim * BLOCK_POSITIONS;
-    scratch.keys.resize(block_len, 0.0);
-    scratch.values.resize(block_len, 0.0);
+    // 64 positions: always whole lanes.
+    let block_lanes = head_dim * BLOCK_POSITIONS / LANES;
+    scratch.keys.resize(block_lanes, [0.0; LANES]);
+    scratch.values.resize(block_lanes, [0.0; LANES]);
     for (buffer, len, value) in [
         (&mut scratch.maximum, cells, f32::NEG_INFINITY),
         (&mut scratch.sum, cells, 0.0),
@@ -102,7 +103,7 @@ fn attention_with<L: Lanes>(task: &AttentionTask, scratch: &mut Scratch) {
                 scratch.maximum[cell] = maximum;
                 scratch.sum[cell] = scratch.sum[cell] * kept + sum::<L>(&weights);
                 let weighted = &mut scratch.weighted[cell * head_dim..][..head_dim];
-                add_values::<L>(weighted, kept, &weights[..visible], &scratch.values);
+                add_values::<L>(weighted, kept, &weights[..visible], scratch.values.as_flattened());
             }
         }
     }
@@ -123,12 +124,13 @@ fn attention_with<L: Lanes>(task: &AttentionTask, scratch: &mut Scratch) {
 
 /// `q · keys * scale` for every position of a block.
 #[inline(always)]
-fn scores<L: Lanes>(q: &[f32], keys: &[f32], scale: f32) -> [f32; BLOCK_POSITIONS] {
+fn scores<L: Lanes>(q: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; BLOCK_POSITIONS] {
     let (mut low, mut high) = (L::splat(0.0), L::splat(0.0));
-    for (&q, keys) in q.iter().zip(keys.chunks_exact(BLOCK_POSITIONS)) {
+    let (keys, _) = keys.as_chunks::<{ BLOCK_POSITIONS / LANES }>();
+    for (&q, [first, second]) in q.iter().zip(keys) {
         let q = L::splat(q);
-        low = L::load(keys[..LANES].try_into().expect("LANES long")).mul_add(q, low);
-        high = L::load(keys[LANES..].try_into().expect("LANES long")).mul_add(q, high);
+        low = L::load(first).mul_add(q, low);
+        high = L::load(second).mul_add(q, high);
     }
     let mut scores = [0.0; BLOCK_POSITIONS];
     let (first, second) = scores.split_at_mut(LANES);

@@ -7,21 +7,31 @@ use crate::kernels::lanes::{LANES, Lanes, Storage, with_storage};
 #[inline(always)]
 pub(in crate::kernels) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out: &mut [f32]) {
     let bytes = rows.row(row);
-    with_storage!(rows.dtype, dequantize_row::<L>(bytes, out));
+    with_storage!(rows.dtype, dequantize_exactly::<L>(bytes, out));
 }
 
 #[inline(always)]
-pub(super) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
-    let mut units = bytes.chunks_exact(S::UNIT_BYTES);
-    let mut chunks = out.chunks_exact_mut(LANES);
-    for (unit, chunk) in (&mut units).zip(&mut chunks) {
-        S::lanes::<L>(unit).store(chunk.try_into().expect("chunks of LANES"));
-    }
-    let tail = chunks.into_remainder();
+fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
+    let (chunks, tail) = out.as_chunks_mut();
+    let (units, partial) = bytes.split_at(chunks.len() * S::UNIT_BYTES);
+    dequantize_row::<L, S>(units, chunks);
     if !tail.is_empty() {
         let mut padded = [0.0; LANES];
-        partial_unit::<L, S>(units.remainder()).store(&mut padded);
+        partial_unit::<L, S>(partial).store(&mut padded);
         tail.copy_from_slice(&padded[..tail.len()]);
+    }
+}
+
+/// Writes a row as f32, padded with zeros to whole lanes.
+#[inline(always)]
+pub(super) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
+    let units = bytes.chunks_exact(S::UNIT_BYTES);
+    let tail = units.remainder();
+    for (unit, out) in units.zip(out.iter_mut()) {
+        S::lanes::<L>(unit).store(out);
+    }
+    if let (false, Some(last)) = (tail.is_empty(), out.last_mut()) {
+        partial_unit::<L, S>(tail).store(last);
     }
 }
 

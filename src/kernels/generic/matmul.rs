@@ -6,7 +6,7 @@
 //! more rows decode a panel of weight rows to f32 first and share it. Both see the same numbers.
 
 use super::dequantize::{dequantize_row, partial_unit};
-use crate::kernels::lanes::{LANES, Lanes, Storage, load_partial, with_storage};
+use crate::kernels::lanes::{LANES, Lanes, Storage, with_storage};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::{Output, WeightRows};
 use std::cell::Cell;
@@ -14,8 +14,8 @@ use std::ops::Range;
 
 /// Some rows of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(in crate::kernels) struct MatmulTask<'a> {
-    /// `(rows, weight.cols)`
-    pub(in crate::kernels) x: &'a [f32],
+    /// `(rows, weight.cols)`, each row padded with zeros to whole lanes.
+    pub(in crate::kernels) x: &'a [[f32; LANES]],
     pub(in crate::kernels) weight: WeightRows<'a>,
     /// The weight's rows to do: columns of `out`.
     pub(in crate::kernels) range: Range<usize>,
@@ -34,10 +34,21 @@ const TILE_W: usize = 3;
 const PREFETCH_BYTES: usize = 2048;
 
 thread_local! {
-    static PANEL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static PANEL: Cell<Vec<[f32; LANES]>> = const { Cell::new(Vec::new()) };
 }
 
-impl MatmulTask<'_> {
+impl<'a> MatmulTask<'a> {
+    /// Lanes in a row of x.
+    #[inline(always)]
+    fn width(&self) -> usize {
+        self.weight.cols.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    fn x_row(&self, row: usize) -> &'a [[f32; LANES]] {
+        &self.x[row * self.width()..][..self.width()]
+    }
+
     /// Sets or adds to output `(row, column)`.
     #[inline(always)]
     fn put(&self, row: usize, column: usize, value: f32) {
@@ -50,126 +61,125 @@ impl MatmulTask<'_> {
 /// Runs one task.
 #[inline(always)]
 pub(in crate::kernels) fn matmul<L: Lanes>(task: &MatmulTask) {
-    let rows = task.x.len() / task.weight.cols;
+    let rows = task.x.len() / task.width();
     if rows < PANEL_FROM {
-        with_storage!(task.weight.dtype, few_rows::<L>(task));
+        with_storage!(task.weight.dtype, few_rows::<L>(task, rows));
     } else {
         // Taken out, not borrowed in a closure: a closure this large would be compiled apart, without
         // the level's instructions.
         let mut panel = PANEL.take();
-        with_storage!(task.weight.dtype, many_rows::<L>(task, &mut panel));
+        panel.resize(task.range.len() * task.width(), [0.0; LANES]);
+        with_storage!(task.weight.dtype, fill_panel::<L>(task, &mut panel));
+        many_rows::<L>(task, rows, &panel);
         PANEL.set(panel);
     }
 }
 
 #[inline(always)]
-fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask) {
+fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     for column in task.range.clone() {
         let weights = task.weight.row(column);
-        let x = |row: usize| &task.x[row * task.weight.cols..][..task.weight.cols];
-        match task.x.len() / task.weight.cols {
-            1 => {
-                let [a] = dots::<L, S, 1>(weights, [x(0)]);
-                task.put(0, column, a);
-            }
-            2 => {
-                let [a, b] = dots::<L, S, 2>(weights, [x(0), x(1)]);
-                task.put(0, column, a);
-                task.put(1, column, b);
-            }
-            _ => {
-                let [a, b, c] = dots::<L, S, 3>(weights, [x(0), x(1), x(2)]);
-                task.put(0, column, a);
-                task.put(1, column, b);
-                task.put(2, column, c);
-            }
+        match rows {
+            1 => dots::<L, S, 1>(task, weights, column),
+            2 => dots::<L, S, 2>(task, weights, column),
+            _ => dots::<L, S, 3>(task, weights, column),
         }
     }
 }
 
-/// One weight row against N rows of x.
+/// One weight row against all N rows of x.
 #[inline(always)]
-fn dots<L: Lanes, S: Storage, const N: usize>(weights: &[u8], x: [&[f32]; N]) -> [f32; N] {
+fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8], column: usize) {
+    let whole = task.weight.cols / LANES;
+    let mut x: [&[[f32; LANES]]; N] = [&[]; N];
+    for row in 0..N {
+        x[row] = &task.x_row(row)[..whole];
+    }
     let mut sums = [L::splat(0.0); N];
     let units = weights.chunks_exact(S::UNIT_BYTES);
     let tail = units.remainder();
-    let whole = units.len() * LANES;
-    for (index, unit) in units.enumerate() {
+    for (k, unit) in (0..whole).zip(units) {
         L::prefetch(unit.as_ptr().wrapping_add(PREFETCH_BYTES));
         if S::UNIT_BYTES > 64 {
             L::prefetch(unit.as_ptr().wrapping_add(PREFETCH_BYTES + 64));
         }
         let w = S::lanes::<L>(unit);
         for row in 0..N {
-            let chunk = &x[row][index * LANES..][..LANES];
-            sums[row] = L::load(chunk.try_into().expect("LANES long")).mul_add(w, sums[row]);
+            sums[row] = L::load(&x[row][k]).mul_add(w, sums[row]);
         }
     }
     if !tail.is_empty() {
         let w = partial_unit::<L, S>(tail);
         for row in 0..N {
-            sums[row] = load_partial::<L>(&x[row][whole..]).mul_add(w, sums[row]);
+            sums[row] = L::load(&task.x_row(row)[whole]).mul_add(w, sums[row]);
         }
     }
-    sums.map(|sum| sum.sum())
+    for row in 0..N {
+        task.put(row, column, sums[row].sum());
+    }
+}
+
+/// Decodes the task's rows of weights, each padded with zeros to whole lanes.
+#[inline(always)]
+fn fill_panel<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut [[f32; LANES]]) {
+    for (out, row) in panel.chunks_exact_mut(task.width()).zip(task.range.clone()) {
+        dequantize_row::<L, S>(task.weight.row(row), out);
+    }
 }
 
 #[inline(always)]
-fn many_rows<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut Vec<f32>) {
-    let cols = task.weight.cols;
-    let rows = task.x.len() / cols;
+fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32; LANES]]) {
     let width = task.range.len();
-    panel.resize(width * cols, 0.0);
-    for (out, row) in panel.chunks_exact_mut(cols).zip(task.range.clone()) {
-        dequantize_row::<L, S>(task.weight.row(row), out);
-    }
     let mut row = 0;
-    while row < rows {
-        let tile_x = if row + TILE_X <= rows { TILE_X } else { 1 };
+    while row + TILE_X <= rows {
         let mut column = 0;
-        while column < width {
-            let tile_w = if column + TILE_W <= width { TILE_W } else { 1 };
-            match (tile_x, tile_w) {
-                (TILE_X, TILE_W) => tile::<L, TILE_X, TILE_W>(task, panel, row, column),
-                (TILE_X, _) => tile::<L, TILE_X, 1>(task, panel, row, column),
-                (_, TILE_W) => tile::<L, 1, TILE_W>(task, panel, row, column),
-                _ => tile::<L, 1, 1>(task, panel, row, column),
-            }
-            column += tile_w;
+        while column + TILE_W <= width {
+            tile::<L, TILE_X, TILE_W>(task, panel, row, column);
+            column += TILE_W;
         }
-        row += tile_x;
+        while column < width {
+            tile::<L, TILE_X, 1>(task, panel, row, column);
+            column += 1;
+        }
+        row += TILE_X;
+    }
+    while row < rows {
+        let mut column = 0;
+        while column + TILE_W <= width {
+            tile::<L, 1, TILE_W>(task, panel, row, column);
+            column += TILE_W;
+        }
+        while column < width {
+            tile::<L, 1, 1>(task, panel, row, column);
+            column += 1;
+        }
+        row += 1;
     }
 }
 
-/// X rows of x against W rows of the panel, `(range.len(), cols)`.
+/// X rows of x against W rows of the panel, `(range.len(), width)`.
 #[inline(always)]
 fn tile<L: Lanes, const X: usize, const W: usize>(
     task: &MatmulTask,
-    panel: &[f32],
+    panel: &[[f32; LANES]],
     row: usize,
     column: usize,
 ) {
-    let cols = task.weight.cols;
-    let x: [&[f32]; X] = std::array::from_fn(|i| &task.x[(row + i) * cols..][..cols]);
-    let w: [&[f32]; W] = std::array::from_fn(|i| &panel[(column + i) * cols..][..cols]);
-    let mut sums = [[L::splat(0.0); W]; X];
-    let whole = cols - cols % LANES;
-    let mut k = 0;
-    while k < whole {
-        for j in 0..W {
-            let weights = L::load((&w[j][k..][..LANES]).try_into().expect("LANES long"));
-            for i in 0..X {
-                let values = L::load((&x[i][k..][..LANES]).try_into().expect("LANES long"));
-                sums[i][j] = values.mul_add(weights, sums[i][j]);
-            }
-        }
-        k += LANES;
+    let width = task.width();
+    let mut x: [&[[f32; LANES]]; X] = [&[]; X];
+    for i in 0..X {
+        x[i] = task.x_row(row + i);
     }
-    if whole < cols {
-        for j in 0..W {
-            let weights = load_partial::<L>(&w[j][whole..]);
-            for i in 0..X {
-                sums[i][j] = load_partial::<L>(&x[i][whole..]).mul_add(weights, sums[i][j]);
+    let mut w: [&[[f32; LANES]]; W] = [&[]; W];
+    for j in 0..W {
+        w[j] = &panel[(column + j) * width..][..width];
+    }
+    let mut sums = [[L::splat(0.0); W]; X];
+    for k in 0..width {
+        for i in 0..X {
+            let values = L::load(&x[i][k]);
+            for j in 0..W {
+                sums[i][j] = values.mul_add(L::load(&w[j][k]), sums[i][j]);
             }
         }
     }
