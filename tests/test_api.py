@@ -292,7 +292,8 @@ def test_engines_agree(tiny, llm, engine):
         assert other.load_report.engine == engine
         ids = llm.tokenizer.encode("hello the world")
         expected = llm.logits(ids)
-        np.testing.assert_allclose(other.logits(ids), expected, rtol=0, atol=4e-4 * np.abs(expected).max())
+        # The fixture computes in "auto": keys and values are rounded to float16, 11 bits.
+        np.testing.assert_allclose(other.logits(ids), expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
 def test_a_missing_head_loads_with_one_warning(tmp_path):

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 import tiny as checkpoints
@@ -192,7 +194,8 @@ def test_version(command, capsys):
 
 
 def test_the_installed_script_is_the_same_command():
-    done = subprocess.run(["candle-llama", "--version"], capture_output=True, text=True, check=True)
+    script = Path(sysconfig.get_path("scripts")) / "candle-llama"
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"candle-llama {candle_llama.__version__}\n"
 
 

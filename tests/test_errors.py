@@ -192,7 +192,7 @@ def test_load_options_of_another_type(tiny, options):
 
 
 @pytest.mark.parametrize(
-    "prompt", [[], np.array([], np.int64), [[]], [-1], [2**32], [2**70], [10**6], ["a", [10**6]]]
+    "prompt", [np.array([], np.int64), [[]], [-1], [2**32], [2**70], [10**6], ["a", [10**6]]]
 )
 def test_prompts_out_of_range(llm, prompt):
     with pytest.raises(ValueError, match=r"prompt|token"):

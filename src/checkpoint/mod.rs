@@ -5,7 +5,6 @@
 //! tensor is the output head and makes the `VarBuilder` for Candle's models. Nothing here knows of
 //! a model's config.
 
-pub mod dequantize;
 mod ggml_types;
 pub mod gguf;
 pub(crate) mod json;

@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::checkpoint::dequantize::dequantize;
 use crate::checkpoint::mmap::Mmap;
 use crate::error::{Error, Result};
-use crate::kernels::WeightType;
+use crate::kernels::{WeightType, dequantize};
 
 /// A tensor in its storage type. Cheap to clone: it holds its file's map or shares its own bytes.
 #[derive(Clone)]
@@ -23,27 +22,7 @@ enum Data {
         map: Arc<Mmap>,
         range: Range<usize>,
     },
-    Owned(Arc<AlignedBytes>),
-}
-
-/// Bytes that start at a multiple of 8.
-struct AlignedBytes {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl AlignedBytes {
-    fn zeroed(len: usize) -> Self {
-        Self { words: vec![0; len.div_ceil(8)], len }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.len]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
-    }
+    Owned(Arc<[u8]>),
 }
 
 impl Tensor {
@@ -58,11 +37,11 @@ impl Tensor {
     }
 
     /// The stored bytes, row after row, little-endian, laid out as [`crate::kernels::blocks`] says.
-    /// They start at a multiple of the size of the type's numbers: 4 for F32, 2 for all others.
+    /// They may start at any address.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Mapped { map, range } => &map.bytes()[range.clone()],
-            Data::Owned(owned) => owned.bytes(),
+            Data::Owned(owned) => owned,
         }
     }
 
@@ -89,20 +68,6 @@ impl Tensor {
         dequantize(self.dtype, &self.bytes()[row * row_bytes..][..row_bytes], out);
     }
 
-    /// Builds the tensor over `range` of `map`, copying only where the bytes lie unaligned.
-    pub(crate) fn mapped(dtype: WeightType, shape: Vec<usize>, map: Arc<Mmap>, range: Range<usize>) -> Self {
-        let bytes = &map.bytes()[range.clone()];
-        let align = if dtype == WeightType::F32 { 4 } else { 2 };
-        let data = if (bytes.as_ptr() as usize).is_multiple_of(align) {
-            Data::Mapped { map, range }
-        } else {
-            let mut owned = AlignedBytes::zeroed(bytes.len());
-            owned.bytes_mut().copy_from_slice(bytes);
-            Data::Owned(Arc::new(owned))
-        };
-        Self { dtype, shape, data }
-    }
-
     /// Puts the rows of a query or key projection back into Hugging Face's order.
     ///
     /// llama.cpp's converter lays each head's rows out so that the two halves of a rotated pair are
@@ -124,14 +89,14 @@ impl Tensor {
         }
         let row_bytes = bytes.len() / rows;
         let head_dim = rows / heads;
-        let mut owned = AlignedBytes::zeroed(bytes.len());
-        for (row, out) in owned.bytes_mut().chunks_exact_mut(row_bytes).enumerate() {
+        let mut owned = vec![0; bytes.len()];
+        for (row, out) in owned.chunks_exact_mut(row_bytes).enumerate() {
             let (head, in_head) = (row / head_dim, row % head_dim);
             let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
             let source = head * head_dim + 2 * pair + half;
             out.copy_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
         }
-        Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(Arc::new(owned)) })
+        Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(owned.into()) })
     }
 }
 
@@ -168,7 +133,8 @@ impl Stored {
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
         match &self.dtype {
             StoredType::Weight(dtype) => {
-                Ok(Tensor::mapped(*dtype, self.shape.clone(), self.map.clone(), self.range.clone()))
+                let data = Data::Mapped { map: Arc::clone(&self.map), range: self.range.clone() };
+                Ok(Tensor { dtype: *dtype, shape: self.shape.clone(), data })
             }
             StoredType::Other(dtype) => Err(Error::TensorType {
                 tensor: name.into(),

@@ -81,6 +81,24 @@ impl<'a> WeightRows<'a> {
     }
 }
 
+/// Widens whole blocks to f32, exactly as ggml's reference does.
+///
+/// - `bytes`: `out.len()` elements of `dtype`
+/// - `out`: overwritten
+///
+/// # Panics
+/// If `bytes` is not of that length.
+pub fn dequantize(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
+    if out.is_empty() && bytes.is_empty() {
+        return;
+    }
+    let rows = WeightRows::new(dtype, bytes, 1, out.len()).expect("bytes of as many elements");
+    // Every level gives the same bits; a forced level that is missing is reported where models load.
+    let table = Isa::detect().unwrap_or(Isa::Scalar).table();
+    // SAFETY: the table was chosen for this CPU; `out` is the one row.
+    unsafe { (table.dequantize)(rows, 0, out) }
+}
+
 /// Whether a product replaces what `out` holds or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {

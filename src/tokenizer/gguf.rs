@@ -81,9 +81,6 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
         warnings
             .push(format!("{} tokens of the vocabulary are spelt like another", tokens.len() - vocab.len()));
     }
-    if let Some(missing) = byte_level::alphabet().find(|c| !vocab.contains_key(c.encode_utf8(&mut [0; 4]))) {
-        warnings.push(format!("the vocabulary lacks the byte {missing:?}: text with it loses that byte"));
-    }
     let merges = merges(metadata, &vocab)?;
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges);
     let bpe = catching(|| bpe.build()).map_err(|reason| malformed(metadata, reason))?;

@@ -103,7 +103,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn bytes_are_aligned_whatever_the_header_s_length() {
+    fn data_may_begin_at_any_address() {
         for padding in 0..4 {
             let header = format!(
                 r#"{{"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}{}}}"#,
@@ -111,7 +111,7 @@ mod safetensors_files {
             );
             let checkpoint = open_bytes(&raw_safetensors(&header, &1.5f32.to_le_bytes())).unwrap();
             let tensor = checkpoint.tensor("a").unwrap();
-            assert_eq!(bytemuck::cast_slice::<u8, f32>(tensor.bytes()), [1.5]);
+            assert_eq!(tensor.to_f32(), [1.5]);
         }
     }
 

@@ -54,13 +54,17 @@ def write_stream(stream: Stream) -> Iterator[Chunk]:
 
 def write_stats(stats: Stats | None) -> None:
     """Writes a completion's statistics to stderr as one line."""
-    if stats is not None:
-        print(
-            f"{stats.prompt_tokens} prompt tokens at {stats.prefill_tokens_per_second:.1f}/s, "
-            f"{stats.completion_tokens} new tokens at {stats.decode_tokens_per_second:.1f}/s, "
-            f"first token after {stats.time_to_first_token:.3f} s",
-            file=sys.stderr,
-        )
+    if stats is None:
+        return
+    parts = [f"{stats.prompt_tokens} prompt tokens"]
+    if stats.prefill_tokens_per_second is not None:
+        parts[-1] += f" at {stats.prefill_tokens_per_second:.1f}/s"
+    parts.append(f"{stats.completion_tokens} new tokens")
+    if stats.decode_tokens_per_second is not None:
+        parts[-1] += f" at {stats.decode_tokens_per_second:.1f}/s"
+    if stats.time_to_first_token is not None:
+        parts.append(f"first token after {stats.time_to_first_token:.3f} s")
+    print(", ".join(parts), file=sys.stderr)
 
 
 def note(text: str) -> None:

@@ -109,13 +109,17 @@ fn convert(tensor: &Tensor, dtype: WeightType) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let reserved = bytes.try_reserve_exact(len);
     reserved.map_err(|_| Error::Generation { reason: format!("no memory to convert a tensor to {dtype}") })?;
-    let values = tensor.to_f32();
-    match dtype {
-        WeightType::F32 => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-        WeightType::F16 => bytes.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-        WeightType::BF16 => bytes.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-        WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => {
-            return Err(Error::argument("dtype", format!("{dtype} is no float type")));
+    let cols = tensor.shape().last().copied().unwrap_or(1);
+    let mut row = vec![0.0; cols];
+    for index in 0..tensor.elements() / cols {
+        tensor.row_to_f32(index, &mut row);
+        match dtype {
+            WeightType::F32 => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
+            WeightType::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+            WeightType::BF16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => {
+                return Err(Error::argument("dtype", format!("{dtype} is no float type")));
+            }
         }
     }
     Ok(bytes)
