@@ -49,7 +49,8 @@ pub fn memory() -> Option<Memory> {
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     };
     let mut memory = Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? };
-    let files = [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")];
+    let files =
+        [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")];
     for (controller, limit, used) in files {
         for folder in cgroup_folders(controller) {
             let number = |name: &str| read(format!("{folder}/{name}"))?.trim().parse::<u64>().ok();
@@ -71,7 +72,8 @@ fn cgroup_folders(controller: &str) -> Vec<String> {
         controllers.split(',').any(|name| name == controller).then_some(path.trim_end_matches('/'))
     });
     let Some(own) = own else { return Vec::new() };
-    let root = if controller.is_empty() { "/sys/fs/cgroup".into() } else { format!("/sys/fs/cgroup/{controller}") };
+    let root =
+        if controller.is_empty() { "/sys/fs/cgroup".into() } else { format!("/sys/fs/cgroup/{controller}") };
     let above = own.match_indices('/').map(|(end, _)| &own[..end]);
     above.chain([own]).map(|path| format!("{root}{path}")).collect()
 }

@@ -30,7 +30,8 @@ fn to_json_within(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
         return Ok(Value::String(value.to_str()?.to_owned()));
     }
     if value.is_instance_of::<PyInt>() {
-        let number = value.extract::<i64>().map(Number::from).or_else(|_| value.extract::<u64>().map(Number::from));
+        let number =
+            value.extract::<i64>().map(Number::from).or_else(|_| value.extract::<u64>().map(Number::from));
         return Ok(Value::Number(number?));
     }
     if let Ok(number) = value.cast::<PyFloat>() {
@@ -163,7 +164,10 @@ fn set_finish(dict: &Bound<'_, PyDict>, finish: Option<&Finish>) -> PyResult<()>
     }
 }
 
-fn logprobs<'py>(py: Python<'py>, tokens: Option<&[TokenLogprob]>) -> PyResult<Option<Vec<Bound<'py, PyDict>>>> {
+fn logprobs<'py>(
+    py: Python<'py>,
+    tokens: Option<&[TokenLogprob]>,
+) -> PyResult<Option<Vec<Bound<'py, PyDict>>>> {
     let entry = |token: &TokenLogprob| {
         let dict = PyDict::new(py);
         dict.set_item("token_id", token.token_id)?;

@@ -93,10 +93,10 @@ fn raise(py: Python<'_>, class: &str, message: String, facts: &Bound<'_, PyDict>
 /// An `OSError`; Python makes it the subclass that belongs to the number, such as FileNotFoundError.
 fn os_error(errno: i32, message: String, path: &Path) -> PyErr {
     Python::attach(|py| {
-        let path = path.as_os_str().into_pyobject(py).map_or_else(
-            |_| PyString::new(py, "").unbind(),
-            |path| path.to_owned().unbind(),
-        );
+        let path = path
+            .as_os_str()
+            .into_pyobject(py)
+            .map_or_else(|_| PyString::new(py, "").unbind(), |path| path.to_owned().unbind());
         PyOSError::new_err((errno, message, path))
     })
 }

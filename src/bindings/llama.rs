@@ -183,7 +183,12 @@ pub(super) fn config_json(config: &LlamaConfig) -> Value {
     let mut rope = json!({ "rope_type": "default", "rope_theta": config.rope.theta });
     match &config.rope.scaling {
         RopeScaling::Default => {}
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             rope = json!({
                 "rope_type": "llama3",
                 "rope_theta": config.rope.theta,

@@ -6,6 +6,8 @@
 #[allow(clippy::module_inception)] // engine/engine.rs, as the house has it
 mod engine;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 pub use engine::Engine;
 pub use sequence::{Finish, FinishReason, Sequence, Stats, Step, StopReason, Token};

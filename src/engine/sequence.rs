@@ -193,7 +193,11 @@ impl Sequence {
         let started = Instant::now();
         let step = self.run_step(cancel);
         let took = started.elapsed();
-        if self.output.len() > 1 { self.stats.decode += took } else { self.stats.prefill += took }
+        if self.output.len() > 1 {
+            self.stats.decode += took
+        } else {
+            self.stats.prefill += took
+        }
         if self.output.len() == 1 {
             self.stats.time_to_first_token = Some(self.requested.elapsed());
         }

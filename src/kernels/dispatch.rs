@@ -1,8 +1,8 @@
 //! Which instruction set runs: chosen once, when the process first needs a kernel.
 
+use super::WeightRows;
 use super::generic::attention::AttentionTask;
 use super::generic::matmul::MatmulTask;
-use super::WeightRows;
 use std::sync::OnceLock;
 
 /// A level of instructions that the kernels exist in, lowest first.

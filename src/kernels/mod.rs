@@ -218,7 +218,8 @@ impl Kernels {
         let per_task = match rows {
             1..4 => (32 * 1024 / cols).clamp(3, 96),
             _ => (PANEL_LEN / cols).clamp(3, 48),
-        } / 3 * 3;
+        } / 3
+            * 3;
         let targets: Vec<_> =
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
         let tasks: Vec<MatmulTask> = targets

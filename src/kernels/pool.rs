@@ -118,8 +118,7 @@ impl Pool {
             shutdown: AtomicBool::new(false),
         });
         // From here on an early return drops the pool, which ends the workers started so far.
-        let mut pool =
-            Pool { shared, workers: Vec::new(), handles: Vec::new(), lock: Mutex::new(()) };
+        let mut pool = Pool { shared, workers: Vec::new(), handles: Vec::new(), lock: Mutex::new(()) };
         for index in 0..workers {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
@@ -225,12 +224,8 @@ impl Shared {
         while !self.shutdown.load(Ordering::Relaxed) {
             let state = self.state.load(Ordering::SeqCst);
             if state / NEXT != seen && state & OPEN != 0 {
-                let joined = self.state.compare_exchange(
-                    state,
-                    state + 1,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
+                let joined =
+                    self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
                 if joined.is_ok() {
                     seen = state / NEXT;
                     self.draw();

@@ -136,7 +136,8 @@ mod tests {
 
     #[test]
     fn a_shape_that_overflows_is_refused() {
-        let shape = KvShape { layers: usize::MAX, kv_heads: 1 << 20, head_dim: 1 << 20, dtype: WeightType::F32 };
+        let shape =
+            KvShape { layers: usize::MAX, kv_heads: 1 << 20, head_dim: 1 << 20, dtype: WeightType::F32 };
         assert!(BlockPool::new(shape, 1).is_err());
     }
 }

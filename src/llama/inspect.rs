@@ -39,8 +39,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         let elements = shape.iter().try_fold(1_u64, |product, &size| product.checked_mul(size as u64));
         let total = elements.and_then(|elements| parameters.checked_add(elements));
         parameters = total.ok_or_else(|| Error::malformed(path, "has more elements than can be counted"))?;
-        let storage =
-            types.entry(dtype.clone()).or_insert(Storage { dtype, count: 0, bytes: 0 });
+        let storage = types.entry(dtype.clone()).or_insert(Storage { dtype, count: 0, bytes: 0 });
         storage.count += 1;
         storage.bytes += bytes;
     }

@@ -127,14 +127,17 @@ impl Choices {
             other => return Err(unknown("engine", other, "auto, cpu, candle")),
         };
         // The cpu engine takes no accelerator, so "auto" must not find one for it.
-        let name = if engine == Some(EngineKind::Cpu) && options.device == "auto" { "cpu" } else { &options.device };
+        let name =
+            if engine == Some(EngineKind::Cpu) && options.device == "auto" { "cpu" } else { &options.device };
         let device = device::open(name)?;
         if engine == Some(EngineKind::Cpu) && !device.is_cpu() {
             return Err(Error::argument("engine", format!("\"cpu\" does not run on device {name}")));
         }
         let threads = match options.threads {
             Some(threads @ 1..=MOST_THREADS) => threads,
-            Some(other) => return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}"))),
+            Some(other) => {
+                return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}")));
+            }
             None => sys::usable_cores(),
         };
         Ok(Choices { dtype, exact, engine, device, threads })
@@ -165,7 +168,12 @@ impl Opened {
     }
 
     /// The context that `asked` gives, and the bytes that keys and values of all sequences may take.
-    fn context(&self, asked: Option<usize>, kv_dtype: WeightType, warnings: &mut Vec<String>) -> Result<(usize, u64)> {
+    fn context(
+        &self,
+        asked: Option<usize>,
+        kv_dtype: WeightType,
+        warnings: &mut Vec<String>,
+    ) -> Result<(usize, u64)> {
         let own = self.config.max_position_embeddings;
         if let Some(asked) = asked {
             if !(1..=crate::config::MAX_SIZE).contains(&asked) {
@@ -200,9 +208,8 @@ pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> 
         return Ok((Checkpoint::open(path)?, config));
     }
     let checkpoint = Checkpoint::open(path)?;
-    let metadata = checkpoint
-        .metadata()
-        .ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
+    let metadata =
+        checkpoint.metadata().ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
     let config = LlamaConfig::from_gguf(metadata, Some(&checkpoint))?;
     Ok((checkpoint, config))
 }
@@ -288,7 +295,10 @@ fn load_model(
             Ok(model) => return Ok((Box::new(model), EngineKind::Candle)),
             // "auto" may fall back to what can express the config.
             Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
-                notes.push(format!("on the CPU, because {} cannot run it: {error}", device::name(&choices.device)));
+                notes.push(format!(
+                    "on the CPU, because {} cannot run it: {error}",
+                    device::name(&choices.device)
+                ));
             }
             Err(error) => return Err(error),
         }
@@ -316,22 +326,41 @@ fn load_candle(
     let dtype = match (choices.exact, choices.dtype, stored) {
         (true, None | Some(WeightType::F32), _) | (false, Some(WeightType::F32), _) => DType::F32,
         (true, Some(other), _) => {
-            return Err(Error::argument("dtype", format!("{other} cannot be with compute=\"exact\" in Candle")));
+            return Err(Error::argument(
+                "dtype",
+                format!("{other} cannot be with compute=\"exact\" in Candle"),
+            ));
         }
         (false, Some(WeightType::F16), _) => DType::F16,
         (false, Some(_), _) if on_cpu => {
-            return Err(Error::unsupported("dtype", "bfloat16: Candle's CPU has no such matmul; use engine=\"cpu\""));
+            return Err(Error::unsupported(
+                "dtype",
+                "bfloat16: Candle's CPU has no such matmul; use engine=\"cpu\"",
+            ));
         }
         (false, Some(_), _) => DType::BF16,
         (false, None, Some(WeightType::F16)) => DType::F16,
         (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
         (false, None, Some(WeightType::F32)) => DType::F32,
         // BF16 on the CPU, and blocks of integers.
-        (false, None, _) => if on_cpu { DType::F32 } else { DType::BF16 },
+        (false, None, _) => {
+            if on_cpu {
+                DType::F32
+            } else {
+                DType::BF16
+            }
+        }
     };
     let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
-    if !matches!((stored, dtype), (Some(WeightType::F16), DType::F16) | (Some(WeightType::BF16), DType::BF16) | (Some(WeightType::F32), DType::F32)) {
-        notes.push(format!("weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"));
+    if !matches!(
+        (stored, dtype),
+        (Some(WeightType::F16), DType::F16)
+            | (Some(WeightType::BF16), DType::BF16)
+            | (Some(WeightType::F32), DType::F32)
+    ) {
+        notes.push(format!(
+            "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
+        ));
     }
     let checkpoint = Arc::clone(&opened.checkpoint);
     CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)

@@ -79,10 +79,8 @@ impl CandleModel {
 
     /// The logits after `tokens`, `(vocab_size,)`.
     fn step(&mut self, seq: SeqId, tokens: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let sequence = self
-            .sequences
-            .entry(seq)
-            .or_insert_with(|| Sequence { cache: self.empty.clone(), position: 0 });
+        let sequence =
+            self.sequences.entry(seq).or_insert_with(|| Sequence { cache: self.empty.clone(), position: 0 });
         let input = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
         let logits = self.model.forward(&input, sequence.position, &mut sequence.cache)?;
         sequence.position += tokens.len();
@@ -155,15 +153,18 @@ fn stock_config(config: &LlamaConfig, context_length: usize, use_flash_attn: boo
     }
     let rope_scaling = match &config.rope.scaling {
         RopeScaling::Default => None,
-        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-            Some(stock::Llama3RopeConfig {
-                factor: factor as f32,
-                low_freq_factor: low_freq_factor as f32,
-                high_freq_factor: high_freq_factor as f32,
-                original_max_position_embeddings,
-                rope_type: stock::Llama3RopeType::Llama3,
-            })
-        }
+        &RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => Some(stock::Llama3RopeConfig {
+            factor: factor as f32,
+            low_freq_factor: low_freq_factor as f32,
+            high_freq_factor: high_freq_factor as f32,
+            original_max_position_embeddings,
+            rope_type: stock::Llama3RopeType::Llama3,
+        }),
         RopeScaling::Factors(_) => return Err(refused("rope_freqs.weight", "present".into())),
     };
     Ok(stock::Config {

@@ -81,7 +81,9 @@ impl Lanes for ScalarLanes {
 
     #[inline(always)]
     fn bf16(unit: &[u8; 64]) -> Self {
-        ScalarLanes(std::array::from_fn(|i| bf16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32_const()))
+        ScalarLanes(std::array::from_fn(|i| {
+            bf16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32_const()
+        }))
     }
 
     #[inline(always)]

@@ -86,11 +86,8 @@ impl Loader<'_> {
         let tensor = self.checkpoint.tensor_with_shape(name, &[rows, cols])?;
         let stored = tensor.dtype();
         let dtype = self.dtype.unwrap_or(stored);
-        let data = if dtype == stored {
-            Data::Stored(tensor)
-        } else {
-            Data::Converted(convert(&tensor, dtype)?)
-        };
+        let data =
+            if dtype == stored { Data::Stored(tensor) } else { Data::Converted(convert(&tensor, dtype)?) };
         let matrix = Matrix { dtype, rows, cols, data };
         if WeightRows::new(dtype, matrix.bytes(), rows, cols).is_none() {
             return Err(Error::TensorType {
@@ -108,7 +105,8 @@ fn convert(tensor: &Tensor, dtype: WeightType) -> Result<Vec<u8>> {
     let len = dtype.bytes_for(tensor.elements()).unwrap_or(usize::MAX);
     let mut bytes = Vec::new();
     let reserved = bytes.try_reserve_exact(len);
-    reserved.map_err(|_| Error::Generation { reason: format!("no memory to convert a tensor to {dtype}") })?;
+    reserved
+        .map_err(|_| Error::Generation { reason: format!("no memory to convert a tensor to {dtype}") })?;
     let cols = tensor.shape().last().copied().unwrap_or(1);
     let mut row = vec![0.0; cols];
     for index in 0..tensor.elements() / cols {
@@ -188,7 +186,8 @@ impl Weights {
                 add(WeightType::F32, size_of_val(&norm[..]));
             }
         }
-        let storage = |(dtype, (count, bytes)): (WeightType, _)| Storage { dtype: dtype.to_string(), count, bytes };
+        let storage =
+            |(dtype, (count, bytes)): (WeightType, _)| Storage { dtype: dtype.to_string(), count, bytes };
         types.into_iter().map(storage).collect()
     }
 }

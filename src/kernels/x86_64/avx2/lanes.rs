@@ -24,9 +24,8 @@ impl Avx2Lanes {
 fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx2Lanes {
     // SAFETY: AVX2 is enabled; see the top of this file.
     unsafe {
-        let widen = |x| {
-            _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(x) } else { _mm256_cvtepu8_epi32(x) })
-        };
+        let widen =
+            |x| _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(x) } else { _mm256_cvtepu8_epi32(x) });
         let upper = |x| _mm_srli_si128::<8>(x);
         Avx2Lanes([widen(low), widen(upper(low)), widen(high), widen(upper(high))])
     }

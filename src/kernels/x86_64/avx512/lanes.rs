@@ -91,9 +91,8 @@ impl Lanes for Avx512Lanes {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe {
             let sums = _mm512_add_ps(self.0, self.1);
-            let upper = _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(
-                _mm512_castps_pd(sums),
-            )));
+            let upper =
+                _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums))));
             let eight = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_castps512_ps256(upper));
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));

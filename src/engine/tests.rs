@@ -1,0 +1,268 @@
+//! The engine over a model that only counts.
+
+use super::*;
+use crate::config::GenerationConfig;
+use crate::error::{Error, Result};
+use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
+use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const VOCAB: usize = 50;
+
+/// What the model was asked: (sequence, start, tokens, rows of logits).
+type Calls = Arc<Mutex<Vec<(SeqId, usize, usize, usize)>>>;
+
+/// Says that after token t comes t + 1, and keeps account of what it was asked.
+struct Counter {
+    lengths: HashMap<SeqId, usize>,
+    calls: Calls,
+    freed: Arc<Mutex<Vec<SeqId>>>,
+    fail_at: Option<usize>,
+    delay: Duration,
+}
+
+impl Model for Counter {
+    fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
+        let mut values = Vec::new();
+        for span in spans {
+            let length = self.lengths.entry(span.seq).or_default();
+            assert_eq!(*length, span.start, "positions follow each other");
+            std::thread::sleep(self.delay);
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            if self.fail_at.is_some_and(|at| span.start + span.tokens.len() > at) {
+                return Err(Error::Generation { reason: "out of luck".into() });
+            }
+            *length += span.tokens.len();
+            let rows = match span.rows {
+                crate::model::Rows::None => 0,
+                crate::model::Rows::Last => 1,
+                crate::model::Rows::All => span.tokens.len(),
+            };
+            self.calls.lock().unwrap().push((span.seq, span.start, span.tokens.len(), rows));
+            for &token in &span.tokens[span.tokens.len() - rows..] {
+                let mut row = vec![0.0; VOCAB];
+                row[(token as usize + 1) % VOCAB] = 9.0;
+                values.extend(row);
+            }
+        }
+        Ok(Logits { values, vocab_size: VOCAB })
+    }
+
+    fn free(&mut self, seq: SeqId) {
+        self.lengths.remove(&seq);
+        self.freed.lock().unwrap().push(seq);
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        Vec::new()
+    }
+}
+
+struct Setup {
+    engine: Arc<Engine>,
+    calls: Calls,
+    freed: Arc<Mutex<Vec<SeqId>>>,
+}
+
+fn setup_with(context_length: usize, fail_at: Option<usize>, delay: Duration) -> Setup {
+    let (calls, freed) = (Calls::default(), Arc::default());
+    let model = Counter {
+        lengths: HashMap::new(),
+        calls: Arc::clone(&calls),
+        freed: Arc::clone(&freed),
+        fail_at,
+        delay,
+    };
+    Setup { engine: Arc::new(Engine::new(Box::new(model), context_length)), calls, freed }
+}
+
+fn setup(context_length: usize) -> Setup {
+    setup_with(context_length, None, Duration::ZERO)
+}
+
+fn params(max_new_tokens: usize) -> SamplingParams {
+    let options = SamplingOptions { max_new_tokens: Some(max_new_tokens as i64), ..Default::default() };
+    SamplingParams::resolve(&options, &GenerationConfig::default(), VOCAB).unwrap()
+}
+
+/// All tokens and how it ended.
+fn run(mut sequence: Sequence) -> (Vec<u32>, Finish) {
+    let mut tokens = Vec::new();
+    loop {
+        let step = sequence.step(&Cancel::never()).unwrap().expect("a finish comes before the end");
+        tokens.extend(step.token.map(|token| token.id));
+        if let Some(finish) = step.finish {
+            assert!(sequence.step(&Cancel::never()).unwrap().is_none(), "nothing comes after the end");
+            assert_eq!(sequence.stats().completion_tokens, tokens.len());
+            return (tokens, finish);
+        }
+    }
+}
+
+#[test]
+fn tokens_follow_until_the_length_is_reached() {
+    let Setup { engine, calls, freed } = setup(100);
+    let sequence = Sequence::new(&engine, vec![5, 6], params(3), &[]).unwrap();
+    assert_eq!(run(sequence), (vec![7, 8, 9], FinishReason::Length.into()));
+    let seq = freed.lock().unwrap()[0];
+    assert_eq!(*calls.lock().unwrap(), [(seq, 0, 2, 1), (seq, 2, 1, 1), (seq, 3, 1, 1)]);
+    assert_eq!(freed.lock().unwrap().len(), 1, "freed once");
+}
+
+#[test]
+fn end_tokens_and_stop_tokens_end_it_and_are_reported() {
+    let Setup { engine, .. } = setup(100);
+    let new = |params| Sequence::new(&engine, vec![1], params, &[4]).unwrap();
+    assert_eq!(run(new(params(9))), (vec![2, 3, 4], FinishReason::Stop.into()));
+    let ignoring = SamplingParams { ignore_eos: true, ..params(5) };
+    assert_eq!(run(new(ignoring)), (vec![2, 3, 4, 5, 6], FinishReason::Length.into()));
+    let stopping = SamplingParams { stop_token_ids: vec![3], ..params(9) };
+    let stop = Some(StopReason::Token(3));
+    assert_eq!(run(new(stopping)), (vec![2, 3], Finish { reason: FinishReason::Stop, stop }));
+    let at_least = SamplingParams { min_new_tokens: 4, ..params(9) };
+    let (tokens, _) = run(new(at_least));
+    assert!(tokens.len() >= 4 && !tokens[..3].contains(&4), "{tokens:?}");
+}
+
+#[test]
+fn the_end_of_the_context_is_a_length_and_a_longer_prompt_an_error() {
+    let Setup { engine, .. } = setup(4);
+    let sequence = Sequence::new(&engine, vec![1, 2], params(9), &[]).unwrap();
+    assert_eq!(run(sequence), (vec![3, 4], FinishReason::Length.into()));
+    for prompt in [vec![1; 4], vec![1; 9]] {
+        let prompt_tokens = prompt.len();
+        match Sequence::new(&engine, prompt, params(1), &[]).err() {
+            Some(Error::ContextLength { prompt_tokens: got, context_length: 4 }) => {
+                assert_eq!(got, prompt_tokens);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let truncating = SamplingParams { on_overflow: OnOverflow::TruncateLeft, ..params(2) };
+    let sequence = Sequence::new(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).unwrap();
+    assert_eq!(sequence.stats().prompt_tokens, 2);
+    assert_eq!(run(sequence).0, [3, 4]);
+}
+
+#[test]
+fn bad_prompts_are_refused() {
+    let Setup { engine, .. } = setup(100);
+    for prompt in [vec![], vec![VOCAB as u32], vec![1, u32::MAX]] {
+        assert!(matches!(Sequence::new(&engine, prompt, params(1), &[]), Err(Error::InvalidArgument { .. })));
+    }
+}
+
+#[test]
+fn long_prompts_are_read_in_steps() {
+    let Setup { engine, calls, .. } = setup(5000);
+    let prompt: Vec<u32> = (0..1100).map(|i| i % VOCAB as u32).collect();
+    let (tokens, _) = run(Sequence::new(&engine, prompt.clone(), params(1), &[]).unwrap());
+    assert_eq!(tokens, [1100 % VOCAB as u32]);
+    let steps: Vec<_> =
+        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
+    assert_eq!(steps, [(0, 512, 0), (512, 512, 0), (1024, 76, 1)]);
+
+    let logits = engine.logits(&prompt, Some(90), &Cancel::never()).unwrap();
+    assert_eq!(logits.rows(), 90);
+    for (row, &token) in logits.values.chunks(VOCAB).zip(&prompt[1010..]) {
+        assert_eq!(row[(token as usize + 1) % VOCAB], 9.0);
+    }
+    let steps: Vec<_> =
+        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
+    assert_eq!(steps, [(0, 512, 0), (512, 498, 0), (1010, 90, 90)]);
+    assert_eq!(engine.logits(&prompt, None, &Cancel::never()).unwrap().rows(), 1100);
+    for last in [0, 1101] {
+        assert!(engine.logits(&prompt, Some(last), &Cancel::never()).is_err());
+    }
+}
+
+#[test]
+fn sequences_may_take_turns() {
+    let Setup { engine, freed, .. } = setup(100);
+    let mut one = Sequence::new(&engine, vec![1], params(3), &[]).unwrap();
+    let mut two = Sequence::new(&engine, vec![11], params(3), &[]).unwrap();
+    for step in 0..3 {
+        for (sequence, first) in [(&mut one, 2), (&mut two, 12)] {
+            let token = sequence.step(&Cancel::never()).unwrap().unwrap().token.unwrap();
+            assert_eq!(token.id, first + step);
+        }
+    }
+    assert_eq!(freed.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn cancelling_and_running_late_end_it_with_their_reason() {
+    let Setup { engine, freed, .. } = setup_with(100, None, Duration::from_millis(15));
+    let flag = AtomicBool::new(false);
+    let mut sequence = Sequence::new(&engine, vec![1], params(50), &[]).unwrap();
+    sequence.step(&Cancel::new(&flag)).unwrap().unwrap();
+    flag.store(true, Ordering::Relaxed);
+    let step = sequence.step(&Cancel::new(&flag)).unwrap().unwrap();
+    assert_eq!(step, Step { token: None, finish: Some(FinishReason::Cancelled.into()) });
+
+    let late = SamplingParams { timeout: Some(Duration::from_millis(40)), ..params(50) };
+    let (tokens, finish) = run(Sequence::new(&engine, vec![1], late, &[]).unwrap());
+    assert_eq!(finish, FinishReason::Timeout.into());
+    assert!(tokens.len() < 10);
+    assert_eq!(freed.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn a_failed_step_ends_the_sequence_and_leaves_the_engine_usable() {
+    let Setup { engine, freed, .. } = setup_with(100, Some(3), Duration::ZERO);
+    let mut sequence = Sequence::new(&engine, vec![1, 2], params(9), &[]).unwrap();
+    assert!(sequence.step(&Cancel::never()).is_ok());
+    assert!(sequence.step(&Cancel::never()).is_ok());
+    assert!(matches!(sequence.step(&Cancel::never()), Err(Error::Generation { .. })));
+    assert!(sequence.step(&Cancel::never()).unwrap().is_none());
+    assert_eq!(freed.lock().unwrap().len(), 1);
+    assert_eq!(run(Sequence::new(&engine, vec![1], params(1), &[]).unwrap()).0, [2]);
+}
+
+#[test]
+fn a_dropped_sequence_is_freed_even_while_the_model_is_busy() {
+    let Setup { engine, freed, .. } = setup_with(100, None, Duration::from_millis(50));
+    let mut sequence = Sequence::new(&engine, vec![1], params(9), &[]).unwrap();
+    sequence.step(&Cancel::never()).unwrap();
+    std::thread::scope(|scope| {
+        let busy = scope.spawn(|| engine.logits(&[1], None, &Cancel::never()).unwrap());
+        std::thread::sleep(Duration::from_millis(10));
+        let started = std::time::Instant::now();
+        drop(sequence);
+        assert!(started.elapsed() < Duration::from_millis(30), "dropping does not wait");
+        busy.join().unwrap();
+    });
+    engine.logits(&[1], None, &Cancel::never()).unwrap();
+    assert_eq!(freed.lock().unwrap().len(), 3);
+}
+
+#[test]
+fn a_closed_engine_refuses_further_steps() {
+    let Setup { engine, .. } = setup(100);
+    let mut sequence = Sequence::new(&engine, vec![1], params(9), &[]).unwrap();
+    sequence.step(&Cancel::never()).unwrap();
+    engine.close();
+    assert!(matches!(sequence.step(&Cancel::never()), Err(Error::Closed { .. })));
+    assert!(matches!(engine.logits(&[1], None, &Cancel::never()), Err(Error::Closed { .. })));
+}
+
+#[test]
+fn log_probabilities_are_the_model_s() {
+    let Setup { engine, .. } = setup(100);
+    let asking = SamplingParams { logprobs: Some(2), repetition_penalty: 1.5, ..params(1) };
+    let mut sequence = Sequence::new(&engine, vec![1], asking, &[]).unwrap();
+    let token = sequence.step(&Cancel::never()).unwrap().unwrap().token.unwrap();
+    let logprob = token.logprob.unwrap();
+    let expected = 9.0 - (9.0_f64.exp() + (VOCAB - 1) as f64).ln();
+    assert!((f64::from(logprob.logprob) - expected).abs() < 1e-5);
+    assert_eq!((logprob.token_id, logprob.top.len()), (2, 2));
+}
