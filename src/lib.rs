@@ -33,3 +33,5 @@ pub mod tokenizer;
 
 #[cfg(feature = "python")]
 mod bindings;
+
+pub use llama::{Llama, LoadOptions, Prompt};

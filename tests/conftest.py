@@ -8,9 +8,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import tiny as checkpoints
 
 import candle_llama
+import tiny as checkpoints
 from candle_llama import hub
 
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny as checkpoints
 
 import candle_llama
+import tiny as checkpoints
 from candle_llama import SamplingParams
 from candle_llama.sampling import FIELDS, SamplingOptions
 

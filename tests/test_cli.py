@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny as checkpoints
 
 import candle_llama
+import tiny as checkpoints
 from candle_llama.cli import main
 from candle_llama.sampling import FIELDS
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny as checkpoints
 
 import candle_llama
+import tiny as checkpoints
 from candle_llama import CheckpointError, ContextLengthError, DeviceError, UnsupportedModelError, errors
 
 

@@ -3,10 +3,10 @@
 import time
 
 import pytest
-import tiny as checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny as checkpoints
 from candle_llama import Chunk
 
 # Only printable ASCII comes out, in tokens of one to several characters.

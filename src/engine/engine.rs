@@ -127,10 +127,8 @@ impl Engine {
     /// lock (Python's) that the running step asks for.
     pub(super) fn free(&self, seq: SeqId) {
         self.ended.lock().push(seq);
-        if let Some(mut model) = self.model.try_lock() {
-            if let Some(model) = model.as_mut() {
-                self.forget_ended(model.as_mut());
-            }
+        if let Some(Some(model)) = self.model.try_lock().as_deref_mut() {
+            self.forget_ended(model.as_mut());
         }
     }
 

@@ -65,7 +65,7 @@ impl WeightType {
     /// Bytes of `len` elements, or None if `len` is not a whole number of blocks or the product
     /// overflows.
     pub const fn bytes_for(self, len: usize) -> Option<usize> {
-        if len % self.block_len() != 0 {
+        if !len.is_multiple_of(self.block_len()) {
             return None;
         }
         (len / self.block_len()).checked_mul(self.block_bytes())

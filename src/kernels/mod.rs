@@ -203,7 +203,7 @@ impl Kernels {
         }
         let cols = x.len() / rows;
         let mut padded = Vec::new();
-        let x = if cols % LANES == 0 {
+        let x = if cols.is_multiple_of(LANES) {
             x.as_chunks().0
         } else {
             for row in x.chunks_exact(cols) {
@@ -258,7 +258,7 @@ impl Kernels {
         out: &mut [f32],
         cancel: &Cancel,
     ) {
-        assert!(kv_heads > 0 && query_heads % kv_heads == 0, "query heads come in whole groups");
+        assert!(kv_heads > 0 && query_heads.is_multiple_of(kv_heads), "query heads come in whole groups");
         let rows: usize = spans.iter().map(|span| span.rows).sum();
         assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
         assert_eq!(queries.len(), out.len(), "out is as the queries");
@@ -319,7 +319,7 @@ impl Kernels {
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32], cancel: &Cancel) {
         let width = weight.len();
         assert_eq!(x.len(), out.len(), "out is as x");
-        assert!(width > 0 && x.len() % width == 0, "x is (rows, weight.len())");
+        assert!(width > 0 && x.len().is_multiple_of(width), "x is (rows, weight.len())");
         let rows = if x.len() <= ROW_BY_ROW { x.len() } else { width };
         self.pool.for_each_chunk(out, rows.max(1), cancel, &|chunk, out| {
             let x = &x[chunk * rows..][..out.len()];
@@ -355,12 +355,15 @@ impl Kernels {
     pub fn rope(&self, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], cancel: &Cancel) {
         let half = head_dim / 2;
         assert_eq!(cos.len(), sin.len(), "a sine for each cosine");
-        assert!(half > 0 && head_dim % 2 == 0 && cos.len() % half == 0, "(rows, head_dim / 2)");
+        assert!(
+            half > 0 && head_dim.is_multiple_of(2) && cos.len().is_multiple_of(half),
+            "(rows, head_dim / 2)"
+        );
         let rows = cos.len() / half;
         if rows == 0 {
             return;
         }
-        assert!(x.len() % (rows * head_dim) == 0, "x is (rows, heads, head_dim)");
+        assert!(x.len().is_multiple_of(rows * head_dim), "x is (rows, heads, head_dim)");
         self.pool.for_each_chunk(x, x.len() / rows, cancel, &|row, heads| {
             let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
             for head in heads.chunks_exact_mut(head_dim) {

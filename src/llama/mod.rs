@@ -6,7 +6,7 @@
 //! - `inspect.rs`: what a checkpoint is, without loading its weights
 //!
 //! ```no_run
-//! use candle_llama::llama::{Llama, LoadOptions, Prompt};
+//! use candle_llama::{Llama, LoadOptions, Prompt};
 //! use candle_llama::model::Cancel;
 //! use candle_llama::sampling::SamplingOptions;
 //!

@@ -19,10 +19,10 @@ pub fn repetition_penalty(logits: &mut [f32], sequences: &[&[u32]], penalty: f32
     let mut seen = vec![false; logits.len()];
     for &id in sequences.iter().copied().flatten() {
         let index = id as usize;
-        if let (Some(logit), Some(seen)) = (logits.get_mut(index), seen.get_mut(index)) {
-            if !std::mem::replace(seen, true) {
-                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
-            }
+        if let (Some(logit), Some(seen)) = (logits.get_mut(index), seen.get_mut(index))
+            && !std::mem::replace(seen, true)
+        {
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
         }
     }
 }

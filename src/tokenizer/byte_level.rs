@@ -41,6 +41,7 @@ pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
 }
 
 /// The character that spells each byte.
+#[cfg(test)]
 pub(super) fn alphabet() -> impl Iterator<Item = char> {
     (0..END as u32).filter_map(char::from_u32).filter(|&character| byte(character).is_some())
 }

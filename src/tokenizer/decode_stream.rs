@@ -194,11 +194,11 @@ impl Pieces {
         }
         let byte_fallback = steps.next_if(|step| matches!(step, DecoderWrapper::ByteFallback(_))).is_some();
         let mut strip = None;
-        if steps.next_if(|step| matches!(step, DecoderWrapper::Fuse(_))).is_some() {
-            if let Some(DecoderWrapper::Strip(step)) = steps.peek() {
-                strip = Some(Strip { content: step.content, start: step.start, stop: step.stop });
-                steps.next();
-            }
+        if steps.next_if(|step| matches!(step, DecoderWrapper::Fuse(_))).is_some()
+            && let Some(DecoderWrapper::Strip(step)) = steps.peek()
+        {
+            strip = Some(Strip { content: step.content, start: step.start, stop: step.stop });
+            steps.next();
         }
         steps.next().is_none().then_some(Pieces { each, byte_fallback, strip })
     }
@@ -209,11 +209,11 @@ impl Pieces {
             pieces = catching(|| step.decode_chain(pieces)).map_err(decoder_failed)?;
         }
         let piece = pieces.concat();
-        if self.byte_fallback {
-            if let Some(byte) = fallback_byte(&piece) {
-                state.bytes.push(byte);
-                return Ok(());
-            }
+        if self.byte_fallback
+            && let Some(byte) = fallback_byte(&piece)
+        {
+            state.bytes.push(byte);
+            return Ok(());
         }
         let mut certain = String::new();
         flush_run(&mut state.bytes, &mut certain);

@@ -16,7 +16,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::chat_template::ChatTemplates;
 use super::hf::post_processor;
-use super::{MAX_VOCAB_SIZE, Parts, byte_level, catching};
+use super::{MAX_VOCAB_SIZE, Parts, catching};
 use crate::checkpoint::gguf::{self, Metadata};
 use crate::error::{Error, Result};
 

@@ -267,11 +267,11 @@ fn chat_templates(dir: &Path, config: &Config) -> Result<ChatTemplates> {
         return Ok(templates);
     }
     let path = dir.join("chat_template.json");
-    if let Some(file) = read_json(&path)? {
-        if let Some(value) = file.get("chat_template") {
-            add_templates(&mut templates, value).map_err(|reason| Error::malformed(path, reason))?;
-            return Ok(templates);
-        }
+    if let Some(file) = read_json(&path)?
+        && let Some(value) = file.get("chat_template")
+    {
+        add_templates(&mut templates, value).map_err(|reason| Error::malformed(path, reason))?;
+        return Ok(templates);
     }
     if let Some(value) = config.map.get("chat_template") {
         add_templates(&mut templates, value).map_err(|reason| config.malformed(reason))?;

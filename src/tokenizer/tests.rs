@@ -388,10 +388,9 @@ proptest! {
         }
         let dir = TempDir::new().unwrap();
         std::fs::write(dir.path().join("tokenizer.json"), &bytes).unwrap();
-        if let Ok(tokenizer) = Tokenizer::open(dir.path()) {
-            if let Ok(ids) = tokenizer.encode("ab é </s>", true, false) {
+        if let Ok(tokenizer) = Tokenizer::open(dir.path())
+            && let Ok(ids) = tokenizer.encode("ab é </s>", true, false) {
                 let _ = tokenizer.decode(&ids, false);
             }
-        }
     }
 }

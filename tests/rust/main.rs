@@ -3,4 +3,5 @@
 mod checkpoint;
 mod checkpoint_files;
 mod config;
+mod llama;
 mod tied;

@@ -5,6 +5,9 @@
 //! lanes are added in a fixed tree. Few rows decode each weight in registers and use it at once;
 //! more rows decode a panel of weight rows to f32 first and share it. Both see the same numbers.
 
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
 use super::dequantize::{dequantize_row, partial_unit};
 use crate::kernels::lanes::{LANES, Lanes, Storage, with_storage};
 use crate::kernels::pool::SharedOut;

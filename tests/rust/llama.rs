@@ -1,0 +1,141 @@
+//! The facade, without Python: both engines over a tiny folder that has no tokenizer.
+
+use candle_llama::error::Error;
+use candle_llama::model::Cancel;
+use candle_llama::sampling::SamplingOptions;
+use candle_llama::{Llama, LoadOptions, Prompt};
+use tempfile::TempDir;
+
+use crate::checkpoint_files::{
+    Entry, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, llama_weights, write_safetensors,
+};
+
+const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
+
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = llama_weights();
+    let entries: Vec<_> =
+        weights.iter().map(|(name, shape, values)| Entry::f32(name, shape, values)).collect();
+    write_safetensors(&dir.path().join("model.safetensors"), &entries);
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": true,
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+fn load(dir: &TempDir, engine: &str, compute: &str) -> Llama {
+    let options = LoadOptions {
+        engine: engine.into(),
+        compute: compute.into(),
+        device: "cpu".into(),
+        ..LoadOptions::default()
+    };
+    Llama::load(dir.path(), &options).unwrap()
+}
+
+fn greedy(tokens: i64) -> SamplingOptions {
+    SamplingOptions { max_new_tokens: Some(tokens), ..SamplingOptions::default() }
+}
+
+#[test]
+fn both_engines_give_the_same_logits() {
+    let dir = folder();
+    let rows = |engine| load(&dir, engine, "exact").logits(&PROMPT, None, &Cancel::never()).unwrap().values;
+    let (cpu, candle) = (rows("cpu"), rows("candle"));
+    assert_eq!(cpu.len(), PROMPT.len() * VOCAB);
+    let largest = cpu.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let difference = cpu.iter().zip(&candle).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(difference <= 2e-5 * largest, "{difference} of {largest}");
+}
+
+#[test]
+fn exact_logits_do_not_depend_on_how_the_prompt_was_read() {
+    let dir = folder();
+    let llama = load(&dir, "cpu", "exact");
+    let prompt = Prompt::TokenIds(PROMPT.to_vec());
+    let generated = llama.generate(prompt, &greedy(20), &Cancel::never()).unwrap().token_ids;
+    assert_eq!(generated.len(), 20);
+    // What was read token by token while generating, read at once: the same choices, bit for bit.
+    let all: Vec<u32> = PROMPT.iter().chain(&generated).copied().collect();
+    let logits = llama.logits(&all, None, &Cancel::never()).unwrap();
+    for (position, &chosen) in generated.iter().enumerate() {
+        let row = &logits.values[(PROMPT.len() - 1 + position) * VOCAB..][..VOCAB];
+        let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(row[chosen as usize].to_bits(), best.to_bits());
+    }
+    let last = llama.logits(&all, Some(3), &Cancel::never()).unwrap();
+    assert_eq!(last.values, logits.values[(all.len() - 3) * VOCAB..]);
+}
+
+#[test]
+fn ids_need_no_tokenizer_and_text_says_that_it_does() {
+    let dir = folder();
+    let llama = load(&dir, "auto", "auto");
+    assert_eq!(llama.load_report().engine, "cpu");
+    let completion = llama.generate(Prompt::TokenIds(PROMPT.to_vec()), &greedy(4), &Cancel::never()).unwrap();
+    assert_eq!((completion.token_ids.len(), completion.text.as_str()), (4, ""));
+    let text = llama.generate(Prompt::Text("hello".into()), &greedy(4), &Cancel::never());
+    assert!(matches!(text, Err(Error::NotFound { .. })), "{text:?}");
+    let stop = SamplingOptions { stop: Some(vec!["x".into()]), ..greedy(4) };
+    let stopped = llama.generate(Prompt::TokenIds(PROMPT.to_vec()), &stop, &Cancel::never());
+    assert!(matches!(stopped, Err(Error::NotFound { .. })), "{stopped:?}");
+}
+
+#[test]
+fn dtype_changes_how_weights_are_held() {
+    let dir = folder();
+    let exact = load(&dir, "cpu", "exact").logits(&PROMPT, None, &Cancel::never()).unwrap().values;
+    let largest = exact.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    for (dtype, name, bound) in
+        [("float16", "F16", 5e-3), ("bfloat16", "BF16", 4e-2), ("float32", "F32", 0.0)]
+    {
+        let options = LoadOptions { dtype: dtype.into(), compute: "exact".into(), ..LoadOptions::default() };
+        let llama = Llama::load(dir.path(), &options).unwrap();
+        assert!(llama.load_report().storage.iter().any(|storage| storage.dtype == name));
+        let values = llama.logits(&PROMPT, None, &Cancel::never()).unwrap().values;
+        let difference = exact.iter().zip(&values).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(difference <= bound * largest, "{dtype}: {difference} of {largest}");
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    let dir = folder();
+    let default = LoadOptions::default;
+    let cases = [
+        ("dtype", LoadOptions { dtype: "int8".into(), ..default() }),
+        ("compute", LoadOptions { compute: "fast".into(), ..default() }),
+        ("engine", LoadOptions { engine: "gpu".into(), ..default() }),
+        ("threads", LoadOptions { threads: Some(0), ..default() }),
+        ("context_length", LoadOptions { context_length: Some(0), ..default() }),
+    ];
+    for (argument, options) in cases {
+        match Llama::load(dir.path(), &options).err() {
+            Some(Error::InvalidArgument { argument: named, .. }) => assert_eq!(named, argument),
+            other => panic!("{argument}: {other:?}"),
+        }
+    }
+    let unknown = LoadOptions { device: "tpu".into(), ..default() };
+    assert!(matches!(Llama::load(dir.path(), &unknown), Err(Error::Device { .. })));
+}
+
+#[test]
+fn a_context_beyond_the_model_s_own_is_a_warning_and_strict_refuses_it() {
+    let dir = folder();
+    let longer = LoadOptions { context_length: Some(128), ..LoadOptions::default() };
+    let llama = Llama::load(dir.path(), &longer).unwrap();
+    assert_eq!((llama.context_length(), llama.load_report().warnings.len()), (128, 1));
+    let strict = LoadOptions { strict: true, ..longer };
+    assert!(matches!(Llama::load(dir.path(), &strict), Err(Error::Strict { .. })));
+}
