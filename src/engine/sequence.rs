@@ -209,9 +209,6 @@ impl Sequence {
     }
 
     fn run_step(&mut self, cancel: &Cancel) -> Result<Step> {
-        if self.params.max_new_tokens == 0 {
-            return Ok(Step { token: None, finish: Some(FinishReason::Length.into()) });
-        }
         let deadline = self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout));
         let stopped = AtomicBool::new(false);
         let stop = || cancel.is_cancelled() || deadline.is_some_and(|deadline| Instant::now() >= deadline);
