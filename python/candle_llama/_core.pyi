@@ -5,6 +5,8 @@ from typing import Any, final
 import numpy
 import numpy.typing
 
+__all__ = ["Llama", "Stream", "Tokenizer", "__version__", "doctor", "inspect"]
+
 __version__: str
 
 @final

@@ -212,7 +212,13 @@ impl Sequence {
         let deadline = self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout));
         let stopped = AtomicBool::new(false);
         let stop = || cancel.is_cancelled() || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let mut logits = match self.next_logits(&Cancel::with_poll(&stopped, &stop)) {
+        // Asked here too: many steps end before a `Cancel` made for one of them is due to poll.
+        let logits = if stop() {
+            Err(Error::Cancelled)
+        } else {
+            self.next_logits(&Cancel::with_poll(&stopped, &stop))
+        };
+        let mut logits = match logits {
             Ok(logits) => logits,
             Err(Error::Cancelled) => {
                 let late = !cancel.is_cancelled();

@@ -8,7 +8,7 @@ use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const VOCAB: usize = 50;
 
@@ -214,6 +214,26 @@ fn cancelling_and_running_late_end_it_with_their_reason() {
     assert_eq!(finish, FinishReason::Timeout.into());
     assert!(tokens.len() < 10);
     assert_eq!(freed.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn steps_shorter_than_the_polling_interval_are_stopped_too() {
+    let Setup { engine, .. } = setup_with(5000, None, Duration::from_millis(1));
+    let late = SamplingParams { timeout: Some(Duration::from_millis(40)), ..params(4000) };
+    let (tokens, finish) = run(Sequence::new(&engine, vec![1], late, &[]).unwrap());
+    assert_eq!(finish, FinishReason::Timeout.into());
+    assert!(tokens.len() <= 40);
+
+    let (flag, started) = (AtomicBool::new(false), Instant::now());
+    let poll = || started.elapsed() > Duration::from_millis(40);
+    let cancel = Cancel::with_poll(&flag, &poll);
+    let mut sequence = Sequence::new(&engine, vec![1], params(4000), &[]).unwrap();
+    let mut last = None;
+    while let Some(step) = sequence.step(&cancel).unwrap() {
+        last = step.finish;
+    }
+    assert_eq!(last, Some(FinishReason::Cancelled.into()));
+    assert!(started.elapsed() < Duration::from_secs(2));
 }
 
 #[test]
