@@ -1,7 +1,11 @@
 //! Candle's own Llama behind our [`Model`]: any of Candle's devices.
 //!
 //! It is built from our `VarBuilder` and from our reading of the config. It gives the logits of the
-//! last row only, so more rows cost one call each; a cancelled call ends with the chunk it is in.
+//! last row only, so more rows cost one call each.
+//!
+//! Nothing can stop Candle inside a call, and a call may take seconds. So a thread of its own runs the
+//! model, and the caller waits for it or, when cancelled, does not: the thread then ends the chunk that
+//! it is in, and the next request waits for that.
 //!
 //! Source: `candle_transformers::models::llama`.
 
@@ -14,29 +18,43 @@ use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span, Storage, cpu};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama as stock;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// How long one chunk of a prompt should take: nothing can stop Candle inside a call.
-const CHUNK_TIME: Duration = Duration::from_millis(80);
-const FIRST_CHUNK: usize = 16;
-const MOST_ROWS: usize = 512;
+/// The most rows of one call, the work that goes on after a caller was cancelled. Candle lays every
+/// weight out anew for a call, which fewer rows would not pay for.
+const CHUNK_ROWS: usize = 512;
+/// How long the caller waits before it looks whether it was cancelled.
+const WAIT_SLICE: Duration = Duration::from_millis(10);
 
 /// Candle's Llama.
 pub struct CandleModel {
-    model: stock::Llama,
-    /// A cache that no token has been through; cloning it shares the rotary tables.
-    empty: stock::Cache,
-    sequences: HashMap<SeqId, Sequence>,
-    device: Device,
+    /// None while it is being dropped: the thread ends when nobody can ask any more.
+    requests: Option<Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
     vocab_size: usize,
     storage: Vec<Storage>,
-    chunk_rows: usize,
 }
 
-struct Sequence {
-    cache: stock::Cache,
-    position: usize,
+enum Request {
+    Forward {
+        spans: Vec<OwnedSpan>,
+        stop: Arc<AtomicBool>,
+        reply: Sender<std::thread::Result<Result<Logits>>>,
+    },
+    Free(SeqId),
+}
+
+/// A [`Span`] that may be sent to the thread.
+struct OwnedSpan {
+    seq: SeqId,
+    tokens: Vec<u32>,
+    start: usize,
+    rows: Rows,
 }
 
 impl CandleModel {
@@ -64,17 +82,152 @@ impl CandleModel {
             bytes: elements * dtype.size_in_bytes() as u64,
         };
         let builder = var_builder(checkpoint, head, dtype, device);
-        let model = stock::Llama::load(builder, &stock_config).map_err(failed)?;
-        let empty = stock::Cache::new(true, dtype, &stock_config, device).map_err(failed)?;
-        Ok(CandleModel {
-            model,
-            empty,
+        let runner = Runner {
+            model: stock::Llama::load(builder, &stock_config).map_err(failed)?,
+            empty: stock::Cache::new(true, dtype, &stock_config, device).map_err(failed)?,
             sequences: HashMap::new(),
             device: device.clone(),
             vocab_size: config.vocab_size,
+        };
+        let (requests, received) = channel();
+        let thread = std::thread::Builder::new()
+            .name("candle-llama-candle".into())
+            .spawn(move || runner.serve(&received))
+            .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;
+        Ok(CandleModel {
+            requests: Some(requests),
+            thread: Some(thread),
+            vocab_size: config.vocab_size,
             storage: vec![storage],
-            chunk_rows: FIRST_CHUNK,
         })
+    }
+
+    fn ask(&self, request: Request) -> Result<()> {
+        let sent = self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok());
+        if sent { Ok(()) } else { Err(thread_ended()) }
+    }
+}
+
+fn thread_ended() -> Error {
+    Error::Generation { reason: "the thread that runs Candle has ended".into() }
+}
+
+impl Model for CandleModel {
+    fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
+        super::check_spans(spans, self.vocab_size)?;
+        let spans = spans
+            .iter()
+            .map(|span| OwnedSpan {
+                seq: span.seq,
+                tokens: span.tokens.to_vec(),
+                start: span.start,
+                rows: span.rows,
+            })
+            .collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (reply, answer) = channel();
+        self.ask(Request::Forward { spans, stop: Arc::clone(&stop), reply })?;
+        loop {
+            match answer.recv_timeout(WAIT_SLICE) {
+                Ok(Ok(result)) => return result,
+                Ok(Err(panic)) => resume_unwind(panic),
+                Err(RecvTimeoutError::Disconnected) => return Err(thread_ended()),
+                Err(RecvTimeoutError::Timeout) => {
+                    if cancel.is_cancelled() {
+                        stop.store(true, Ordering::Relaxed);
+                        return Err(Error::Cancelled);
+                    }
+                }
+            }
+        }
+    }
+
+    fn free(&mut self, seq: SeqId) {
+        // Without its thread the model has no sequences either.
+        let _ = self.ask(Request::Free(seq));
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        self.storage.clone()
+    }
+}
+
+impl Drop for CandleModel {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(thread) = self.thread.take() {
+            // It hands the panics of its requests to those who asked, so it has nothing to report.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread owns.
+struct Runner {
+    model: stock::Llama,
+    /// A cache that no token has been through; cloning it shares the rotary tables.
+    empty: stock::Cache,
+    sequences: HashMap<SeqId, Sequence>,
+    device: Device,
+    vocab_size: usize,
+}
+
+struct Sequence {
+    cache: stock::Cache,
+    position: usize,
+}
+
+impl Runner {
+    fn serve(mut self, requests: &Receiver<Request>) {
+        for request in requests {
+            match request {
+                Request::Forward { spans, stop, reply } => {
+                    let result = catch_unwind(AssertUnwindSafe(|| self.forward(&spans, &stop)));
+                    if !matches!(result, Ok(Ok(_))) {
+                        // Their caches may be half written.
+                        for span in &spans {
+                            self.sequences.remove(&span.seq);
+                        }
+                    }
+                    // Who was cancelled does not listen any more.
+                    let _ = reply.send(result);
+                }
+                Request::Free(seq) => drop(self.sequences.remove(&seq)),
+            }
+        }
+    }
+
+    fn forward(&mut self, spans: &[OwnedSpan], stop: &AtomicBool) -> Result<Logits> {
+        let wanted = spans.iter().map(|span| span.rows.of(span.tokens.len())).sum();
+        let mut logits = Logits::with_capacity(wanted, self.vocab_size)?;
+        for span in spans {
+            self.span(span, &mut logits, stop)?;
+        }
+        Ok(logits)
+    }
+
+    fn span(&mut self, span: &OwnedSpan, logits: &mut Logits, stop: &AtomicBool) -> Result<()> {
+        let done = self.sequences.get(&span.seq).map_or(0, |sequence| sequence.position);
+        if done != span.start {
+            let reason = format!("position {} cannot follow {done}: Candle's cache only appends", span.start);
+            return Err(Error::Generation { reason });
+        }
+        let chunks = span.tokens.chunks(if span.rows == Rows::All { 1 } else { CHUNK_ROWS });
+        let last_chunk = chunks.len() - 1;
+        for (index, tokens) in chunks.enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let last = self.step(span.seq, tokens).map_err(failed)?;
+            if span.rows == Rows::All || span.rows == Rows::Last && index == last_chunk {
+                logits.values.extend(last);
+            }
+        }
+        Ok(())
     }
 
     /// The logits after `tokens`, `(vocab_size,)`.
@@ -85,61 +238,6 @@ impl CandleModel {
         let logits = self.model.forward(&input, sequence.position, &mut sequence.cache)?;
         sequence.position += tokens.len();
         logits.squeeze(0)?.to_dtype(DType::F32)?.to_vec1()
-    }
-
-    /// Runs one span; on an error the sequence is forgotten, because its cache may be half written.
-    fn span(&mut self, span: &Span, logits: &mut Logits, cancel: &Cancel) -> Result<()> {
-        let done = self.sequences.get(&span.seq).map_or(0, |sequence| sequence.position);
-        if done != span.start {
-            let reason = format!("position {} cannot follow {done}: Candle's cache only appends", span.start);
-            return Err(Error::Generation { reason });
-        }
-        let mut rest = span.tokens;
-        while !rest.is_empty() {
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let rows = if span.rows == Rows::All { 1 } else { self.chunk_rows.min(rest.len()) };
-            let (tokens, behind) = rest.split_at(rows);
-            let started = Instant::now();
-            let last = self.step(span.seq, tokens).map_err(failed)?;
-            if rows == self.chunk_rows {
-                let fits = CHUNK_TIME.as_secs_f64() / started.elapsed().as_secs_f64().max(1e-9);
-                self.chunk_rows = ((rows as f64 * fits) as usize).clamp(1, MOST_ROWS);
-            }
-            rest = behind;
-            if span.rows == Rows::All || span.rows == Rows::Last && rest.is_empty() {
-                logits.values.extend(last);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Model for CandleModel {
-    fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
-        super::check_spans(spans, self.vocab_size)?;
-        let wanted = spans.iter().map(Span::wanted).sum();
-        let mut logits = Logits::with_capacity(wanted, self.vocab_size)?;
-        for span in spans {
-            if let Err(error) = self.span(span, &mut logits, cancel) {
-                self.free(span.seq);
-                return Err(error);
-            }
-        }
-        Ok(logits)
-    }
-
-    fn free(&mut self, seq: SeqId) {
-        self.sequences.remove(&seq);
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn storage(&self) -> Vec<Storage> {
-        self.storage.clone()
     }
 }
 

@@ -27,6 +27,17 @@ pub enum Rows {
     All,
 }
 
+impl Rows {
+    /// How many that is of `rows` rows.
+    fn of(self, rows: usize) -> usize {
+        match self {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => rows,
+        }
+    }
+}
+
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
@@ -43,11 +54,7 @@ pub struct Span<'a> {
 
 impl Span<'_> {
     fn wanted(&self) -> usize {
-        match self.rows {
-            Rows::None => 0,
-            Rows::Last => 1,
-            Rows::All => self.tokens.len(),
-        }
+        self.rows.of(self.tokens.len())
     }
 }
 
