@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 import tiny
 from candle_llama.bench import numpy_llama, read_checkpoint
-from candle_llama.bench.numpy_llama import NumpyLlama, inv_freq
+from candle_llama.bench.numpy_llama import NumpyLlama
+from candle_llama.bench.numpy_rope import inv_freq
 from candle_llama.bench.synthetic import to_bfloat16
 
 Array = NDArray[Any]
@@ -186,16 +187,14 @@ def test_llama3_frequencies_by_wavelength() -> None:
             smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
             frequency = (1 - smooth) * frequency / 32.0 + smooth * frequency
         expected.append(frequency)
-    np.testing.assert_allclose(inv_freq(rope, 64), expected, rtol=2e-6)
+    np.testing.assert_allclose(inv_freq({"rope_parameters": rope}, 64), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
     ],
 )
 def test_what_is_not_computed_is_refused(changes: tiny.Config, named: str) -> None:
@@ -282,8 +281,7 @@ def test_gguf_with_a_head_is_not_tied(tmp_path: Path) -> None:
 
 def test_gguf_rope_factors_stand_for_llama3_scaling(tmp_path: Path) -> None:
     scaled = tiny.gguf_config(rope_scaling=tiny.LLAMA3_ROPE)
-    rope = {"rope_theta": scaled["rope_theta"], **tiny.LLAMA3_ROPE}
-    factors = inv_freq({**rope, "rope_type": "default"}, 16) / inv_freq(rope, 16)
+    factors = inv_freq({**scaled, "rope_scaling": None}, 16) / inv_freq(scaled, 16)
     assert factors.min() == 1.0
     assert factors.max() == pytest.approx(8.0)
     ids = random_ids(scaled, 50)

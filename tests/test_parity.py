@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import candle_llama
 import tiny
-from candle_llama.bench.numpy_llama import NumpyLlama, inv_freq
+from candle_llama.bench.numpy_llama import NumpyLlama
+from candle_llama.bench.numpy_rope import inv_freq
 
 ENGINES = ["cpu", "candle"]
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
@@ -21,7 +22,11 @@ BOUND = 2e-4
 NEAR_TIE = 1e-3
 
 # What Candle's Llama cannot express.
-CPU_ONLY = {"head-dim-wider"}
+CPU_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-biases"} | {
+    name
+    for name in tiny.VARIANTS
+    if any(word in name for word in ("gelu", "linear-rope", "dynamic-rope", "yarn-rope"))
+}
 
 
 def load(path: Path, engine: str, **options: Any) -> candle_llama.Llama:
@@ -59,7 +64,8 @@ def assert_same_continuation(llm: candle_llama.Llama, reference: NumpyLlama) -> 
     prompt = random_ids(reference.config["vocab_size"], 7, seed=2)
     output = llm.generate(prompt, max_new_tokens=24, temperature=0, ignore_eos=True).token_ids
     assert len(output) == 24
-    rows = reference.forward(prompt + output)[len(prompt) - 1 : -1]
+    last = reference.forward(prompt, last_only=True)
+    rows = np.concatenate([last, reference.forward(output, start=len(prompt))[:-1]])
     for step, (row, token) in enumerate(zip(rows, output, strict=True)):
         missing = row.max() - row[token]
         assert missing <= NEAR_TIE * np.abs(row).max(), f"token {step} is {token}, not {row.argmax()}"
@@ -125,8 +131,7 @@ def test_gguf_of_mixed_types_with_a_head_equals_numpy(tmp_path: Path, engine: st
 
 def test_gguf_rope_factors_equal_numpy(tmp_path: Path) -> None:
     config = tiny.gguf_config()
-    rope = {"rope_theta": config["rope_theta"], **tiny.LLAMA3_ROPE}
-    factors = inv_freq({**rope, "rope_type": "default"}, 16) / inv_freq(rope, 16)
+    factors = inv_freq(config, 16) / inv_freq({**config, "rope_scaling": tiny.LLAMA3_ROPE}, 16)
     path = tiny.write_gguf(tmp_path / "model.gguf", config, rope_factors=factors)
     reference = NumpyLlama.load(path)
     ids = random_ids(tiny.VOCAB_SIZE, 90)
@@ -134,6 +139,53 @@ def test_gguf_rope_factors_equal_numpy(tmp_path: Path) -> None:
     assert np.abs(plain - reference.forward(ids)).max() > 0.1, "the factors matter"
     with load(path, "cpu") as llm:
         assert_near(llm.logits(ids), reference.forward(ids))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+        {"rope_scaling": tiny.YARN_ROPE},
+        {"attention_bias": True},
+        {"mlp_bias": True, "num_key_value_heads": 1},
+        {"head_dim": 24},
+    ],
+)
+def test_gguf_says_the_same_as_config_json(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny.gguf_config(**changes)
+    ids = random_ids(tiny.VOCAB_SIZE, 90)
+    plain = NumpyLlama(tiny.gguf_config(), tiny.tiny_tensors(tiny.gguf_config())).forward(ids)
+    expected = NumpyLlama(config, tiny.tiny_tensors(config)).forward(ids)
+    assert np.abs(plain - expected).max() > 0.1, "the change matters"
+    path = tiny.write_gguf(tmp_path / "model.gguf", config)
+    assert_near(NumpyLlama.load(path).forward(ids), expected)
+    with load(path, "cpu") as llm:
+        assert_near(llm.logits(ids), expected)
+
+
+def test_a_gguf_file_may_have_some_biases_alone(tmp_path: Path) -> None:
+    config = tiny.gguf_config(attention_bias=True)
+    path = tiny.write_gguf(tmp_path / "model.gguf", config, leave_out="attn_output.bias")
+    with load(path, "cpu") as llm:
+        assert_same_model(llm, NumpyLlama.load(path))
+
+
+def test_dynamic_frequencies_are_those_of_the_prompt_and_stay(tmp_path: Path) -> None:
+    config = tiny.VARIANTS["dynamic-rope"]
+    path = tiny.write_checkpoint(tmp_path / "model", config)
+    reference = NumpyLlama.load(path)
+    with load(path, "cpu") as llm:
+        with pytest.raises(candle_llama.ContextLengthError) as raised:
+            llm.generate([1] * 200)
+        assert raised.value.context_length == 8 * 16
+        long, short = random_ids(tiny.VOCAB_SIZE, 100), random_ids(tiny.VOCAB_SIZE, 10)
+        for prompt in (long, short):
+            output = llm.generate(prompt, max_new_tokens=20, temperature=0, ignore_eos=True).token_ids
+            reference.forward(prompt)
+            assert output[0] == reference.forward(prompt)[-1].argmax()
+            rows = reference.forward(output, start=len(prompt))
+            chosen = rows[np.arange(19), output[1:]]
+            assert (rows[:-1].max(axis=1) - chosen <= NEAR_TIE * np.abs(rows[:-1]).max()).all()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

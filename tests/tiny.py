@@ -42,6 +42,16 @@ LLAMA3_ROPE: Config = {
 }
 
 
+# Such that a head of 10 to 16 holds kept, blended and divided pairs.
+YARN_ROPE: Config = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 4.0,
+    "beta_slow": 0.5,
+}
+
+
 VOCABULARY = [*byte_alphabet(), *("".join(merge.split(" ")) for merge in MERGES), *SPECIAL_TOKENS]
 TOKEN_IDS = {token: token_id for token_id, token in enumerate(VOCABULARY)}
 VOCAB_SIZE = len(VOCABULARY)
@@ -108,6 +118,28 @@ VARIANTS: dict[str, Config] = {
     "head-dim-same": tiny_config(head_dim=10),
     "head-dim-wider": tiny_config(head_dim=16),
     "odd-vocabulary": tiny_config(vocab_size=131, bos_token_id=1, eos_token_id=2),
+    "attention-bias": tiny_config(attention_bias=True),
+    "mlp-bias": tiny_config(mlp_bias=True, num_key_value_heads=4),
+    "all-biases": tiny_config(attention_bias=True, mlp_bias=True, head_dim=12),
+    "gelu": tiny_config(hidden_act="gelu"),
+    "gelu-tanh": tiny_config(hidden_act="gelu_pytorch_tanh"),
+    "quick-gelu": tiny_config(hidden_act="quick_gelu"),
+    "linear-rope": tiny_config(rope_scaling={"type": "linear", "factor": 2.5}),
+    "v5-linear-rope": tiny_config_v5({"rope_type": "linear", "factor": 2.5}),
+    # Prompts of more than 16 tokens are beyond the original context.
+    "dynamic-rope": tiny_config(rope_scaling={"type": "dynamic", "factor": 8.0}, max_position_embeddings=16),
+    "v5-dynamic-rope": tiny_config_v5({"rope_type": "dynamic", "factor": 8.0}, max_position_embeddings=16),
+    "yarn-rope": tiny_config(rope_scaling=YARN_ROPE),
+    "yarn-rope-defaults": tiny_config(
+        rope_scaling={"type": "yarn", "factor": 16.0}, max_position_embeddings=512, head_dim=16
+    ),
+    "v5-yarn-rope-mscale": tiny_config_v5({**YARN_ROPE, "mscale": 0.7, "mscale_all_dim": 1.2}),
+    "v5-yarn-rope-not-truncated": tiny_config_v5(
+        {**YARN_ROPE, "truncate": False, "attention_factor": 1.3}, head_dim=16
+    ),
+    "odd-sizes": tiny_config(
+        hidden_size=45, intermediate_size=77, num_attention_heads=3, num_key_value_heads=3, head_dim=14
+    ),
     "one-layer-large-eps": tiny_config(num_hidden_layers=1, rms_norm_eps=1e-2),
 }
 
@@ -136,6 +168,13 @@ def tensor_shapes(config: Mapping[str, Any], lm_head: bool | None = None) -> dic
             prefix + "mlp.up_proj.weight": (inner, hidden),
             prefix + "mlp.down_proj.weight": (hidden, inner),
         }
+        for module, flag in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")):
+            if config.get(flag):
+                shapes |= {
+                    name.removesuffix("weight") + "bias": shape[:1]
+                    for name, shape in shapes.items()
+                    if name.startswith(prefix + module)
+                }
     shapes["model.norm.weight"] = (hidden,)
     if lm_head if lm_head is not None else not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocab, hidden)
@@ -148,7 +187,9 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0, lm_head: bool | None 
     tensors: dict[str, Array] = {}
     for name, shape in tensor_shapes(config, lm_head).items():
         values = generator.standard_normal(shape)
-        if len(shape) == 1:
+        if name.endswith("bias"):
+            values *= 0.3
+        elif len(shape) == 1:
             values = 1.0 + 0.2 * values
         elif "embed_tokens" in name:
             # Small beside what the layers add: else a tied head would mostly repeat the last token.
@@ -305,9 +346,8 @@ def gguf_config(**changes: Any) -> Config:
 
 def permute_rows(values: Array, heads: int) -> Array:
     """Orders query or key rows as llama.cpp's converter does: the two halves of a head interleaved."""
-    rows, columns = values.shape
-    halves = values.reshape(heads, 2, rows // heads // 2, columns)
-    return halves.swapaxes(1, 2).reshape(rows, columns)
+    halves = values.reshape(heads, 2, len(values) // heads // 2, -1)
+    return halves.swapaxes(1, 2).reshape(values.shape)
 
 
 GGUF_PARTS = {
@@ -332,8 +372,9 @@ def gguf_name(name: str) -> str:
     }
     if name in whole:
         return whole[name]
-    _, _, layer, part = name.removesuffix(".weight").split(".", 3)
-    return f"blk.{layer}.{GGUF_PARTS[part]}.weight"
+    stem, _, suffix = name.rpartition(".")
+    _, _, layer, part = stem.split(".", 3)
+    return f"blk.{layer}.{GGUF_PARTS[part]}.{suffix}"
 
 
 def write_gguf(
@@ -347,6 +388,7 @@ def write_gguf(
     rope_factors: Array | None = None,
     add_bos: bool = False,
     vocabulary_only: bool = False,
+    leave_out: str | None = None,
 ) -> Path:
     """Writes a GGUF file with the `gguf` package.
 
@@ -360,6 +402,7 @@ def write_gguf(
         rope_factors: Written as rope_freqs.weight, `(head_dim / 2,)`, as converters do for llama3.
         add_bos: tokenizer.ggml.add_bos_token.
         vocabulary_only: Leave the tensors out.
+        leave_out: Leave out tensors with this in their name.
 
     Returns:
         The file.
@@ -380,6 +423,14 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(head_dim(config))
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+        writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling.get("rope_type") == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
@@ -407,6 +458,8 @@ def write_gguf(
             values = permute_rows(values, heads)
         elif "k_proj" in name:
             values = permute_rows(values, kv_heads)
+        if leave_out is not None and leave_out in gguf_name(name):
+            continue
         kind = gguf.GGMLQuantizationType[type_name]
         writer.add_tensor(gguf_name(name), gguf.quantize(values, kind), raw_dtype=kind)
     if rope_factors is not None:

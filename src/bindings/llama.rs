@@ -180,25 +180,40 @@ pub(super) fn storage<'py>(py: Python<'py>, types: &[Storage]) -> PyResult<Bound
 
 /// config.json's keys as they are in the file, with what was derived from them added.
 pub(super) fn config_json(config: &LlamaConfig) -> Value {
-    let mut rope = json!({ "rope_type": "default", "rope_theta": config.rope.theta });
-    match &config.rope.scaling {
-        RopeScaling::Default => {}
+    let mut rope = match config.rope.scaling {
+        RopeScaling::Default => json!({}),
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => json!({ "factor": factor }),
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_position_embeddings,
-        } => {
-            rope = json!({
-                "rope_type": "llama3",
-                "rope_theta": config.rope.theta,
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-            });
-        }
-        RopeScaling::Factors(factors) => rope["rope_freqs"] = json!(factors),
+        } => json!({
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn {
+            factor,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            truncate,
+        } => json!({
+            "factor": factor,
+            "attention_factor": attention_factor,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "truncate": truncate,
+        }),
+    };
+    rope["rope_type"] = config.rope.scaling.rope_type().into();
+    rope["rope_theta"] = config.rope.theta.into();
+    if let Some(factors) = &config.rope.freq_factors {
+        rope["rope_freqs"] = json!(factors);
     }
     let mut fields = config.raw.clone();
     let derived = json!({
@@ -210,6 +225,9 @@ pub(super) fn config_json(config: &LlamaConfig) -> Value {
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "hidden_act": config.hidden_act.name(),
         "max_position_embeddings": config.max_position_embeddings,
         "rope_theta": config.rope.theta,
         "rope_parameters": rope,

@@ -7,13 +7,15 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{LlamaConfig, Rope, RopeScaling};
+use super::{LlamaConfig, Rope, RopeScaling, rope::yarn_mscale};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::gguf::{Metadata, Value};
 use crate::checkpoint::tied::EMBED_TOKENS;
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
-const ROPE_FREQS: &str = "rope_freqs.weight";
+/// The tensor of a GGUF file that holds divisors of the rotary frequencies.
+pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// `llama.*` keys that [`read`] reads.
 const READ: &[&str] = &[
@@ -28,16 +30,21 @@ const READ: &[&str] = &[
     "llama.feed_forward_length",
     "llama.rope.dimension_count",
     "llama.rope.freq_base",
+    "llama.rope.scale_linear",
+    "llama.rope.scaling.attn_factor",
     "llama.rope.scaling.factor",
+    "llama.rope.scaling.original_context_length",
     "llama.rope.scaling.type",
+    "llama.rope.scaling.yarn_attn_factor",
+    "llama.rope.scaling.yarn_beta_fast",
+    "llama.rope.scaling.yarn_beta_slow",
+    "llama.rope.scaling.yarn_log_multiplier",
     "llama.vocab_size",
 ];
 
 /// `llama.*` keys without effect on the mathematics.
 const HARMLESS: &[&str] = &[
-    // Without a scaling type nothing reads them.
     "llama.rope.scaling.finetuned",
-    "llama.rope.scaling.original_context_length",
     // The order of rows in files older than GGUF.
     "llama.tensor_data_layout",
 ];
@@ -58,9 +65,8 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("llama.final_logit_softcapping", Some(0.0)),
     ("llama.logit_scale", Some(1.0)),
     ("llama.residual_scale", Some(1.0)),
-    ("llama.rope.scale_linear", Some(1.0)),
-    ("llama.rope.scaling.attn_factor", Some(1.0)),
-    ("llama.rope.scaling.yarn_log_multiplier", Some(0.0)),
+    ("llama.rope.scaling.alpha", Some(0.0)),
+    ("llama.rope.scaling.yarn_ext_factor", Some(1.0)),
     ("llama.use_parallel_residual", None),
 ];
 
@@ -86,6 +92,7 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
         .f64("llama.attention.layer_norm_rms_epsilon")?
         .ok_or_else(|| metadata.malformed("llama.attention.layer_norm_rms_epsilon", "is missing"))?;
     let head_dim = head_dim(metadata, &optional, hidden_size, num_attention_heads)?;
+    let max_position_embeddings = size("llama.context_length")?;
     let mut config = LlamaConfig {
         vocab_size: vocab_size(metadata, optional("llama.vocab_size")?, checkpoint)?,
         hidden_size,
@@ -95,11 +102,15 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
         num_key_value_heads: optional("llama.attention.head_count_kv")?.unwrap_or(num_attention_heads),
         head_dim,
         rms_norm_eps,
+        attention_bias: has_bias(checkpoint, ".self_attn."),
+        mlp_bias: has_bias(checkpoint, ".mlp."),
+        hidden_act: Activation::Silu,
         rope: Rope {
             theta: metadata.f64("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            scaling: rope_scaling(checkpoint, head_dim)?,
+            scaling: rope_scaling(metadata, max_position_embeddings)?,
+            freq_factors: freq_factors(checkpoint, head_dim)?,
         },
-        max_position_embeddings: size("llama.context_length")?,
+        max_position_embeddings,
         tie_word_embeddings: None,
         bos_token_id: token_id(metadata, "tokenizer.ggml.bos_token_id")?,
         eos_token_ids: eos_token_ids(metadata)?,
@@ -123,6 +134,11 @@ fn spelling(field: &str) -> &str {
         "rms_norm_eps" => "llama.attention.layer_norm_rms_epsilon",
         "max_position_embeddings" => "llama.context_length",
         "rope_theta" => "llama.rope.freq_base",
+        "factor" => "llama.rope.scaling.factor",
+        "attention_factor" => "llama.rope.scaling.attn_factor",
+        "beta_fast" => "llama.rope.scaling.yarn_beta_fast",
+        "beta_slow" => "llama.rope.scaling.yarn_beta_slow",
+        "original_max_position_embeddings" => "llama.rope.scaling.original_context_length",
         "vocab_size" => "llama.vocab_size",
         "eos_token_id" => "tokenizer.ggml.eos_token_id",
         other => other,
@@ -130,18 +146,6 @@ fn spelling(field: &str) -> &str {
 }
 
 fn refuse_unsupported(metadata: &Metadata) -> Result<()> {
-    const TYPE: &str = "llama.rope.scaling.type";
-    const FACTOR: &str = "llama.rope.scaling.factor";
-    match metadata.string(TYPE)? {
-        Some("none") => {}
-        Some(other) => return Err(Error::unsupported(TYPE, format!("{other:?}, only \"none\""))),
-        // llama.cpp takes a factor without a type as linear; 0 and 1 stretch nothing.
-        None => {
-            if let Some(factor) = metadata.f64(FACTOR)?.filter(|factor| *factor != 0.0 && *factor != 1.0) {
-                return Err(Error::unsupported(FACTOR, format!("{factor}, which means linear scaling")));
-            }
-        }
-    }
     if metadata.bool("llama.attention.causal")? == Some(false) {
         return Err(Error::unsupported("llama.attention.causal", "false, only true"));
     }
@@ -238,19 +242,61 @@ fn vocab_size(metadata: &Metadata, key: Option<usize>, checkpoint: Option<&Check
         .ok_or_else(|| metadata.malformed("llama.vocab_size", "is missing, and so are the tokens"))
 }
 
+/// What `llama.rope.scaling.*` says; llama.cpp takes a factor without a type as linear, and 0 as none.
+///
+/// Source: llama.cpp, `llama-context.cpp`, for what it makes of YaRN's keys.
+fn rope_scaling(metadata: &Metadata, context_length: usize) -> Result<RopeScaling> {
+    const TYPE: &str = "llama.rope.scaling.type";
+    let number = |key: &str| metadata.f64(&format!("llama.rope.{key}"));
+    let factor = match number("scaling.factor")? {
+        None => number("scale_linear")?,
+        factor => factor,
+    };
+    let factor = factor.filter(|factor| *factor != 0.0).unwrap_or(1.0);
+    match metadata.string(TYPE)? {
+        Some("none") => Ok(RopeScaling::Default),
+        None | Some("linear") if factor == 1.0 => Ok(RopeScaling::Default),
+        None | Some("linear") => Ok(RopeScaling::Linear { factor }),
+        Some("yarn") => {
+            let original = metadata.u64_or_uniform("llama.rope.scaling.original_context_length")?;
+            let original = original.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+            let log_multiplier = number("scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+            let over = if log_multiplier == 0.0 { 1.0 } else { yarn_mscale(factor, log_multiplier) };
+            // The converter writes config.json's attention_factor here, where there is one.
+            let attention_factor = number("scaling.yarn_attn_factor")?;
+            let attention_factor = attention_factor.unwrap_or(yarn_mscale(factor, 1.0) / over);
+            Ok(RopeScaling::Yarn {
+                factor,
+                attention_factor: attention_factor * number("scaling.attn_factor")?.unwrap_or(1.0),
+                beta_fast: number("scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                original_max_position_embeddings: original.unwrap_or(context_length),
+                truncate: true,
+            })
+        }
+        Some(other) => Err(Error::unsupported(TYPE, format!("{other:?}, only none, linear and yarn"))),
+    }
+}
+
 /// llama.cpp's converter turns llama3 scaling into divisors of the frequencies, kept as a tensor.
-fn rope_scaling(checkpoint: Option<&Checkpoint>, head_dim: usize) -> Result<RopeScaling> {
-    let Some(checkpoint) = checkpoint else { return Ok(RopeScaling::Default) };
+fn freq_factors(checkpoint: Option<&Checkpoint>, head_dim: usize) -> Result<Option<Vec<f32>>> {
+    let Some(checkpoint) = checkpoint else { return Ok(None) };
     for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
         if checkpoint.contains(name) {
             return Err(Error::unsupported(name, "frequencies that depend on the length of the context"));
         }
     }
-    if checkpoint.contains(ROPE_FREQS) {
-        Ok(RopeScaling::Factors(checkpoint.tensor_with_shape(ROPE_FREQS, &[head_dim / 2])?.to_f32()))
-    } else {
-        Ok(RopeScaling::Default)
+    if !checkpoint.contains(ROPE_FREQS) {
+        return Ok(None);
     }
+    Ok(Some(checkpoint.tensor_with_shape(ROPE_FREQS, &[head_dim / 2])?.to_f32()))
+}
+
+/// Whether a layer's projections have biases, which only the tensors tell.
+fn has_bias(checkpoint: Option<&Checkpoint>, module: &str) -> bool {
+    checkpoint.is_some_and(|checkpoint| {
+        checkpoint.infos().iter().any(|info| info.name.ends_with(".bias") && info.name.contains(module))
+    })
 }
 
 fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
@@ -276,10 +322,6 @@ fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
 
 /// The config in config.json's spelling.
 fn raw(config: &LlamaConfig) -> Map<String, Json> {
-    let rope_scaling = match &config.rope.scaling {
-        RopeScaling::Factors(factors) => json!({ "rope_type": "factors", "factors": factors }),
-        RopeScaling::Default | RopeScaling::Llama3 { .. } => Json::Null,
-    };
     let eos_token_id = match config.eos_token_ids[..] {
         [] => Json::Null,
         [one] => one.into(),
@@ -295,10 +337,11 @@ fn raw(config: &LlamaConfig) -> Map<String, Json> {
         ("num_attention_heads", config.num_attention_heads.into()),
         ("num_key_value_heads", config.num_key_value_heads.into()),
         ("head_dim", config.head_dim.into()),
-        ("hidden_act", "silu".into()),
+        ("hidden_act", config.hidden_act.name().into()),
         ("rms_norm_eps", config.rms_norm_eps.into()),
+        ("attention_bias", config.attention_bias.into()),
+        ("mlp_bias", config.mlp_bias.into()),
         ("rope_theta", config.rope.theta.into()),
-        ("rope_scaling", rope_scaling),
         ("max_position_embeddings", config.max_position_embeddings.into()),
         ("bos_token_id", config.bos_token_id.into()),
         ("eos_token_id", eos_token_id),

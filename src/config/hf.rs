@@ -7,9 +7,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{LlamaConfig, Rope, RopeScaling};
+use super::{LlamaConfig, Rope, RopeScaling, rope::yarn_mscale};
 use crate::checkpoint::json::{Object, brief};
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
 /// Keys that [`parse`] reads.
 const READ: &[&str] = &[
@@ -196,6 +197,7 @@ fn parse(config: Object) -> Result<LlamaConfig> {
             return Err(config.malformed("num_attention_heads", reason));
         }
     };
+    let max_position_embeddings = config.usize("max_position_embeddings")?.unwrap_or(2048);
     let parsed = LlamaConfig {
         vocab_size: size("vocab_size")?,
         hidden_size,
@@ -206,8 +208,11 @@ fn parse(config: Object) -> Result<LlamaConfig> {
         head_dim,
         // The defaults are those of transformers' LlamaConfig, which leaves keys out that have them.
         rms_norm_eps: config.f64("rms_norm_eps")?.unwrap_or(1e-6),
-        rope: rope(&config, &mut warnings)?,
-        max_position_embeddings: config.usize("max_position_embeddings")?.unwrap_or(2048),
+        attention_bias: config.bool("attention_bias")?.unwrap_or(false),
+        mlp_bias: config.bool("mlp_bias")?.unwrap_or(false),
+        hidden_act: hidden_act(&config)?,
+        rope: rope(&config, max_position_embeddings, &mut warnings)?,
+        max_position_embeddings,
         tie_word_embeddings: config.bool("tie_word_embeddings")?,
         bos_token_id: config.token_id("bos_token_id")?,
         eos_token_ids: config.token_ids("eos_token_id")?.unwrap_or_default(),
@@ -217,7 +222,10 @@ fn parse(config: Object) -> Result<LlamaConfig> {
     };
     let section = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     parsed.validated(config.path(), |field| match field {
-        "factor" | "low_freq_factor" | "high_freq_factor" => format!("{section}.{field}"),
+        "factor" | "low_freq_factor" | "high_freq_factor" | "attention_factor" | "beta_fast"
+        | "beta_slow" => {
+            format!("{section}.{field}")
+        }
         _ => field.into(),
     })
 }
@@ -244,14 +252,8 @@ fn refuse_unsupported(config: &Object) -> Result<()> {
         let value = config.get(key).map(brief).unwrap_or_default();
         Err(Error::unsupported(config.full_key(key), format!("{value}{supported}")))
     };
-    for key in ["attention_bias", "mlp_bias", "rope_interleaved"] {
-        if config.bool(key)? == Some(true) {
-            return refuse(key, ", only false");
-        }
-    }
-    // swish is another name of the same function.
-    if !matches!(config.string("hidden_act")?, None | Some("silu" | "swish")) {
-        return refuse("hidden_act", ", only \"silu\"");
+    if config.bool("rope_interleaved")? == Some(true) {
+        return refuse("rope_interleaved", ", only false");
     }
     if config.f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
         return refuse("partial_rotary_factor", ", only 1.0");
@@ -296,6 +298,21 @@ fn unknown_keys(config: &Object) -> Vec<String> {
         .collect()
 }
 
+/// Names of transformers' `ACT2FN`; several are one function, some up to the rounding of a constant.
+fn hidden_act(config: &Object) -> Result<Activation> {
+    match config.string("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(Activation::Silu),
+        Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate" | "gelu_fast") => {
+            Ok(Activation::GeluTanh)
+        }
+        Some("quick_gelu") => Ok(Activation::QuickGelu),
+        Some(other) => {
+            Err(Error::unsupported("hidden_act", format!("{other:?}, only silu and the variants of gelu")))
+        }
+    }
+}
+
 /// `dtype` (transformers 5) or `torch_dtype` (transformers 4).
 fn torch_dtype(config: &Object) -> Result<Option<String>> {
     match (config.string("torch_dtype")?, config.string("dtype")?) {
@@ -308,7 +325,7 @@ fn torch_dtype(config: &Object) -> Result<Option<String>> {
 
 /// RoPE from `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (transformers 5),
 /// or both if they agree.
-fn rope(config: &Object, warnings: &mut Vec<String>) -> Result<Rope> {
+fn rope(config: &Object, max_position_embeddings: usize, warnings: &mut Vec<String>) -> Result<Rope> {
     let mut theta = config.f64("rope_theta")?;
     let mut scaling = None;
     for section in ["rope_scaling", "rope_parameters"] {
@@ -320,13 +337,17 @@ fn rope(config: &Object, warnings: &mut Vec<String>) -> Result<Rope> {
             }
             theta = Some(inner);
         }
-        let inner = rope_scaling(config, section, &object, warnings)?;
+        let inner = rope_scaling(config, section, &object, max_position_embeddings, warnings)?;
         if scaling.as_ref().is_some_and(|scaling| *scaling != inner) {
             return Err(config.malformed(section, "disagrees with rope_scaling"));
         }
         scaling = Some(inner);
     }
-    Ok(Rope { theta: theta.unwrap_or(10_000.0), scaling: scaling.unwrap_or(RopeScaling::Default) })
+    Ok(Rope {
+        theta: theta.unwrap_or(10_000.0),
+        scaling: scaling.unwrap_or(RopeScaling::Default),
+        freq_factors: None,
+    })
 }
 
 /// Keys in a RoPE section that some type uses; transformers ignores them with every other type.
@@ -350,6 +371,7 @@ fn rope_scaling(
     config: &Object,
     section: &str,
     rope: &Object,
+    max_position_embeddings: usize,
     warnings: &mut Vec<String>,
 ) -> Result<RopeScaling> {
     if rope.f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
@@ -369,10 +391,21 @@ fn rope_scaling(
     };
     let used: &[&str] = match rope_type {
         "default" => &[],
-        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+        "linear" | "dynamic" => &["factor"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", CONTEXT],
+        "yarn" => &[
+            "factor",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            CONTEXT,
+        ],
         _ => {
-            let key = rope.full_key("rope_type");
-            return Err(Error::unsupported(key, format!("{rope_type:?}, only \"default\" and \"llama3\"")));
+            let known = "only default, linear, dynamic, llama3 and yarn";
+            return Err(Error::unsupported(rope.full_key("rope_type"), format!("{rope_type:?}, {known}")));
         }
     };
     for (key, value) in rope.map() {
@@ -389,21 +422,47 @@ fn rope_scaling(
             brief(value)
         ));
     }
-    if rope_type == "default" {
-        return Ok(RopeScaling::Default);
-    }
     let number = |key| rope.f64(key)?.ok_or_else(|| rope.malformed(key, "is missing"));
-    const CONTEXT: &str = "original_max_position_embeddings";
-    let context = match (rope.usize(CONTEXT)?, config.usize(CONTEXT)?) {
+    let context = || match (rope.usize(CONTEXT)?, config.usize(CONTEXT)?) {
         (Some(inner), Some(outer)) if inner != outer => {
-            return Err(rope.malformed(CONTEXT, format!("is {inner}, but {CONTEXT} is {outer}")));
+            Err(rope.malformed(CONTEXT, format!("is {inner}, but {CONTEXT} is {outer}")))
         }
-        (inner, outer) => inner.or(outer).ok_or_else(|| rope.malformed(CONTEXT, "is missing"))?,
+        (inner, outer) => Ok(inner.or(outer)),
     };
-    Ok(RopeScaling::Llama3 {
-        factor: number("factor")?,
-        low_freq_factor: number("low_freq_factor")?,
-        high_freq_factor: number("high_freq_factor")?,
-        original_max_position_embeddings: context,
+    Ok(match rope_type {
+        "linear" => RopeScaling::Linear { factor: number("factor")? },
+        "dynamic" => RopeScaling::Dynamic {
+            factor: number("factor")?,
+            original_max_position_embeddings: max_position_embeddings,
+        },
+        "llama3" => RopeScaling::Llama3 {
+            factor: number("factor")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            original_max_position_embeddings: context()?
+                .ok_or_else(|| rope.malformed(CONTEXT, "is missing"))?,
+        },
+        "yarn" => yarn(rope, context()?.unwrap_or(max_position_embeddings), max_position_embeddings)?,
+        _ => RopeScaling::Default,
+    })
+}
+
+const CONTEXT: &str = "original_max_position_embeddings";
+
+/// As transformers fills in what is left out; null and, in some places, 0 mean the default.
+fn yarn(rope: &Object, original: usize, max_position_embeddings: usize) -> Result<RopeScaling> {
+    let nonzero = |key| Ok::<_, Error>(rope.f64(key)?.filter(|number| *number != 0.0));
+    let factor = rope.f64("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);
+    let attention_factor = match (nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+        (Some(mscale), Some(all)) => yarn_mscale(factor, mscale) / yarn_mscale(factor, all),
+        _ => yarn_mscale(factor, 1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        attention_factor: rope.f64("attention_factor")?.unwrap_or(attention_factor),
+        beta_fast: nonzero("beta_fast")?.unwrap_or(32.0),
+        beta_slow: nonzero("beta_slow")?.unwrap_or(1.0),
+        original_max_position_embeddings: original,
+        truncate: rope.bool("truncate")?.unwrap_or(true),
     })
 }

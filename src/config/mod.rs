@@ -12,10 +12,12 @@ mod rope;
 use std::path::Path;
 
 pub use generation::GenerationConfig;
+pub use gguf::ROPE_FREQS;
 pub use rope::{Rope, RopeScaling};
 
 use crate::checkpoint::{Checkpoint, gguf::Metadata};
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 
 /// Larger than any real size, small enough that products of two never overflow.
 pub(crate) const MAX_SIZE: usize = 1 << 24;
@@ -40,6 +42,13 @@ pub struct LlamaConfig {
     pub head_dim: usize,
     /// Added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
+    /// Whether the projections of the attention have biases. Of a GGUF file: whether any has one, as
+    /// there the tensors say it, each for itself.
+    pub attention_bias: bool,
+    /// As `attention_bias`, of the MLP.
+    pub mlp_bias: bool,
+    /// The function on the gate.
+    pub hidden_act: Activation,
     /// Rotary position embedding.
     pub rope: Rope,
     /// Positions that the model was made for.
@@ -77,6 +86,17 @@ impl LlamaConfig {
     /// whatever reading `rope_freqs.weight` gives.
     pub fn from_gguf(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<Self> {
         gguf::read(metadata, checkpoint)
+    }
+
+    /// The longest sequence that the model was made for: with dynamic RoPE a multiple of
+    /// `max_position_embeddings`.
+    pub fn context_length(&self) -> usize {
+        match self.rope.scaling {
+            RopeScaling::Dynamic { factor, .. } => {
+                ((self.max_position_embeddings as f64 * factor) as usize).min(MAX_SIZE)
+            }
+            _ => self.max_position_embeddings,
+        }
     }
 
     /// Checks everything that one key alone does not tell, and drops end tokens that the

@@ -9,6 +9,8 @@ pub struct Rope {
     pub theta: f64,
     /// How they are stretched for longer contexts.
     pub scaling: RopeScaling,
+    /// A further divisor for each frequency, `head_dim / 2` of them (a GGUF's `rope_freqs.weight`).
+    pub freq_factors: Option<Vec<f32>>,
 }
 
 /// How the frequencies are stretched.
@@ -16,6 +18,18 @@ pub struct Rope {
 pub enum RopeScaling {
     /// Not at all.
     Default,
+    /// All are divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// The base grows with the prompt's length, once that exceeds the original context.
+    Dynamic {
+        /// How many times the original context the model is to be used with.
+        factor: f64,
+        /// The context before stretching: the config's `max_position_embeddings`.
+        original_max_position_embeddings: usize,
+    },
     /// Llama 3.1's: long waves are divided by `factor`, short ones kept, those between blended.
     Llama3 {
         /// The divisor of the lowest frequencies.
@@ -27,27 +41,68 @@ pub enum RopeScaling {
         /// The context before stretching.
         original_max_position_embeddings: usize,
     },
-    /// A divisor for each frequency, `head_dim / 2` of them (a GGUF's `rope_freqs.weight`).
-    Factors(Vec<f32>),
+    /// As `Llama3` with other borders, and queries and keys grow by `attention_factor`.
+    Yarn {
+        /// The divisor of the lowest frequencies.
+        factor: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+        /// Waves that turn more often within the original context are kept.
+        beta_fast: f64,
+        /// Waves that turn less often are divided.
+        beta_slow: f64,
+        /// The context before stretching.
+        original_max_position_embeddings: usize,
+        /// Whether the borders lie between two pairs, as the paper's code has it.
+        truncate: bool,
+    },
+}
+
+impl RopeScaling {
+    /// config.json's `rope_type`.
+    pub fn rope_type(&self) -> &'static str {
+        match self {
+            RopeScaling::Default => "default",
+            RopeScaling::Linear { .. } => "linear",
+            RopeScaling::Dynamic { .. } => "dynamic",
+            RopeScaling::Llama3 { .. } => "llama3",
+            RopeScaling::Yarn { .. } => "yarn",
+        }
+    }
+}
+
+/// What YaRN multiplies cosines and sines by when the config does not say.
+///
+/// Source: Peng et al., "YaRN", arXiv 2309.00071, equation 22, with the `mscale` of DeepSeek's configs.
+pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 
 impl Rope {
-    /// The angle per position of each of the `head_dim / 2` rotated pairs.
+    /// The angle per position of each of the `head_dim / 2` rotated pairs, for a sequence whose prompt has
+    /// `prompt_tokens` tokens; only [`RopeScaling::Dynamic`] looks at that.
     ///
     /// Computed in single precision, step by step as transformers does with torch, because the
-    /// angles of late positions depend on the last bits. Missing [`RopeScaling::Factors`] count as
-    /// 1; a checked config has none missing.
+    /// angles of late positions depend on the last bits. Missing `freq_factors` count as 1; a checked
+    /// config has none missing.
     ///
-    /// Source: transformers, `modeling_rope_utils.py`, `_compute_default_rope_parameters` and
-    /// `_compute_llama3_parameters`; for the factors ggml, `ggml_rope_cache_init`.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+    /// Source: transformers, `modeling_rope_utils.py`, `_compute_*_parameters`; for `freq_factors` ggml,
+    /// `ggml_rope_cache_init`.
+    pub fn inv_freq(&self, head_dim: usize, prompt_tokens: usize) -> Vec<f32> {
+        let pos_freqs = |theta: f32| {
+            let exponents = (0..head_dim).step_by(2).map(move |i| i as f32 / head_dim as f32);
+            exponents.map(move |exponent| theta.powf(exponent))
+        };
         let theta = self.theta as f32;
-        let default = (0..head_dim).step_by(2).map(|i| 1.0 / theta.powf(i as f32 / head_dim as f32));
-        match &self.scaling {
-            RopeScaling::Default => default.collect(),
-            RopeScaling::Factors(factors) => {
-                let factors = factors.iter().copied().chain(std::iter::repeat(1.0));
-                default.zip(factors).map(|(inv_freq, factor)| inv_freq / factor).collect()
+        let plain = pos_freqs(theta).map(|pos_freq| 1.0 / pos_freq);
+        let mut inv_freq: Vec<f32> = match &self.scaling {
+            RopeScaling::Default => plain.collect(),
+            &RopeScaling::Linear { factor } => plain.map(|inv_freq| inv_freq / factor as f32).collect(),
+            &RopeScaling::Dynamic { factor, original_max_position_embeddings: original } => {
+                let grown = factor as f32 * prompt_tokens.max(original) as f32 / original as f32;
+                let dim = head_dim as f64;
+                let base = theta * (grown - (factor - 1.0) as f32).powf((dim / (dim - 2.0)) as f32);
+                pos_freqs(base).map(|pos_freq| 1.0 / pos_freq).collect()
             }
             &RopeScaling::Llama3 {
                 factor,
@@ -73,25 +128,74 @@ impl Rope {
                         (1.0 - smooth) * inv_freq / factor + smooth * inv_freq
                     }
                 };
-                default.map(stretch).collect()
+                plain.map(stretch).collect()
             }
+            &RopeScaling::Yarn { factor, .. } => {
+                let (low, high) = self.yarn_borders(head_dim);
+                let blend = |(pair, pos_freq): (usize, f32)| {
+                    let ramp = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
+                    let keep = 1.0 - ramp;
+                    1.0 / (factor as f32 * pos_freq) * (1.0 - keep) + 1.0 / pos_freq * keep
+                };
+                pos_freqs(theta).enumerate().map(blend).collect()
+            }
+        };
+        for (inv_freq, factor) in inv_freq.iter_mut().zip(self.freq_factors.iter().flatten()) {
+            *inv_freq /= factor;
         }
+        inv_freq
+    }
+
+    /// The pairs up to which frequencies are kept, and from which on they are divided.
+    fn yarn_borders(&self, head_dim: usize) -> (f32, f32) {
+        let RopeScaling::Yarn { beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } =
+            self.scaling
+        else {
+            return (0.0, 0.0);
+        };
+        let dim = head_dim as f64;
+        // The pair that makes so many turns within the original context.
+        let pair = |turns: f64| {
+            let context = original_max_position_embeddings as f64;
+            dim * (context / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        (low as f32, high as f32)
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        }
+    }
+
+    /// Whether the frequencies depend on the prompt's length.
+    pub fn is_dynamic(&self) -> bool {
+        matches!(self.scaling, RopeScaling::Dynamic { .. })
     }
 
     /// Checks ranges; the error is config.json's name of a field and what is wrong with it.
     pub(super) fn check(&self, head_dim: usize) -> std::result::Result<(), (&'static str, String)> {
-        // As singles, because that is what they are used as.
-        let positive = |field, value: f64| {
-            let single = value as f32;
-            if single.is_finite() && single > 0.0 {
-                Ok(())
-            } else {
-                Err((field, format!("is {value}, expected a positive number")))
-            }
-        };
         positive("rope_theta", self.theta)?;
         match &self.scaling {
-            RopeScaling::Default => Ok(()),
+            RopeScaling::Default => {}
+            RopeScaling::Linear { factor } => positive("factor", *factor)?,
+            RopeScaling::Dynamic { factor, original_max_position_embeddings } => {
+                at_least_1("factor", *factor)?;
+                context("max_position_embeddings", *original_max_position_embeddings)?;
+                if head_dim <= 2 {
+                    return Err(("head_dim", format!("is {head_dim}, too small for dynamic scaling")));
+                }
+            }
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -107,21 +211,64 @@ impl Rope {
                     );
                     return Err(("low_freq_factor", reason));
                 }
-                if !(1..=super::MAX_SIZE).contains(original_max_position_embeddings) {
-                    let reason =
-                        format!("is {original_max_position_embeddings}, expected 1 to {}", super::MAX_SIZE);
-                    return Err(("original_max_position_embeddings", reason));
-                }
-                Ok(())
+                context("original_max_position_embeddings", *original_max_position_embeddings)?;
             }
-            RopeScaling::Factors(factors) => {
-                if factors.len() != head_dim / 2 {
-                    let reason = format!("has {} numbers, expected {}", factors.len(), head_dim / 2);
-                    return Err(("rope_freqs.weight", reason));
+            RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings,
+                ..
+            } => {
+                at_least_1("factor", *factor)?;
+                positive("attention_factor", *attention_factor)?;
+                positive("beta_fast", *beta_fast)?;
+                positive("beta_slow", *beta_slow)?;
+                if beta_fast < beta_slow {
+                    return Err((
+                        "beta_fast",
+                        format!("is {beta_fast}, expected at least beta_slow {beta_slow}"),
+                    ));
                 }
-                factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor.into()))
+                context("original_max_position_embeddings", *original_max_position_embeddings)?;
+                // The borders divide by its logarithm.
+                if self.theta <= 1.0 {
+                    return Err(("rope_theta", format!("is {}, expected more than 1 for yarn", self.theta)));
+                }
             }
         }
+        let Some(factors) = &self.freq_factors else { return Ok(()) };
+        if factors.len() != head_dim / 2 {
+            let reason = format!("has {} numbers, expected {}", factors.len(), head_dim / 2);
+            return Err(("rope_freqs.weight", reason));
+        }
+        factors.iter().try_for_each(|&factor| positive("rope_freqs.weight", factor.into()))
+    }
+}
+
+type Checked = std::result::Result<(), (&'static str, String)>;
+
+fn positive(field: &'static str, value: f64) -> Checked {
+    // As a single, because that is what it is used as.
+    let single = value as f32;
+    if single.is_finite() && single > 0.0 {
+        Ok(())
+    } else {
+        Err((field, format!("is {value}, expected a positive number")))
+    }
+}
+
+fn at_least_1(field: &'static str, value: f64) -> Checked {
+    positive(field, value)?;
+    if value >= 1.0 { Ok(()) } else { Err((field, format!("is {value}, expected at least 1"))) }
+}
+
+fn context(field: &'static str, value: usize) -> Checked {
+    if (1..=super::MAX_SIZE).contains(&value) {
+        Ok(())
+    } else {
+        Err((field, format!("is {value}, expected 1 to {}", super::MAX_SIZE)))
     }
 }
 
@@ -135,6 +282,10 @@ mod tests {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
+
+    fn rope(theta: f64, scaling: RopeScaling) -> Rope {
+        Rope { theta, scaling, freq_factors: None }
+    }
 
     /// The same formulas in double precision.
     fn reference(theta: f64, head_dim: usize, llama3: Option<(f64, f64, f64, f64)>) -> Vec<f64> {
@@ -158,17 +309,16 @@ mod tests {
 
     #[test]
     fn default_frequencies() {
-        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Default };
-        assert_close(&rope.inv_freq(64), &reference(10_000.0, 64, None));
-        assert_eq!(rope.inv_freq(4), [1.0, 0.01]);
+        let rope = rope(10_000.0, RopeScaling::Default);
+        assert_close(&rope.inv_freq(64, 1), &reference(10_000.0, 64, None));
+        assert_eq!(rope.inv_freq(4, 1), [1.0, 0.01]);
     }
 
     #[test]
     fn llama3_keeps_short_waves_divides_long_ones_and_blends_between() {
-        let rope = Rope { theta: 500_000.0, scaling: LLAMA_3_2 };
-        let got = rope.inv_freq(64);
+        let got = rope(500_000.0, LLAMA_3_2).inv_freq(64, 1);
         assert_close(&got, &reference(500_000.0, 64, Some((32.0, 1.0, 4.0, 8192.0))));
-        let plain = Rope { theta: 500_000.0, scaling: RopeScaling::Default }.inv_freq(64);
+        let plain = rope(500_000.0, RopeScaling::Default).inv_freq(64, 1);
         assert_eq!(got[0], plain[0]);
         assert_eq!(got[31], plain[31] / 32.0);
         assert!(got.iter().zip(&plain).any(|(got, plain)| *got < *plain && *got > plain / 32.0));
@@ -176,17 +326,72 @@ mod tests {
 
     #[test]
     fn factors_divide() {
-        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Factors(vec![1.0, 8.0]) };
-        assert_eq!(rope.inv_freq(4), [1.0, 0.01 / 8.0]);
+        let mut rope = rope(10_000.0, RopeScaling::Default);
+        rope.freq_factors = Some(vec![1.0, 8.0]);
+        assert_eq!(rope.inv_freq(4, 1), [1.0, 0.01 / 8.0]);
+        rope.scaling = RopeScaling::Linear { factor: 2.0 };
+        assert_eq!(rope.inv_freq(4, 1), [0.5, 0.01 / 16.0]);
+    }
+
+    #[test]
+    fn dynamic_frequencies_follow_the_prompt_beyond_the_original_context() {
+        let scaling = RopeScaling::Dynamic { factor: 2.0, original_max_position_embeddings: 100 };
+        let rope = rope(10_000.0, scaling);
+        assert_eq!(rope.inv_freq(8, 100), rope.inv_freq(8, 1));
+        assert_close(&rope.inv_freq(8, 100), &reference(10_000.0, 8, None));
+        // The base of a prompt of 150: 10000 * (2 * 1.5 - 1)^(8 / 6).
+        let base = 10_000.0 * 2.0_f64.powf(8.0 / 6.0);
+        let expected = reference(base, 8, None);
+        for (got, expected) in rope.inv_freq(8, 150).iter().zip(&expected) {
+            assert!((f64::from(*got) / expected - 1.0).abs() < 1e-6, "{got} {expected}");
+        }
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_divides_slow_ones_and_blends_between() {
+        let rope = rope(10_000.0, yarn(4.0, 32.0));
+        let (got, plain) = (rope.inv_freq(64, 1), reference(10_000.0, 64, None));
+        // Borders by hand: 64 ln(2048 / (32 * 2 pi)) / (2 ln 10000) = 8.06, and 20.1 for one turn.
+        for (pair, (got, plain)) in got.iter().zip(&plain).enumerate() {
+            let keep = 1.0 - ((pair as f64 - 8.0) / 13.0).clamp(0.0, 1.0);
+            let expected = plain * (keep + (1.0 - keep) / 4.0);
+            assert!((f64::from(*got) / expected - 1.0).abs() < 1e-6, "{pair}: {got} {expected}");
+        }
+        assert_eq!(rope.attention_factor(), yarn_mscale(4.0, 1.0) as f32);
+        assert_eq!(yarn_mscale(0.5, 1.0), 1.0);
+    }
+
+    fn yarn(factor: f64, beta_fast: f64) -> RopeScaling {
+        RopeScaling::Yarn {
+            factor,
+            attention_factor: yarn_mscale(factor, 1.0),
+            beta_fast,
+            beta_slow: 1.0,
+            original_max_position_embeddings: 2048,
+            truncate: true,
+        }
     }
 
     #[test]
     fn bad_ranges_name_the_field() {
-        let check = |theta, scaling| Rope { theta, scaling }.check(4).unwrap_err().0;
+        let check = |theta, scaling| rope(theta, scaling).check(4).unwrap_err().0;
         assert_eq!(check(0.0, RopeScaling::Default), "rope_theta");
         assert_eq!(check(1e300, RopeScaling::Default), "rope_theta");
-        assert_eq!(check(1e4, RopeScaling::Factors(vec![1.0])), "rope_freqs.weight");
-        assert_eq!(check(1e4, RopeScaling::Factors(vec![1.0, f32::NAN])), "rope_freqs.weight");
+        for factors in [vec![1.0], vec![1.0, f32::NAN]] {
+            let rope = Rope { freq_factors: Some(factors), ..rope(1e4, RopeScaling::Default) };
+            assert_eq!(rope.check(4).unwrap_err().0, "rope_freqs.weight");
+        }
+        assert_eq!(check(1e4, RopeScaling::Linear { factor: 0.0 }), "factor");
+        let dynamic = |factor, original_max_position_embeddings| RopeScaling::Dynamic {
+            factor,
+            original_max_position_embeddings,
+        };
+        assert_eq!(check(1e4, dynamic(0.5, 64)), "factor");
+        assert_eq!(check(1e4, dynamic(2.0, 0)), "max_position_embeddings");
+        assert_eq!(rope(1e4, dynamic(2.0, 64)).check(2).unwrap_err().0, "head_dim");
+        assert_eq!(check(1e4, yarn(0.5, 32.0)), "factor");
+        assert_eq!(check(1e4, yarn(4.0, 0.5)), "beta_fast");
+        assert_eq!(check(1.0, yarn(4.0, 32.0)), "rope_theta");
         let llama3 = |factor, low_freq_factor, high_freq_factor, original_max_position_embeddings| {
             RopeScaling::Llama3 {
                 factor,

@@ -89,7 +89,7 @@ impl Engine {
             let end = bound.min(start + PREFILL_TOKENS);
             let rows = if start < first_row { Rows::None } else { Rows::All };
             let span = Span { seq, tokens: &tokens[start..end], start, rows };
-            match self.forward(&span, cancel) {
+            match self.forward(&span, tokens.len(), cancel) {
                 Ok(part) => logits.values.extend(part.values),
                 Err(error) => {
                     self.free(seq);
@@ -102,8 +102,8 @@ impl Engine {
         Ok(logits)
     }
 
-    /// One step of the model.
-    pub(super) fn forward(&self, span: &Span, cancel: &Cancel) -> Result<Logits> {
+    /// One step of the model, for a sequence whose prompt has `prompt_tokens` tokens.
+    pub(super) fn forward(&self, span: &Span, prompt_tokens: usize, cancel: &Cancel) -> Result<Logits> {
         loop {
             if self.is_closed() {
                 return Err(Error::Closed { what: "the model" });
@@ -114,6 +114,9 @@ impl Engine {
             if let Some(mut model) = self.model.try_lock_for(LOCK_SLICE) {
                 let Some(model) = model.as_mut() else { return Err(Error::Closed { what: "the model" }) };
                 self.forget_ended(model.as_mut());
+                if span.start == 0 {
+                    model.begin(span.seq, prompt_tokens);
+                }
                 return model.forward(std::slice::from_ref(span), cancel);
             }
         }

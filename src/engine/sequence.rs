@@ -243,17 +243,17 @@ impl Sequence {
             while self.computed + PREFILL_TOKENS < self.prompt.len() {
                 let tokens = &self.prompt[self.computed..self.computed + PREFILL_TOKENS];
                 let span = Span { seq: self.seq, tokens, start: self.computed, rows: Rows::None };
-                self.engine.forward(&span, cancel)?;
+                self.engine.forward(&span, self.prompt.len(), cancel)?;
                 self.computed += PREFILL_TOKENS;
             }
             let tokens = &self.prompt[self.computed..];
             let span = Span { seq: self.seq, tokens, start: self.computed, rows: Rows::Last };
-            let logits = self.engine.forward(&span, cancel)?;
+            let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
             self.computed = self.prompt.len();
             return Ok(logits.values);
         };
         let span = Span { seq: self.seq, tokens: &[last], start: self.computed, rows: Rows::Last };
-        let logits = self.engine.forward(&span, cancel)?;
+        let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
         self.computed += 1;
         Ok(logits.values)
     }

@@ -1,8 +1,8 @@
 //! Which instruction set runs: chosen once, when the process first needs a kernel.
 
-use super::WeightRows;
 use super::generic::attention::AttentionTask;
 use super::generic::matmul::MatmulTask;
+use super::{Activation, WeightRows};
 use std::sync::OnceLock;
 
 /// A level of instructions that the kernels exist in, lowest first.
@@ -92,7 +92,7 @@ pub(super) struct KernelTable {
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    pub(super) silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes`, each compiled with `$attribute`.
@@ -116,10 +116,10 @@ macro_rules! kernel_table {
             generic::elementwise::rms_norm::<$lanes>(x, weight, epsilon, out);
         }
         #[$attribute]
-        fn silu_mul(gate: &mut [f32], up: &[f32]) {
-            generic::elementwise::silu_mul(gate, up);
+        fn gate_mul(activation: $crate::kernels::Activation, gate: &mut [f32], up: &[f32]) {
+            generic::elementwise::gate_mul(activation, gate, up);
         }
-        $crate::kernels::dispatch::KernelTable { matmul, attention, dequantize, rms_norm, silu_mul }
+        $crate::kernels::dispatch::KernelTable { matmul, attention, dequantize, rms_norm, gate_mul }
     }};
 }
 pub(super) use kernel_table;

@@ -42,6 +42,31 @@ const ATTENTION_ROWS: usize = 16;
 /// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
 const PANEL_LEN: usize = 1 << 17;
 
+/// The function on the MLP's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `x * Phi(x)`, with the normal distribution's Phi
+    Gelu,
+    /// GELU with a tanh for Phi
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
+}
+
+impl Activation {
+    /// transformers' name, as `hidden_act` spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_pytorch_tanh",
+            Activation::QuickGelu => "quick_gelu",
+        }
+    }
+}
+
 /// A weight matrix in its storage type, `(rows, cols)`, row-major.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightRows<'a> {
@@ -330,16 +355,16 @@ impl Kernels {
         });
     }
 
-    /// `gate = silu(gate) * up`, elementwise.
+    /// `gate = activation(gate) * up`, elementwise.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
+    pub fn gate_mul(&self, activation: Activation, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
         assert_eq!(gate.len(), up.len(), "one up for each gate");
         self.pool.for_each_chunk(gate, ROW_BY_ROW, cancel, &|chunk, gate| {
             let up = &up[chunk * ROW_BY_ROW..][..gate.len()];
             // SAFETY: the table was chosen for this CPU; lengths were asserted above.
-            unsafe { (self.table.silu_mul)(gate, up) }
+            unsafe { (self.table.gate_mul)(activation, gate, up) }
         });
     }
 

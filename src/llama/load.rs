@@ -174,7 +174,7 @@ impl Opened {
         kv_dtype: WeightType,
         warnings: &mut Vec<String>,
     ) -> Result<(usize, u64)> {
-        let own = self.config.max_position_embeddings;
+        let own = self.config.context_length();
         if let Some(asked) = asked {
             if !(1..=crate::config::MAX_SIZE).contains(&asked) {
                 let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
@@ -225,7 +225,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
 
     let kv_dtype = if choices.exact { WeightType::F32 } else { WeightType::F16 };
     let (context_length, kv_bytes) = opened.context(options.context_length, kv_dtype, &mut warnings)?;
-    let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes)?;
+    let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
@@ -288,11 +288,15 @@ fn load_model(
     context_length: usize,
     kv_bytes: u64,
     notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) -> Result<(Box<dyn Model>, EngineKind)> {
     let candle = choices.engine == Some(EngineKind::Candle);
     if candle || !choices.device.is_cpu() {
         match load_candle(opened, choices, context_length, notes) {
-            Ok(model) => return Ok((Box::new(model), EngineKind::Candle)),
+            Ok(model) => {
+                warnings.extend(unused_tensors(model.unused_tensors()));
+                return Ok((Box::new(model), EngineKind::Candle));
+            }
             // "auto" may fall back to what can express the config.
             Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
                 notes.push(format!(
@@ -312,7 +316,18 @@ fn load_model(
         kv_bytes,
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
+    warnings.extend(unused_tensors(model.unused_tensors()));
     Ok((Box::new(model), EngineKind::Cpu))
+}
+
+/// transformers ignores them too; but they may belong to another model's mathematics.
+fn unused_tensors(names: &[String]) -> Option<String> {
+    const SHOWN: usize = 3;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty())
+        .then(|| format!("tensors that this config's Llama does not have are ignored: {shown}{more}"))
 }
 
 fn load_candle(

@@ -14,6 +14,7 @@ use crate::checkpoint::tied::{HeadChoice, var_builder};
 use crate::config::{LlamaConfig, RopeScaling};
 use crate::device::has_flash_attention;
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span, Storage, cpu};
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama as stock;
@@ -38,6 +39,7 @@ pub struct CandleModel {
     thread: Option<JoinHandle<()>>,
     vocab_size: usize,
     storage: Vec<Storage>,
+    unused: Vec<String>,
 }
 
 enum Request {
@@ -73,7 +75,7 @@ impl CandleModel {
     ) -> Result<Self> {
         let stock_config = stock_config(config, context_length, has_flash_attention(device))?;
         // Candle's errors are prose; ours name the tensor.
-        cpu::check_tensors(config, &checkpoint, head.lm_head)?;
+        let unused = cpu::check_tensors(config, &checkpoint, head.lm_head)?;
         let infos = checkpoint.infos();
         let elements: u64 = infos.iter().map(|info| info.shape.iter().product::<usize>() as u64).sum();
         let storage = Storage {
@@ -99,7 +101,13 @@ impl CandleModel {
             thread: Some(thread),
             vocab_size: config.vocab_size,
             storage: vec![storage],
+            unused,
         })
+    }
+
+    /// Tensors of the checkpoint that a Llama of this config does not have.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.unused
     }
 
     fn ask(&self, request: Request) -> Result<()> {
@@ -249,6 +257,17 @@ fn stock_config(config: &LlamaConfig, context_length: usize, use_flash_attn: boo
     if config.head_dim * config.num_attention_heads != config.hidden_size {
         return Err(refused("head_dim", config.head_dim.to_string()));
     }
+    for (key, has_bias) in [("attention_bias", config.attention_bias), ("mlp_bias", config.mlp_bias)] {
+        if has_bias {
+            return Err(refused(key, "true".into()));
+        }
+    }
+    if config.hidden_act != Activation::Silu {
+        return Err(refused("hidden_act", config.hidden_act.name().into()));
+    }
+    if config.rope.freq_factors.is_some() {
+        return Err(refused("rope_freqs.weight", "present".into()));
+    }
     let rope_scaling = match &config.rope.scaling {
         RopeScaling::Default => None,
         &RopeScaling::Llama3 {
@@ -263,7 +282,7 @@ fn stock_config(config: &LlamaConfig, context_length: usize, use_flash_attn: boo
             original_max_position_embeddings,
             rope_type: stock::Llama3RopeType::Llama3,
         }),
-        RopeScaling::Factors(_) => return Err(refused("rope_freqs.weight", "present".into())),
+        other => return Err(refused("rope_type", other.rope_type().into())),
     };
     Ok(stock::Config {
         hidden_size: config.hidden_size,

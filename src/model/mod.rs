@@ -106,6 +106,10 @@ pub trait Model: Send {
     /// error the same spans may be run again.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
+    /// Says how long a sequence's prompt will be, before its first token: RoPE may depend on it. Without
+    /// this call the first span counts as the prompt.
+    fn begin(&mut self, _seq: SeqId, _prompt_tokens: usize) {}
+
     /// Forgets a sequence; one that is not known is no error.
     fn free(&mut self, seq: SeqId);
 

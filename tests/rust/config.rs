@@ -3,6 +3,7 @@
 use candle_llama::checkpoint::{Checkpoint, gguf};
 use candle_llama::config::{LlamaConfig, RopeScaling};
 use candle_llama::error::{Error, Result};
+use candle_llama::kernels::Activation;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -183,24 +184,11 @@ fn other_models_are_refused() {
 #[test]
 fn what_changes_the_mathematics_is_refused_by_name_and_value() {
     for (change, key, value) in [
-        (json!({"attention_bias": true}), "attention_bias", "true"),
-        (json!({"mlp_bias": true}), "mlp_bias", "true"),
-        (json!({"hidden_act": "gelu"}), "hidden_act", "gelu"),
+        (json!({"hidden_act": "relu"}), "hidden_act", "relu"),
         (json!({"sliding_window": 4096}), "sliding_window", "4096"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor", "0.5"),
         (json!({"rope_interleaved": true}), "rope_interleaved", "true"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config", "gptq"),
-        (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling.rope_type", "linear"),
-        (
-            json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
-            "rope_scaling.rope_type",
-            "dynamic",
-        ),
-        (
-            json!({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}),
-            "rope_parameters.rope_type",
-            "yarn",
-        ),
         (json!({"rope_parameters": {"rope_type": "longrope"}}), "rope_parameters.rope_type", "longrope"),
         (json!({"rope_parameters": {"full_attention": {}}}), "rope_parameters.full_attention", "{}"),
         (
@@ -329,7 +317,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), bytes).unwrap();
         match LlamaConfig::from_folder(dir.path()) {
-            Ok(config) => assert_eq!(config.rope.inv_freq(config.head_dim).len(), config.head_dim / 2),
+            Ok(config) => assert_eq!(config.rope.inv_freq(config.head_dim, 9).len(), config.head_dim / 2),
             Err(Error::Malformed { .. } | Error::Unsupported { .. }) => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -370,7 +358,7 @@ fn gguf_rope_factors_come_from_their_tensor() {
     let file = |factors: &[f32]| {
         Gguf::llama().tensor("rope_freqs.weight", &[factors.len()], 0, bytemuck::cast_slice(factors))
     };
-    assert_eq!(read_gguf(&file(&factors)).unwrap().rope.scaling, RopeScaling::Factors(factors.into()));
+    assert_eq!(read_gguf(&file(&factors)).unwrap().rope.freq_factors, Some(factors.into()));
     assert!(matches!(read_gguf(&file(&[1.0; 3])), Err(Error::TensorShape { .. })));
     assert!(malformed(read_gguf(&file(&[1.0, 1.0, 0.0, 1.0]))).contains("rope_freqs.weight is 0"));
     let long = Gguf::llama().tensor("rope_factors_long.weight", &[1], 0, &[0; 4]);
@@ -412,9 +400,8 @@ fn gguf_vocabulary_size_may_come_from_tokens_or_embedding() {
 fn gguf_mathematics_that_is_not_honoured_is_refused() {
     let string = |key: &str, value: &str| Gguf::llama().string(key, value);
     for (file, key) in [
-        (string("llama.rope.scaling.type", "linear"), "llama.rope.scaling.type"),
-        (string("llama.rope.scaling.type", "yarn"), "llama.rope.scaling.type"),
-        (Gguf::llama().f32("llama.rope.scaling.factor", 4.0), "llama.rope.scaling.factor"),
+        (string("llama.rope.scaling.type", "longrope"), "llama.rope.scaling.type"),
+        (Gguf::llama().f32("llama.rope.scaling.yarn_ext_factor", 0.5), "llama.rope.scaling.yarn_ext_factor"),
         (Gguf::llama().u32("llama.expert_count", 8), "llama.expert_count"),
         (Gguf::llama().f32("llama.logit_scale", 0.5), "llama.logit_scale"),
         (Gguf::llama().value("llama.attention.causal", 7, &[0]), "llama.attention.causal"),
@@ -428,6 +415,54 @@ fn gguf_mathematics_that_is_not_honoured_is_refused() {
     assert_eq!(read_gguf(&harmless).unwrap().warnings, [] as [&str; 0]);
     let unknown = Gguf::llama().u32("llama.never_heard_of", 1);
     assert!(read_gguf(&unknown).unwrap().warnings[0].contains("llama.never_heard_of (1)"));
+}
+
+#[test]
+fn gguf_rope_scaling_is_read_as_llama_cpp_reads_it() {
+    let scaling = |file: Gguf| read_gguf(&file).unwrap().rope.scaling;
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    assert_eq!(scaling(Gguf::llama().f32("llama.rope.scaling.factor", 4.0)), linear);
+    assert_eq!(scaling(Gguf::llama().f32("llama.rope.scale_linear", 4.0)), linear);
+    assert_eq!(scaling(Gguf::llama().f32("llama.rope.scaling.factor", 0.0)), RopeScaling::Default);
+    let yarn = Gguf::llama().string("llama.rope.scaling.type", "yarn").f32("llama.rope.scaling.factor", 4.0);
+    let RopeScaling::Yarn { attention_factor, beta_fast, original_max_position_embeddings, .. } =
+        scaling(yarn.u32("llama.rope.scaling.original_context_length", 32))
+    else {
+        panic!("it says yarn");
+    };
+    assert!((attention_factor - 1.138_629_436).abs() < 1e-8);
+    assert_eq!((beta_fast, original_max_position_embeddings), (32.0, 32));
+}
+
+#[test]
+fn rope_scaling_of_every_type_is_read_in_both_spellings() {
+    for section in ["rope_scaling", "rope_parameters"] {
+        let scaling = |value: Value| read(&with(tiny(), json!({section: value}))).unwrap().rope.scaling;
+        let linear = json!({"type": "linear", "factor": 2.5});
+        assert_eq!(scaling(linear), RopeScaling::Linear { factor: 2.5 });
+        let dynamic = scaling(json!({"rope_type": "dynamic", "factor": 3.0}));
+        let original_max_position_embeddings = read(&tiny()).unwrap().max_position_embeddings;
+        assert_eq!(dynamic, RopeScaling::Dynamic { factor: 3.0, original_max_position_embeddings });
+        let yarn = scaling(json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": null, "truncate": false}));
+        let RopeScaling::Yarn { attention_factor, beta_fast, beta_slow, truncate, .. } = yarn else {
+            panic!("it says yarn");
+        };
+        assert!((attention_factor - 1.138_629_436).abs() < 1e-8);
+        assert_eq!((beta_fast, beta_slow, truncate), (32.0, 1.0, false));
+    }
+}
+
+#[test]
+fn dynamic_rope_has_a_longer_context() {
+    let config = json!({"max_position_embeddings": 100, "rope_scaling": {"type": "dynamic", "factor": 2.5}});
+    assert_eq!(read(&with(tiny(), config)).unwrap().context_length(), 250);
+}
+
+#[test]
+fn biases_and_activations_are_read() {
+    let config = read(&with(tiny(), json!({"attention_bias": true, "hidden_act": "gelu_new"}))).unwrap();
+    assert!(config.attention_bias && !config.mlp_bias);
+    assert_eq!(config.hidden_act, Activation::GeluTanh);
 }
 
 #[test]

@@ -8,7 +8,7 @@ for names and the rotary convention (the two halves of a head are rotated, not n
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,52 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from candle_llama.bench.numpy_rope import attention_factor, inv_freq
 from candle_llama.bench.read_checkpoint import read_checkpoint
 
-__all__ = ["NumpyLlama", "inv_freq"]
+__all__ = ["NumpyLlama"]
 
 Array = NDArray[Any]
 
 # Rows of a prompt that are computed at once: bounds the attention scores, which grow with rows x positions.
 CHUNK_ROWS = 512
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the rotary parameters of either spelling, with `rope_theta` and `rope_type` filled in.
-
-    transformers 5 writes `rope_parameters`; transformers 4 writes `rope_theta` and `rope_scaling`, whose
-    kind is `rope_type` or, in older files, `type`.
-    """
-    parameters = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    parameters.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    parameters.setdefault("rope_type", parameters.get("type", "default"))
-    return parameters
-
-
-def inv_freq(parameters: Mapping[str, Any], head_dim: int) -> Array:
-    """Returns the angle per position of each rotated pair, `(head_dim / 2,)` float32.
-
-    float32 on purpose, whatever the model's type: these are the values that checkpoints are trained with.
-
-    Raises:
-        ValueError: If the rotary type is neither `default` nor `llama3`.
-    """
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    plain = np.float32(1.0) / np.float32(parameters["rope_theta"]) ** exponent
-    kind = parameters["rope_type"]
-    if kind == "default":
-        return plain
-    if kind != "llama3":
-        raise ValueError(f"rope_type {kind!r} is not supported by the NumPy model")
-    factor, low, high = (
-        np.float32(parameters[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
-    )
-    # Turns that a pair makes within the context the model was first trained for. Fast pairs stay, slow
-    # pairs are stretched by `factor`, and those between are blended.
-    turns = np.float32(parameters["original_max_position_embeddings"]) * plain / np.float32(2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
-    scaled: Array = (1 - keep) * plain / factor + keep * plain
-    return scaled
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -71,11 +34,29 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normed
 
 
-def silu(x: Array) -> Array:
-    """`x * sigmoid(x)`, through tanh, which cannot overflow."""
-    sigmoid = 0.5 * (1 + np.tanh(0.5 * x))
-    gated: Array = x * sigmoid
-    return gated
+def sigmoid(x: Array) -> Array:
+    """Through tanh, which cannot overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
+
+
+def erf(x: Array) -> Array:
+    """The error function; NumPy has none for arrays."""
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GELU with tanh for the normal distribution."""
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
+# `hidden_act` by transformers' names.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": lambda x: x * sigmoid(x),
+    "gelu": lambda x: 0.5 * x * (1 + erf(x / math.sqrt(2))),
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+}
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -95,18 +76,29 @@ def softmax(scores: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class Linear:
+    """`x @ weight.T + bias`."""
+
+    weight: Array  # (out_features, in_features)
+    bias: Array | float  # (out_features,), or 0
+
+    def __call__(self, x: Array) -> Array:
+        return np.asarray(x @ self.weight.T + self.bias, dtype=x.dtype)
+
+
+@dataclass(frozen=True)
 class Layer:
-    """The weights of one decoder layer, `(out_features, in_features)`; norms are `(hidden_size,)`."""
+    """The weights of one decoder layer; norms are `(hidden_size,)`."""
 
     input_norm: Array
-    q_proj: Array  # (heads * head_dim, hidden_size)
-    k_proj: Array  # (kv_heads * head_dim, hidden_size)
-    v_proj: Array  # (kv_heads * head_dim, hidden_size)
-    o_proj: Array  # (hidden_size, heads * head_dim)
+    q_proj: Linear  # hidden_size -> heads * head_dim
+    k_proj: Linear  # hidden_size -> kv_heads * head_dim
+    v_proj: Linear  # hidden_size -> kv_heads * head_dim
+    o_proj: Linear  # heads * head_dim -> hidden_size
     post_attention_norm: Array
-    gate_proj: Array  # (intermediate_size, hidden_size)
-    up_proj: Array  # (intermediate_size, hidden_size)
-    down_proj: Array  # (hidden_size, intermediate_size)
+    gate_proj: Linear  # hidden_size -> intermediate_size
+    up_proj: Linear  # hidden_size -> intermediate_size
+    down_proj: Linear  # intermediate_size -> hidden_size
 
 
 class NumpyLlama:
@@ -130,9 +122,10 @@ class NumpyLlama:
     def __init__(
         self, config: Mapping[str, Any], tensors: Mapping[str, Array], dtype: DTypeLike = np.float32
     ) -> None:
-        for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-            if config.get(key, plain) != plain:
-                raise ValueError(f"{key}={config[key]!r} is not supported by the NumPy model")
+        activation = config.get("hidden_act", "silu")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={activation!r} is not supported by the NumPy model")
+        self.activation = ACTIVATIONS[activation]
         self.config = dict(config)
         self.dtype = np.dtype(dtype)
         self.num_heads: int = config["num_attention_heads"]
@@ -143,27 +136,31 @@ class NumpyLlama:
         def get(name: str) -> Array:
             return np.asarray(tensors[name], dtype=self.dtype)
 
+        def linear(name: str) -> Linear:
+            bias = f"{name}.bias"
+            # The tensors decide; a checkpoint has biases if and only if its config says so.
+            return Linear(get(f"{name}.weight"), get(bias) if bias in tensors else 0.0)
+
         self.embed_tokens = get("model.embed_tokens.weight")  # (vocab_size, hidden_size)
         self.norm = get("model.norm.weight")
         self.lm_head = get("lm_head.weight") if "lm_head.weight" in tensors else self.embed_tokens
         self.layers = [
             Layer(
                 input_norm=get(f"{prefix}.input_layernorm.weight"),
-                q_proj=get(f"{prefix}.self_attn.q_proj.weight"),
-                k_proj=get(f"{prefix}.self_attn.k_proj.weight"),
-                v_proj=get(f"{prefix}.self_attn.v_proj.weight"),
-                o_proj=get(f"{prefix}.self_attn.o_proj.weight"),
+                q_proj=linear(f"{prefix}.self_attn.q_proj"),
+                k_proj=linear(f"{prefix}.self_attn.k_proj"),
+                v_proj=linear(f"{prefix}.self_attn.v_proj"),
+                o_proj=linear(f"{prefix}.self_attn.o_proj"),
                 post_attention_norm=get(f"{prefix}.post_attention_layernorm.weight"),
-                gate_proj=get(f"{prefix}.mlp.gate_proj.weight"),
-                up_proj=get(f"{prefix}.mlp.up_proj.weight"),
-                down_proj=get(f"{prefix}.mlp.down_proj.weight"),
+                gate_proj=linear(f"{prefix}.mlp.gate_proj"),
+                up_proj=linear(f"{prefix}.mlp.up_proj"),
+                down_proj=linear(f"{prefix}.mlp.down_proj"),
             )
             for prefix in (f"model.layers.{i}" for i in range(config["num_hidden_layers"]))
         ]
-        frequencies = inv_freq(rope_parameters(config), self.head_dim)
-        if "rope_freqs.weight" in tensors:
-            frequencies = frequencies / np.asarray(tensors["rope_freqs.weight"], dtype=np.float32)
-        self.inv_freq = frequencies.astype(self.dtype)
+        self.rope_freqs = np.asarray(tensors.get("rope_freqs.weight", 1.0), dtype=np.float32)
+        self.attention_factor = attention_factor(config)
+        self._begin(prompt_tokens=0)
         self.reset()
 
     @classmethod
@@ -203,6 +200,8 @@ class NumpyLlama:
             raise ValueError(f"start is {start}, but {self.length} positions are cached")
         if tokens.min() < 0 or tokens.max() >= len(self.embed_tokens):
             raise IndexError(f"a token is outside the vocabulary of {len(self.embed_tokens)}")
+        if start == 0:
+            self._begin(tokens.size)
         self.length = start
         self._reserve(start + tokens.size)
         chunks = [self._decoder(tokens[i : i + CHUNK_ROWS]) for i in range(0, tokens.size, CHUNK_ROWS)]
@@ -221,6 +220,11 @@ class NumpyLlama:
             output += pending
         return output
 
+    def _begin(self, prompt_tokens: int) -> None:
+        """Sets the rotary frequencies, which may depend on the prompt's length."""
+        frequencies = inv_freq(self.config, self.head_dim, prompt_tokens)
+        self.inv_freq = (frequencies / self.rope_freqs).astype(self.dtype)
+
     def _reserve(self, positions: int) -> None:
         """Makes room in the cache, doubling it so that a token costs no copy of all before it."""
         capacity = self.cache.shape[3]
@@ -236,11 +240,11 @@ class NumpyLlama:
         x = self.embed_tokens[tokens]
         positions = np.arange(self.length, self.length + tokens.size, dtype=self.dtype)
         angles = positions[:, None, None] * self.inv_freq  # (tokens, 1, head_dim / 2)
-        cos, sin = np.cos(angles), np.sin(angles)
+        cos, sin = np.cos(angles) * self.attention_factor, np.sin(angles) * self.attention_factor
         for index, layer in enumerate(self.layers):
             x = x + self._attention(index, layer, rms_norm(x, layer.input_norm, self.eps), cos, sin)
             h = rms_norm(x, layer.post_attention_norm, self.eps)
-            x = x + (silu(h @ layer.gate_proj.T) * (h @ layer.up_proj.T)) @ layer.down_proj.T
+            x = x + layer.down_proj(self.activation(layer.gate_proj(h)) * layer.up_proj(h))
         self.length += tokens.size
         return x
 
@@ -248,9 +252,9 @@ class NumpyLlama:
         """Causal attention of `x` `(tokens, hidden_size)` over the cache and itself; the same shape."""
         tokens = len(x)
         total = self.length + tokens
-        q = rotate((x @ layer.q_proj.T).reshape(tokens, self.num_heads, self.head_dim), cos, sin)
-        k = rotate((x @ layer.k_proj.T).reshape(tokens, self.num_kv_heads, self.head_dim), cos, sin)
-        v = (x @ layer.v_proj.T).reshape(tokens, self.num_kv_heads, self.head_dim)
+        q = rotate(layer.q_proj(x).reshape(tokens, self.num_heads, self.head_dim), cos, sin)
+        k = rotate(layer.k_proj(x).reshape(tokens, self.num_kv_heads, self.head_dim), cos, sin)
+        v = layer.v_proj(x).reshape(tokens, self.num_kv_heads, self.head_dim)
         keys, values = self.cache[:, index]  # each (kv_heads, capacity, head_dim)
         keys[:, self.length : total] = k.swapaxes(0, 1)
         values[:, self.length : total] = v.swapaxes(0, 1)
@@ -266,5 +270,4 @@ class NumpyLlama:
         weights = softmax(scores).reshape(self.num_kv_heads, group * tokens, total)
         mixed = (weights @ values[:, :total]).reshape(self.num_heads, tokens, self.head_dim)
         by_token = mixed.swapaxes(0, 1).reshape(tokens, self.num_heads * self.head_dim)
-        output: Array = by_token @ layer.o_proj.T
-        return output
+        return layer.o_proj(by_token)

@@ -59,6 +59,15 @@ GGUF_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 
+# Parameters of `rope_scaling` by transformers' names, and the keys after `llama.rope.scaling.`.
+GGUF_ROPE_SCALING = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context_length",
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+
 BLOCK_LEN = 32
 
 
@@ -143,8 +152,8 @@ class StoredTensor:
         values = storage.decode(stored).reshape(self.shape).astype(dtype, copy=False)
         if self.permuted_heads:
             # llama.cpp rotates neighbouring rows of a head, Hugging Face the two halves.
-            rows, columns = self.shape
-            pairs = values.reshape(self.permuted_heads, rows // self.permuted_heads // 2, 2, columns)
+            half = len(values) // self.permuted_heads // 2
+            pairs = values.reshape(self.permuted_heads, half, 2, -1)
             values = pairs.swapaxes(1, 2).reshape(self.shape)
         return values
 
@@ -318,9 +327,10 @@ def _config_from_gguf(
     }
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none":
-        config["rope_scaling"] = {
-            "rope_type": scaling,
-            "factor": metadata.get("llama.rope.scaling.factor", 1.0),
+        config["rope_scaling"] = {"rope_type": scaling} | {
+            parameter: metadata[f"llama.rope.scaling.{key}"]
+            for parameter, key in GGUF_ROPE_SCALING.items()
+            if f"llama.rope.scaling.{key}" in metadata
         }
     for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         if f"tokenizer.ggml.{name}_token_id" in metadata:

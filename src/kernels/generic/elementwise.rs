@@ -1,5 +1,6 @@
 //! What happens to one row of activations between the matrix products.
 
+use crate::kernels::Activation;
 use crate::kernels::lanes::{LANES, Lanes, load_partial};
 
 /// `out = x / sqrt(mean(x²) + epsilon) * weight`; all of the same length.
@@ -21,11 +22,37 @@ pub(in crate::kernels) fn rms_norm<L: Lanes>(x: &[f32], weight: &[f32], epsilon:
     }
 }
 
-/// `gate = gate * sigmoid(gate) * up`, elementwise.
+/// `gate = activation(gate) * up`, elementwise.
+///
+/// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, for GELU and its two
+/// approximations; `x (1 + tanh(u)) / 2` is written as `x / (1 + e^-2u)`.
 #[inline(always)]
-pub(in crate::kernels) fn silu_mul(gate: &mut [f32], up: &[f32]) {
-    for (gate, &up) in gate.iter_mut().zip(up) {
-        *gate = *gate / (1.0 + exp(-*gate)) * up;
+pub(in crate::kernels) fn gate_mul(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    /// sqrt(2 / pi)
+    const SCALE: f32 = 0.797_884_6;
+    match activation {
+        Activation::Silu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                *gate = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        }
+        Activation::Gelu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                let x = *gate;
+                *gate = 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)) * up;
+            }
+        }
+        Activation::GeluTanh => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                let x = *gate;
+                *gate = x / (1.0 + exp(-2.0 * SCALE * (x + 0.044_715 * x * x * x))) * up;
+            }
+        }
+        Activation::QuickGelu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                *gate = *gate / (1.0 + exp(-1.702 * *gate)) * up;
+            }
+        }
     }
 }
 

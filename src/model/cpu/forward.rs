@@ -8,15 +8,18 @@
 //! logits = lm_head(norm(x))
 //! ```
 //!
+//! where a projection may add a bias, and `silu` is the config's `hidden_act`.
+//!
 //! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows, so that memory does not grow with the
 //! prompt. No row's result depends on how they are cut.
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
+use super::weights::Linear;
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, Output, Product};
-use crate::model::{Cancel, Logits, Rows, Span};
+use crate::model::{Cancel, Logits, Model, Rows, Span};
 
 /// The most rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
@@ -46,6 +49,28 @@ pub(super) struct Scratch {
     sin: Vec<f32>,
 }
 
+/// A product of `linear`, `(rows, out_features)`, that replaces what `out` holds.
+fn project<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Product<'a> {
+    let mut output = Output::Set;
+    if let Some(bias) = &linear.bias {
+        for row in out.chunks_exact_mut(bias.len()) {
+            row.copy_from_slice(bias);
+        }
+        output = Output::Add;
+    }
+    Product { weight: linear.weight.view(), out, output }
+}
+
+/// As [`project`], added to what `out` holds: the residual connection.
+fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Product<'a> {
+    if let Some(bias) = &linear.bias {
+        for row in out.chunks_exact_mut(bias.len()) {
+            row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        }
+    }
+    Product { weight: linear.weight.view(), out, output: Output::Add }
+}
+
 /// The first `len` elements, which may hold anything.
 fn grown(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
@@ -57,8 +82,11 @@ fn grown(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 impl CpuModel {
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         for span in spans {
-            let kv = self.sequences.entry(span.seq).or_default();
-            kv.reserve(span.start + span.tokens.len(), &mut self.block_pool)?;
+            if !self.sequences.contains_key(&span.seq) {
+                self.begin(span.seq, span.start + span.tokens.len());
+            }
+            let sequence = self.sequences.get_mut(&span.seq).expect("it has begun");
+            sequence.kv.reserve(span.start + span.tokens.len(), &mut self.block_pool)?;
         }
         let wanted = spans.iter().map(Span::wanted).sum();
         let mut logits = Logits::with_capacity(wanted, self.config.vocab_size)?;
@@ -91,6 +119,7 @@ impl CpuModel {
     /// Runs at most `CHUNK_ROWS` rows through all layers, and appends their logits.
     fn forward_chunk(&mut self, spans: &[Span], logits: &mut Logits, cancel: &Cancel) -> Result<()> {
         let CpuModel { config, kernels, weights, inv_freq, block_pool, sequences, scratch } = self;
+        let attention_factor = config.rope.attention_factor();
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let epsilon = config.rms_norm_eps as f32;
         let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
@@ -113,10 +142,14 @@ impl CpuModel {
         for (x, &id) in x.chunks_exact_mut(hidden).zip(ids) {
             kernels.dequantize(embedding, id as usize, x);
         }
-        let positions = spans.iter().flat_map(|span| (span.start..).take(span.tokens.len()));
-        let angles = positions.flat_map(|position| inv_freq.iter().map(move |f| position as f32 * f));
+        let angles = spans.iter().flat_map(|span| {
+            let inv_freq = sequences[&span.seq].inv_freq.as_ref().unwrap_or(inv_freq);
+            let positions = span.start..span.start + span.tokens.len();
+            positions.flat_map(move |position| inv_freq.iter().map(move |f| position as f32 * f))
+        });
         for ((cos, sin), angle) in cos.iter_mut().zip(sin.iter_mut()).zip(angles) {
-            (*sin, *cos) = angle.sin_cos();
+            let (angle_sin, angle_cos) = angle.sin_cos();
+            (*sin, *cos) = (angle_sin * attention_factor, angle_cos * attention_factor);
         }
         let check = || if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
 
@@ -124,9 +157,9 @@ impl CpuModel {
             check()?;
             kernels.rms_norm(x, &layer.input_layernorm, epsilon, normed, cancel);
             let mut products = [
-                Product { weight: layer.q_proj.view(), out: &mut *queries, output: Output::Set },
-                Product { weight: layer.k_proj.view(), out: &mut *keys, output: Output::Set },
-                Product { weight: layer.v_proj.view(), out: &mut *values, output: Output::Set },
+                project(&layer.q_proj, queries),
+                project(&layer.k_proj, keys),
+                project(&layer.v_proj, values),
             ];
             kernels.matmul(normed, rows, &mut products, cancel);
             kernels.rope(queries, head_dim, cos, sin, cancel);
@@ -135,7 +168,7 @@ impl CpuModel {
             check()?;
             let mut first = 0;
             for span in spans {
-                let kv = sequences.get_mut(&span.seq).expect("reserved by forward_chunks");
+                let kv = &mut sequences.get_mut(&span.seq).expect("reserved by forward_chunks").kv;
                 let part = first * kv_heads * head_dim..(first + span.tokens.len()) * kv_heads * head_dim;
                 kv.write(&shape, index, span.start, &keys[part.clone()], &values[part]);
                 first += span.tokens.len();
@@ -145,22 +178,17 @@ impl CpuModel {
                 .map(|span| AttentionSpan {
                     rows: span.tokens.len(),
                     position: span.start,
-                    blocks: sequences[&span.seq].layer(index),
+                    blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
             kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
-            let o_proj = Product { weight: layer.o_proj.view(), out: &mut *x, output: Output::Add };
-            kernels.matmul(attended, rows, &mut [o_proj], cancel);
+            kernels.matmul(attended, rows, &mut [project_onto(&layer.o_proj, x)], cancel);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
-            let mut products = [
-                Product { weight: layer.gate_proj.view(), out: &mut *gate, output: Output::Set },
-                Product { weight: layer.up_proj.view(), out: &mut *up, output: Output::Set },
-            ];
+            let mut products = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
             kernels.matmul(normed, rows, &mut products, cancel);
-            kernels.silu_mul(gate, up, cancel);
-            let down_proj = Product { weight: layer.down_proj.view(), out: &mut *x, output: Output::Add };
-            kernels.matmul(gate, rows, &mut [down_proj], cancel);
+            kernels.gate_mul(config.hidden_act, gate, up, cancel);
+            kernels.matmul(gate, rows, &mut [project_onto(&layer.down_proj, x)], cancel);
         }
         check()?;
 

@@ -42,8 +42,15 @@ pub struct CpuModel {
     /// `(head_dim / 2,)`
     inv_freq: Vec<f32>,
     block_pool: BlockPool,
-    sequences: HashMap<SeqId, PagedKv>,
+    sequences: HashMap<SeqId, Sequence>,
     scratch: Scratch,
+}
+
+#[derive(Default)]
+struct Sequence {
+    kv: PagedKv,
+    /// Its own frequencies, if they depend on its prompt.
+    inv_freq: Option<Vec<f32>>,
 }
 
 impl CpuModel {
@@ -63,7 +70,7 @@ impl CpuModel {
             dtype: options.kv_dtype,
         };
         Ok(CpuModel {
-            inv_freq: config.rope.inv_freq(config.head_dim),
+            inv_freq: config.rope.inv_freq(config.head_dim, 0),
             block_pool: BlockPool::new(shape, options.kv_bytes)?,
             sequences: HashMap::new(),
             scratch: Scratch::default(),
@@ -72,14 +79,20 @@ impl CpuModel {
             weights,
         })
     }
+
+    /// Tensors of the checkpoint that a Llama of this config does not have.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.weights.unused
+    }
 }
 
-/// Checks that every tensor of a Llama of this config is there, readable and of its shape.
+/// Checks that every tensor of a Llama of this config is there, readable and of its shape; gives
+/// [`CpuModel::unused_tensors`].
 ///
 /// # Errors
 /// As [`CpuModel::new`].
-pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<()> {
-    Weights::load(config, checkpoint, lm_head, None).map(drop)
+pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<Vec<String>> {
+    Ok(Weights::load(config, checkpoint, lm_head, None)?.unused)
 }
 
 impl Model for CpuModel {
@@ -88,9 +101,16 @@ impl Model for CpuModel {
         self.forward_chunks(spans, cancel)
     }
 
+    fn begin(&mut self, seq: SeqId, prompt_tokens: usize) {
+        let CpuModel { config, sequences, .. } = self;
+        let rope = &config.rope;
+        let inv_freq = rope.is_dynamic().then(|| rope.inv_freq(config.head_dim, prompt_tokens));
+        sequences.entry(seq).or_default().inv_freq = inv_freq;
+    }
+
     fn free(&mut self, seq: SeqId) {
-        if let Some(kv) = self.sequences.remove(&seq) {
-            kv.release(&mut self.block_pool);
+        if let Some(sequence) = self.sequences.remove(&seq) {
+            sequence.kv.release(&mut self.block_pool);
         }
     }
 

@@ -1,13 +1,14 @@
 //! The tensors of a Llama, in their storage types, with the shapes that the config asks for.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::config::LlamaConfig;
+use crate::checkpoint::{Checkpoint, Format, Tensor};
+use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
 use crate::kernels::{WeightRows, WeightType};
 use crate::model::Storage;
 use half::{bf16, f16};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
 
 /// All weights of a model.
 pub(super) struct Weights {
@@ -18,6 +19,8 @@ pub(super) struct Weights {
     pub(super) norm: Vec<f32>,
     /// `(vocab_size, hidden_size)`; None if the embedding is the head.
     lm_head: Option<Matrix>,
+    /// See [`super::CpuModel::unused_tensors`].
+    pub(super) unused: Vec<String>,
 }
 
 /// The weights of one decoder layer.
@@ -25,21 +28,29 @@ pub(super) struct Layer {
     /// `(hidden_size,)`
     pub(super) input_layernorm: Vec<f32>,
     /// `(num_attention_heads * head_dim, hidden_size)`
-    pub(super) q_proj: Matrix,
+    pub(super) q_proj: Linear,
     /// `(num_key_value_heads * head_dim, hidden_size)`
-    pub(super) k_proj: Matrix,
+    pub(super) k_proj: Linear,
     /// As `k_proj`.
-    pub(super) v_proj: Matrix,
+    pub(super) v_proj: Linear,
     /// `(hidden_size, num_attention_heads * head_dim)`
-    pub(super) o_proj: Matrix,
+    pub(super) o_proj: Linear,
     /// `(hidden_size,)`
     pub(super) post_attention_layernorm: Vec<f32>,
     /// `(intermediate_size, hidden_size)`
-    pub(super) gate_proj: Matrix,
+    pub(super) gate_proj: Linear,
     /// As `gate_proj`.
-    pub(super) up_proj: Matrix,
+    pub(super) up_proj: Linear,
     /// `(hidden_size, intermediate_size)`
-    pub(super) down_proj: Matrix,
+    pub(super) down_proj: Linear,
+}
+
+/// A projection: `x · wᵀ`, plus the bias where there is one.
+pub(super) struct Linear {
+    /// `(out_features, in_features)`
+    pub(super) weight: Matrix,
+    /// `(out_features,)`
+    pub(super) bias: Option<Vec<f32>>,
 }
 
 /// A weight matrix: the file's own bytes, or a copy in another type.
@@ -70,20 +81,49 @@ impl Matrix {
     }
 }
 
-/// Reads tensors, and counts what they take.
+/// Reads tensors, and remembers which.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: Option<WeightType>,
+    used: RefCell<HashSet<String>>,
 }
 
 impl Loader<'_> {
-    /// A norm's weight, widened: it is tiny and used for every row.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.used.borrow_mut().insert(name.into());
+        self.checkpoint.tensor_with_shape(name, shape)
+    }
+
+    /// Tensors that were not asked for and that mean something.
+    fn unused(&self) -> Vec<String> {
+        let used = self.used.borrow();
+        let derived = |name: &str| {
+            // Buffers that older versions of transformers saved, what the config has read, and a head
+            // whose choice has been reported.
+            name.ends_with(".rotary_emb.inv_freq") || name == ROPE_FREQS || name == LM_HEAD
+        };
+        let names = self.checkpoint.infos().into_iter().map(|info| info.name);
+        names.filter(|name| !used.contains(name) && !derived(name)).collect()
+    }
+
+    /// A norm's weight or a bias, widened: it is tiny and used for every row.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        Ok(self.checkpoint.tensor_with_shape(name, &[len])?.to_f32())
+        Ok(self.tensor(name, &[len])?.to_f32())
+    }
+
+    /// `name` without `.weight`. `has_bias` is config.json's word; in GGUF each bias that is there counts.
+    fn linear(&self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Linear> {
+        let bias = format!("{name}.bias");
+        let is_optional = self.checkpoint.format() == Format::Gguf;
+        let has_bias = has_bias && !(is_optional && !self.checkpoint.contains(&bias));
+        Ok(Linear {
+            weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
+            bias: if has_bias { Some(self.vector(&bias, rows)?) } else { None },
+        })
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let tensor = self.checkpoint.tensor_with_shape(name, &[rows, cols])?;
+        let tensor = self.tensor(name, &[rows, cols])?;
         let stored = tensor.dtype();
         let dtype = self.dtype.unwrap_or(stored);
         let data =
@@ -130,33 +170,41 @@ impl Weights {
         lm_head: LmHead,
         dtype: Option<WeightType>,
     ) -> Result<Self> {
-        let loader = Loader { checkpoint, dtype };
+        let loader = Loader { checkpoint, dtype, used: RefCell::default() };
         let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
         let layer = |index: usize| {
-            let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-            let matrix = |part: &str, rows, cols| loader.matrix(&name(part), rows, cols);
+            let name = |part: &str| format!("model.layers.{index}.{part}");
+            let norm = |part: &str| loader.vector(&name(&format!("{part}.weight")), hidden);
+            let attention = |part: &str, rows, cols| {
+                loader.linear(&name(&format!("self_attn.{part}")), rows, cols, config.attention_bias)
+            };
+            let mlp = |part: &str, rows, cols| {
+                loader.linear(&name(&format!("mlp.{part}")), rows, cols, config.mlp_bias)
+            };
             Ok(Layer {
-                input_layernorm: loader.vector(&name("input_layernorm"), hidden)?,
-                q_proj: matrix("self_attn.q_proj", query, hidden)?,
-                k_proj: matrix("self_attn.k_proj", key_value, hidden)?,
-                v_proj: matrix("self_attn.v_proj", key_value, hidden)?,
-                o_proj: matrix("self_attn.o_proj", hidden, query)?,
-                post_attention_layernorm: loader.vector(&name("post_attention_layernorm"), hidden)?,
-                gate_proj: matrix("mlp.gate_proj", inner, hidden)?,
-                up_proj: matrix("mlp.up_proj", inner, hidden)?,
-                down_proj: matrix("mlp.down_proj", hidden, inner)?,
+                input_layernorm: norm("input_layernorm")?,
+                q_proj: attention("q_proj", query, hidden)?,
+                k_proj: attention("k_proj", key_value, hidden)?,
+                v_proj: attention("v_proj", key_value, hidden)?,
+                o_proj: attention("o_proj", hidden, query)?,
+                post_attention_layernorm: norm("post_attention_layernorm")?,
+                gate_proj: mlp("gate_proj", inner, hidden)?,
+                up_proj: mlp("up_proj", inner, hidden)?,
+                down_proj: mlp("down_proj", hidden, inner)?,
             })
+        };
+        let lm_head = match lm_head {
+            LmHead::Tied => None,
+            LmHead::Separate => Some(loader.matrix(LM_HEAD, vocab, hidden)?),
         };
         Ok(Weights {
             embed_tokens: loader.matrix(EMBED_TOKENS, vocab, hidden)?,
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             norm: loader.vector("model.norm.weight", hidden)?,
-            lm_head: match lm_head {
-                LmHead::Tied => None,
-                LmHead::Separate => Some(loader.matrix(LM_HEAD, vocab, hidden)?),
-            },
+            lm_head,
+            unused: loader.unused(),
         })
     }
 
@@ -179,8 +227,11 @@ impl Weights {
         for layer in &self.layers {
             let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
             let mlp = [&layer.gate_proj, &layer.up_proj, &layer.down_proj];
-            for matrix in attention.into_iter().chain(mlp) {
-                add(matrix.dtype, matrix.bytes().len());
+            for linear in attention.into_iter().chain(mlp) {
+                add(linear.weight.dtype, linear.weight.bytes().len());
+                if let Some(bias) = &linear.bias {
+                    add(WeightType::F32, size_of_val(&bias[..]));
+                }
             }
             for norm in [&layer.input_layernorm, &layer.post_attention_layernorm] {
                 add(WeightType::F32, size_of_val(&norm[..]));
