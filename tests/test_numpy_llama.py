@@ -1,6 +1,7 @@
 """The NumPy model and its checkpoint reader, against independent ways to say the same."""
 
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import tiny
 from candle_llama.bench import numpy_llama, read_checkpoint
 from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.numpy_rope import inv_freq
+from candle_llama.bench.storage_types import STORAGE_TYPES
 from candle_llama.bench.synthetic import to_bfloat16
 
 Array = NDArray[Any]
@@ -323,3 +325,15 @@ def test_tiny_tokenizer_reads_any_text(tmp_path: Path) -> None:
     assert encoding.ids[-1] == tiny.EOS
     assert tokenizer.decode(encoding.ids) == text
     assert {"hello", "Ġworld", "and", "ðŁĺĢ"} <= set(encoding.tokens)
+
+
+def test_storage_types_are_widened_as_the_gguf_package_widens_them() -> None:
+    golden = Path(__file__).parent / "golden" / "blocks.txt"
+    script = runpy.run_path(str(golden.with_suffix(".py")))
+    assert set(script["ORDER"]) == set(STORAGE_TYPES)
+    assert script["lines"]() == golden.read_text(encoding="ascii"), "run tests/golden/blocks.py"
+    for line in golden.read_text(encoding="ascii").splitlines():
+        name, stored, widened = line.split(" ")
+        storage = STORAGE_TYPES[name]
+        got = storage.decode(np.frombuffer(bytes.fromhex(stored), dtype=storage.block))
+        assert got.astype("<f4").tobytes().hex() == widened, name

@@ -14,7 +14,8 @@ from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.numpy_rope import inv_freq
 
 ENGINES = ["cpu", "candle"]
-GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
+GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 # Of the largest |logit|: some tens of float32 roundings, each along a few hundred additions.
 BOUND = 2e-4
@@ -118,6 +119,19 @@ def test_gguf_storage_equals_numpy_on_the_same_weights(tmp_path: Path, type_name
     with load(path, engine) as llm:
         assert_same_model(llm, reference)
         assert_same_continuation(llm, reference)
+
+
+@pytest.mark.parametrize("type_name", K_TYPES)
+def test_types_in_blocks_of_256_equal_numpy_on_the_same_weights(tmp_path: Path, type_name: str) -> None:
+    config = tiny.gguf_config(hidden_size=256, intermediate_size=512)
+    path = tiny.write_gguf(tmp_path / "model.gguf", config, matrix_type=type_name)
+    reference = NumpyLlama.load(path)
+    with load(path, "cpu") as llm:
+        assert set(llm.load_report.storage) == {"F32", type_name}
+        assert_same_model(llm, reference)
+        assert_same_continuation(llm, reference)
+    with load(path, "candle") as llm:
+        assert_same_model(llm, reference)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from candle_llama.bench.storage_types import STORAGE_TYPES
 from candle_llama.bench.synthetic import byte_alphabet, safetensors_header, to_bfloat16
 
 Array = NDArray[Any]
@@ -377,6 +378,22 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{GGUF_PARTS[part]}.{suffix}"
 
 
+def random_blocks(shape: tuple[int, ...], type_name: str) -> Array:
+    """Blocks of a type that the `gguf` package reads and does not write; weights of the usual size."""
+    block = STORAGE_TYPES[type_name].block
+    count = shape[0] * shape[1] // 256
+    generator = np.random.default_rng([*type_name.encode(), *shape])
+    blocks = np.frombuffer(generator.bytes(count * block.itemsize), dtype=block).copy()
+    for field in ("d", "dmin"):
+        if field in (block.names or ()):
+            blocks[field] = 1.0
+    spread = STORAGE_TYPES[type_name].decode(blocks).std()
+    for field in ("d", "dmin"):
+        if field in (block.names or ()):
+            blocks[field] = 1.6 / np.sqrt(shape[1]) / spread
+    return blocks.view(np.uint8).reshape(shape[0], -1)
+
+
 def write_gguf(
     path: Path,
     config: Mapping[str, Any] | None = None,
@@ -396,7 +413,8 @@ def write_gguf(
         path: The file.
         config: From `gguf_config`.
         seed: Of the weights, the same as `write_checkpoint`'s.
-        matrix_type: "F32", "F16", "BF16", "Q8_0", "Q4_0" or "Q4_1"; norms are always F32.
+        matrix_type: A type of ggml's, such as "Q4_0"; norms are always F32. The K types hold random blocks,
+            not the weights of `write_checkpoint`.
         embedding_type: The same for the embedding and the head; None: as `matrix_type`.
         lm_head: Whether output.weight is there; None: as the config says.
         rope_factors: Written as rope_freqs.weight, `(head_dim / 2,)`, as converters do for llama3.
@@ -461,7 +479,12 @@ def write_gguf(
         if leave_out is not None and leave_out in gguf_name(name):
             continue
         kind = gguf.GGMLQuantizationType[type_name]
-        writer.add_tensor(gguf_name(name), gguf.quantize(values, kind), raw_dtype=kind)
+        stored = (
+            random_blocks(values.shape, type_name)
+            if type_name.endswith("_K")
+            else gguf.quantize(values, kind)
+        )
+        writer.add_tensor(gguf_name(name), stored, raw_dtype=kind)
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
     writer.write_header_to_file()

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn other_types_are_known_by_name() {
-        assert_eq!(find(12).unwrap().stored(), StoredType::Other("Q4_K".into()));
+        assert_eq!(find(39).unwrap().stored(), StoredType::Other("MXFP4".into()));
         assert!(find(99).is_none());
     }
 }

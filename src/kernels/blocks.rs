@@ -8,9 +8,18 @@
 //! | F32, F16, BF16 | 1 | 4, 2, 2 | the number | itself |
 //! | Q4_0 | 32 | 18 | d f16; 16 bytes of nibbles | `(q - 8) * d` |
 //! | Q4_1 | 32 | 20 | d f16; m f16; 16 bytes of nibbles | `q * d + m` |
+//! | Q5_0 | 32 | 22 | d f16; 32 high bits; 16 bytes of nibbles | `(q - 16) * d` |
+//! | Q5_1 | 32 | 24 | d f16; m f16; 32 high bits; 16 bytes of nibbles | `q * d + m` |
 //! | Q8_0 | 32 | 34 | d f16; 32 i8 | `q * d` |
+//! | Q2_K | 256 | 84 | 16 bytes of scale and min nibbles; 64 bytes of pairs of bits; d f16; dmin f16 | `d * scale * q - dmin * min` |
+//! | Q3_K | 256 | 110 | 32 bytes of high bits; 64 of pairs; 12 of 6-bit scales; d f16 | `d * (scale - 32) * (q - 4)` |
+//! | Q4_K | 256 | 144 | d f16; dmin f16; 12 bytes of 6-bit scales and mins; 128 of nibbles | `d * scale * q - dmin * min` |
+//! | Q5_K | 256 | 176 | as Q4_K, with 32 bytes of high bits before the nibbles | the same |
+//! | Q6_K | 256 | 210 | 128 bytes of nibbles; 64 of pairs of high bits; 16 i8 scales; d f16 | `d * scale * (q - 32)` |
 //!
-//! In the nibble types, byte `j` holds element `j` (low half) and element `j + 16` (high half).
+//! In the nibble types of 32, byte `j` holds element `j` (low half) and element `j + 16` (high half). The
+//! blocks of 256 have a scale for each 16 (Q2_K, Q3_K, Q6_K) or 32; which bits are whose is in
+//! `generic/decode.rs`.
 //!
 //! Source: ggml, `ggml-common.h`.
 
@@ -30,24 +39,50 @@ pub enum WeightType {
     Q4_0,
     /// 4 bits, one scale and one minimum per 32.
     Q4_1,
+    /// 5 bits, one scale per 32.
+    Q5_0,
+    /// 5 bits, one scale and one minimum per 32.
+    Q5_1,
+    /// 2 bits, a scale and a minimum per 16.
+    Q2_K,
+    /// 3 bits, a scale per 16.
+    Q3_K,
+    /// 4 bits, a scale and a minimum per 32.
+    Q4_K,
+    /// 5 bits, a scale and a minimum per 32.
+    Q5_K,
+    /// 6 bits, a scale per 16.
+    Q6_K,
 }
 
 impl WeightType {
     /// Every type, for tests and tables.
-    pub const ALL: [WeightType; 6] = [
+    pub const ALL: [WeightType; 13] = [
         WeightType::F32,
         WeightType::F16,
         WeightType::BF16,
         WeightType::Q8_0,
         WeightType::Q4_0,
         WeightType::Q4_1,
+        WeightType::Q5_0,
+        WeightType::Q5_1,
+        WeightType::Q2_K,
+        WeightType::Q3_K,
+        WeightType::Q4_K,
+        WeightType::Q5_K,
+        WeightType::Q6_K,
     ];
 
     /// Elements per block; a row's length is a multiple of it.
     pub const fn block_len(self) -> usize {
         match self {
             WeightType::F32 | WeightType::F16 | WeightType::BF16 => 1,
-            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => 32,
+            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 | WeightType::Q5_0 | WeightType::Q5_1 => {
+                32
+            }
+            WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => {
+                256
+            }
         }
     }
 
@@ -59,6 +94,13 @@ impl WeightType {
             WeightType::Q8_0 => 34,
             WeightType::Q4_0 => 18,
             WeightType::Q4_1 => 20,
+            WeightType::Q5_0 => 22,
+            WeightType::Q5_1 => 24,
+            WeightType::Q2_K => 84,
+            WeightType::Q3_K => 110,
+            WeightType::Q4_K => 144,
+            WeightType::Q5_K => 176,
+            WeightType::Q6_K => 210,
         }
     }
 
@@ -80,6 +122,13 @@ impl WeightType {
             WeightType::Q8_0 => "Q8_0",
             WeightType::Q4_0 => "Q4_0",
             WeightType::Q4_1 => "Q4_1",
+            WeightType::Q5_0 => "Q5_0",
+            WeightType::Q5_1 => "Q5_1",
+            WeightType::Q2_K => "Q2_K",
+            WeightType::Q3_K => "Q3_K",
+            WeightType::Q4_K => "Q4_K",
+            WeightType::Q5_K => "Q5_K",
+            WeightType::Q6_K => "Q6_K",
         }
     }
 }

@@ -5,6 +5,8 @@
 //! is always summed in the same order, lane by lane, then across lanes in a fixed tree: a row's
 //! result depends neither on the other rows nor on how the work was cut.
 
+use super::generic::decode;
+
 /// Elements per vector.
 pub(super) const LANES: usize = 32;
 
@@ -35,34 +37,64 @@ pub(super) trait Lanes: Copy {
     fn q4_1(unit: &[u8; 20]) -> Self;
 }
 
-/// A storage type at compile time: how 32 elements of it become lanes.
+/// A storage type at compile time: how its blocks become lanes.
 pub(super) trait Storage {
-    /// Bytes of 32 elements.
-    const UNIT_BYTES: usize;
-    /// Decodes one unit; `unit` has `UNIT_BYTES` bytes.
-    fn lanes<L: Lanes>(unit: &[u8]) -> L;
+    /// Bytes of a block; of the float types, of 32 elements.
+    const BLOCK_BYTES: usize;
+    /// How often 32 elements a block holds.
+    const UNITS: usize;
+    /// Decodes one unit of a block of `BLOCK_BYTES` bytes.
+    fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L;
 }
 
-macro_rules! storage {
+/// Types that every level decodes in its own way.
+macro_rules! storage_of_lanes {
     ($($name:ident, $bytes:literal, $decode:ident;)*) => {$(
         pub(super) struct $name;
         impl Storage for $name {
-            const UNIT_BYTES: usize = $bytes;
+            const BLOCK_BYTES: usize = $bytes;
+            const UNITS: usize = 1;
             #[inline(always)]
-            fn lanes<L: Lanes>(unit: &[u8]) -> L {
-                L::$decode(unit.try_into().expect("a unit is cut by its own length"))
+            fn lanes<L: Lanes>(block: &[u8], _unit: usize) -> L {
+                L::$decode(block.try_into().expect("a block is cut by its own length"))
             }
         }
     )*};
 }
 
-storage! {
+/// Types that all levels decode alike.
+macro_rules! storage_of_decode {
+    ($($name:ident, $bytes:literal, $units:literal, $decode:ident;)*) => {$(
+        #[allow(non_camel_case_types)] // ggml's spelling
+        pub(super) struct $name;
+        impl Storage for $name {
+            const BLOCK_BYTES: usize = $bytes;
+            const UNITS: usize = $units;
+            #[inline(always)]
+            fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L {
+                L::load(&decode::$decode(block.try_into().expect("a block is cut by its own length"), unit))
+            }
+        }
+    )*};
+}
+
+storage_of_lanes! {
     F32, 128, f32;
     F16, 64, f16;
     Bf16, 64, bf16;
     Q8_0, 34, q8_0;
     Q4_0, 18, q4_0;
     Q4_1, 20, q4_1;
+}
+
+storage_of_decode! {
+    Q5_0, 22, 1, q5_0;
+    Q5_1, 24, 1, q5_1;
+    Q2_K, 84, 8, q2_k;
+    Q3_K, 110, 8, q3_k;
+    Q4_K, 144, 8, q4_k;
+    Q5_K, 176, 8, q5_k;
+    Q6_K, 210, 8, q6_k;
 }
 
 /// Calls `$function::<..., Storage>($args)` for a [`super::WeightType`] known at run time.
@@ -76,6 +108,13 @@ macro_rules! with_storage {
             WeightType::Q8_0 => $function::<$lanes, lanes::Q8_0>($($arg),*),
             WeightType::Q4_0 => $function::<$lanes, lanes::Q4_0>($($arg),*),
             WeightType::Q4_1 => $function::<$lanes, lanes::Q4_1>($($arg),*),
+            WeightType::Q5_0 => $function::<$lanes, lanes::Q5_0>($($arg),*),
+            WeightType::Q5_1 => $function::<$lanes, lanes::Q5_1>($($arg),*),
+            WeightType::Q2_K => $function::<$lanes, lanes::Q2_K>($($arg),*),
+            WeightType::Q3_K => $function::<$lanes, lanes::Q3_K>($($arg),*),
+            WeightType::Q4_K => $function::<$lanes, lanes::Q4_K>($($arg),*),
+            WeightType::Q5_K => $function::<$lanes, lanes::Q5_K>($($arg),*),
+            WeightType::Q6_K => $function::<$lanes, lanes::Q6_K>($($arg),*),
         }
     }};
 }

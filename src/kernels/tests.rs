@@ -35,17 +35,29 @@ impl Random {
                 WeightType::F32 => bytes.extend(self.float().to_le_bytes()),
                 WeightType::F16 => bytes.extend(f16::from_f32(self.float()).to_le_bytes()),
                 WeightType::BF16 => bytes.extend(bf16::from_f32(self.float()).to_le_bytes()),
-                WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => {
-                    bytes.extend(f16::from_f32(self.float() / 16.0).to_le_bytes());
-                    if dtype == WeightType::Q4_1 {
-                        bytes.extend(f16::from_f32(self.float()).to_le_bytes());
+                _ => {
+                    let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| self.bits() as u8).collect();
+                    for &at in half_offsets(dtype) {
+                        let half = f16::from_f32(self.float() / 16.0).to_le_bytes();
+                        block[at..at + 2].copy_from_slice(&half);
                     }
-                    let quants = if dtype == WeightType::Q8_0 { 32 } else { 16 };
-                    bytes.extend((0..quants).map(|_| self.bits() as u8));
+                    bytes.extend(block);
                 }
             }
         }
         bytes
+    }
+}
+
+/// Where a block has its f16 numbers.
+fn half_offsets(dtype: WeightType) -> &'static [usize] {
+    match dtype {
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 => &[],
+        WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => &[0],
+        WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
+        WeightType::Q2_K => &[80, 82],
+        WeightType::Q3_K => &[108],
+        WeightType::Q6_K => &[208],
     }
 }
 
@@ -77,6 +89,58 @@ fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
         WeightType::Q8_0 => f32::from(row[block + 2 + i] as i8) * half(block),
         WeightType::Q4_0 => (f32::from(nibble(block + 2)) - 8.0) * half(block),
         WeightType::Q4_1 => f32::from(nibble(block + 4)) * half(block) + half(block + 2),
+        WeightType::Q5_0 => {
+            let bit = row[block + 2 + i / 8] >> (i % 8) & 1;
+            (f32::from(nibble(block + 6) + 16 * bit) - 16.0) * half(block)
+        }
+        WeightType::Q5_1 => {
+            let bit = row[block + 4 + i / 8] >> (i % 8) & 1;
+            f32::from(nibble(block + 8) + 16 * bit) * half(block) + half(block + 2)
+        }
+        _ => k_element(dtype, &row[block..block + dtype.block_bytes()], i),
+    }
+}
+
+/// Element `i` of a block of 256, bit by bit: number `n` of `width` bits is packed so that each run of
+/// `run` bytes holds numbers 0..run in its lowest bits, the next ones above them, and so on.
+fn k_element(dtype: WeightType, block: &[u8], i: usize) -> f32 {
+    let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
+    let packed = |at: usize, width: usize, run: usize| {
+        let per_run = run * 8 / width;
+        let (byte, shift) = (i / per_run * run + i % run, i % per_run / run * width);
+        block[at + byte] >> shift & ((1 << width) - 1)
+    };
+    match dtype {
+        WeightType::Q2_K => {
+            let scales = block[i / 16];
+            let (scale, min) = (half(80) * f32::from(scales & 15), half(82) * f32::from(scales >> 4));
+            scale * f32::from(packed(16, 2, 32)) - min
+        }
+        WeightType::Q3_K => {
+            let j = i / 16;
+            let low = block[96 + j % 8] >> (4 * (j / 8)) & 15;
+            let high = block[104 + j % 4] >> (2 * (j / 4)) & 3;
+            let scale = half(108) * (f32::from(low) + 16.0 * f32::from(high) - 32.0);
+            scale * (f32::from(packed(32, 2, 32) + 4 * packed(0, 1, 32)) - 4.0)
+        }
+        WeightType::Q4_K | WeightType::Q5_K => {
+            let scales = &block[4..16];
+            let j = i / 32;
+            let (scale, min) = match j {
+                0..4 => (scales[j] % 64, scales[j + 4] % 64),
+                _ => (scales[j + 4] % 16 + scales[j - 4] / 64 * 16, scales[j + 4] / 16 + scales[j] / 64 * 16),
+            };
+            let quant = match dtype {
+                WeightType::Q4_K => packed(16, 4, 32),
+                _ => packed(48, 4, 32) + 16 * packed(16, 1, 32),
+            };
+            half(0) * f32::from(scale) * f32::from(quant) - half(2) * f32::from(min)
+        }
+        WeightType::Q6_K => {
+            let scale = half(208) * f32::from(block[192 + i / 16] as i8);
+            scale * (f32::from(packed(0, 4, 64) + 16 * packed(128, 2, 32)) - 32.0)
+        }
+        _ => panic!("{dtype} has no blocks of 256"),
     }
 }
 
@@ -106,6 +170,34 @@ fn dequantize_is_bit_exact_at_every_level() {
             }
         }
     }
+}
+
+/// Lines of a type's name, the bytes of some blocks and the bits of their elements, as the `gguf` Python
+/// package widens them; `tests/golden/blocks.py` writes them.
+const GOLDEN_BLOCKS: &str = include_str!("../../tests/golden/blocks.txt");
+
+#[test]
+fn blocks_are_widened_as_the_gguf_package_widens_them() {
+    let hex = |text: &str| -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    };
+    let mut tested = Vec::new();
+    for line in GOLDEN_BLOCKS.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let dtype = WeightType::ALL.into_iter().find(|dtype| dtype.name() == fields[0]).unwrap();
+        let (bytes, expected) = (hex(fields[1]), hex(fields[2]));
+        let expected: Vec<u32> =
+            expected.chunks(4).map(|bits| u32::from_le_bytes(bits.try_into().unwrap())).collect();
+        let mut out = vec![0.0; expected.len()];
+        for isa in levels() {
+            let weight = WeightRows::new(dtype, &bytes, 1, expected.len()).unwrap();
+            kernels(isa, 1).dequantize(weight, 0, &mut out);
+            let got: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
+            assert_eq!(got, expected, "{dtype} {}", isa.name());
+        }
+        tested.push(dtype);
+    }
+    assert_eq!(tested, WeightType::ALL);
 }
 
 #[test]
@@ -167,7 +259,7 @@ fn a_row_of_matmul_depends_on_nothing_but_the_row() {
     let mut random = Random(3);
     for isa in levels() {
         for dtype in WeightType::ALL {
-            let cols = if dtype.block_len() == 1 { 100 } else { 96 };
+            let cols = if dtype.block_len() == 1 { 100 } else { 3 * dtype.block_len() };
             let bytes = random.weights(dtype, 130 * cols);
             let weight = WeightRows::new(dtype, &bytes, 130, cols).unwrap();
             let x = random.floats(11 * cols);

@@ -350,14 +350,14 @@ mod gguf_files {
     #[test]
     fn types_that_cannot_be_read_are_listed_and_refused_by_name() {
         let file = Gguf::llama()
-            .tensor("k", &[2, 256], 12, &[0; 288])
+            .tensor("k", &[2, 256], 23, &[0; 272])
             .tensor("new", &[5], 99, &[0; 4])
             .tensor("i", &[3], 26, &[0; 12]);
         let checkpoint = open_gguf(&file.bytes()).unwrap();
         let infos: Vec<_> = checkpoint.infos().into_iter().map(|info| (info.dtype, info.bytes)).collect();
-        assert_eq!(infos, [("I32".into(), 12), ("Q4_K".into(), 288), ("ggml type 99".into(), 0)]);
+        assert_eq!(infos, [("I32".into(), 12), ("IQ4_XS".into(), 272), ("ggml type 99".into(), 0)]);
         match checkpoint.tensor("k") {
-            Err(error @ Error::TensorType { .. }) => assert!(error.to_string().contains("stored as Q4_K")),
+            Err(error @ Error::TensorType { .. }) => assert!(error.to_string().contains("stored as IQ4_XS")),
             other => panic!("{:?}", other.err()),
         }
         assert!(matches!(checkpoint.tensor("new"), Err(Error::TensorType { .. })));

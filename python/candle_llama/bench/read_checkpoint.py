@@ -1,23 +1,24 @@
 """Reads checkpoints with NumPy alone, for the NumPy model: every weight becomes float32 (or float64).
 
-Two formats: a folder with config.json and safetensors (one file or shards), and a GGUF file of the types
-F32, F16, BF16, Q8_0, Q4_0 and Q4_1. Both give Hugging Face's names, shapes `(out_features, in_features)` and
-a config in config.json's spelling.
+Two formats: a folder with config.json and safetensors (one file or shards), and a GGUF file. Both give
+Hugging Face's names, shapes `(out_features, in_features)` and a config in config.json's spelling.
 
-Sources: the safetensors README for its header; ggml's `docs/gguf.md` and `ggml-common.h` for GGUF and the
-block types; llama.cpp's `convert_hf_to_gguf.py` for the permutation of the query and key rows.
+Sources: the safetensors README for its header; ggml's `docs/gguf.md` for GGUF; llama.cpp's
+`convert_hf_to_gguf.py` for the permutation of the query and key rows.
 """
 
 import json
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from candle_llama.bench.storage_types import STORAGE_TYPES
 
 __all__ = ["StoredTensor", "open_checkpoint", "read_checkpoint", "read_gguf_metadata"]
 
@@ -66,55 +67,6 @@ GGUF_ROPE_SCALING = {
     "attention_factor": "yarn_attn_factor",
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
-}
-
-BLOCK_LEN = 32
-
-
-def _widen_bfloat16(stored: Array) -> Array:
-    # bfloat16 is the upper half of a float32.
-    wide = stored.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
-
-
-def _nibbles(blocks: Array) -> Array:
-    # Byte j holds element j in its low half and element j + 16 in its high half.
-    return np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=1).astype(np.float32)
-
-
-def _scale(blocks: Array, field: str = "d") -> Array:
-    return blocks[field].astype(np.float32)[:, None]
-
-
-@dataclass(frozen=True)
-class StorageType:
-    """How numbers of one type lie in a file and how they become float32."""
-
-    block_len: int
-    block: np.dtype[Any]
-    decode: Callable[[Array], Array]
-
-
-STORAGE_TYPES = {
-    "F32": StorageType(1, np.dtype("<f4"), lambda stored: stored),
-    "F16": StorageType(1, np.dtype("<f2"), lambda stored: stored.astype(np.float32)),
-    "BF16": StorageType(1, np.dtype("<u2"), _widen_bfloat16),
-    "Q8_0": StorageType(
-        BLOCK_LEN,
-        np.dtype([("d", "<f2"), ("qs", "i1", BLOCK_LEN)]),
-        lambda blocks: blocks["qs"].astype(np.float32) * _scale(blocks),
-    ),
-    "Q4_0": StorageType(
-        BLOCK_LEN,
-        np.dtype([("d", "<f2"), ("qs", "u1", BLOCK_LEN // 2)]),
-        lambda blocks: (_nibbles(blocks) - 8) * _scale(blocks),
-    ),
-    "Q4_1": StorageType(
-        BLOCK_LEN,
-        np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", BLOCK_LEN // 2)]),
-        lambda blocks: _nibbles(blocks) * _scale(blocks) + _scale(blocks, "m"),
-    ),
 }
 
 

@@ -13,11 +13,11 @@ pub(in crate::kernels) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out
 #[inline(always)]
 fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut();
-    let (units, partial) = bytes.split_at(chunks.len() * S::UNIT_BYTES);
-    dequantize_row::<L, S>(units, chunks);
+    let (whole, partial) = bytes.split_at(chunks.len() / S::UNITS * S::BLOCK_BYTES);
+    dequantize_row::<L, S>(whole, chunks);
     if !tail.is_empty() {
         let mut padded = [0.0; LANES];
-        partial_unit::<L, S>(partial).store(&mut padded);
+        partial_block::<L, S>(partial).store(&mut padded);
         tail.copy_from_slice(&padded[..tail.len()]);
     }
 }
@@ -25,21 +25,25 @@ fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
 /// Writes a row as f32, padded with zeros to whole lanes.
 #[inline(always)]
 pub(super) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
-    let units = bytes.chunks_exact(S::UNIT_BYTES);
-    let tail = units.remainder();
-    for (unit, out) in units.zip(out.iter_mut()) {
-        S::lanes::<L>(unit).store(out);
+    let blocks = bytes.chunks_exact(S::BLOCK_BYTES);
+    let tail = blocks.remainder();
+    for (block, out) in blocks.zip(out.chunks_exact_mut(S::UNITS)) {
+        for (unit, out) in out.iter_mut().enumerate() {
+            S::lanes::<L>(block, unit).store(out);
+        }
     }
     if let (false, Some(last)) = (tail.is_empty(), out.last_mut()) {
-        partial_unit::<L, S>(tail).store(last);
+        partial_block::<L, S>(tail).store(last);
     }
 }
 
-/// The last elements of a float row, with zeros behind; block types have no partial units.
+/// The last elements of a float row, with zeros behind; other types have whole blocks only.
 #[inline(always)]
-pub(super) fn partial_unit<L: Lanes, S: Storage>(bytes: &[u8]) -> L {
-    // The longest unit, that of F32.
-    let mut padded = [0; 4 * LANES];
+pub(super) fn partial_block<L: Lanes, S: Storage>(bytes: &[u8]) -> L {
+    let mut padded = [0; LONGEST_BLOCK];
     padded[..bytes.len()].copy_from_slice(bytes);
-    S::lanes::<L>(&padded[..S::UNIT_BYTES])
+    S::lanes::<L>(&padded[..S::BLOCK_BYTES], 0)
 }
+
+/// That of Q6_K.
+const LONGEST_BLOCK: usize = 210;

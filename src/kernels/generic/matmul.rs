@@ -8,7 +8,7 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
-use super::dequantize::{dequantize_row, partial_unit};
+use super::dequantize::{dequantize_row, partial_block};
 use crate::kernels::lanes::{LANES, Lanes, Storage, with_storage};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::{Output, WeightRows};
@@ -99,20 +99,21 @@ fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8],
         x[row] = &task.x_row(row)[..whole];
     }
     let mut sums = [L::splat(0.0); N];
-    let units = weights.chunks_exact(S::UNIT_BYTES);
-    let tail = units.remainder();
-    for (k, unit) in (0..whole).zip(units) {
-        L::prefetch(unit.as_ptr().wrapping_add(PREFETCH_BYTES));
-        if S::UNIT_BYTES > 64 {
-            L::prefetch(unit.as_ptr().wrapping_add(PREFETCH_BYTES + 64));
+    let blocks = weights.chunks_exact(S::BLOCK_BYTES);
+    let tail = blocks.remainder();
+    for (block, first) in blocks.zip((0..whole).step_by(S::UNITS)) {
+        for line in (0..S::BLOCK_BYTES).step_by(64) {
+            L::prefetch(block.as_ptr().wrapping_add(PREFETCH_BYTES + line));
         }
-        let w = S::lanes::<L>(unit);
-        for row in 0..N {
-            sums[row] = L::load(&x[row][k]).mul_add(w, sums[row]);
+        for unit in 0..S::UNITS {
+            let w = S::lanes::<L>(block, unit);
+            for row in 0..N {
+                sums[row] = L::load(&x[row][first + unit]).mul_add(w, sums[row]);
+            }
         }
     }
     if !tail.is_empty() {
-        let w = partial_unit::<L, S>(tail);
+        let w = partial_block::<L, S>(tail);
         for row in 0..N {
             sums[row] = L::load(&task.x_row(row)[whole]).mul_add(w, sums[row]);
         }

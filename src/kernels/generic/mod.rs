@@ -4,6 +4,7 @@
 //! compiled with the level's instructions.
 
 pub(super) mod attention;
+pub(super) mod decode;
 pub(super) mod dequantize;
 pub(super) mod elementwise;
 pub(super) mod matmul;

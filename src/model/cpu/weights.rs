@@ -114,8 +114,8 @@ impl Loader<'_> {
     /// `name` without `.weight`. `has_bias` is config.json's word; in GGUF each bias that is there counts.
     fn linear(&self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Linear> {
         let bias = format!("{name}.bias");
-        let is_optional = self.checkpoint.format() == Format::Gguf;
-        let has_bias = has_bias && !(is_optional && !self.checkpoint.contains(&bias));
+        let has_bias =
+            has_bias && (self.checkpoint.format() != Format::Gguf || self.checkpoint.contains(&bias));
         Ok(Linear {
             weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
             bias: if has_bias { Some(self.vector(&bias, rows)?) } else { None },
@@ -155,7 +155,7 @@ fn convert(tensor: &Tensor, dtype: WeightType) -> Result<Vec<u8>> {
             WeightType::F32 => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
             WeightType::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
             WeightType::BF16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => {
+            _ => {
                 return Err(Error::argument("dtype", format!("{dtype} is no float type")));
             }
         }
