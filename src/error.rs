@@ -164,12 +164,12 @@ impl Error {
 
     /// A well-formed model that cannot be run exactly.
     pub fn unsupported(key: impl Into<String>, value: impl Into<String>) -> Self {
-        Error::Unsupported { key: key.into(), value: value.into() }
+        Error::Unsupported { key: bounded(key.into()), value: bounded(value.into()) }
     }
 
     /// A file that does not follow its own format.
     pub fn malformed(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Error::Malformed { path: path.into(), reason: reason.into() }
+        Error::Malformed { path: path.into(), reason: bounded(reason.into()) }
     }
 
     /// A failed read: [`Error::NotFound`] if nothing is there, else [`Error::Io`].
@@ -181,4 +181,13 @@ impl Error {
             Error::Io { path, source }
         }
     }
+}
+
+/// A text cut to the length of a message: what it quotes from a file may have any length.
+fn bounded(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(500) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
 }

@@ -1,16 +1,21 @@
 //! JSON from a file, read strictly: bounded, UTF-8, an object, every key once.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::checkpoint::mmap::read_bounded;
+use crate::checkpoint::names::unfit_name;
 use crate::error::{Error, Result};
 
 /// No config or index comes near this; a longer file is refused unread.
 const MAX_JSON_BYTES: u64 = 16 << 20;
+/// Values in a file, each of which takes far more memory than its two bytes on disk. An index has one
+/// for each tensor.
+const MAX_VALUES: usize = 1 << 18;
 
 /// A JSON object and the file that it stands in, for messages.
 ///
@@ -36,7 +41,11 @@ impl Object {
             .map_err(|error| Error::malformed(path, format!("is not valid UTF-8: {error}")))?;
         // Windows editors put a byte order mark in front.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let StrictValue(value) = serde_json::from_str(text)
+        let left = Cell::new(MAX_VALUES);
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let value = StrictValue { left: &left }
+            .deserialize(&mut deserializer)
+            .and_then(|value| deserializer.end().map(|()| value))
             .map_err(|error| Error::malformed(path, format!("is not valid JSON: {error}")))?;
         match value {
             Value::Object(map) => Ok(Self { path: path.into(), prefix: String::new(), map }),
@@ -151,19 +160,33 @@ pub(crate) fn brief(value: &Value) -> String {
     if text.chars().count() <= 60 { text } else { kind(value).into() }
 }
 
-/// A JSON value none of whose objects has the same key twice. (serde_json's own `Value` keeps the
-/// last one, and another reader may keep the first.)
-struct StrictValue(Value);
-
-impl<'de> Deserialize<'de> for StrictValue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(StrictValue)
+/// A text for a message: quoted, and cut if it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(100).and_then(|(end, _)| text.get(..end)) {
+        Some(start) => format!("{start:?}..."),
+        None => format!("{text:?}"),
     }
 }
 
-struct StrictVisitor;
+/// Reads a JSON value none of whose objects has the same key twice. (serde_json's own `Value` keeps
+/// the last one, and another reader may keep the first.)
+#[derive(Clone, Copy)]
+struct StrictValue<'a> {
+    /// Values that may still come.
+    left: &'a Cell<usize>,
+}
 
-impl<'de> Visitor<'de> for StrictVisitor {
+impl<'de> DeserializeSeed<'de> for StrictValue<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or_else(|| D::Error::custom(format_args!("more than {MAX_VALUES} values")))?);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for StrictValue<'_> {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,7 +223,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> std::result::Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(StrictValue(value)) = access.next_element()? {
+        while let Some(value) = access.next_element_seed(self)? {
             list.push(value);
         }
         Ok(Value::Array(list))
@@ -209,10 +232,13 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> std::result::Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
-            if map.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("duplicate key {key:?}")));
+            if let Some(reason) = unfit_name(&key) {
+                return Err(de::Error::custom(format_args!("a key {reason}")));
             }
-            let StrictValue(value) = access.next_value()?;
+            if map.contains_key(&key) {
+                return Err(de::Error::custom(format_args!("duplicate key {}", quoted(&key))));
+            }
+            let value = access.next_value_seed(self)?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -249,6 +275,18 @@ mod tests {
     fn duplicate_keys_are_refused_at_every_depth() {
         assert!(refusal(r#"{"a": 1, "a": 1}"#).contains("duplicate key \"a\""));
         assert!(refusal(r#"{"a": [{"b": 1, "b": 2}]}"#).contains("duplicate key \"b\""));
+    }
+
+    #[test]
+    fn values_are_counted_and_messages_are_short() {
+        let list = |values: usize| format!(r#"{{"a": [{}]}}"#, vec!["0"; values].join(","));
+        // The object and the list are values too.
+        assert!(parse(&list(MAX_VALUES - 2)).is_ok());
+        assert!(refusal(&list(MAX_VALUES - 1)).contains("more than 262144 values"));
+        let long = "x".repeat(1 << 20);
+        assert!(refusal(&format!(r#"{{"{long}": 1}}"#)).contains("a key of 1048576 bytes"));
+        let text = format!(r#"{{"n": "{long}"}}"#);
+        assert!(parse(&text).unwrap().usize("n").unwrap_err().to_string().len() < 600);
     }
 
     #[test]

@@ -14,11 +14,14 @@ use crate::error::{Error, Result};
 ///
 /// Whoever changes the file in place while it is mapped changes the weights of the running model.
 /// Whoever truncates it makes the system kill the process (SIGBUS) at the next read of a page that
-/// is gone: no length checked earlier can help, and a handler for that signal would belong to the
+/// is gone. [`Mmap::check`], asked before each step, turns that into an error unless the file shrinks
+/// during the step itself; a handler for the signal would close that gap, but it would belong to the
 /// whole process, not to a library. Replacing the file by renaming another one over it, as download
 /// tools do, is safe: the mapping keeps the old file.
 pub(crate) struct Mmap {
     map: memmap2::Mmap,
+    /// Kept to ask for the length of this very file, whatever its name stands for by then.
+    file: File,
     path: PathBuf,
 }
 
@@ -53,7 +56,21 @@ impl Mmap {
                 "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
             ));
         }
-        Ok(Arc::new(Self { map, path: path.into() }))
+        Ok(Arc::new(Self { map, file, path: path.into() }))
+    }
+
+    /// Notices that the file has become shorter than its map.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`], or [`Error::Io`] if the system does not tell.
+    pub(crate) fn check(&self) -> Result<()> {
+        let metadata = self.file.metadata().map_err(|source| Error::io(&self.path, source))?;
+        let expected = self.map.len() as u64;
+        if metadata.len() >= expected {
+            return Ok(());
+        }
+        let what = "the model in use".into();
+        Err(Error::Truncated { path: self.path.clone(), what, expected, got: metadata.len() })
     }
 
     /// The file's bytes. Never empty.
@@ -79,7 +96,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     }
     let mut bytes = Vec::new();
     // One byte more than allowed, to notice a file that grew since its length was asked for.
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
     if bytes.len() as u64 > limit {
         return Err(too_long());
     }
@@ -135,6 +152,26 @@ mod tests {
     fn an_empty_file_is_truncated() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(Mmap::open(file.path()), Err(Error::Truncated { got: 0, .. })));
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_noticed_and_one_that_grows_or_is_replaced_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        std::fs::write(&path, "12345678").unwrap();
+        let map = Mmap::open(&path).unwrap();
+        map.check().unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(9).unwrap();
+        map.check().unwrap();
+        file.set_len(3).unwrap();
+        assert!(matches!(map.check(), Err(Error::Truncated { expected: 8, got: 3, .. })));
+        file.set_len(8).unwrap();
+        std::fs::write(dir.path().join("other"), "1").unwrap();
+        std::fs::rename(dir.path().join("other"), &path).unwrap();
+        map.check().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        map.check().unwrap();
     }
 
     #[test]

@@ -5,29 +5,50 @@
 //! tensor is the output head and makes the `VarBuilder` for Candle's models. Nothing here knows of
 //! a model's config.
 
+// A file decides every number here: arithmetic and indexing say what they do when it lies.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod ggml_types;
 pub mod gguf;
 pub(crate) mod json;
 pub(crate) mod mmap;
 pub mod names;
 mod safetensors;
+// Works within ranges and shapes that the readers have checked.
+#[allow(clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tensor;
+#[allow(clippy::arithmetic_side_effects)] // likewise
 pub mod tied;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use json::quoted;
+use mmap::Mmap;
 use names::PermutedBy;
 use tensor::Stored;
 pub use tensor::Tensor;
+
+/// Tensors of a checkpoint: more than the deepest Llama that a config may describe has, and few
+/// enough that listing them takes little memory.
+const MAX_TENSORS: u64 = 1 << 17;
 
 /// What kind of files a checkpoint consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A folder of safetensors files.
     Safetensors,
-    /// One GGUF file.
+    /// A GGUF file, or several that are one model.
     Gguf,
 }
 
@@ -44,6 +65,22 @@ pub struct TensorInfo {
     pub bytes: u64,
 }
 
+/// The files that hold a checkpoint's tensors, for as long as somebody reads them.
+#[derive(Clone, Default)]
+pub struct MappedFiles(Vec<Arc<Mmap>>);
+
+impl MappedFiles {
+    /// Notices that a file has become shorter since it was opened. Reading what is gone would kill
+    /// the process, so whoever reads mapped tensors asks before each step; that a file shrinks during
+    /// a step cannot be noticed. One system call for each file.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`], or [`Error::Io`] if the system does not tell.
+    pub fn check(&self) -> Result<()> {
+        self.0.iter().try_for_each(|map| map.check())
+    }
+}
+
 /// An opened checkpoint: headers read and checked, data mapped and not yet touched.
 pub struct Checkpoint {
     path: PathBuf,
@@ -54,13 +91,15 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors` or `model.safetensors.index.json` and its shards, or
-    /// a GGUF file.
+    /// a GGUF file. Of a model in several GGUF files, `name-00001-of-00003.gguf` and so on, any one
+    /// stands for all.
     ///
     /// # Errors
-    /// - [`Error::NotFound`]: nothing is there, the folder has no weights, or a shard is missing
-    /// - [`Error::Malformed`], [`Error::Truncated`]: a file breaks its format
-    /// - [`Error::Unsupported`]: pickles, GGUF files of another architecture, version 1, big-endian
-    ///   or split
+    /// - [`Error::NotFound`]: nothing is there, the folder has no weights, or a shard or part is
+    ///   missing
+    /// - [`Error::Malformed`], [`Error::Truncated`]: a file breaks its format, or shards or parts do
+    ///   not belong together
+    /// - [`Error::Unsupported`]: pickles, GGUF files of another architecture, version 1 or big-endian
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
         if metadata.is_dir() {
@@ -79,13 +118,14 @@ impl Checkpoint {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let (metadata, in_file) = gguf::read(path)?;
-        metadata.require_whole_llama()?;
+        metadata.require_llama()?;
         let mut tensors = BTreeMap::new();
         for (name, stored) in in_file {
             let name = names::gguf_to_hf(&name).unwrap_or(name);
-            if tensors.insert(name.clone(), stored).is_some() {
-                return Err(Error::malformed(path, format!("has two tensors for {name:?}")));
+            if tensors.contains_key(&name) {
+                return Err(Error::malformed(path, format!("has two tensors for {}", quoted(&name))));
             }
+            tensors.insert(name, stored);
         }
         Ok(Self { path: path.into(), format: Format::Gguf, tensors, metadata: Some(metadata) })
     }
@@ -152,6 +192,14 @@ impl Checkpoint {
             bytes: stored.range.len() as u64,
         };
         self.tensors.iter().map(info).collect()
+    }
+
+    /// The files that the tensors lie in.
+    pub fn files(&self) -> MappedFiles {
+        let mut files: Vec<_> = self.tensors.values().map(|stored| &stored.map).collect();
+        files.sort_unstable_by_key(|map| Arc::as_ptr(map));
+        files.dedup_by_key(|map| Arc::as_ptr(map));
+        MappedFiles(files.into_iter().cloned().collect())
     }
 
     /// A GGUF file's metadata; None for safetensors.

@@ -2,6 +2,8 @@
 //!
 //! Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
 
+use crate::checkpoint::json::quoted;
+
 /// Names outside the decoder layers, GGUF's first. Without the final `.weight` or `.bias`.
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -18,6 +20,17 @@ const LAYER: [(&str, &str); 9] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 ];
+
+/// Longer names only waste memory and fill messages; ggml's limit is 64.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// Why a file's name for something, such as a tensor, is refused.
+pub(super) fn unfit_name(name: &str) -> Option<String> {
+    if name.len() > MAX_NAME_BYTES {
+        return Some(format!("of {} bytes, the limit is {MAX_NAME_BYTES}", name.len()));
+    }
+    name.contains(char::is_control).then(|| format!("with a control character: {}", quoted(name)))
+}
 
 /// Hugging Face's spelling of a GGUF tensor name; None for names with no counterpart, such as
 /// `rope_freqs.weight`.

@@ -22,7 +22,7 @@ enum Data {
         map: Arc<Mmap>,
         range: Range<usize>,
     },
-    Owned(Arc<[u8]>),
+    Owned(Arc<Vec<u8>>),
 }
 
 impl Tensor {
@@ -76,7 +76,9 @@ impl Tensor {
     ///
     /// Source: llama.cpp, `convert_hf_to_gguf.py`, `LlamaModel.permute`.
     pub(crate) fn unpermute(self, heads: usize) -> std::result::Result<Self, String> {
-        let rows = self.shape.first().copied().unwrap_or(0);
+        let Some(&rows) = self.shape.first() else {
+            return Err("a single number has no rows to reorder".into());
+        };
         if heads == 0 || !rows.is_multiple_of(heads) || !(rows / heads).is_multiple_of(2) {
             return Err(format!("{rows} rows cannot be split into {heads} heads of an even size"));
         }
@@ -89,12 +91,14 @@ impl Tensor {
         }
         let row_bytes = bytes.len() / rows;
         let head_dim = rows / heads;
-        let mut owned = vec![0; bytes.len()];
-        for (row, out) in owned.chunks_exact_mut(row_bytes).enumerate() {
+        // As large as the file says, which may be larger than memory.
+        let mut owned = Vec::new();
+        owned.try_reserve_exact(bytes.len()).map_err(|_| format!("no memory for {} bytes", bytes.len()))?;
+        for row in 0..rows {
             let (head, in_head) = (row / head_dim, row % head_dim);
             let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
             let source = head * head_dim + 2 * pair + half;
-            out.copy_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
+            owned.extend_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
         }
         Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(owned.into()) })
     }

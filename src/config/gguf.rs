@@ -72,7 +72,7 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
 
 /// Reads the config; `checkpoint` is the same file with its tensors.
 pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<LlamaConfig> {
-    metadata.require_whole_llama()?;
+    metadata.require_llama()?;
     refuse_unsupported(metadata)?;
     let warnings = unknown_keys(metadata);
 

@@ -87,6 +87,32 @@ pub(crate) fn llama_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
     shapes.into_iter().enumerate().map(with_values).collect()
 }
 
+/// config.json of the tiny Llama.
+pub(crate) fn llama_config() -> serde_json::Value {
+    serde_json::json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": true,
+    })
+}
+
+/// A byte-level vocabulary of the tiny Llama: two control tokens, letters, digits, and four merges.
+pub(crate) fn vocabulary() -> Vec<String> {
+    let letters = ('a'..='z').chain('0'..='9').chain("Ġ!?.,A".chars()).map(String::from);
+    let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
+    CONTROL_TOKENS.iter().map(|token| (*token).to_owned()).chain(letters).chain(merged).collect()
+}
+
+pub(crate) const CONTROL_TOKENS: [&str; 2] = ["<|begin|>", "<|end|>"];
+pub(crate) const MERGES: [&str; 4] = ["h e", "l l", "l o", "Ġ a"];
+
 /// Writes a GGUF file piece by piece, right or wrong.
 #[derive(Clone)]
 pub(crate) struct Gguf {
@@ -115,6 +141,37 @@ impl Gguf {
             .u32("llama.attention.head_count", HEADS as u32)
             .u32("llama.attention.head_count_kv", KV_HEADS as u32)
             .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    }
+
+    /// The metadata and tokenizer of the tiny Llama, without its tensors.
+    pub(crate) fn llama_with_tokenizer() -> Self {
+        let tokens = vocabulary();
+        let kinds: Vec<u32> =
+            tokens.iter().map(|token| if CONTROL_TOKENS.contains(&token.as_str()) { 3 } else { 1 }).collect();
+        Self::llama()
+            .string("tokenizer.ggml.model", "gpt2")
+            .string("tokenizer.ggml.pre", "smollm")
+            .strings("tokenizer.ggml.tokens", &tokens.iter().map(String::as_str).collect::<Vec<_>>())
+            .array("tokenizer.ggml.token_type", 5, kinds.len() as u64, bytemuck::cast_slice(&kinds))
+            .strings("tokenizer.ggml.merges", &MERGES)
+            .u32("tokenizer.ggml.bos_token_id", 0)
+            .u32("tokenizer.ggml.eos_token_id", 1)
+    }
+
+    /// Some of the tiny Llama's tensors. Query and key rows stay as they are, which makes another
+    /// model of the same shape.
+    pub(crate) fn weights(self, weights: &[(String, Vec<usize>, Vec<f32>)]) -> Self {
+        weights.iter().fold(self, |file, (name, shape, values)| {
+            let name = candle_llama::checkpoint::names::hf_to_gguf(name).unwrap();
+            file.tensor(&name, shape, 0, bytemuck::cast_slice(values))
+        })
+    }
+
+    /// The same without one metadata value.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        let key = string(key);
+        self.values.retain(|value| !value.starts_with(&key));
+        self
     }
 
     /// A metadata value of the type with this number.

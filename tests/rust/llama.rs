@@ -6,9 +6,7 @@ use candle_llama::sampling::SamplingOptions;
 use candle_llama::{Llama, LoadOptions, Prompt};
 use tempfile::TempDir;
 
-use crate::checkpoint_files::{
-    Entry, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, llama_weights, write_safetensors,
-};
+use crate::checkpoint_files::{Entry, VOCAB, llama_config, llama_weights, write_safetensors};
 
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
 
@@ -18,19 +16,7 @@ fn folder() -> TempDir {
     let entries: Vec<_> =
         weights.iter().map(|(name, shape, values)| Entry::f32(name, shape, values)).collect();
     write_safetensors(&dir.path().join("model.safetensors"), &entries);
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": true,
-    });
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.path().join("config.json"), llama_config().to_string()).unwrap();
     dir
 }
 

@@ -3,5 +3,7 @@
 mod checkpoint;
 mod checkpoint_files;
 mod config;
+mod hostile;
 mod llama;
+mod split_gguf;
 mod tied;

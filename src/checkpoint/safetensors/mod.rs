@@ -1,0 +1,171 @@
+//! Safetensors: one file, or shards listed by `model.safetensors.index.json`.
+//!
+//! Which files of a folder count is decided here; `header.rs` reads one of them.
+
+mod header;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use header::read_file;
+
+use crate::checkpoint::MAX_TENSORS;
+use crate::checkpoint::json::{Object, quoted};
+use crate::checkpoint::tensor::Stored;
+use crate::error::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads the headers of all safetensors files of a checkpoint folder.
+pub(crate) fn open_folder(dir: &Path) -> Result<BTreeMap<String, Stored>> {
+    // The order of transformers: the single file wins over an index beside it.
+    if exists(&dir.join(SINGLE))? {
+        return read_file(&dir.join(SINGLE));
+    }
+    if exists(&dir.join(INDEX))? {
+        return read_shards(dir);
+    }
+    read_file(&only_file(dir)?)
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|source| Error::io(path, source))
+}
+
+/// The one `*.safetensors` file of a folder that has neither of the usual names; else the error
+/// that says best what the folder holds instead.
+fn only_file(dir: &Path) -> Result<PathBuf> {
+    let mut names = Vec::new();
+    let entries = std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| Error::io(dir, source))?;
+        // A name that is not Unicode is none of those looked for.
+        names.extend(entry.file_name().into_string().ok());
+    }
+    names.sort();
+    let with = |extension: &str| -> Vec<&str> {
+        names.iter().map(String::as_str).filter(|name| name.ends_with(extension)).collect()
+    };
+    match *with(".safetensors").as_slice() {
+        ["adapter_model.safetensors"] => Err(Error::unsupported(
+            "adapter_model.safetensors",
+            "a LoRA adapter without its base model; merge it into the base model and save that",
+        )),
+        ["consolidated.safetensors"] => Err(Error::unsupported(
+            "consolidated.safetensors",
+            "the original release's tensor names; take the transformers version of the checkpoint",
+        )),
+        [one] => Ok(dir.join(one)),
+        [] => Err(without_safetensors(dir, &names)),
+        ref several => {
+            let some = several.iter().take(8).copied().collect::<Vec<_>>().join(", ");
+            let reason = format!("has neither {SINGLE} nor {INDEX}, but {} files: {some}", several.len());
+            Err(Error::malformed(dir, reason))
+        }
+    }
+}
+
+fn without_safetensors(dir: &Path, names: &[String]) -> Error {
+    if let Some(pickle) = names.iter().find(|name| is_pickle(name)) {
+        return refuse_pickle(pickle);
+    }
+    let what = match names.iter().find(|name| name.ends_with(".gguf")) {
+        Some(gguf) => format!("{SINGLE} (the folder has {gguf}: give the path of that file)"),
+        None => format!("{SINGLE} or {INDEX}"),
+    };
+    Error::NotFound { what, path: dir.into() }
+}
+
+/// Whether a file's name says that it holds weights as a pickle. `training_args.bin` and the like
+/// are pickles too, but no weights.
+pub(crate) fn is_pickle(name: &str) -> bool {
+    [".pth", ".pt"].iter().any(|extension| name.ends_with(extension))
+        || (name.ends_with(".bin") && name.starts_with("pytorch_model"))
+}
+
+/// A pickle can run any code when it is read; the error says how to convert it.
+pub(crate) fn refuse_pickle(name: &str) -> Error {
+    let convert = if name.starts_with("consolidated") {
+        "convert it with transformers' convert_llama_weights_to_hf.py, which writes safetensors"
+    } else {
+        "convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder)\
+         .save_pretrained(new_folder) in transformers writes safetensors"
+    };
+    Error::unsupported(name, format!("a pickle, which can run code when it is read; {convert}"))
+}
+
+fn read_shards(dir: &Path) -> Result<BTreeMap<String, Stored>> {
+    let path = dir.join(INDEX);
+    let index = Object::read(&path)?;
+    let weight_map =
+        index.object("weight_map")?.ok_or_else(|| Error::malformed(&path, "has no weight_map"))?;
+    let mut shards: BTreeMap<&str, BTreeMap<String, Stored>> = BTreeMap::new();
+    let mut tensors = BTreeMap::new();
+    let mut found = 0_u64;
+    for tensor in weight_map.map().keys() {
+        let shard = weight_map.string(tensor)?.unwrap_or_default();
+        if !shards.contains_key(shard) {
+            if !is_plain_file_name(shard) {
+                let reason = format!("is {}, not a plain file name", quoted(shard));
+                return Err(weight_map.malformed(tensor, reason));
+            }
+            let stored = read_shard(dir, shard)?;
+            found = found.saturating_add(stored.len() as u64);
+            if found > MAX_TENSORS {
+                let reason = format!("its shards have more than {MAX_TENSORS} tensors");
+                return Err(Error::malformed(path, reason));
+            }
+            shards.insert(shard, stored);
+        }
+        let found = shards.get_mut(shard).and_then(|stored| stored.remove(tensor));
+        let stored = found.ok_or_else(|| {
+            weight_map.malformed(tensor, format!("says {}, which has no such tensor", quoted(shard)))
+        })?;
+        tensors.insert(tensor.clone(), stored);
+    }
+    // What the index does not list counts too, as in transformers: a head must not get lost.
+    for (shard, rest) in shards {
+        for (name, stored) in rest {
+            if weight_map.map().contains_key(&name) {
+                continue; // the index chose the copy in another shard
+            }
+            if tensors.contains_key(&name) {
+                let reason = format!("tensor {} is in two shards and not in the index", quoted(&name));
+                return Err(Error::malformed(dir.join(shard), reason));
+            }
+            tensors.insert(name, stored);
+        }
+    }
+    Ok(tensors)
+}
+
+fn read_shard(dir: &Path, shard: &str) -> Result<BTreeMap<String, Stored>> {
+    let path = dir.join(shard);
+    check_inside(dir, &path).and_then(|()| read_file(&path)).map_err(|error| match error {
+        Error::NotFound { path, .. } => Error::NotFound { what: format!("shard listed in {INDEX}"), path },
+        other => other,
+    })
+}
+
+/// Refuses a shard that is a link out of the folder, which an index from elsewhere has no business
+/// to follow. The hub's cache is made of links: `snapshots/{revision}/{file}` to `blobs/{hash}`.
+fn check_inside(dir: &Path, path: &Path) -> Result<()> {
+    if !path.is_symlink() {
+        return Ok(());
+    }
+    let io = |source| Error::io(path, source);
+    let (folder, target) = (dir.canonicalize().map_err(io)?, path.canonicalize().map_err(io)?);
+    let snapshots = folder.ancestors().find(|above| above.ends_with("snapshots"));
+    let blobs = snapshots.map(|snapshots| snapshots.with_file_name("blobs"));
+    if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+        return Ok(());
+    }
+    let reason = format!("is listed in {INDEX} and is a link out of the folder, to {}", target.display());
+    Err(Error::malformed(path, reason))
+}
+
+/// Whether a name can only mean a file in the same folder, on every system.
+fn is_plain_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', ':', '\0'])
+}
