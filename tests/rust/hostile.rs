@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use crate::checkpoint_files::{
-    CONTROL_TOKENS, Entry, Gguf, MERGES, llama_config, llama_weights, vocabulary, write_safetensors,
+    CONTROL_TOKENS, Entry, Gguf, MERGES, llama_config, llama_weights, string, vocabulary, write_safetensors,
 };
 
 /// Far more than any of these files takes, on a machine that does something else as well.
@@ -371,6 +371,25 @@ const GENERATION_KEYS: [&str; 8] = [
     "do_sample",
 ];
 
+const GGUF_KEYS: [&str; 16] = [
+    "general.alignment",
+    "llama.vocab_size",
+    "llama.context_length",
+    "llama.embedding_length",
+    "llama.feed_forward_length",
+    "llama.block_count",
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.attention.key_length",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.rope.freq_base",
+    "llama.rope.scaling.factor",
+    "split.count",
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.token_type",
+    "tokenizer.chat_template",
+];
+
 fn with_values(name: &str, changes: &[(&str, Value)]) -> Vec<u8> {
     let mut config: Value = serde_json::from_slice(&file_of_folder(name)).unwrap();
     for (key, value) in changes {
@@ -419,15 +438,17 @@ proptest! {
     }
 
     #[test]
-    fn gguf_values_are_survived(key in 0usize..12, kind in 0u32..14, bytes in piece(), tail in piece()) {
-        let keys = [
-            "general.alignment", "llama.vocab_size", "llama.context_length", "llama.embedding_length",
-            "llama.feed_forward_length", "llama.block_count", "llama.attention.head_count",
-            "llama.attention.head_count_kv", "llama.rope.freq_base", "llama.attention.key_length",
-            "tokenizer.ggml.bos_token_id", "tokenizer.chat_template",
-        ];
-        let key = keys[key];
-        let file = Gguf::llama_with_tokenizer().without(key).value(key, kind, &[bytes, tail].concat());
+    fn gguf_values_are_survived(key in select(GGUF_KEYS.to_vec()), kind in 0u32..14, number in integer()) {
+        let value = match kind {
+            0 | 1 | 7 => vec![number as u8],
+            2 | 3 => (number as u16).to_le_bytes().to_vec(),
+            4 | 5 => (number as u32).to_le_bytes().to_vec(),
+            6 => (number as f32).to_le_bytes().to_vec(),
+            8 => string(&number.to_string()),
+            9 => [&4u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[number as u8; 8]].concat(),
+            _ => number.to_le_bytes().to_vec(),
+        };
+        let file = Gguf::llama_with_tokenizer().without(key).value(key, kind, &value);
         use_gguf(&file.weights(&llama_weights()).bytes());
     }
 
