@@ -406,6 +406,7 @@ def write_gguf(
     add_bos: bool = False,
     vocabulary_only: bool = False,
     leave_out: str | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
     """Writes a GGUF file with the `gguf` package.
 
@@ -421,6 +422,7 @@ def write_gguf(
         add_bos: tokenizer.ggml.add_bos_token.
         vocabulary_only: Leave the tensors out.
         leave_out: Leave out tensors with this in their name.
+        split_max_tensors: Write several files, `name-00001-of-00003.gguf` and so on; 0: one.
 
     Returns:
         The file.
@@ -430,7 +432,7 @@ def write_gguf(
     config = dict(config or gguf_config())
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split_max_tensors)
     writer.add_name("tiny")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
