@@ -212,7 +212,7 @@ fn head_dim(
     const VALUE: &str = "llama.attention.value_length";
     const ROPE: &str = "llama.rope.dimension_count";
     // llama.cpp's default for all three.
-    let default = hidden_size.checked_div(heads).filter(|head_dim| head_dim * heads == hidden_size);
+    let default = hidden_size.checked_div(heads).filter(|_| hidden_size.is_multiple_of(heads));
     let (key, value, rope) = (optional(KEY)?, optional(VALUE)?, optional(ROPE)?);
     let head_dim = key.or(value).or(default).ok_or_else(|| {
         let reason = format!("is {heads}, which does not divide the embedding length {hidden_size}");

@@ -189,8 +189,8 @@ fn parse(config: Object) -> Result<LlamaConfig> {
     let num_attention_heads = size("num_attention_heads")?;
     let head_dim = match config.usize("head_dim")? {
         Some(head_dim) => head_dim,
-        None if num_attention_heads > 0 && hidden_size % num_attention_heads == 0 => {
-            hidden_size / num_attention_heads
+        None if hidden_size.is_multiple_of(num_attention_heads) => {
+            hidden_size.checked_div(num_attention_heads).unwrap_or(0)
         }
         None => {
             let reason = format!("is {num_attention_heads}, which does not divide hidden_size {hidden_size}");

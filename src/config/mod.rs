@@ -4,6 +4,17 @@
 //! is [`Error::Unsupported`](crate::Error::Unsupported) with its name and value; a key that nobody
 //! knows is a warning. Start reading at [`LlamaConfig`]; `hf.rs` and `gguf.rs` fill it.
 
+// A file decides every number here: arithmetic and indexing say what they do when it lies.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 mod generation;
 mod gguf;
 mod hf;
@@ -121,7 +132,7 @@ impl LlamaConfig {
             }
         }
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(malformed(
                 "num_key_value_heads",
                 format!("is {kv_heads}, which does not divide {heads} heads"),
