@@ -106,6 +106,16 @@ pub enum Error {
         /// Why it cannot be used.
         reason: String,
     },
+    /// What is to be loaded is larger than the memory that this process may use.
+    #[error("needs {needed} bytes of memory for {what}, of which {available} can be had")]
+    OutOfMemory {
+        /// What the memory is for.
+        what: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that can be had, swap included.
+        available: u64,
+    },
     /// An argument out of its range.
     #[error("{argument}: {reason}")]
     InvalidArgument {
@@ -129,6 +139,10 @@ pub enum Error {
     /// The work was cancelled by its caller.
     #[error("cancelled")]
     Cancelled,
+    /// The model was loaded by another process, and this one was forked from it: the memory came
+    /// along, the threads and what they were doing did not.
+    #[error("the model belongs to the process that this one was forked from")]
+    Forked,
     /// The object was closed before.
     #[error("{what} is closed")]
     Closed {
@@ -151,6 +165,12 @@ impl Error {
                 Some("shorten the prompt, or load the model with a larger context_length")
             }
             Error::Strict { .. } => Some("load with strict=False to go on with a warning"),
+            Error::OutOfMemory { .. } => {
+                Some("give a smaller context_length, or load weights that take less, such as a Q4_0 GGUF")
+            }
+            Error::Forked => Some(
+                "load it again in this process, or start processes with multiprocessing's \"spawn\" method",
+            ),
             Error::Truncated { .. } => Some("download the file again"),
             Error::Internal { .. } => Some("this is a bug in candle-llama; please report it"),
             _ => None,

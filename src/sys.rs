@@ -1,90 +1,222 @@
-//! The operating system: the cores and the memory that this process may use.
+//! The operating system: the cores and the memory that this process may use, and forks.
 //!
 //! What a system does not tell is None, never a guess.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The cores this process may really use: its affinity mask and its cgroup's CPU quota are honoured.
+/// A quota of one core and a half is one: a second thread would be stopped half of the time.
 pub fn usable_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match cpu_quota() {
+        Some(quota) => cores.min((quota as usize).max(1)),
+        None => cores,
+    }
 }
 
 /// The CPU's name.
 pub fn cpu_name() -> Option<String> {
-    let info = read("/proc/cpuinfo")?;
+    let info = Files::of_the_system().read("/proc/cpuinfo")?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// The CPU time this process's cgroup may use, in cores.
 pub fn cpu_quota() -> Option<f64> {
-    let own = |controller: &str| cgroup_folders(controller).into_iter();
-    let v2 = own("").filter_map(|folder| {
-        let text = read(format!("{folder}/cpu.max"))?;
-        let (quota, period) = text.trim().split_once(' ')?;
-        Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
-    });
-    let v1 = own("cpu").filter_map(|folder| {
-        let number = |name: &str| read(format!("{folder}/{name}"))?.trim().parse::<f64>().ok();
-        let quota = number("cpu.cfs_quota_us").filter(|quota| *quota > 0.0)?;
-        Some(quota / number("cpu.cfs_period_us")?)
-    });
-    v2.chain(v1).reduce(f64::min)
+    Files::of_the_system().cpu_quota()
 }
 
 /// Memory in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// All that the machine, or this process's cgroup, has.
     pub total: u64,
     /// What could be had without swapping.
     pub available: u64,
+    /// What could be had beyond that by swapping.
+    pub swap: u64,
 }
 
 /// The memory that this process may use: the machine's, or its cgroup's where that is less.
 pub fn memory() -> Option<Memory> {
-    let info = read("/proc/meminfo")?;
-    let bytes = |key: &str| {
-        let line = info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    let mut memory = Memory { total: bytes("MemTotal")?, available: bytes("MemAvailable")? };
-    let files =
-        [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")];
-    for (controller, limit, used) in files {
-        for folder in cgroup_folders(controller) {
-            let number = |name: &str| read(format!("{folder}/{name}"))?.trim().parse::<u64>().ok();
-            if let (Some(limit), Some(used)) = (number(limit), number(used)) {
-                memory.total = memory.total.min(limit);
-                memory.available = memory.available.min(limit.saturating_sub(used));
+    Files::of_the_system().memory()
+}
+
+/// What this process may still map or allocate before it reaches its limit of address space
+/// (`ulimit -v`); None without a limit.
+pub fn address_space_left() -> Option<u64> {
+    let limit = address_space_limit()?;
+    let status = Files::of_the_system().read("/proc/self/status")?;
+    Some(limit.saturating_sub(kibibytes(&status, "VmSize")?))
+}
+
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)]
+fn address_space_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit to write to, for the length of the call.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0;
+    (!failed && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn address_space_limit() -> Option<u64> {
+    None
+}
+
+/// The process in which something was made. A forked child is another process: it has a copy of the
+/// memory, but none of the other threads, and a lock that one of them held is never given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(u32);
+
+impl Process {
+    /// This process.
+    pub fn current() -> Self {
+        Process(std::process::id())
+    }
+
+    /// Whether it is this process.
+    pub fn is_current(self) -> bool {
+        self == Process::current()
+    }
+}
+
+/// The files in which Linux tells what a process may use.
+struct Files {
+    /// `/`, or a folder with copies.
+    root: PathBuf,
+}
+
+impl Files {
+    fn of_the_system() -> Self {
+        Files { root: "/".into() }
+    }
+
+    fn read(&self, path: impl AsRef<Path>) -> Option<String> {
+        let path = path.as_ref();
+        std::fs::read_to_string(self.root.join(path.strip_prefix("/").unwrap_or(path))).ok()
+    }
+
+    fn number(&self, path: impl AsRef<Path>) -> Option<u64> {
+        self.read(path)?.trim().parse().ok()
+    }
+
+    fn cpu_quota(&self) -> Option<f64> {
+        let v2 = self.cgroup_folders("").into_iter().filter_map(|folder| {
+            let text = self.read(format!("{folder}/cpu.max"))?;
+            let (quota, period) = text.trim().split_once(' ')?;
+            Some((quota.parse::<f64>().ok()?, period.parse::<f64>().ok()?))
+        });
+        let v1 = self.cgroup_folders("cpu").into_iter().filter_map(|folder| {
+            // -1 is no quota.
+            let number = |name: &str| Some(self.number(format!("{folder}/{name}"))? as f64);
+            Some((number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?))
+        });
+        let quotas = v2.chain(v1).filter(|&(quota, period)| quota > 0.0 && period > 0.0);
+        quotas.map(|(quota, period)| quota / period).reduce(f64::min)
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        let info = self.read("/proc/meminfo")?;
+        let mut memory = Memory {
+            total: kibibytes(&info, "MemTotal")?,
+            available: kibibytes(&info, "MemAvailable")?,
+            swap: kibibytes(&info, "SwapFree").unwrap_or(0),
+        };
+        for folder in self.cgroup_folders("") {
+            let number = |name: &str| self.number(format!("{folder}/{name}"));
+            if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
+                let reclaimable = self.reclaimable(&folder, ["inactive_file", "active_file"]);
+                memory.limit(limit, used.saturating_sub(reclaimable));
+            }
+            if let (Some(limit), Some(used)) = (number("memory.swap.max"), number("memory.swap.current")) {
+                memory.swap = memory.swap.min(limit.saturating_sub(used));
             }
         }
+        for folder in self.cgroup_folders("memory") {
+            let number = |name: &str| self.number(format!("{folder}/{name}"));
+            let reclaimable = self.reclaimable(&folder, ["total_inactive_file", "total_active_file"]);
+            let bound =
+                |limit: &str, used: &str| Some((number(limit)?, number(used)?.saturating_sub(reclaimable)));
+            if let Some((limit, used)) = bound("memory.limit_in_bytes", "memory.usage_in_bytes") {
+                memory.limit(limit, used);
+            }
+            // Of memory and swap together.
+            if let Some((limit, used)) = bound("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes") {
+                let left = limit.saturating_sub(used);
+                memory.available = memory.available.min(left);
+                memory.swap = memory.swap.min(left - memory.available);
+            }
+        }
+        Some(memory)
     }
-    Some(memory)
+
+    /// Bytes of a cgroup's memory that only cache files: they are given up for whoever needs room.
+    fn reclaimable(&self, folder: &str, names: [&str; 2]) -> u64 {
+        let stat = self.read(format!("{folder}/memory.stat")).unwrap_or_default();
+        let value = |line: &str| {
+            let (name, value) = line.split_once(' ')?;
+            names.contains(&name).then(|| value.trim().parse::<u64>().ok())?
+        };
+        stat.lines().filter_map(value).fold(0, u64::saturating_add)
+    }
+
+    /// This process's cgroup and those above it, for a v1 controller or, with "", for v2. A container
+    /// often sees its own cgroup as the root, under a path that only its host knows: those not there
+    /// are passed over by who reads them.
+    fn cgroup_folders(&self, controller: &str) -> Vec<String> {
+        let Some(groups) = self.read("/proc/self/cgroup") else { return Vec::new() };
+        let own = groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            controllers.split(',').any(|name| name == controller).then_some(path.trim_end_matches('/'))
+        });
+        let Some(own) = own else { return Vec::new() };
+        let root = if controller.is_empty() {
+            "/sys/fs/cgroup".into()
+        } else {
+            format!("/sys/fs/cgroup/{controller}")
+        };
+        let above = own.match_indices('/').map(|(end, _)| &own[..end]);
+        above.chain([own]).map(|path| format!("{root}{path}")).collect()
+    }
 }
 
-/// This process's cgroup and those above it, for a v1 controller or, with "", for v2.
-fn cgroup_folders(controller: &str) -> Vec<String> {
-    let Some(groups) = read("/proc/self/cgroup") else { return Vec::new() };
-    let own = groups.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        controllers.split(',').any(|name| name == controller).then_some(path.trim_end_matches('/'))
-    });
-    let Some(own) = own else { return Vec::new() };
-    let root =
-        if controller.is_empty() { "/sys/fs/cgroup".into() } else { format!("/sys/fs/cgroup/{controller}") };
-    let above = own.match_indices('/').map(|(end, _)| &own[..end]);
-    above.chain([own]).map(|path| format!("{root}{path}")).collect()
+impl Memory {
+    fn limit(&mut self, limit: u64, used: u64) {
+        self.total = self.total.min(limit);
+        self.available = self.available.min(limit.saturating_sub(used));
+    }
 }
 
-fn read(path: impl AsRef<Path>) -> Option<String> {
-    std::fs::read_to_string(path).ok()
+/// The value of a line such as `MemTotal:  24 kB`, in bytes.
+fn kibibytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A folder with copies of the system's files.
+    fn files(contents: &[(&str, &str)]) -> (tempfile::TempDir, Files) {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in contents {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let files = Files { root: root.path().into() };
+        (root, files)
+    }
+
+    const MEMINFO: (&str, &str) = (
+        "proc/meminfo",
+        "MemTotal:       16777216 kB\nMemFree:  1 kB\nMemAvailable:    8388608 kB\nSwapFree:  2097152 kB\n",
+    );
 
     #[test]
     fn there_is_a_core_and_memory_is_within_its_total() {
@@ -95,5 +227,92 @@ mod tests {
         if let Some(quota) = cpu_quota() {
             assert!(quota > 0.0);
         }
+    }
+
+    #[test]
+    fn this_process_is_this_process() {
+        assert!(Process::current().is_current());
+        assert!(!Process(u32::MAX).is_current());
+    }
+
+    #[test]
+    fn a_quota_is_the_least_of_the_own_cgroup_and_those_above() {
+        let quota = |contents: &[(&str, &str)]| files(contents).1.cpu_quota();
+        let nested = ("proc/self/cgroup", "0::/outer/inner\n");
+        assert_eq!(quota(&[nested]), None, "nothing is told");
+        assert_eq!(quota(&[nested, ("sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n")]), None);
+        let inner = ("sys/fs/cgroup/outer/inner/cpu.max", "150000 100000\n");
+        assert_eq!(quota(&[nested, inner]), Some(1.5));
+        let outer = ("sys/fs/cgroup/outer/cpu.max", "50000 100000\n");
+        assert_eq!(quota(&[nested, inner, outer]), Some(0.5));
+        // A container that sees its own cgroup as the root.
+        assert_eq!(quota(&[nested, ("sys/fs/cgroup/cpu.max", "300000 100000\n")]), Some(3.0));
+        assert_eq!(quota(&[nested, ("sys/fs/cgroup/cpu.max", "300000 0\n")]), None, "no division by zero");
+        assert_eq!(quota(&[nested, ("sys/fs/cgroup/cpu.max", "nonsense")]), None);
+    }
+
+    #[test]
+    fn version_1_tells_its_quota_too() {
+        let groups = ("proc/self/cgroup", "7:cpu,cpuacct:/docker/abc\n4:memory:/\n");
+        let quota = |value: &str, folder: &str| {
+            let quota = format!("sys/fs/cgroup/cpu{folder}/cpu.cfs_quota_us");
+            let period = format!("sys/fs/cgroup/cpu{folder}/cpu.cfs_period_us");
+            files(&[groups, (&quota, value), (&period, "100000\n")]).1.cpu_quota()
+        };
+        assert_eq!(quota("-1\n", ""), None);
+        assert_eq!(quota("200000\n", ""), Some(2.0));
+        assert_eq!(quota("200000\n", "/docker/abc"), Some(2.0));
+        assert_eq!(quota("200000\n", "/somebody/else"), None);
+    }
+
+    #[test]
+    fn memory_is_the_machine_s_without_a_cgroup() {
+        let expected = Memory { total: 16 * GIB, available: 8 * GIB, swap: 2 * GIB };
+        assert_eq!(files(&[MEMINFO]).1.memory(), Some(expected));
+        let unlimited = [MEMINFO, ("proc/self/cgroup", "0::/"), ("sys/fs/cgroup/memory.max", "max\n")];
+        assert_eq!(files(&unlimited).1.memory(), Some(expected));
+        assert_eq!(files(&[]).1.memory(), None);
+    }
+
+    #[test]
+    fn a_cgroup_s_limit_counts_without_the_cache_of_files() {
+        let limited = [
+            MEMINFO,
+            ("proc/self/cgroup", "0::/outer/inner\n"),
+            ("sys/fs/cgroup/outer/memory.max", "4294967296\n"),
+            ("sys/fs/cgroup/outer/memory.current", "3221225472\n"),
+            (
+                "sys/fs/cgroup/outer/memory.stat",
+                "anon 1073741824\ninactive_file 1073741824\nactive_file 1073741824\n",
+            ),
+            ("sys/fs/cgroup/outer/inner/memory.max", "max\n"),
+            ("sys/fs/cgroup/outer/inner/memory.swap.max", "1073741824\n"),
+            ("sys/fs/cgroup/outer/inner/memory.swap.current", "1073741824\n"),
+        ];
+        let expected = Memory { total: 4 * GIB, available: 3 * GIB, swap: 0 };
+        assert_eq!(files(&limited).1.memory(), Some(expected));
+    }
+
+    #[test]
+    fn version_1_limits_memory_and_swap_together() {
+        let limited = |together: &str| {
+            let contents = [
+                MEMINFO,
+                ("proc/self/cgroup", "4:memory:/jobs/1\n"),
+                ("sys/fs/cgroup/memory/jobs/1/memory.limit_in_bytes", "2147483648\n"),
+                ("sys/fs/cgroup/memory/jobs/1/memory.usage_in_bytes", "1073741824\n"),
+                ("sys/fs/cgroup/memory/jobs/1/memory.stat", "total_inactive_file 536870912\n"),
+                ("sys/fs/cgroup/memory/jobs/1/memory.memsw.limit_in_bytes", together),
+                ("sys/fs/cgroup/memory/jobs/1/memory.memsw.usage_in_bytes", "1073741824\n"),
+            ];
+            files(&contents).1.memory().unwrap()
+        };
+        let half = GIB / 2;
+        assert_eq!(
+            limited("9223372036854771712\n"),
+            Memory { total: 2 * GIB, available: 3 * half, swap: 2 * GIB }
+        );
+        assert_eq!(limited("3221225472\n"), Memory { total: 2 * GIB, available: 3 * half, swap: GIB });
+        assert_eq!(limited("2147483648\n"), Memory { total: 2 * GIB, available: 3 * half, swap: 0 });
     }
 }

@@ -64,9 +64,11 @@ class ContextLengthError(CandleLlamaError):
 
 
 class DeviceError(CandleLlamaError):
-    """The device is unknown, not built in, or not there."""
+    """The device is unknown, not built in, not there, or has too little memory for the model."""
 
     device: str | None = None
+    needed: int | None = None
+    available: int | None = None
 
 
 class GenerationError(CandleLlamaError):

@@ -1,7 +1,7 @@
 //! JSON values and our records to Python's, and back.
 
 use crate::engine::{Finish, Stats, StopReason};
-use crate::llama::{Chunk, Completion};
+use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
 use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -152,6 +152,43 @@ pub(super) fn chunk<'py>(py: Python<'py>, chunk: &Chunk) -> PyResult<Bound<'py, 
     set_finish(&dict, chunk.finish.as_ref())?;
     dict.set_item("logprobs", logprobs(py, chunk.logprobs.as_deref())?)?;
     dict.set_item("stats", chunk.stats.as_ref().map(|value| stats(py, value)).transpose()?)?;
+    Ok(dict)
+}
+
+/// The keyword arguments of `types.Score`.
+pub(super) fn score<'py>(py: Python<'py>, score: &Score) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    // Nothing comes before the first token.
+    let logprobs: Vec<Option<f32>> =
+        [None].into_iter().chain(score.logprobs.iter().copied().map(Some)).collect();
+    dict.set_item("logprobs", logprobs)?;
+    dict.set_item("perplexity", score.perplexity())?;
+    dict.set_item("token_ids", &score.token_ids)?;
+    Ok(dict)
+}
+
+/// The keyword arguments of `types.LogLikelihood`.
+pub(super) fn loglikelihood<'py>(py: Python<'py>, found: &LogLikelihood) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("sum", found.sum())?;
+    dict.set_item("is_greedy", found.is_greedy)?;
+    dict.set_item("logprobs", &found.logprobs)?;
+    dict.set_item("token_ids", &found.token_ids)?;
+    Ok(dict)
+}
+
+/// The keyword arguments of `types.MemoryEstimate`.
+pub(super) fn memory_estimate<'py>(
+    py: Python<'py>,
+    estimate: &MemoryEstimate,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("weights", estimate.weights)?;
+    dict.set_item("kv_cache", estimate.kv_cache)?;
+    dict.set_item("scratch", estimate.scratch)?;
+    dict.set_item("total", estimate.total())?;
+    dict.set_item("context_length", estimate.context_length)?;
+    dict.set_item("engine", estimate.engine)?;
     Ok(dict)
 }
 

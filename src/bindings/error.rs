@@ -71,7 +71,13 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             text("device", device);
             "DeviceError"
         }
-        Error::Generation { .. } | Error::Cancelled => "GenerationError",
+        Error::OutOfMemory { needed, available, .. } => {
+            text("device", "cpu");
+            count("needed", *needed);
+            count("available", *available);
+            "DeviceError"
+        }
+        Error::Generation { .. } | Error::Cancelled | Error::Forked => "GenerationError",
         Error::Internal { .. } => "InternalError",
     };
     raise(py, class, message, &facts)

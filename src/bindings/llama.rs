@@ -5,14 +5,20 @@ use super::detach::detach_engine;
 use super::tokenizer::PyTokenizer;
 use crate::checkpoint::tied::LmHead;
 use crate::config::{LlamaConfig, RopeScaling};
+use crate::error::Error;
 use crate::llama::{Llama, LoadOptions, Prompt, TextStream};
 use crate::model::Storage;
+use crate::sys::Process;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a thread waits for a stream that another one is stepping, before it looks at its signals.
+const LOCK_SLICE: Duration = Duration::from_millis(10);
 
 /// A loaded model.
 #[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
@@ -106,7 +112,25 @@ impl PyLlama {
     fn stream(&self, py: Python<'_>, prompt: PyPrompt, options: &Bound<'_, PyDict>) -> PyResult<PyStream> {
         let options = convert::sampling_options(options)?;
         let stream = detach_engine(py, |_| self.0.stream(prompt.into(), &options))?;
-        Ok(PyStream(Mutex::new(Some(stream))))
+        Ok(PyStream { process: Process::current(), stream: Mutex::new(Some(stream)) })
+    }
+
+    /// The log-probabilities of a text's tokens; releases the GIL.
+    fn score<'py>(&self, py: Python<'py>, text: PyPrompt) -> PyResult<Bound<'py, PyDict>> {
+        let score = detach_engine(py, |cancel| self.0.score(text.into(), cancel))?;
+        convert::score(py, &score)
+    }
+
+    /// How likely a continuation is; releases the GIL.
+    fn loglikelihood<'py>(
+        &self,
+        py: Python<'py>,
+        context: PyPrompt,
+        continuation: PyPrompt,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let found =
+            detach_engine(py, |cancel| self.0.loglikelihood(context.into(), continuation.into(), cancel))?;
+        convert::loglikelihood(py, &found)
     }
 
     /// The logits of the last `last` rows, `(rows, vocab_size)`; releases the GIL.
@@ -133,10 +157,11 @@ impl PyLlama {
 
 /// The chunks of a completion.
 #[pyclass(frozen, name = "Stream", module = "candle_llama._core")]
-pub(super) struct PyStream(
+pub(super) struct PyStream {
+    process: Process,
     /// None once closed.
-    Mutex<Option<TextStream>>,
-);
+    stream: Mutex<Option<TextStream>>,
+}
 
 #[pymethods]
 impl PyStream {
@@ -146,16 +171,28 @@ impl PyStream {
 
     /// The next chunk; releases the GIL.
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let chunk = detach_engine(py, |cancel| match self.0.lock().as_mut() {
-            Some(stream) => stream.next_chunk(cancel),
-            None => Ok(None),
+        let chunk = detach_engine(py, |cancel| {
+            loop {
+                // The lock may have been held when this process was forked.
+                if !self.process.is_current() {
+                    return Err(Error::Forked);
+                }
+                if cancel.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                if let Some(mut stream) = self.stream.try_lock_for(LOCK_SLICE) {
+                    return stream.as_mut().map_or(Ok(None), |stream| stream.next_chunk(cancel));
+                }
+            }
         })?;
         chunk.map(|chunk| convert::chunk(py, &chunk)).transpose()
     }
 
     /// Stops generating; waits for the step that is running.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| drop(self.0.lock().take()));
+        if self.process.is_current() {
+            py.detach(|| drop(self.stream.lock().take()));
+        }
     }
 }
 

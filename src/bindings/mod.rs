@@ -3,7 +3,7 @@
 //! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
 //! - `error.rs`: our errors as the classes of `candle_llama.errors`
 //! - `convert.rs`: JSON values and records to Python's and back
-//! - `llama.rs`, `tokenizer.rs`: the classes; `system.rs`: `inspect` and `doctor`
+//! - `llama.rs`, `tokenizer.rs`: the classes; `system.rs`: functions without one
 
 mod convert;
 mod detach;
@@ -21,7 +21,7 @@ mod _core {
     #[pymodule_export]
     use super::llama::{PyLlama, PyStream};
     #[pymodule_export]
-    use super::system::{doctor, inspect};
+    use super::system::{check_sampling, doctor, estimate_memory, inspect};
     #[pymodule_export]
     use super::tokenizer::PyTokenizer;
 

@@ -1,10 +1,12 @@
-//! `_core.inspect` and `_core.doctor`.
+//! `_core.inspect`, `_core.estimate_memory`, `_core.check_sampling` and `_core.doctor`.
 
 use super::convert;
 use super::detach::detach_engine;
+use super::error::to_python;
 use super::llama::{config_json, head_name, storage};
 use crate::checkpoint::Format;
 use crate::kernels::Isa;
+use crate::llama::LoadOptions;
 use crate::{device, llama, sys};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -46,6 +48,30 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
     dict.set_item("warnings", warnings)?;
     dict.set_item("tokenizer", tokenizer)?;
     Ok(dict)
+}
+
+/// What a model takes, before it is loaded.
+#[pyfunction]
+#[pyo3(signature = (path, *, device, dtype, compute, engine, context_length))]
+pub(super) fn estimate_memory(
+    py: Python<'_>,
+    path: PathBuf,
+    device: String,
+    dtype: String,
+    compute: String,
+    engine: String,
+    context_length: Option<usize>,
+) -> PyResult<Bound<'_, PyDict>> {
+    let options = LoadOptions { device, dtype, compute, engine, context_length, ..LoadOptions::default() };
+    let estimate = detach_engine(py, |_| llama::estimate_memory(&path, &options))?;
+    convert::memory_estimate(py, &estimate)
+}
+
+/// Refuses sampling parameters that no model takes.
+#[pyfunction]
+pub(super) fn check_sampling(given: &Bound<'_, PyDict>) -> PyResult<()> {
+    let options = convert::sampling_options(given)?;
+    options.check().map_err(|error| to_python(given.py(), error))
 }
 
 /// What this build and this machine have.

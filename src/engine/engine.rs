@@ -3,6 +3,7 @@
 use super::PREFILL_TOKENS;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span};
+use crate::sys::Process;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +15,11 @@ const LOCK_SLICE: Duration = Duration::from_millis(10);
 ///
 /// The lock is held for one step and never while a caller does something else, so sequences of one
 /// thread or of several may be run in turn.
+///
+/// In a process forked from the one that made it, an engine refuses every step and waits for nothing:
+/// a lock may be held by a thread that is not there, and the model's own threads are gone.
 pub struct Engine {
+    process: Process,
     /// None once closed and the last step has ended.
     model: Mutex<Option<Box<dyn Model>>>,
     vocab_size: usize,
@@ -30,6 +35,7 @@ impl Engine {
     pub fn new(model: Box<dyn Model>, context_length: usize) -> Self {
         let vocab_size = model.vocab_size();
         Engine {
+            process: Process::current(),
             model: Mutex::new(Some(model)),
             vocab_size,
             context_length,
@@ -52,19 +58,30 @@ impl Engine {
     /// Drops the model, once the step that is running has ended; later steps are refused.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        drop(self.model.lock().take());
+        if self.process.is_current() {
+            drop(self.model.lock().take());
+        }
     }
 
-    /// Whether [`Engine::close`] was called.
-    pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+    /// Whether a step could be taken now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process.
+    pub fn check_open(&self) -> Result<()> {
+        if !self.process.is_current() {
+            return Err(Error::Forked);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::Closed { what: "the model" });
+        }
+        Ok(())
     }
 
     /// The logits of the last `last` rows of `tokens` (None: of all), in steps.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for no tokens, ids out of range or `last` of 0 or more than there
-    /// are; [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`].
+    /// are; [`Error::ContextLength`]; [`Error::Cancelled`]; those of [`Engine::check_open`].
     pub fn logits(&self, tokens: &[u32], last: Option<usize>, cancel: &Cancel) -> Result<Logits> {
         self.check_tokens(tokens)?;
         if tokens.len() > self.context_length {
@@ -74,40 +91,51 @@ impl Engine {
         if rows == 0 || rows > tokens.len() {
             return Err(Error::argument("last", format!("{rows} is not from 1 to {}", tokens.len())));
         }
-        let first_row = tokens.len() - rows;
         let mut logits = Logits { values: Vec::new(), vocab_size: self.vocab_size };
         let reserved = rows.checked_mul(self.vocab_size).map(|len| logits.values.try_reserve_exact(len));
         if !matches!(reserved, Some(Ok(()))) {
             let reason = format!("no memory for {rows} rows of {} logits", self.vocab_size);
             return Err(Error::Generation { reason });
         }
+        self.read(tokens, tokens.len() - rows, PREFILL_TOKENS, cancel, &mut |part| {
+            logits.values.extend(part.values);
+            Ok(())
+        })?;
+        Ok(logits)
+    }
+
+    /// Reads `tokens` as a sequence of its own, in steps, and hands on the logits of the rows from
+    /// `first_row` on: at most `most_rows` at a time, in their order. The sequence is forgotten then.
+    pub(super) fn read(
+        &self,
+        tokens: &[u32],
+        first_row: usize,
+        most_rows: usize,
+        cancel: &Cancel,
+        take: &mut dyn FnMut(Logits) -> Result<()>,
+    ) -> Result<()> {
         let seq = self.new_seq();
         let mut start = 0;
-        while start < tokens.len() {
+        let mut result = Ok(());
+        while start < tokens.len() && result.is_ok() {
             // A step never straddles the first wanted row: it wants all of its rows, or none.
-            let bound = if start < first_row { first_row } else { tokens.len() };
-            let end = bound.min(start + PREFILL_TOKENS);
-            let rows = if start < first_row { Rows::None } else { Rows::All };
+            let wanted = start >= first_row;
+            let (bound, most) = if wanted { (tokens.len(), most_rows) } else { (first_row, PREFILL_TOKENS) };
+            let end = bound.min(start + most);
+            let rows = if wanted { Rows::All } else { Rows::None };
             let span = Span { seq, tokens: &tokens[start..end], start, rows };
-            match self.forward(&span, tokens.len(), cancel) {
-                Ok(part) => logits.values.extend(part.values),
-                Err(error) => {
-                    self.free(seq);
-                    return Err(error);
-                }
-            }
+            let logits = self.forward(&span, tokens.len(), cancel);
+            result = logits.and_then(|logits| if wanted { take(logits) } else { Ok(()) });
             start = end;
         }
         self.free(seq);
-        Ok(logits)
+        result
     }
 
     /// One step of the model, for a sequence whose prompt has `prompt_tokens` tokens.
     pub(super) fn forward(&self, span: &Span, prompt_tokens: usize, cancel: &Cancel) -> Result<Logits> {
         loop {
-            if self.is_closed() {
-                return Err(Error::Closed { what: "the model" });
-            }
+            self.check_open()?;
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
@@ -129,6 +157,9 @@ impl Engine {
     /// Forgets a sequence, now or before the next step. Never waits: who drops a sequence may hold a
     /// lock (Python's) that the running step asks for.
     pub(super) fn free(&self, seq: SeqId) {
+        if !self.process.is_current() {
+            return;
+        }
         self.ended.lock().push(seq);
         if let Some(Some(model)) = self.model.try_lock().as_deref_mut() {
             self.forget_ended(model.as_mut());
@@ -154,5 +185,14 @@ impl Engine {
 
     pub(super) fn too_long(&self, prompt_tokens: usize) -> Error {
         Error::ContextLength { prompt_tokens, context_length: self.context_length }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // In a forked process the model cannot be taken down: it would wait for threads that are not there.
+        if !self.process.is_current() {
+            std::mem::forget(self.model.get_mut().take());
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! - `engine.rs`: a model that several threads share, one step at a time
 //! - `sequence.rs`: a prompt and what is generated after it
+//! - `score.rs`: how likely given tokens are
 
 #[allow(clippy::module_inception)] // engine/engine.rs, as the house has it
 mod engine;
+mod score;
 mod sequence;
 #[cfg(test)]
 mod tests;

@@ -286,3 +286,60 @@ fn log_probabilities_are_the_model_s() {
     assert!((f64::from(logprob.logprob) - expected).abs() < 1e-5);
     assert_eq!((logprob.token_id, logprob.top.len()), (2, 2));
 }
+
+#[test]
+fn given_tokens_are_scored_each_after_those_before_it() {
+    let Setup { engine, calls, freed } = setup(6);
+    let likely = 9.0 - (9.0_f64.exp() + (VOCAB - 1) as f64).ln();
+    let tokens = [3, 4, 5, 9, 10, 11, 12];
+    let scores = engine.score(&tokens, 2, &Cancel::never()).unwrap();
+    let expected = [likely, likely - 9.0, likely, likely, likely];
+    assert_eq!(scores.len(), expected.len());
+    for (score, expected) in scores.iter().zip(expected) {
+        assert!((f64::from(score.logprob) - expected).abs() < 1e-5);
+        assert_eq!(score.is_greedy, expected == likely);
+    }
+    // The last token is not read: one more than the context holds can be scored.
+    let steps: Vec<_> =
+        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
+    assert_eq!(steps, [(0, 1, 0), (1, 5, 5)]);
+    assert_eq!(freed.lock().unwrap().len(), 1);
+    assert!(matches!(
+        engine.score(&[1; 8], 1, &Cancel::never()),
+        Err(Error::ContextLength { prompt_tokens: 8, context_length: 6 })
+    ));
+    for (tokens, first) in [(vec![], 1), (vec![1], 1), (vec![1, 2], 0), (vec![1, 2], 2), (vec![1, 50], 1)] {
+        let error = engine.score(&tokens, first, &Cancel::never()).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+    }
+}
+
+#[test]
+fn scoring_is_cancelled_and_fails_like_generating() {
+    let tokens: Vec<u32> = (0..2000).map(|i| i % VOCAB as u32).collect();
+    let Setup { engine, calls, freed } = setup_with(5000, None, Duration::from_millis(15));
+    let (flag, started) = (AtomicBool::new(false), Instant::now());
+    let poll = || started.elapsed() > Duration::from_millis(20);
+    let result = engine.score(&tokens, 1, &Cancel::with_poll(&flag, &poll));
+    assert!(matches!(result, Err(Error::Cancelled)));
+    assert!(calls.lock().unwrap().len() < 4, "what was left is not read");
+    assert_eq!(freed.lock().unwrap().len(), 1);
+
+    let Setup { engine, .. } = setup_with(5000, Some(600), Duration::ZERO);
+    assert!(matches!(engine.score(&tokens, 1, &Cancel::never()), Err(Error::Generation { .. })));
+    assert_eq!(engine.score(&tokens[..500], 1, &Cancel::never()).unwrap().len(), 499);
+    engine.close();
+    assert!(matches!(engine.score(&tokens, 1, &Cancel::never()), Err(Error::Closed { .. })));
+}
+
+#[test]
+fn long_texts_are_scored_in_chunks_of_bounded_size() {
+    let Setup { engine, calls, .. } = setup(5000);
+    let tokens: Vec<u32> = (0..1501).map(|i| i % VOCAB as u32).collect();
+    let scores = engine.score(&tokens, 700, &Cancel::never()).unwrap();
+    assert_eq!(scores.len(), 801);
+    assert!(scores.iter().all(|score| score.is_greedy));
+    let steps: Vec<_> =
+        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
+    assert_eq!(steps, [(0, 512, 0), (512, 187, 0), (699, 512, 512), (1211, 289, 289)]);
+}

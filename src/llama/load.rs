@@ -1,6 +1,7 @@
 //! From a path and options to a model: which engine, which device, which types, how much context.
 
 use super::Llama;
+use super::memory::{self, MemoryEstimate};
 use crate::checkpoint::tied::{self, HeadChoice, LmHead};
 use crate::checkpoint::{Checkpoint, Format};
 use crate::config::{GenerationConfig, LlamaConfig};
@@ -82,11 +83,11 @@ pub struct LoadReport {
 }
 
 /// The options, parsed.
-struct Choices {
-    dtype: Option<WeightType>,
-    exact: bool,
+pub(super) struct Choices {
+    pub(super) dtype: Option<WeightType>,
+    pub(super) exact: bool,
     engine: Option<EngineKind>,
-    device: Device,
+    pub(super) device: Device,
     threads: usize,
 }
 
@@ -104,7 +105,7 @@ const KV_SHARE: f64 = 0.8;
 const LEAST_CONTEXT: usize = 512;
 
 impl Choices {
-    fn new(options: &LoadOptions) -> Result<Self> {
+    pub(super) fn new(options: &LoadOptions) -> Result<Self> {
         let unknown = |argument: &str, value: &str, known: &str| {
             Error::argument(argument, format!("{value:?} is not one of {known}"))
         };
@@ -142,18 +143,28 @@ impl Choices {
         };
         Ok(Choices { dtype, exact, engine, device, threads })
     }
+
+    /// Whether Candle's Llama is tried; else it is the cpu engine.
+    pub(super) fn tries_candle(&self) -> bool {
+        self.engine == Some(EngineKind::Candle) || !self.device.is_cpu()
+    }
+
+    /// The type of the cpu engine's keys and values.
+    pub(super) fn kv_dtype(&self) -> WeightType {
+        if self.exact { WeightType::F32 } else { WeightType::F16 }
+    }
 }
 
 /// Everything that is known before weights are read.
-struct Opened {
-    checkpoint: Arc<Checkpoint>,
-    config: LlamaConfig,
+pub(super) struct Opened {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) config: LlamaConfig,
     generation: GenerationConfig,
-    head: HeadChoice,
+    pub(super) head: HeadChoice,
 }
 
 impl Opened {
-    fn new(path: &Path, strict: bool) -> Result<Self> {
+    pub(super) fn new(path: &Path, strict: bool) -> Result<Self> {
         let (checkpoint, config) = open_checkpoint(path)?;
         let generation = match checkpoint.format() {
             Format::Safetensors => GenerationConfig::from_folder(path)?,
@@ -163,40 +174,56 @@ impl Opened {
         Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
     }
 
-    fn weight_bytes(&self) -> u64 {
-        self.checkpoint.infos().iter().map(|info| info.bytes).sum()
+    /// The context that was asked for; else the model's own.
+    pub(super) fn asked_context(&self, options: &LoadOptions) -> Result<usize> {
+        match options.context_length {
+            Some(asked) if !(1..=crate::config::MAX_SIZE).contains(&asked) => {
+                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
+                Err(Error::argument("context_length", reason))
+            }
+            asked => Ok(asked.unwrap_or(self.config.context_length())),
+        }
     }
 
-    /// The context that `asked` gives, and the bytes that keys and values of all sequences may take.
-    fn context(
-        &self,
-        asked: Option<usize>,
-        kv_dtype: WeightType,
-        warnings: &mut Vec<String>,
-    ) -> Result<(usize, u64)> {
-        let own = self.config.context_length();
-        if let Some(asked) = asked {
-            if !(1..=crate::config::MAX_SIZE).contains(&asked) {
-                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
-                return Err(Error::argument("context_length", reason));
-            }
-            if asked > own {
-                warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
-            }
-        }
-        let shape = KvShape {
+    /// The shape of the cpu engine's keys and values.
+    pub(super) fn kv_shape(&self, dtype: WeightType) -> KvShape {
+        KvShape {
             layers: self.config.num_hidden_layers,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
-            dtype: kv_dtype,
-        };
-        let Some(memory) = sys::memory() else { return Ok((asked.unwrap_or(own), u64::MAX)) };
-        let left = memory.available.saturating_sub(self.weight_bytes());
+            dtype,
+        }
+    }
+
+    /// The context that is offered, and the bytes that keys and values of all sequences may take.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the model has no room, or not with the context that was asked for.
+    fn context(
+        &self,
+        options: &LoadOptions,
+        choices: &Choices,
+        warnings: &mut Vec<String>,
+    ) -> Result<(usize, u64)> {
+        let own = self.config.context_length();
+        let asked = self.asked_context(options)?;
+        if asked > own {
+            warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
+        }
+        // A GPU's memory is Candle's to ask for.
+        let memory = if choices.device.is_cpu() { sys::memory() } else { None };
+        let Some(memory) = memory else { return Ok((asked, u64::MAX)) };
+        let least = options.context_length.unwrap_or(own.min(LEAST_CONTEXT));
+        let needed = MemoryEstimate::new(self, choices, least);
+        warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
+        let left = memory.available.saturating_sub(needed.weights.saturating_add(needed.scratch));
         let budget = (left as f64 * KV_SHARE) as u64;
-        let block_bytes = shape.block_bytes().unwrap_or(usize::MAX) as u64;
+        let block_bytes = self.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX) as u64;
         let fits = (budget / block_bytes.max(1)).saturating_mul(crate::kernels::BLOCK_POSITIONS as u64);
         let fits = usize::try_from(fits).unwrap_or(usize::MAX).max(LEAST_CONTEXT);
-        Ok((asked.unwrap_or(own.min(fits)), budget))
+        let context_length = options.context_length.unwrap_or(own.min(fits));
+        // One sequence as long as was promised has room, if only in swap.
+        Ok((context_length, budget.max(needed.kv_cache)))
     }
 }
 
@@ -223,8 +250,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
     warnings.extend(opened.generation.warnings.iter().cloned());
     let mut notes = Vec::new();
 
-    let kv_dtype = if choices.exact { WeightType::F32 } else { WeightType::F16 };
-    let (context_length, kv_bytes) = opened.context(options.context_length, kv_dtype, &mut warnings)?;
+    let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings)?;
     let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
     let storage = model.storage();
 
@@ -290,8 +316,7 @@ fn load_model(
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
 ) -> Result<(Box<dyn Model>, EngineKind)> {
-    let candle = choices.engine == Some(EngineKind::Candle);
-    if candle || !choices.device.is_cpu() {
+    if choices.tries_candle() {
         match load_candle(opened, choices, context_length, notes) {
             Ok(model) => {
                 warnings.extend(unused_tensors(model.unused_tensors()));
@@ -312,7 +337,7 @@ fn load_model(
         threads: choices.threads,
         lm_head: opened.head.lm_head,
         dtype: choices.dtype,
-        kv_dtype: if choices.exact { WeightType::F32 } else { WeightType::F16 },
+        kv_dtype: choices.kv_dtype(),
         kv_bytes,
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
@@ -337,8 +362,26 @@ fn load_candle(
     notes: &mut Vec<String>,
 ) -> Result<CandleModel> {
     let stored = stored_type(&opened.checkpoint);
+    let dtype = candle_dtype(choices, stored)?;
+    let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
+    if !matches!(
+        (stored, dtype),
+        (Some(WeightType::F16), DType::F16)
+            | (Some(WeightType::BF16), DType::BF16)
+            | (Some(WeightType::F32), DType::F32)
+    ) {
+        notes.push(format!(
+            "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
+        ));
+    }
+    let checkpoint = Arc::clone(&opened.checkpoint);
+    CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)
+}
+
+/// The type in which Candle's Llama holds weights that are stored as `stored`.
+pub(super) fn candle_dtype(choices: &Choices, stored: Option<WeightType>) -> Result<DType> {
     let on_cpu = choices.device.is_cpu();
-    let dtype = match (choices.exact, choices.dtype, stored) {
+    Ok(match (choices.exact, choices.dtype, stored) {
         (true, None | Some(WeightType::F32), _) | (false, Some(WeightType::F32), _) => DType::F32,
         (true, Some(other), _) => {
             return Err(Error::argument(
@@ -365,24 +408,11 @@ fn load_candle(
                 DType::BF16
             }
         }
-    };
-    let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
-    if !matches!(
-        (stored, dtype),
-        (Some(WeightType::F16), DType::F16)
-            | (Some(WeightType::BF16), DType::BF16)
-            | (Some(WeightType::F32), DType::F32)
-    ) {
-        notes.push(format!(
-            "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
-        ));
-    }
-    let checkpoint = Arc::clone(&opened.checkpoint);
-    CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)
+    })
 }
 
 /// The type that most bytes of the matrices are stored in; None if it cannot be read.
-fn stored_type(checkpoint: &Checkpoint) -> Option<WeightType> {
+pub(super) fn stored_type(checkpoint: &Checkpoint) -> Option<WeightType> {
     let mut totals = std::collections::BTreeMap::<String, u64>::new();
     for info in checkpoint.infos() {
         *totals.entry(info.dtype).or_default() += info.bytes;

@@ -3,6 +3,8 @@
 //! - `load.rs`: which engine, device, types and context a path and its options give
 //! - `text_stream.rs`: tokens to text, chunk by chunk
 //! - `stop_strings.rs`: stop strings that straddle tokens
+//! - `score.rs`: how likely given text is
+//! - `memory.rs`: what a model takes, and whether there is room for it
 //! - `inspect.rs`: what a checkpoint is, without loading its weights
 //!
 //! ```no_run
@@ -19,16 +21,20 @@
 
 mod inspect;
 mod load;
+mod memory;
+mod score;
 mod stop_strings;
 mod text_stream;
 
 pub use inspect::{Inspection, inspect};
 pub use load::{LoadOptions, LoadReport};
+pub use memory::{MemoryEstimate, estimate_memory};
+pub use score::{LogLikelihood, Score};
 pub use text_stream::{Chunk, Completion, TextStream};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::engine::{Engine, Sequence};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Cancel, Logits};
 use crate::sampling::{SamplingOptions, SamplingParams};
 use crate::tokenizer::{ChatTemplateOptions, Tokenizer};
@@ -112,12 +118,9 @@ impl Llama {
     /// # Errors
     /// As [`Llama::generate`].
     pub fn stream(&self, prompt: Prompt, options: &SamplingOptions) -> Result<TextStream> {
-        self.check_open()?;
+        self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let prompt = match prompt {
-            Prompt::Text(text) => self.tokenizer()?.encode(&text, true, false)?,
-            Prompt::TokenIds(ids) => ids,
-        };
+        let prompt = self.ids(prompt)?;
         // Ids in need no tokenizer, unless text is to be looked for in what comes out.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
         let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;
@@ -147,7 +150,11 @@ impl Llama {
         self.engine.close();
     }
 
-    fn check_open(&self) -> Result<()> {
-        if self.engine.is_closed() { Err(Error::Closed { what: "the model" }) } else { Ok(()) }
+    /// A prompt's token ids: text gets the special tokens that the tokenizer's own config says.
+    fn ids(&self, prompt: Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.tokenizer()?.encode(&text, true, false),
+            Prompt::TokenIds(ids) => Ok(ids),
+        }
     }
 }

@@ -9,4 +9,4 @@ pub mod processors;
 pub mod sampler;
 
 pub use params::{OnOverflow, SamplingOptions, SamplingParams};
-pub use sampler::{Sampler, TokenLogprob, token_logprob};
+pub use sampler::{Sampler, TokenLogprob, TokenScore, score_token, token_logprob};

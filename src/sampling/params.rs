@@ -81,6 +81,20 @@ pub struct SamplingOptions {
     pub on_overflow: Option<OnOverflow>,
 }
 
+impl SamplingOptions {
+    /// Refuses what no model takes: values out of every range. What depends on the model, its
+    /// vocabulary and its defaults, is for [`SamplingParams::resolve`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the parameter, its value and the range.
+    pub fn check(&self) -> Result<()> {
+        // A limit that may come from the model is not compared with.
+        let given =
+            SamplingOptions { max_new_tokens: self.max_new_tokens.or(Some(i64::MAX)), ..self.clone() };
+        SamplingParams::resolve(&given, &GenerationConfig::default(), u32::MAX as usize).map(drop)
+    }
+}
+
 /// Checked sampling parameters, complete with defaults.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -434,6 +448,25 @@ mod tests {
         }
         assert!(OnOverflow::parse("drop").is_err());
         assert_eq!(OnOverflow::parse("truncate_left").unwrap(), OnOverflow::TruncateLeft);
+    }
+
+    #[test]
+    fn options_are_checked_without_a_model() {
+        let none = SamplingOptions::default;
+        assert!(none().check().is_ok());
+        // A model's generation config may allow as many.
+        assert!(SamplingOptions { min_new_tokens: Some(300), ..none() }.check().is_ok());
+        // A model's vocabulary may be as large.
+        assert!(SamplingOptions { stop_token_ids: Some(vec![200_000]), ..none() }.check().is_ok());
+        let bad = [
+            SamplingOptions { min_new_tokens: Some(3), max_new_tokens: Some(2), ..none() },
+            SamplingOptions { temperature: Some(-1.0), ..none() },
+            SamplingOptions { logit_bias: Some(vec![(1, f64::NEG_INFINITY)]), ..none() },
+            SamplingOptions { stop_token_ids: Some(vec![-1]), ..none() },
+        ];
+        for given in bad {
+            assert!(matches!(given.check(), Err(Error::InvalidArgument { .. })), "{given:?}");
+        }
     }
 
     #[test]

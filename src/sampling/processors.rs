@@ -1,7 +1,8 @@
 //! The arithmetic of each sampling parameter, over one row of logits: `logits[id]` is the logit of token
 //! `id`, and a token that may not be drawn holds negative infinity.
 //!
-//! Logits are neither NaN nor positive infinity here ([`super::Sampler`] checks). Nothing sorts the whole
+//! Logits are neither NaN nor positive infinity here ([`super::Sampler`] checks), and stay so: a finite
+//! logit stays finite under penalties and bias, however extreme. Nothing sorts the whole
 //! vocabulary: filters find a threshold by partial selection and then mask in one pass.
 
 use std::cmp::Ordering;
@@ -22,7 +23,7 @@ pub fn repetition_penalty(logits: &mut [f32], sequences: &[&[u32]], penalty: f32
         if let (Some(logit), Some(seen)) = (logits.get_mut(index), seen.get_mut(index))
             && !std::mem::replace(seen, true)
         {
-            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            change(logit, |logit| if logit < 0.0 { logit * penalty } else { logit / penalty });
         }
     }
 }
@@ -37,7 +38,7 @@ pub fn presence_frequency_penalty(logits: &mut [f32], output: &[u32], presence: 
     }
     for (id, count) in counts {
         if let Some(logit) = logits.get_mut(id as usize) {
-            *logit -= presence + count as f32 * frequency;
+            change(logit, |logit| logit - (presence + count as f32 * frequency));
         }
     }
 }
@@ -46,8 +47,15 @@ pub fn presence_frequency_penalty(logits: &mut [f32], output: &[u32], presence: 
 pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
     for &(id, bias) in bias {
         if let Some(logit) = logits.get_mut(id as usize) {
-            *logit += bias;
+            change(logit, |logit| logit + bias);
         }
+    }
+}
+
+/// Changes a logit that is not masked, within what float32 holds.
+fn change(logit: &mut f32, to: impl Fn(f32) -> f32) {
+    if *logit > f32::NEG_INFINITY {
+        *logit = to(*logit).clamp(f32::MIN, f32::MAX);
     }
 }
 

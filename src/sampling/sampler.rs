@@ -153,9 +153,7 @@ pub struct TokenLogprob {
 ///
 /// A token beyond the vocabulary has log-probability negative infinity.
 pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
-    let max = processors::max(logits);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    let log_sum = f64::from(max) + sum.ln();
+    let log_sum = log_sum_exp(logits);
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
 
     let mut candidates: Vec<(f32, u32)> =
@@ -171,6 +169,35 @@ pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
         logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
         top: candidates.into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
     }
+}
+
+/// How a model rates a token that was given, not drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// Whether no token is more likely, and none of a lower id as likely: greedy would draw it.
+    pub is_greedy: bool,
+}
+
+/// Rates `token` under the softmax of `logits`.
+///
+/// - `logits`: `(vocab_size,)`, as the model returned them
+///
+/// # Errors
+/// [`Error::Generation`] if a logit is NaN or positive infinity, or all are negative infinity.
+pub fn score_token(logits: &[f32], token: u32) -> Result<TokenScore> {
+    check(logits)?;
+    let best = processors::argmax(logits).ok_or_else(nothing_left)?;
+    let logit = logits.get(token as usize).map_or(f64::NEG_INFINITY, |&logit| logit.into());
+    Ok(TokenScore { logprob: (logit - log_sum_exp(logits)) as f32, is_greedy: token == best })
+}
+
+/// The logarithm of the softmax's denominator.
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = processors::max(logits);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    f64::from(max) + sum.ln()
 }
 
 #[cfg(test)]
@@ -322,6 +349,109 @@ mod tests {
         assert!(draws(&mut sampler(given), &logits, 100).contains(&1));
         let given = SamplingOptions { top_p: Some(0.55), ..sampled(1.0, 3) };
         assert!(!draws(&mut sampler(given), &logits, 100).contains(&1));
+    }
+
+    /// The tokens that a sampler draws in many draws, sorted.
+    fn drawn(given: SamplingOptions, logits: &[f32]) -> Vec<u32> {
+        let mut ids = draws(&mut sampler(given), logits, 400);
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    #[test]
+    fn bias_comes_before_temperature() {
+        // (ln 1 + ln 4) / 2 is a ratio of 2, the bias after the temperature would be one of 4.
+        let given = SamplingOptions { logit_bias: Some(vec![(0, 4.0_f64.ln())]), ..sampled(2.0, 7) };
+        // 1 degree of freedom: above 10.83 with probability 0.001.
+        let statistic = chi_squared(given, &[0.0, 0.0], &[2.0 / 3.0, 1.0 / 3.0]);
+        assert!(statistic < 10.83, "chi-squared {statistic}");
+    }
+
+    #[test]
+    fn temperature_comes_before_min_p() {
+        // 0.8 and 0.2 are a ratio of 1 to 4, at temperature 2 of 1 to 2: min_p 0.4 then keeps both.
+        let logits = [0.8f32, 0.2].map(f32::ln);
+        assert_eq!(drawn(SamplingOptions { min_p: Some(0.4), ..sampled(2.0, 3) }, &logits), [0, 1]);
+        assert_eq!(drawn(SamplingOptions { min_p: Some(0.4), ..sampled(1.0, 3) }, &logits), [0]);
+    }
+
+    #[test]
+    fn top_k_comes_before_top_p_and_top_p_before_min_p() {
+        // Of 0.4, 0.3, 0.2, 0.1 top_k 2 leaves 4/7 and 3/7: top_p 0.5 then keeps the first alone, while
+        // of all four it keeps two.
+        let logits = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln);
+        let given = SamplingOptions { top_p: Some(0.5), ..sampled(1.0, 3) };
+        assert_eq!(drawn(given.clone(), &logits), [0, 1]);
+        assert_eq!(drawn(SamplingOptions { top_k: Some(2), ..given }, &logits), [0]);
+        // min_p first would leave 0.4 and 0.3, that is 4/7 and 3/7, of which top_p 0.55 keeps one.
+        let given = SamplingOptions { top_p: Some(0.55), min_p: Some(0.7), ..sampled(1.0, 3) };
+        assert_eq!(drawn(given, &logits), [0, 1]);
+    }
+
+    #[test]
+    fn extreme_parameters_give_tokens_and_never_nan() {
+        let logits = [3.0f32, -2.0, 5.0, f32::NEG_INFINITY, 5.0];
+        for temperature in [1e-45, 1e-38, 1e-30] {
+            assert_eq!(drawn(sampled(temperature, 1), &logits), [2, 4], "the likeliest, at {temperature}");
+        }
+        assert_eq!(drawn(sampled(f64::from(f32::MAX), 1), &logits), [0, 1, 2, 4], "all but the masked");
+        let everything = |penalty: f64, bias: f64, temperature: f64| SamplingOptions {
+            repetition_penalty: Some(penalty),
+            presence_penalty: Some(-2.0),
+            frequency_penalty: Some(2.0),
+            logit_bias: Some((0..5).map(|id| (id, bias)).collect()),
+            top_k: Some(4),
+            top_p: Some(0.999),
+            min_p: Some(1e-30),
+            ..sampled(temperature, 2)
+        };
+        let most = f64::from(f32::MAX);
+        for penalty in [f64::from(f32::MIN_POSITIVE), 1.0, most] {
+            for bias in [-most, 0.0, most] {
+                for temperature in [0.0, 1e-30, 1.0, most] {
+                    let mut sampler = sampler(everything(penalty, bias, temperature));
+                    let id = sampler.sample(&mut logits.to_vec(), &[0, 1, 2], &[3, 4, 4]).unwrap();
+                    assert_ne!(id, 3, "a masked token stays masked");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bias_of_minus_100_bans_a_token() {
+        let given = SamplingOptions { logit_bias: Some(vec![(0, -100.0)]), ..sampled(1.0, 4) };
+        assert_eq!(drawn(given, &[20.0, 0.0, 0.0]), [1, 2]);
+    }
+
+    #[test]
+    fn filters_work_on_a_real_vocabulary() {
+        let logits: Vec<f32> = (0..128_256).map(|id| ((id * 7919) % 128_256) as f32 / 10_000.0).collect();
+        let given =
+            SamplingOptions { top_k: Some(50), top_p: Some(0.9), min_p: Some(0.01), ..sampled(1.0, 8) };
+        let mut best: Vec<u32> = (0..128_256).collect();
+        best.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+        for id in draws(&mut sampler(given), &logits, 20) {
+            assert!(best[..50].contains(&id));
+        }
+    }
+
+    #[test]
+    fn given_tokens_are_rated_by_the_softmax() {
+        let logits = [0.1f32, 0.2, 0.3, 0.4].map(|p| p.ln() - 50.0);
+        for (id, p) in (0..).zip([0.1f32, 0.2, 0.3, 0.4]) {
+            let found = score_token(&logits, id).unwrap();
+            assert!((found.logprob - p.ln()).abs() < 1e-4);
+            assert_eq!(found.is_greedy, id == 3);
+            assert_eq!(found.logprob, token_logprob(&logits, id, 0).logprob, "as while generating");
+        }
+        assert_eq!(score_token(&[0.0, f32::NEG_INFINITY], 1).unwrap().logprob, f32::NEG_INFINITY);
+        assert!(
+            score_token(&[1.0, 1.0], 0).unwrap().is_greedy && !score_token(&[1.0, 1.0], 1).unwrap().is_greedy
+        );
+        for bad in [[0.0, f32::NAN], [0.0, f32::INFINITY], [f32::NEG_INFINITY; 2]] {
+            assert!(matches!(score_token(&bad, 0), Err(Error::Generation { .. })), "{bad:?}");
+        }
     }
 
     #[test]

@@ -125,3 +125,51 @@ fn a_context_beyond_the_model_s_own_is_a_warning_and_strict_refuses_it() {
     let strict = LoadOptions { strict: true, ..longer };
     assert!(matches!(Llama::load(dir.path(), &strict), Err(Error::Strict { .. })));
 }
+
+#[test]
+fn scores_are_the_log_softmax_of_the_logits() {
+    let dir = folder();
+    for engine in ["cpu", "candle"] {
+        let llama = load(&dir, engine, "exact");
+        let score = llama.score(Prompt::TokenIds(PROMPT.to_vec()), &Cancel::never()).unwrap();
+        let logits = llama.logits(&PROMPT, None, &Cancel::never()).unwrap();
+        assert_eq!((score.token_ids.as_slice(), score.logprobs.len()), (&PROMPT[..], PROMPT.len() - 1));
+        let mut total = 0.0;
+        for (position, &logprob) in score.logprobs.iter().enumerate() {
+            let row = &logits.values[position * VOCAB..][..VOCAB];
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            let expected = f64::from(row[PROMPT[position + 1] as usize]) - sum.ln();
+            assert!((f64::from(logprob) - expected).abs() < 1e-5, "{engine}: {logprob} for {expected}");
+            total += expected;
+        }
+        assert!((score.perplexity() - (-total / 4.0).exp()).abs() < 1e-3);
+        let (context, rest) = PROMPT.split_at(2);
+        let [context, rest] = [context, rest].map(|ids| Prompt::TokenIds(ids.to_vec()));
+        let found = llama.loglikelihood(context, rest, &Cancel::never()).unwrap();
+        assert_eq!(found.logprobs, score.logprobs[1..], "{engine}: a row does not depend on the chunks");
+        for (context, rest) in [(vec![], vec![1]), (vec![1], vec![])] {
+            let [context, rest] = [context, rest].map(Prompt::TokenIds);
+            let error = llama.loglikelihood(context, rest, &Cancel::never()).unwrap_err();
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn the_estimate_is_what_is_held() {
+    let dir = folder();
+    for (engine, dtype) in [("cpu", "auto"), ("cpu", "bfloat16"), ("candle", "auto")] {
+        let options = LoadOptions {
+            engine: engine.into(),
+            dtype: dtype.into(),
+            device: "cpu".into(),
+            context_length: Some(64),
+            ..LoadOptions::default()
+        };
+        let estimate = candle_llama::llama::estimate_memory(dir.path(), &options).unwrap();
+        let report = Llama::load(dir.path(), &options).unwrap().load_report().clone();
+        assert_eq!((estimate.engine, estimate.weights), (report.engine, report.bytes), "{engine} {dtype}");
+        assert_eq!(estimate.context_length, 64);
+        assert_eq!(estimate.total(), estimate.weights + estimate.kv_cache + estimate.scratch);
+    }
+}

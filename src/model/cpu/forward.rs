@@ -17,6 +17,7 @@
 
 use super::CpuModel;
 use super::weights::Linear;
+use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, Output, Product};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
@@ -69,6 +70,14 @@ fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Product<'a> {
         }
     }
     Product { weight: linear.weight.view(), out, output: Output::Add }
+}
+
+/// The most bytes that the buffers of a step take, with the logits of one row and a copy of them.
+pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
+    let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads + 1;
+    let row = 2 * config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size;
+    let elements = (CHUNK_ROWS as u64).saturating_mul(row as u64);
+    elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64)
 }
 
 /// The first `len` elements, which may hold anything.

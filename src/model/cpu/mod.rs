@@ -14,6 +14,7 @@ use crate::kernels::{Isa, Kernels, WeightType};
 use crate::kv_cache::{BlockPool, KvShape, PagedKv};
 use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
 use forward::Scratch;
+pub use forward::scratch_bytes;
 use std::collections::HashMap;
 use weights::Weights;
 

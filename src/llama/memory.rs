@@ -1,0 +1,206 @@
+//! What a model takes, before it is loaded, and whether there is room for it.
+
+use super::load::{Choices, LoadOptions, Opened, candle_dtype, stored_type};
+use crate::checkpoint::tied::{LM_HEAD, LmHead};
+use crate::checkpoint::{Format, TensorInfo, names};
+use crate::error::{Error, Result};
+use crate::kernels::BLOCK_POSITIONS;
+use crate::model::cpu;
+use crate::sys::Memory;
+use candle_core::DType;
+use std::path::Path;
+
+/// Rows that Candle's Llama is given at once, at most.
+const CANDLE_ROWS: u64 = 512;
+const F32_BYTES: u64 = size_of::<f32>() as u64;
+
+/// The memory that a model takes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// All weights in the types in which they are held. Mapped ones count too: the model is only fast
+    /// while they stay in memory.
+    pub weights: u64,
+    /// Keys and values of one sequence that fills the context.
+    pub kv_cache: u64,
+    /// Intermediate results, at most.
+    pub scratch: u64,
+    /// Positions of the context.
+    pub context_length: usize,
+    /// "cpu" or "candle".
+    pub engine: &'static str,
+    /// Those of the weights that are copied, not mapped.
+    copied: u64,
+}
+
+/// Estimates what [`super::Llama::load`] takes with these options, from the headers alone. Without a
+/// `context_length` it is the model's own, which `load` shortens where memory is short.
+///
+/// # Errors
+/// As [`super::Llama::load`], but for what only reading the weights shows.
+pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstimate> {
+    let choices = Choices::new(options)?;
+    let opened = Opened::new(path, options.strict)?;
+    Ok(MemoryEstimate::new(&opened, &choices, opened.asked_context(options)?))
+}
+
+impl MemoryEstimate {
+    pub(super) fn new(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
+        if choices.tries_candle() {
+            MemoryEstimate::candle(opened, choices, context_length)
+        } else {
+            MemoryEstimate::cpu(opened, choices, context_length)
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv_cache).saturating_add(self.scratch)
+    }
+
+    fn cpu(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
+        let (mut weights, mut copied) = (0_u64, 0_u64);
+        for info in used_tensors(opened) {
+            // Norms are widened; matrices keep their type unless another is asked for.
+            let vector = info.shape.len() == 1;
+            let converted = choices.dtype.filter(|dtype| dtype.name() != info.dtype);
+            let bytes = match converted {
+                _ if vector => elements(&info).saturating_mul(F32_BYTES),
+                Some(dtype) => {
+                    let elements = usize::try_from(elements(&info)).unwrap_or(usize::MAX);
+                    dtype.bytes_for(elements).map_or(u64::MAX, |bytes| bytes as u64)
+                }
+                None => info.bytes,
+            };
+            let reordered =
+                opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();
+            weights = weights.saturating_add(bytes);
+            if vector || converted.is_some() || reordered {
+                copied = copied.saturating_add(bytes);
+            }
+        }
+        let block_bytes = opened.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX) as u64;
+        MemoryEstimate {
+            weights,
+            kv_cache: block_bytes.saturating_mul(context_length.div_ceil(BLOCK_POSITIONS) as u64),
+            scratch: cpu::scratch_bytes(&opened.config),
+            context_length,
+            engine: "cpu",
+            copied,
+        }
+    }
+
+    fn candle(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
+        let config = &opened.config;
+        // What cannot be held is told when it is loaded.
+        let dtype = candle_dtype(choices, stored_type(&opened.checkpoint)).unwrap_or(DType::F32);
+        let element_bytes = dtype.size_in_bytes() as u64;
+        let count: u64 = used_tensors(opened).map(|info| elements(&info)).fold(0, u64::saturating_add);
+        let weights = count.saturating_mul(element_bytes);
+        let product =
+            |sizes: &[usize]| sizes.iter().fold(1, |bytes: u64, &size| bytes.saturating_mul(size as u64));
+        let heads = product(&[config.num_attention_heads, context_length]);
+        let keys =
+            product(&[config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context_length]);
+        // Scores before and after the softmax, and a layer's keys and values repeated for all heads.
+        let rows = CANDLE_ROWS.min(context_length as u64);
+        let attention = heads.saturating_mul(rows.saturating_add(config.head_dim as u64));
+        MemoryEstimate {
+            weights,
+            kv_cache: keys.saturating_mul(2).saturating_mul(element_bytes),
+            scratch: cpu::scratch_bytes(config).saturating_add(attention.saturating_mul(2 * F32_BYTES)),
+            context_length,
+            engine: "candle",
+            copied: weights,
+        }
+    }
+}
+
+/// The tensors that a Llama of this checkpoint has; others may lie beside them.
+fn used_tensors(opened: &Opened) -> impl Iterator<Item = TensorInfo> {
+    let tied = opened.head.lm_head == LmHead::Tied;
+    let used =
+        move |info: &TensorInfo| names::hf_to_gguf(&info.name).is_some() && !(tied && info.name == LM_HEAD);
+    opened.checkpoint.infos().into_iter().filter(used)
+}
+
+fn elements(info: &TensorInfo) -> u64 {
+    info.shape.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
+}
+
+/// Refuses what has no room, and says so if only swap has. The limit of address space, if there is
+/// one, is for what is copied or computed: mapped files have passed it by now.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]
+pub(super) fn check(
+    needed: &MemoryEstimate,
+    memory: Memory,
+    address_space_left: Option<u64>,
+) -> Result<Option<String>> {
+    let what = || format!("weights, scratch and a context of {}", needed.context_length);
+    let own = needed.total() - needed.weights.saturating_sub(needed.copied);
+    if let Some(left) = address_space_left.filter(|&left| own > left) {
+        return Err(Error::OutOfMemory { what: what(), needed: own, available: left });
+    }
+    let total = needed.total();
+    let most = memory.available.saturating_add(memory.swap);
+    if total > most {
+        return Err(Error::OutOfMemory { what: what(), needed: total, available: most });
+    }
+    Ok((total > memory.available).then(|| {
+        format!(
+            "{} need {total} bytes of memory, of which {} can be had without swapping: this will be slow",
+            what(),
+            memory.available
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDED: MemoryEstimate = MemoryEstimate {
+        weights: 1000,
+        kv_cache: 200,
+        scratch: 30,
+        context_length: 512,
+        engine: "cpu",
+        copied: 100,
+    };
+
+    fn memory(available: u64, swap: u64) -> Memory {
+        Memory { total: 10_000, available, swap }
+    }
+
+    #[test]
+    fn what_fits_loads_what_only_swap_holds_warns_and_the_rest_is_refused() {
+        assert_eq!(check(&NEEDED, memory(1230, 0), None).unwrap(), None);
+        let warning = check(&NEEDED, memory(1000, 230), None).unwrap().unwrap();
+        assert!(warning.contains("1230 bytes") && warning.contains("swapping"), "{warning}");
+        for (available, swap) in [(1229, 0), (1000, 229), (0, 0)] {
+            match check(&NEEDED, memory(available, swap), None) {
+                Err(Error::OutOfMemory { needed: 1230, available: got, .. }) => {
+                    assert_eq!(got, available + swap);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_of_address_space_is_for_what_is_not_mapped() {
+        assert_eq!(check(&NEEDED, memory(5000, 0), Some(330)).unwrap(), None);
+        match check(&NEEDED, memory(5000, 0), Some(329)) {
+            Err(Error::OutOfMemory { needed: 330, available: 329, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn sizes_beyond_what_can_be_counted_are_refused_too() {
+        let endless = MemoryEstimate { kv_cache: u64::MAX, ..NEEDED };
+        assert!(check(&endless, memory(u64::MAX - 1, 0), Some(5000)).is_err());
+        assert!(check(&endless, memory(u64::MAX - 1, 0), None).is_err());
+    }
+}

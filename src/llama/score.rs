@@ -1,0 +1,116 @@
+//! How likely given text is: perplexity, and the log-likelihood of one text after another.
+
+use super::{Llama, Prompt};
+use crate::error::{Error, Result};
+use crate::model::Cancel;
+use crate::sampling::TokenScore;
+
+/// How likely a text is, token by token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// The text's tokens.
+    pub token_ids: Vec<u32>,
+    /// The natural log-probabilities of all tokens but the first, which has nothing before it.
+    pub logprobs: Vec<f32>,
+}
+
+impl Score {
+    /// The exponential of the negative mean of the log-probabilities.
+    pub fn perplexity(&self) -> f64 {
+        (-sum(&self.logprobs) / self.logprobs.len() as f64).exp()
+    }
+}
+
+/// How likely a continuation is, given what comes before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLikelihood {
+    /// The continuation's tokens.
+    pub token_ids: Vec<u32>,
+    /// Their natural log-probabilities.
+    pub logprobs: Vec<f32>,
+    /// Whether greedy decoding would give just these tokens.
+    pub is_greedy: bool,
+}
+
+impl LogLikelihood {
+    /// The natural logarithm of the continuation's probability.
+    pub fn sum(&self) -> f64 {
+        sum(&self.logprobs)
+    }
+}
+
+fn sum(logprobs: &[f32]) -> f64 {
+    logprobs.iter().map(|&logprob| f64::from(logprob)).sum()
+}
+
+impl Llama {
+    /// The log-probability of each token of a text, given those before it, from unprocessed logits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a text of less than two tokens, or ids out of range;
+    /// [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`], and the model's own.
+    pub fn score(&self, text: Prompt, cancel: &Cancel) -> Result<Score> {
+        self.engine.check_open()?;
+        let token_ids = self.ids(text)?;
+        if token_ids.len() < 2 {
+            let reason = format!(
+                "{} tokens cannot be scored: the first has nothing before it, so there must be two",
+                token_ids.len()
+            );
+            return Err(Error::argument("prompt", reason));
+        }
+        let scores = self.engine.score(&token_ids, 1, cancel)?;
+        Ok(Score { token_ids, logprobs: scores.iter().map(|score| score.logprob).collect() })
+    }
+
+    /// How likely `continuation` is after `context`.
+    ///
+    /// Two texts are read as lm-eval's harness does: spaces at the end of the context are moved to the
+    /// beginning of the continuation, both are encoded together, and the continuation is what comes
+    /// after as many tokens as the context has alone. Otherwise a continuation as text is encoded on
+    /// its own, without special tokens, and ids are used as they are.
+    ///
+    /// # Errors
+    /// As [`Llama::score`]; [`Error::InvalidArgument`] if context or continuation has no tokens.
+    pub fn loglikelihood(
+        &self,
+        context: Prompt,
+        continuation: Prompt,
+        cancel: &Cancel,
+    ) -> Result<LogLikelihood> {
+        self.engine.check_open()?;
+        let (mut tokens, continuation) = match (context, continuation) {
+            (Prompt::Text(context), Prompt::Text(continuation)) => {
+                let stripped = context.trim_end_matches(is_python_space);
+                let whole = self.ids(Prompt::Text(context.clone() + &continuation))?;
+                let context = self.ids(Prompt::Text(stripped.to_owned()))?;
+                let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
+                (context, continuation)
+            }
+            (context, Prompt::TokenIds(continuation)) => (self.ids(context)?, continuation),
+            (Prompt::TokenIds(context), Prompt::Text(continuation)) => {
+                (context, self.tokenizer()?.encode(&continuation, false, false)?)
+            }
+        };
+        if tokens.is_empty() {
+            let reason = "has no tokens: give at least the id of the token that begins or separates texts";
+            return Err(Error::argument("context", reason));
+        }
+        if continuation.is_empty() {
+            return Err(Error::argument("continuation", "has no tokens of its own after the context"));
+        }
+        let first = tokens.len();
+        tokens.extend(&continuation);
+        let scores = self.engine.score(&tokens, first, cancel)?;
+        Ok(LogLikelihood {
+            token_ids: continuation,
+            logprobs: scores.iter().map(|score| score.logprob).collect(),
+            is_greedy: scores.iter().all(|score: &TokenScore| score.is_greedy),
+        })
+    }
+}
+
+/// What Python's `str.isspace` takes for a space; harnesses written in it strip just these.
+fn is_python_space(character: char) -> bool {
+    character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
+}
