@@ -11,10 +11,22 @@ from candle_llama.errors import (
     UnsupportedModelError,
 )
 from candle_llama.llama import Llama, load
+from candle_llama.memory import estimate_memory
 from candle_llama.sampling import SamplingParams
 from candle_llama.stream import Stream
 from candle_llama.tokenizer import Tokenizer, load_tokenizer
-from candle_llama.types import Chunk, Completion, Config, LoadReport, Stats, StorageType, TokenLogprob
+from candle_llama.types import (
+    Chunk,
+    Completion,
+    Config,
+    LoadReport,
+    LogLikelihood,
+    MemoryEstimate,
+    Score,
+    Stats,
+    StorageType,
+    TokenLogprob,
+)
 
 __all__ = [
     "CandleLlamaError",
@@ -28,7 +40,10 @@ __all__ = [
     "InternalError",
     "Llama",
     "LoadReport",
+    "LogLikelihood",
+    "MemoryEstimate",
     "SamplingParams",
+    "Score",
     "Stats",
     "StorageType",
     "Stream",
@@ -36,6 +51,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedModelError",
     "__version__",
+    "estimate_memory",
     "load",
     "load_tokenizer",
 ]

@@ -18,7 +18,9 @@ from candle_llama.types import (
     Completion,
     Config,
     LoadReport,
+    LogLikelihood,
     Message,
+    Score,
     StorageType,
 )
 
@@ -69,7 +71,8 @@ def load(
         FileNotFoundError: There is no such file, folder, repository, or a part of the model is missing.
         CheckpointError: The files are broken or refused by `strict`.
         UnsupportedModelError: The model cannot be run exactly.
-        DeviceError: The device cannot be used.
+        DeviceError: The device cannot be used, or its memory (for the CPU with swap, within the limits of
+            cgroup and ulimit) is too small for the weights and the context.
         ValueError: An argument is out of its range.
 
     Warns:
@@ -83,7 +86,7 @@ def load(
     """
     for name, value in (("threads", threads), ("context_length", context_length)):
         if value is not None:
-            _check_positive(name, value)
+            check_positive(name, value)
     where: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache_dir,
@@ -110,7 +113,12 @@ class Llama:
     """A loaded model; `load` makes one.
 
     All methods may be called from several threads. Pickling keeps where the model came from and how
-    it was loaded, but no access token; unpickling loads it again.
+    it was loaded, but no access token; unpickling loads it again. A copy is the model itself: it never
+    changes, and its weights are not held twice.
+
+    A process that was forked (`os.fork`, or multiprocessing's "fork") has the model's memory but not its
+    threads: there every use is a GenerationError. Load the model in that process, or use the "spawn" or
+    "forkserver" method.
 
     Attributes:
         config: Every field of config.json, plus what was derived.
@@ -321,7 +329,7 @@ class Llama:
             raise TypeError("logits takes token ids, not text: llm.logits(llm.tokenizer.encode(text))")
         ids = checked_token_ids(token_ids, "token_ids")
         if last is not None:
-            _check_positive("last", last)
+            check_positive("last", last)
         rows = len(ids) if last is None else min(int(last), len(ids))
         size = rows * int(self.config.vocab_size) * 4
         if size > _MOST_LOGITS_BYTES:
@@ -330,6 +338,74 @@ class Llama:
                 "ask for fewer rows with last=, or call it in pieces"
             )
         return self._core.logits(ids, None if last is None else rows)
+
+    @overload
+    def score(self, prompt: Prompt) -> Score: ...  # type: ignore[overload-overlap]
+    @overload
+    def score(self, prompt: Sequence[str] | Sequence[Prompt]) -> list[Score]: ...
+    def score(self, prompt: Prompt | Sequence[Prompt]) -> Score | list[Score]:
+        """Computes how likely a text is: the log-probability of each token given those before it.
+
+        The text is read in chunks, whose logits are dropped again: memory does not grow with its length
+        times the vocabulary.
+
+        Args:
+            prompt: Text, which gets BOS as the tokenizer's config says; token ids, which are used as they
+                are; or a list of such texts.
+
+        Returns:
+            Log-probabilities and perplexity, or a list of them in the order of the texts.
+
+        Raises:
+            ValueError: A text has less than two tokens, so that none has another before it, or an id is
+                outside the vocabulary.
+            ContextLengthError: A text exceeds the context by more than its last token, which is not read.
+            TypeError: `prompt` is neither text nor token ids.
+
+        Example:
+            >>> import candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> score = llm.score("The capital of France is Paris.")
+            >>> score.logprobs[0] is None and max(score.logprobs[1:]) <= 0
+            True
+            >>> score.perplexity < llm.score("The capital of France is purple.").perplexity
+            True
+        """
+        if _is_batch(prompt):
+            prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
+            return [Score(**self._core.score(item)) for item in prompts]
+        return Score(**self._core.score(_prompt(prompt, "prompt")))
+
+    def loglikelihood(self, context: Prompt, continuation: Prompt) -> LogLikelihood:
+        """Computes how likely one text is after another.
+
+        Two texts are split into tokens as lm-eval's harness does: spaces at the end of the context are
+        moved to the beginning of the continuation, both are encoded together (with BOS as the tokenizer's
+        config says), and the continuation is what comes after as many tokens as the context has alone. A
+        text beside token ids is encoded on its own, and token ids are used as they are.
+
+        Args:
+            context: What comes before, as text or token ids; at least one token, which BOS may be.
+            continuation: What is scored, as text or token ids.
+
+        Returns:
+            The sum of the continuation's log-probabilities, and whether it is what greedy decoding gives.
+
+        Raises:
+            ValueError: The context or the continuation has no tokens, or an id is outside the vocabulary.
+            ContextLengthError: Both together exceed the context by more than the last token, which is not
+                read.
+            TypeError: An argument is neither text nor token ids.
+
+        Example:
+            >>> import candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> paris, lyon = (llm.loglikelihood("The capital of France is", x) for x in (" Paris", " Lyon"))
+            >>> paris.sum > lyon.sum
+            True
+        """
+        found = self._core.loglikelihood(_prompt(context, "context"), _prompt(continuation, "continuation"))
+        return LogLikelihood(**found)
 
     def close(self) -> None:
         """Frees the model's memory; further use is an error. Closing twice is fine."""
@@ -349,6 +425,12 @@ class Llama:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reload, (self._source, {**self._where, **self._how})
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def _chat_ids(
         self,
@@ -382,7 +464,8 @@ def _prompt(prompt: Any, name: str) -> str | list[int]:
     return checked_token_ids(prompt, name)
 
 
-def _check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError if a value is not an int of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
     if not 1 <= value < 2**63:

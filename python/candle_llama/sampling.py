@@ -6,6 +6,8 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
+from candle_llama import _core
+
 OnOverflow = Literal["error", "truncate_left"]
 
 
@@ -77,6 +79,8 @@ class SamplingParams:
 
     Raises:
         TypeError: A name is unknown, a value has the wrong type, or both names of `max_new_tokens` are given.
+        ValueError: A value is out of its range. What depends on the model, such as the size of its
+            vocabulary, is checked when the parameters are used.
     """
 
     max_new_tokens: int | None = _parameter("int", "at most this many new tokens (default: 256)")
@@ -118,6 +122,10 @@ class SamplingParams:
         values = _checked(options)
         for name in FIELDS:
             object.__setattr__(self, name, values.get(name))
+        _core.check_sampling(_plain(self.given()))
+
+    def __hash__(self) -> int:
+        return hash(tuple(_hashable(getattr(self, name)) for name in FIELDS))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.given(),)
@@ -155,7 +163,16 @@ def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, 
             merged[name] = 0
         else:
             merged.pop(name, None)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in merged.items()}
+    return _plain(merged)
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """The values as the extension takes them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+def _hashable(value: Any) -> Any:
+    return frozenset(value.items()) if isinstance(value, dict) else value
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:

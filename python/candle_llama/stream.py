@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from candle_llama import _core
 from candle_llama.types import Chunk, Completion, Stats, TokenLogprob
@@ -26,6 +26,12 @@ class Stream(Iterator[Chunk]):
     def close(self) -> None:
         """Stops generating; the stream then ends. Closing twice is fine."""
         self._core.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a stream cannot be pickled or copied: it is being generated in this process; "
+            "pass its chunks on, or the prompt"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from candle_llama import _core, hub
 from candle_llama.types import Message
@@ -34,6 +34,12 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reload, (self._source, self._options)
+
+    def __copy__(self) -> Self:
+        return self  # Nothing in it changes.
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def encode(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
@@ -207,6 +213,10 @@ def _message(index: int, message: Any) -> dict[str, Any]:
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise TypeError("tools must be a list of JSON schemas (dicts)")
+    if not isinstance(tools, list | tuple):
+        raise TypeError(f"tools must be a list of JSON schemas (dicts), not {type(tools).__name__}")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            what = "a function: describe it by its JSON schema" if callable(tool) else type(tool).__name__
+            raise TypeError(f"tools[{index}] must be a JSON schema (a dict), not {what}")
     return [dict(tool) for tool in tools]

@@ -98,6 +98,61 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a text is, token by token.
+
+    Attributes:
+        logprobs: The natural log-probability of each token given those before it, from the logits before
+            any processing. The first is None: nothing comes before it.
+        perplexity: The exponential of the negative mean of `logprobs`, the first left out.
+        token_ids: The text's tokens, one for each of `logprobs`.
+    """
+
+    logprobs: list[float | None]
+    perplexity: float
+    token_ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogLikelihood:
+    """How likely a continuation is after a context.
+
+    Attributes:
+        sum: The natural logarithm of the continuation's probability: the sum of `logprobs`.
+        is_greedy: Whether greedy decoding would give just this continuation.
+        logprobs: The natural log-probability of each of the continuation's tokens.
+        token_ids: The continuation's tokens.
+    """
+
+    sum: float
+    is_greedy: bool
+    logprobs: list[float]
+    token_ids: list[int]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """The memory that a model takes, in bytes.
+
+    Attributes:
+        weights: All weights, in the types in which they are held. Mapped ones count too: the model is only
+            fast while they stay in memory.
+        kv_cache: Keys and values of one sequence that fills the context.
+        scratch: Intermediate results, at most.
+        total: All of these.
+        context_length: Positions of the context.
+        engine: "cpu" or "candle".
+    """
+
+    weights: int
+    kv_cache: int
+    scratch: int
+    total: int
+    context_length: int
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StorageType:
     """How much of a model is stored in one tensor type.
 
