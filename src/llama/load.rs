@@ -12,6 +12,7 @@ use crate::kv_cache::KvShape;
 use crate::model::candle::CandleModel;
 use crate::model::cpu::{CpuModel, CpuOptions};
 use crate::model::{Model, Storage};
+use crate::sys::Process;
 use crate::tokenizer::Tokenizer;
 use crate::{device, sys};
 use candle_core::{DType, Device};
@@ -355,12 +356,20 @@ fn unused_tensors(names: &[String]) -> Option<String> {
         .then(|| format!("tensors that this config's Llama does not have are ignored: {shown}{more}"))
 }
 
+/// The process that Candle's threads are in, once it has some.
+static CANDLE_THREADS: OnceLock<Process> = OnceLock::new();
+
 fn load_candle(
     opened: &Opened,
     choices: &Choices,
     context_length: usize,
     notes: &mut Vec<String>,
 ) -> Result<CandleModel> {
+    if !CANDLE_THREADS.get_or_init(Process::current).is_current() {
+        let reason = "Candle's threads stayed in the process that this one was forked from; use \
+                      engine=\"cpu\", or start processes with multiprocessing's \"spawn\" method";
+        return Err(Error::Device { device: device::name(&choices.device), reason: reason.into() });
+    }
     let stored = stored_type(&opened.checkpoint);
     let dtype = candle_dtype(choices, stored)?;
     let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
