@@ -24,6 +24,19 @@ pub(super) fn byte(character: char) -> Option<u8> {
     *BYTES.get(character as usize)?
 }
 
+/// Indexed by byte.
+static CHARACTERS: LazyLock<Vec<char>> = LazyLock::new(|| {
+    let mut spelt: Vec<(u8, char)> =
+        (0..END as u32).filter_map(char::from_u32).filter_map(|c| Some((byte(c)?, c))).collect();
+    spelt.sort_unstable();
+    spelt.into_iter().map(|(_, character)| character).collect()
+});
+
+/// The token that spells `bytes`.
+pub(super) fn spell(bytes: &[u8]) -> String {
+    bytes.iter().filter_map(|&byte| CHARACTERS.get(usize::from(byte))).collect()
+}
+
 /// Appends the bytes of a token. A token with a character outside the spelling stands for its own UTF-8,
 /// as added tokens do.
 pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
@@ -59,6 +72,15 @@ mod tests {
         assert_eq!(byte('Ċ'), Some(b'\n'));
         assert_eq!(byte('a'), Some(b'a'));
         assert_eq!(byte('\u{144}'), None);
+    }
+
+    #[test]
+    fn spelling_is_undone() {
+        let all: Vec<u8> = (0..=255).collect();
+        let mut bytes = Vec::new();
+        push_bytes(&spell(&all), &mut bytes);
+        assert_eq!(bytes, all);
+        assert_eq!(spell(b" a\n"), "ĠaĊ");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokenizers::Decoder as _;
 use tokenizers::DecoderWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
+use super::sentence_piece::SPACE;
 use super::{Tokenizer, byte_level, catching};
 use crate::error::{Error, Result};
 
@@ -76,6 +77,10 @@ pub(super) struct Pieces {
     each: Vec<DecoderWrapper>,
     /// Whether tokens like `<0x0A>` are bytes.
     byte_fallback: bool,
+    /// Whether these are a vocabulary's own pieces, not the decoder of a tokenizer.json: `▁` is a space,
+    /// and a run of bytes that is no UTF-8 keeps the characters in it. The `tokenizers` library loses them
+    /// all, and where it is followed so must we.
+    sentence_piece: bool,
     /// Applied to the joined text.
     strip: Option<Strip>,
 }
@@ -118,6 +123,16 @@ impl Decoder {
             _ => {}
         }
         Pieces::new(&steps).map_or_else(|| Decoder::Whole(decoder.clone()), Decoder::Pieces)
+    }
+
+    /// The decoder of a SentencePiece vocabulary.
+    pub(super) fn sentence_piece(strips_space: bool) -> Self {
+        Decoder::Pieces(Pieces {
+            each: Vec::new(),
+            byte_fallback: true,
+            sentence_piece: true,
+            strip: strips_space.then_some(Strip { content: ' ', start: 1, stop: 0 }),
+        })
     }
 
     /// What a user should know about this decoder.
@@ -169,7 +184,7 @@ impl Decoder {
             Decoder::ByteLevel => text.push_str(&String::from_utf8_lossy(&ended.bytes)),
             Decoder::Pieces(pieces) => {
                 let mut rest = String::new();
-                flush_run(&mut ended.bytes, &mut rest);
+                pieces.flush_run(&mut ended.bytes, &mut rest);
                 pieces.strip(&mut ended, &rest, text);
                 // What is still held is what Strip removes from the end.
             }
@@ -200,7 +215,7 @@ impl Pieces {
             strip = Some(Strip { content: step.content, start: step.start, stop: step.stop });
             steps.next();
         }
-        steps.next().is_none().then_some(Pieces { each, byte_fallback, strip })
+        steps.next().is_none().then_some(Pieces { each, byte_fallback, sentence_piece: false, strip })
     }
 
     fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
@@ -208,18 +223,37 @@ impl Pieces {
         for step in &self.each {
             pieces = catching(|| step.decode_chain(pieces)).map_err(decoder_failed)?;
         }
-        let piece = pieces.concat();
+        let mut piece = pieces.concat();
+        if self.sentence_piece {
+            piece = piece.replace(SPACE, " ");
+        }
         if self.byte_fallback
             && let Some(byte) = fallback_byte(&piece)
         {
             state.bytes.push(byte);
+            if self.sentence_piece {
+                let mut certain = String::new();
+                push_complete(&mut state.bytes, &mut certain);
+                self.strip(state, &certain, text);
+            }
             return Ok(());
         }
         let mut certain = String::new();
-        flush_run(&mut state.bytes, &mut certain);
+        self.flush_run(&mut state.bytes, &mut certain);
         certain.push_str(&piece);
         self.strip(state, &certain, text);
         Ok(())
+    }
+
+    /// Ends a run of byte tokens. In the `tokenizers` library a run that is no UTF-8 gives one U+FFFD per
+    /// byte, which is why it cannot be passed on before its end.
+    fn flush_run(&self, run: &mut Vec<u8>, text: &mut String) {
+        match std::str::from_utf8(run) {
+            Ok(valid) => text.push_str(valid),
+            Err(_) if self.sentence_piece => text.push_str(&String::from_utf8_lossy(run)),
+            Err(_) => text.extend(run.iter().map(|_| char::REPLACEMENT_CHARACTER)),
+        }
+        run.clear();
     }
 
     /// Passes `piece` on to `text`, without what Strip removes.
@@ -268,16 +302,6 @@ fn flatten<'a>(decoder: &'a DecoderWrapper, steps: &mut Vec<&'a DecoderWrapper>)
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-/// Ends a run of byte tokens. A run that is no UTF-8 gives one U+FFFD per byte, as in `tokenizers`, which
-/// is why it cannot be passed on before its end.
-fn flush_run(run: &mut Vec<u8>, text: &mut String) {
-    match std::str::from_utf8(run) {
-        Ok(valid) => text.push_str(valid),
-        Err(_) => text.extend(run.iter().map(|_| char::REPLACEMENT_CHARACTER)),
-    }
-    run.clear();
 }
 
 /// Moves from `bytes` to `text` all but an incomplete character at the end, replacing what is no UTF-8 by

@@ -1,21 +1,20 @@
-//! A GGUF file's own byte-level BPE vocabulary.
+//! A GGUF file's own vocabulary: byte-level BPE ("gpt2") or SentencePiece ("llama").
 //!
-//! Source: llama.cpp, `llama-vocab.cpp`: which pre-tokenizer, which defaults and which token types go with
-//! which `tokenizer.ggml.*` key. The expressions are those of the models' own tokenizer.json files.
+//! Source: llama.cpp, `llama-vocab.cpp`: which defaults and which token types go with which
+//! `tokenizer.ggml.*` key.
 
 use std::path::Path;
 
 use serde_json::{Map, json};
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use super::chat_template::ChatTemplates;
+use super::encoder::Encoder;
 use super::hf::post_processor;
+use super::pre_tokenizers::{self, DEFAULT, LLAMA_3, PreTokenizer};
+use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
 use super::{MAX_VOCAB_SIZE, Parts, catching};
 use crate::checkpoint::gguf::{self, Metadata};
 use crate::error::{Error, Result};
@@ -24,26 +23,22 @@ const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+const SCORES: &str = "tokenizer.ggml.scores";
 const MERGES: &str = "tokenizer.ggml.merges";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
+const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-// Values of `tokenizer.ggml.token_type`.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// Control tokens that end a turn, for files made before `eot_token_id` existed.
+/// Tokens that end a turn, for files made before `eot_token_id` existed. Some converters call them user
+/// defined; they are special all the same.
 const END_OF_TURN: [&str; 3] = ["<|eot_id|>", "<|eom_id|>", "<|im_end|>"];
 
-/// How text is cut before merging.
-struct PreTokenizer {
-    pre_tokenizer: PreTokenizerWrapper,
-    /// Whether a piece that is a token as a whole needs no merges.
-    ignore_merges: bool,
-    /// Whether BOS is added where the file does not say.
-    add_bos_token: bool,
+/// The tokens and their types, one for each.
+struct Tokens<'a> {
+    texts: &'a [String],
+    kinds: Vec<Kind>,
 }
 
 /// Reads the tokenizer of the GGUF file at `path`, which may have no tensors.
@@ -51,35 +46,62 @@ pub(super) fn read(path: &Path) -> Result<Parts> {
     let metadata = gguf::read_metadata(path)?;
     match metadata.string(MODEL)? {
         Some("gpt2") => byte_level_bpe(&metadata),
-        Some("llama") => Err(Error::unsupported(
+        Some("llama") => sentence_piece(&metadata),
+        Some(other) => Err(Error::unsupported(
             MODEL,
-            "\"llama\" (SentencePiece); byte-level BPE (\"gpt2\") is supported, or a folder with tokenizer.json",
+            format!("{other:?}; \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece) are supported"),
         )),
-        Some(other) => Err(Error::unsupported(MODEL, format!("{other:?}; \"gpt2\" is supported"))),
         None => Err(Error::NotFound { what: format!("tokenizer ({MODEL})"), path: path.into() }),
+    }
+}
+
+impl<'a> Tokens<'a> {
+    fn new(metadata: &'a Metadata) -> Result<Self> {
+        let texts =
+            metadata.strings(TOKENS)?.ok_or_else(|| malformed(metadata, format!("{TOKENS} is missing")))?;
+        if texts.is_empty() || texts.len() > MAX_VOCAB_SIZE {
+            let reason = format!("{TOKENS} holds {} tokens, expected 1 to {MAX_VOCAB_SIZE}", texts.len());
+            return Err(malformed(metadata, reason));
+        }
+        let numbers = metadata.ints(TOKEN_TYPE)?.unwrap_or_else(|| vec![1; texts.len()]);
+        if numbers.len() != texts.len() {
+            let reason = format!("{TOKEN_TYPE} has {} entries for {} tokens", numbers.len(), texts.len());
+            return Err(malformed(metadata, reason));
+        }
+        let kind = |(text, number): (&String, i64)| match Kind::from_number(number) {
+            Some(Kind::UserDefined) if END_OF_TURN.contains(&text.as_str()) => Kind::Control,
+            // 0 is ggml's "undefined".
+            kind => kind.unwrap_or(Kind::Normal),
+        };
+        let kinds = texts.iter().zip(numbers).map(kind).collect();
+        Ok(Tokens { texts, kinds })
+    }
+
+    fn get(&self, id: u32) -> Option<&'a str> {
+        self.texts.get(id as usize).map(String::as_str)
+    }
+
+    /// The token that `key` names, which must be in the vocabulary.
+    fn special(&self, metadata: &Metadata, key: &str) -> Result<Option<(u32, &'a str)>> {
+        let Some(id) = metadata.u64(key)? else { return Ok(None) };
+        let token = u32::try_from(id).ok().and_then(|id| Some((id, self.get(id)?)));
+        let missing =
+            || malformed(metadata, format!("{key} is {id}, the vocabulary has {} tokens", self.texts.len()));
+        token.map(Some).ok_or_else(missing)
     }
 }
 
 fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
     let mut warnings = Vec::new();
-    let tokens =
-        metadata.strings(TOKENS)?.ok_or_else(|| malformed(metadata, format!("{TOKENS} is missing")))?;
-    if tokens.is_empty() || tokens.len() > MAX_VOCAB_SIZE {
-        let reason = format!("{TOKENS} holds {} tokens, expected 1 to {MAX_VOCAB_SIZE}", tokens.len());
-        return Err(malformed(metadata, reason));
-    }
-    let types = metadata.ints(TOKEN_TYPE)?.unwrap_or_default();
-    if !types.is_empty() && types.len() != tokens.len() {
-        let reason = format!("{TOKEN_TYPE} has {} entries for {} tokens", types.len(), tokens.len());
-        return Err(malformed(metadata, reason));
-    }
-    let name = metadata.string(PRE)?;
-    let pre = pre_tokenizer(metadata, name, &mut warnings)?;
+    let tokens = Tokens::new(metadata)?;
+    let bos = tokens.special(metadata, BOS)?;
+    let eos = tokens.special(metadata, EOS)?;
+    let (pre, name) = pre_tokenizer(metadata, bos, &mut warnings)?;
 
-    let vocab: Vocab = tokens.iter().cloned().zip(0..).collect();
-    if vocab.len() < tokens.len() {
-        warnings
-            .push(format!("{} tokens of the vocabulary are spelt like another", tokens.len() - vocab.len()));
+    let vocab: Vocab = tokens.texts.iter().cloned().zip(0..).collect();
+    if vocab.len() < tokens.texts.len() {
+        let count = tokens.texts.len() - vocab.len();
+        warnings.push(format!("{count} tokens of the vocabulary are spelt like another"));
     }
     let merges = merges(metadata, &vocab)?;
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges);
@@ -88,34 +110,74 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(pre.pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
-    let added = tokens.iter().zip(&types).filter_map(|(token, kind)| match *kind {
-        CONTROL | UNKNOWN => Some(AddedToken::from(token.as_str(), true)),
-        USER_DEFINED => Some(AddedToken::from(token.as_str(), false).normalized(false)),
-        _ => None,
+    let added = tokens.texts.iter().zip(&tokens.kinds).filter_map(|(token, kind)| match *kind {
+        Kind::Control | Kind::Unknown => Some(AddedToken::from(token.as_str(), true)),
+        Kind::UserDefined => Some(AddedToken::from(token.as_str(), false).normalized(false)),
+        Kind::Normal | Kind::Unused | Kind::Byte => None,
     });
     catching(|| tokenizer.add_tokens(added)).map_err(|reason| malformed(metadata, reason))?;
 
-    let bos = special_token(metadata, BOS, tokens)?;
-    let eos = special_token(metadata, EOS, tokens)?;
-    let first = added_around(metadata, "tokenizer.ggml.add_bos_token", pre.add_bos_token, (BOS, bos))?;
-    let last = added_around(metadata, "tokenizer.ggml.add_eos_token", false, (EOS, eos))?;
+    let first = added_around(metadata, ADD_BOS, pre.add_bos_token, (BOS, bos))?;
+    let last = added_around(metadata, ADD_EOS, false, (EOS, eos))?;
     if first.is_some() || last.is_some() {
         let processor = post_processor(first, last).map_err(|reason| malformed(metadata, reason))?;
         tokenizer.with_post_processor(Some(processor));
     }
+    parts(metadata, tokenizer.into(), format!("gguf bpe {name}"), &tokens, (bos, eos), warnings)
+}
 
+fn sentence_piece(metadata: &Metadata) -> Result<Parts> {
+    let tokens = Tokens::new(metadata)?;
+    let scores =
+        metadata.floats(SCORES)?.ok_or_else(|| malformed(metadata, format!("{SCORES} is missing")))?;
+    if scores.len() != tokens.texts.len() {
+        let reason = format!("{SCORES} has {} entries for {} tokens", scores.len(), tokens.texts.len());
+        return Err(malformed(metadata, reason));
+    }
+    // Files that do not say mean Llama 2's <s> and </s>.
+    let at = |id: u32| Some((id, tokens.get(id)?));
+    let bos = tokens.special(metadata, BOS)?.or_else(|| at(1));
+    let eos = tokens.special(metadata, EOS)?.or_else(|| at(2));
+    let first = added_around(metadata, ADD_BOS, true, (BOS, bos))?;
+    let last = added_around(metadata, ADD_EOS, false, (EOS, eos))?;
+    let settings = Settings {
+        add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+        prefix_after_special: true,
+        remove_extra_whitespaces: metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false),
+        first: first.map(|(id, _)| id),
+        last: last.map(|(id, _)| id),
+    };
+    let pieces = tokens.texts.iter().zip(&tokens.kinds).zip(scores);
+    let pieces = pieces.map(|((text, kind), score)| Piece::new(text.clone(), score, *kind)).collect();
+    let (encoder, warnings) =
+        SentencePiece::new(pieces, settings).map_err(|reason| malformed(metadata, reason))?;
+    parts(metadata, encoder.into(), "gguf llama".into(), &tokens, (bos, eos), warnings)
+}
+
+/// A special token, if there is one.
+type Special<'a> = Option<(u32, &'a str)>;
+
+fn parts(
+    metadata: &Metadata,
+    encoder: Encoder,
+    kind: String,
+    tokens: &Tokens<'_>,
+    (bos, eos): (Special<'_>, Special<'_>),
+    warnings: Vec<String>,
+) -> Result<Parts> {
     let mut special_tokens = Map::new();
     for (name, token) in [("bos_token", bos), ("eos_token", eos)] {
         if let Some((_, token)) = token {
             special_tokens.insert(name.into(), json!(token));
         }
     }
+    let eos_token_id = eos.map(|(id, _)| id);
     Ok(Parts {
-        tokenizer,
-        kind: format!("gguf bpe {}", name.unwrap_or("default")),
+        encoder,
+        kind,
         bos_token_id: bos.map(|(id, _)| id),
-        eos_token_id: eos.map(|(id, _)| id),
-        extra_eos_token_ids: extra_eos_token_ids(metadata, tokens, &types, eos.map(|(id, _)| id))?,
+        eos_token_id,
+        extra_eos_token_ids: extra_eos_token_ids(metadata, tokens, eos_token_id)?,
         special_tokens,
         chat_templates: chat_templates(metadata)?,
         warnings,
@@ -131,8 +193,8 @@ fn added_around<'a>(
     metadata: &Metadata,
     key: &str,
     default: bool,
-    (id_key, token): (&str, Option<(u32, &'a str)>),
-) -> Result<Option<(u32, &'a str)>> {
+    (id_key, token): (&str, Special<'a>),
+) -> Result<Special<'a>> {
     if !metadata.bool(key)?.unwrap_or(default) {
         return Ok(None);
     }
@@ -161,78 +223,43 @@ fn merges(metadata: &Metadata, vocab: &Vocab) -> Result<Vec<(String, String)>> {
     Ok(merges)
 }
 
+/// The pre-tokenizer that the file names, and its name.
 fn pre_tokenizer(
     metadata: &Metadata,
-    name: Option<&str>,
+    bos: Special<'_>,
     warnings: &mut Vec<String>,
-) -> Result<PreTokenizer> {
-    let gpt2 = ByteLevel::new(false, true, true);
-    match name {
-        Some("smollm") => Ok(PreTokenizer {
-            // Each digit apart, then GPT-2's expression.
-            pre_tokenizer: Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into(),
-            ignore_merges: false,
-            add_bos_token: false,
-        }),
-        Some("llama-bpe" | "llama3" | "llama-v3") => {
-            let split = catching(|| {
-                let pattern = SplitPattern::Regex(LLAMA_3.into());
-                Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-            })
-            .map_err(|reason| malformed(metadata, reason))?;
-            Ok(PreTokenizer {
-                pre_tokenizer: Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()])
-                    .into(),
-                ignore_merges: true,
-                add_bos_token: true,
-            })
+) -> Result<(PreTokenizer, String)> {
+    let mut name = metadata.string(PRE)?.unwrap_or(DEFAULT);
+    if name == DEFAULT {
+        // Files of Llama 3 made before llama.cpp had a name for it.
+        let is_llama_3 = bos == Some((128_000, "<|begin_of_text|>"));
+        let (taken, doubt) = if is_llama_3 {
+            (LLAMA_3, "as the vocabulary is Llama 3's")
+        } else {
+            (DEFAULT, "and the token ids may not be the model's own")
+        };
+        name = taken;
+        warnings.push(format!("{PRE} names no pre-tokenizer; {name:?} is used, {doubt}"));
+    }
+    match pre_tokenizers::by_name(name).map_err(|reason| malformed(metadata, reason))? {
+        Some(pre) => Ok((pre, name.to_owned())),
+        None => {
+            let known: Vec<&str> = pre_tokenizers::names().collect();
+            Err(Error::unsupported(
+                PRE,
+                format!("{name:?}; {} are supported, or a folder with tokenizer.json", known.join(", ")),
+            ))
         }
-        Some("gpt-2") => {
-            Ok(PreTokenizer { pre_tokenizer: gpt2.into(), ignore_merges: false, add_bos_token: false })
-        }
-        None | Some("default") => {
-            warnings.push(format!(
-                "{PRE} names no pre-tokenizer; GPT-2's is used, and the token ids may not be the model's own"
-            ));
-            Ok(PreTokenizer { pre_tokenizer: gpt2.into(), ignore_merges: false, add_bos_token: false })
-        }
-        Some(other) => Err(Error::unsupported(
-            PRE,
-            format!(
-                "{other:?}; \"smollm\", \"llama-bpe\", \"llama3\", \"llama-v3\" and \"gpt-2\" are supported"
-            ),
-        )),
     }
 }
 
-/// How Llama 3's tokenizer.json cuts text.
-const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The token that `key` names, which must be in the vocabulary.
-fn special_token<'a>(metadata: &Metadata, key: &str, tokens: &'a [String]) -> Result<Option<(u32, &'a str)>> {
-    let Some(id) = metadata.u64(key)? else { return Ok(None) };
-    usize::try_from(id)
-        .ok()
-        .and_then(|index| tokens.get(index))
-        .zip(u32::try_from(id).ok())
-        .map(|(token, id)| Some((id, token.as_str())))
-        .ok_or_else(|| {
-            malformed(metadata, format!("{key} is {id}, the vocabulary has {} tokens", tokens.len()))
-        })
-}
-
-fn extra_eos_token_ids(
-    metadata: &Metadata,
-    tokens: &[String],
-    types: &[i64],
-    eos: Option<u32>,
-) -> Result<Vec<u32>> {
+fn extra_eos_token_ids(metadata: &Metadata, tokens: &Tokens<'_>, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-        ids.extend(special_token(metadata, key, tokens)?.map(|(id, _)| id));
+        ids.extend(tokens.special(metadata, key)?.map(|(id, _)| id));
     }
-    for ((id, token), kind) in (0..).zip(tokens).zip(types) {
-        if *kind == CONTROL && END_OF_TURN.contains(&token.as_str()) {
+    for ((id, token), kind) in (0..).zip(tokens.texts).zip(&tokens.kinds) {
+        if *kind == Kind::Control && END_OF_TURN.contains(&token.as_str()) {
             ids.push(id);
         }
     }

@@ -1,98 +1,214 @@
-//! The tokenizer files of a Hugging Face folder.
-//!
-//! Follows transformers' `PreTrainedTokenizerFast`, in version 4 where 4 and 5 differ: tokens named in
-//! tokenizer_config.json are added to those of tokenizer.json, and BOS and EOS come from tokenizer.json's
-//! own post-processor. One class departs from that: `LlamaTokenizer` (and `LlamaTokenizerFast`) replaces
-//! the post-processor by one made from `add_bos_token` (true if absent) and `add_eos_token` (false if
-//! absent), so the same is done here for that `tokenizer_class` alone.
+//! The tokenizer files of a Hugging Face folder: tokenizer.json, or tokenizer.model where there is none.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use super::chat_template::ChatTemplates;
-use super::{Parts, catching};
+use super::encoder::Encoder;
+use super::hf_config::{Config, read_json};
+use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
+use super::tokenizer_model::{Model, Refusal};
+use super::{MAX_VOCAB_SIZE, Parts, catching, tiktoken};
 use crate::checkpoint::mmap::read_bounded;
 use crate::error::{Error, Result};
 
 const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
-const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+const MODEL: &str = "tokenizer.model";
 
 /// The largest tokenizer.json in use has about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
-
-/// The names under which a config gives single special tokens.
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// tokenizer_config.json, completed from special_tokens_map.json.
-struct Config {
-    path: PathBuf,
-    map: Map<String, Value>,
-}
 
 /// Reads the tokenizer of the folder `dir`.
 pub(super) fn read(dir: &Path) -> Result<Parts> {
     let path = dir.join(TOKENIZER);
+    match read_bounded(&path, MAX_TOKENIZER_BYTES) {
+        Ok(bytes) => {
+            let (tokenizer, warning) =
+                parse_tokenizer(&bytes).map_err(|reason| Error::malformed(&path, reason))?;
+            let config = Config::read(dir)?;
+            let encoder = complete(tokenizer, &config, &path)?;
+            parts(dir, &config, encoder, TOKENIZER, Vec::new(), warning.into_iter().collect())
+        }
+        Err(Error::NotFound { .. }) => read_model(dir),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a folder without tokenizer.json.
+fn read_model(dir: &Path) -> Result<Parts> {
+    let path = dir.join(MODEL);
     let bytes = match read_bounded(&path, MAX_TOKENIZER_BYTES) {
         Ok(bytes) => bytes,
-        Err(Error::NotFound { .. }) if dir.join("tokenizer.model").exists() => {
-            return Err(Error::unsupported(
-                "tokenizer.model",
-                "a folder without tokenizer.json; transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes one",
-            ));
+        Err(Error::NotFound { .. }) => {
+            return Err(Error::NotFound { what: TOKENIZER.into(), path: dir.join(TOKENIZER) });
         }
-        Err(Error::NotFound { path, .. }) => return Err(Error::NotFound { what: TOKENIZER.into(), path }),
         Err(error) => return Err(error),
     };
-    let mut tokenizer = parse_tokenizer(&bytes).map_err(|reason| Error::malformed(&path, reason))?;
-    let config = Config::read(dir)?;
+    let mut config = Config::read(dir)?;
+    let malformed = |reason| Error::malformed(&path, reason);
+    // A protocol buffer begins with the tag of its first field, the pieces; the other format is text.
+    if bytes.first() == Some(&0x0A) {
+        let model = Model::read(&bytes).map_err(|refusal| match refusal {
+            Refusal::Malformed(reason) => malformed(reason),
+            Refusal::Unsupported(key, value) => {
+                Error::unsupported(format!("{MODEL}: {key}"), format!("{value}, {CONVERT}"))
+            }
+        })?;
+        let (vocabulary, warnings) = sentence_piece(model, dir, &mut config)?.map_err(malformed)?;
+        return parts(dir, &config, vocabulary.into(), MODEL, Vec::new(), warnings);
+    }
+    let mut tokenizer = tiktoken::read(&bytes).map_err(malformed)?;
+    config.default_token("bos_token", tiktoken::BOS);
+    config.default_token("eos_token", tiktoken::EOS);
+    let bos = tokenizer.token_to_id(tiktoken::BOS).map(|id| (id, tiktoken::BOS));
+    tokenizer.with_post_processor(Some(post_processor(bos, None).map_err(malformed)?));
+    let ends = tiktoken::END_OF_TURN.iter().filter_map(|token| tokenizer.token_to_id(token)).collect();
+    let encoder = complete(tokenizer, &config, &path)?;
+    parts(dir, &config, encoder, MODEL, ends, Vec::new())
+}
 
+/// What to do with a tokenizer.model that is not read.
+const CONVERT: &str = "or a folder with tokenizer.json, which transformers' \
+     AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes";
+
+fn parts(
+    dir: &Path,
+    config: &Config,
+    encoder: Encoder,
+    kind: &str,
+    extra_eos_token_ids: Vec<u32>,
+    warnings: Vec<String>,
+) -> Result<Parts> {
+    let id = |name| config.token(name).map(|token| token.and_then(|token| encoder.token_to_id(&token)));
+    let (bos_token_id, eos_token_id) = (id("bos_token")?, id("eos_token")?);
+    Ok(Parts {
+        encoder,
+        kind: kind.into(),
+        bos_token_id,
+        eos_token_id,
+        extra_eos_token_ids,
+        special_tokens: config.special_tokens()?,
+        chat_templates: chat_templates(dir, config)?,
+        warnings,
+    })
+}
+
+/// Also returns what is odd about the file.
+fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, Option<String>), String> {
+    #[derive(Deserialize)]
+    struct Shape {
+        #[serde(default)]
+        added_tokens: Vec<Added>,
+        #[serde(default)]
+        model: ModelShape,
+    }
+    #[derive(Deserialize)]
+    struct Added {
+        id: u32,
+        content: String,
+    }
+    #[derive(Default, Deserialize)]
+    struct ModelShape {
+        continuing_subword_prefix: Option<String>,
+    }
+    // The library panics on some syntax errors, so the syntax is checked first, which costs little.
+    let shape: Shape = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    // The library takes the bytes after the prefix for UTF-8, whatever they are.
+    if shape.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
+        return Err("model.continuing_subword_prefix is set, as in no Llama".into());
+    }
+    let tokenizer = catching(|| tokenizers::Tokenizer::from_bytes(bytes))?;
+    // The library numbers added tokens in their order, whatever the file says, and transformers with it.
+    let renumbered = shape.added_tokens.iter().find_map(|added| {
+        let id = tokenizer.token_to_id(&added.content).filter(|id| *id != added.id)?;
+        Some(format!(
+            "added token {:?} has id {} in tokenizer.json; it is {id}, as in the tokenizers library",
+            added.content, added.id
+        ))
+    });
+    Ok((tokenizer, renumbered))
+}
+
+/// Completes a tokenizer, which came from `path`, with what the config says.
+fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) -> Result<Encoder> {
     catching(|| {
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
         Ok(())
     })
-    .map_err(|reason| Error::malformed(&path, reason))?;
-    let added = config.added_tokens(&tokenizer)?;
+    .map_err(|reason| Error::malformed(path, reason))?;
+    let mut added: Vec<AddedToken> =
+        config.added_tokens_decoder()?.into_iter().map(|(_, token)| token).collect();
+    let known = tokenizer.get_added_vocabulary().get_vocab();
+    for token in config.named_tokens()? {
+        if !known.contains_key(&token.content) && !added.iter().any(|a| a.content == token.content) {
+            added.push(token);
+        }
+    }
     catching(|| tokenizer.add_tokens(added)).map_err(|reason| config.malformed(reason))?;
-    let id = |name| config.token(name).map(|token| token.and_then(|token| tokenizer.token_to_id(&token)));
-    let (bos_token_id, eos_token_id) = (id("bos_token")?, id("eos_token")?);
-    if let Some(processor) = config.llama_post_processor(&tokenizer)? {
+    if config.adds_tokens_around() {
+        let (first, last) = config.around(|token| tokenizer.token_to_id(token), false)?;
+        let first = first.as_ref().map(|(id, token)| (*id, token.as_str()));
+        let last = last.as_ref().map(|(id, token)| (*id, token.as_str()));
+        let processor = post_processor(first, last).map_err(|reason| config.malformed(reason))?;
         tokenizer.with_post_processor(Some(processor));
     }
-    Ok(Parts {
-        tokenizer,
-        kind: TOKENIZER.into(),
-        bos_token_id,
-        eos_token_id,
-        extra_eos_token_ids: Vec::new(),
-        special_tokens: config.special_tokens()?,
-        chat_templates: chat_templates(dir, &config)?,
-        warnings: Vec::new(),
-    })
+    Ok(tokenizer.into())
 }
 
-fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
-    // The library panics on some syntax errors, so the syntax is checked first, which costs little.
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| format!("not JSON: {error}"))?;
-    catching(|| tokenizers::Tokenizer::from_bytes(bytes))
-}
-
-fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let bytes = match read_bounded(path, MAX_CONFIG_BYTES) {
-        Ok(bytes) => bytes,
-        Err(Error::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error),
+/// Completes a SentencePiece vocabulary with what the folder's other files say.
+fn sentence_piece(
+    model: Model,
+    dir: &Path,
+    config: &mut Config,
+) -> Result<std::result::Result<(SentencePiece, Vec<String>), String>> {
+    let mut pieces = model.pieces;
+    let mut added = Config::added_tokens_file(dir)?;
+    added.extend(config.added_tokens_decoder()?);
+    for (id, token) in added {
+        let place = id as usize;
+        if place >= MAX_VOCAB_SIZE {
+            return Err(config.malformed(format!("token id {id}: the limit is {MAX_VOCAB_SIZE}")));
+        }
+        if place >= pieces.len() {
+            pieces.resize(place + 1, Piece::new(String::new(), 0.0, Kind::Unused));
+        }
+        if let Some(piece) = pieces.get_mut(place) {
+            piece.set_added(token);
+        }
+    }
+    for (name, id) in [("bos_token", model.bos_id), ("eos_token", model.eos_id)] {
+        if let Some(piece) = id.and_then(|id| pieces.get(id as usize)) {
+            config.default_token(name, &piece.text);
+        }
+    }
+    for token in config.named_tokens()? {
+        match pieces.iter_mut().find(|piece| piece.text == token.content) {
+            Some(piece) if piece.added.as_ref().is_some_and(|token| token.special) => {}
+            Some(piece) => piece.set_added(token),
+            None => {
+                let mut piece = Piece::new(String::new(), 0.0, Kind::Unused);
+                piece.set_added(token);
+                pieces.push(piece);
+            }
+        }
+    }
+    let id = |token: &str| (0..).zip(&pieces).find(|(_, piece)| piece.text == token).map(|(id, _)| id);
+    let (first, last) = config.around(id, true)?;
+    let settings = Settings {
+        add_space_prefix: config.flag("add_prefix_space")?.unwrap_or(model.add_dummy_prefix),
+        // transformers' name for it; true if absent, as in SentencePiece's other users.
+        prefix_after_special: config.flag("legacy")?.unwrap_or(true),
+        remove_extra_whitespaces: model.remove_extra_whitespaces,
+        first: first.map(|(id, _)| id),
+        last: last.map(|(id, _)| id),
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| Error::malformed(path, format!("not a JSON object: {error}")))
+    Ok(SentencePiece::new(pieces, settings))
 }
 
 fn read_text(path: &Path) -> Result<Option<String>> {
@@ -102,133 +218,6 @@ fn read_text(path: &Path) -> Result<Option<String>> {
         Err(error) => return Err(error),
     };
     String::from_utf8(bytes).map(Some).map_err(|error| Error::malformed(path, format!("not UTF-8: {error}")))
-}
-
-impl Config {
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG);
-        let mut map = read_json(&path)?.unwrap_or_default();
-        // transformers reads special_tokens_map.json for files older than added_tokens_decoder only, and
-        // then it wins.
-        if !map.contains_key("added_tokens_decoder") {
-            let special = read_json(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
-            map.extend(special.into_iter().filter(|(_, token)| !token.is_null()));
-        }
-        Ok(Config { path, map })
-    }
-
-    fn malformed(&self, reason: impl std::fmt::Display) -> Error {
-        Error::malformed(&self.path, reason.to_string())
-    }
-
-    /// A special token's text; it is written as a string or as an object with `content`.
-    fn token(&self, name: &str) -> Result<Option<String>> {
-        match self.map.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => self.content(name, value).map(|token| Some(token.to_owned())),
-        }
-    }
-
-    fn content<'a>(&self, name: &str, value: &'a Value) -> Result<&'a str> {
-        value
-            .as_str()
-            .or_else(|| value.get("content")?.as_str())
-            .ok_or_else(|| self.malformed(format!("{name} is neither a string nor an object with content")))
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        match self.map.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(other) => Err(self.malformed(format!("{name} is {other}, expected true or false"))),
-        }
-    }
-
-    /// The tokens of `added_tokens_decoder`, in the order of their ids, then special tokens that
-    /// tokenizer.json does not know as such.
-    fn added_tokens(&self, tokenizer: &tokenizers::Tokenizer) -> Result<Vec<AddedToken>> {
-        let mut added = Vec::new();
-        if let Some(decoder) = self.map.get("added_tokens_decoder").and_then(Value::as_object) {
-            let mut entries = Vec::new();
-            for (id, token) in decoder {
-                let id: u32 = id
-                    .parse()
-                    .map_err(|_| self.malformed(format!("added_tokens_decoder: {id:?} is no token id")))?;
-                entries.push((id, self.added_token("added_tokens_decoder", token, false)?));
-            }
-            entries.sort_by_key(|&(id, _)| id);
-            added.extend(entries.into_iter().map(|(_, token)| token));
-        }
-        let known = tokenizer.get_added_vocabulary().get_vocab();
-        let additional = self.map.get("additional_special_tokens").and_then(Value::as_array);
-        let named = SPECIAL_TOKENS.iter().filter_map(|name| Some((*name, self.map.get(*name)?)));
-        let additional = additional.into_iter().flatten().map(|token| ("additional_special_tokens", token));
-        for (name, value) in named.chain(additional).filter(|(_, value)| !value.is_null()) {
-            let token = self.added_token(name, value, true)?;
-            if !known.contains_key(&token.content) && !added.iter().any(|a| a.content == token.content) {
-                added.push(token);
-            }
-        }
-        Ok(added)
-    }
-
-    fn added_token(&self, name: &str, value: &Value, special: bool) -> Result<AddedToken> {
-        let content = self.content(name, value)?;
-        let flag = |key: &str, default: bool| value.get(key).and_then(Value::as_bool).unwrap_or(default);
-        let special = special || flag("special", false);
-        Ok(AddedToken::from(content, special)
-            .single_word(flag("single_word", false))
-            .lstrip(flag("lstrip", false))
-            .rstrip(flag("rstrip", false))
-            .normalized(flag("normalized", !special)))
-    }
-
-    /// The post-processor that transformers makes for `LlamaTokenizer`; see the module's description.
-    fn llama_post_processor(
-        &self,
-        tokenizer: &tokenizers::Tokenizer,
-    ) -> Result<Option<PostProcessorWrapper>> {
-        if !matches!(
-            self.map.get("tokenizer_class").and_then(Value::as_str),
-            Some("LlamaTokenizer" | "LlamaTokenizerFast")
-        ) {
-            return Ok(None);
-        }
-        let token = |flag: &str, default: bool, name: &str, default_token: &str| {
-            if !self.flag(flag)?.unwrap_or(default) {
-                return Ok(None);
-            }
-            let token = match self.map.get(name) {
-                None => default_token.to_owned(),
-                Some(_) => self
-                    .token(name)?
-                    .ok_or_else(|| self.malformed(format!("{flag} is true, but {name} is null")))?,
-            };
-            match tokenizer.token_to_id(&token) {
-                Some(id) => Ok(Some((id, token))),
-                None => Err(self.malformed(format!("{name} {token:?} is not in the vocabulary"))),
-            }
-        };
-        let bos = token("add_bos_token", true, "bos_token", "<s>")?;
-        let eos = token("add_eos_token", false, "eos_token", "</s>")?;
-        post_processor(
-            bos.as_ref().map(|(id, token)| (*id, token.as_str())),
-            eos.as_ref().map(|(id, token)| (*id, token.as_str())),
-        )
-        .map(Some)
-        .map_err(|reason| self.malformed(reason))
-    }
-
-    /// The special tokens as chat templates see them.
-    fn special_tokens(&self) -> Result<Map<String, Value>> {
-        let mut tokens = Map::new();
-        for name in SPECIAL_TOKENS {
-            if let Some(token) = self.token(name)? {
-                tokens.insert(name.to_owned(), Value::String(token));
-            }
-        }
-        Ok(tokens)
-    }
 }
 
 /// A post-processor that puts `first` before and `last` after a text.
@@ -273,7 +262,7 @@ fn chat_templates(dir: &Path, config: &Config) -> Result<ChatTemplates> {
         add_templates(&mut templates, value).map_err(|reason| Error::malformed(path, reason))?;
         return Ok(templates);
     }
-    if let Some(value) = config.map.get("chat_template") {
+    if let Some(value) = config.get("chat_template") {
         add_templates(&mut templates, value).map_err(|reason| config.malformed(reason))?;
     }
     Ok(templates)

@@ -1,20 +1,27 @@
 //! Text to ids and back; chat templates.
 //!
-//! Start reading at [`Tokenizer`]: it comes from a folder with tokenizer.json ([`hf`]) or from a GGUF
-//! file's own vocabulary ([`gguf`]), and both end in one object over Hugging Face's `tokenizers`.
+//! Start reading at [`Tokenizer`]: it comes from a folder ([`hf`]; [`tokenizer_model`] where there is no
+//! tokenizer.json) or from a GGUF file's own vocabulary ([`gguf`]), and ends in one of two machines
+//! ([`encoder`]): Hugging Face's `tokenizers`, or [`sentence_piece`] for vocabularies with scores.
 //! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
 //! May import `checkpoint`, `config` and `error`.
 
 mod byte_level;
 pub mod chat_template;
 pub mod decode_stream;
+mod encoder;
 mod gguf;
 mod hf;
+mod hf_config;
+mod pre_tokenizers;
+mod sentence_piece;
+mod tiktoken;
+mod tokenizer_model;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -22,6 +29,7 @@ pub use chat_template::ChatTemplateOptions;
 use chat_template::ChatTemplates;
 pub use decode_stream::DecodeStream;
 use decode_stream::Decoder;
+use encoder::Encoder;
 
 use crate::error::{Error, Result};
 
@@ -31,7 +39,7 @@ const MAX_VOCAB_SIZE: usize = 1 << 22;
 
 /// What [`hf`] and [`gguf`] read from their files.
 struct Parts {
-    tokenizer: tokenizers::Tokenizer,
+    encoder: Encoder,
     kind: String,
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
@@ -44,10 +52,7 @@ struct Parts {
 
 /// A model's tokenizer with its chat template. Shared freely between threads.
 pub struct Tokenizer {
-    tokenizer: tokenizers::Tokenizer,
-    /// The same tokenizer, blind to special tokens in the text; made when first asked for, because it
-    /// holds a second copy of the vocabulary.
-    splitting: OnceLock<tokenizers::Tokenizer>,
+    encoder: Encoder,
     decoder: Decoder,
     vocab_size: usize,
     kind: String,
@@ -60,13 +65,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a folder (`tokenizer.json`, with `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `chat_template.jinja` where present) or of a GGUF file, which may
-    /// hold a vocabulary alone.
+    /// Reads the tokenizer of a folder (`tokenizer.json` or else `tokenizer.model`, with
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` where present) or of a
+    /// GGUF file, which may hold a vocabulary alone.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`] or [`Error::Malformed`] with the file;
-    /// [`Error::Unsupported`] for a GGUF tokenizer of a kind that is not read exactly.
+    /// [`Error::Unsupported`] for a tokenizer of a kind that is not read exactly.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound { what: "tokenizer".into(), path: path.into() },
@@ -77,20 +82,18 @@ impl Tokenizer {
     }
 
     fn from_parts(parts: Parts) -> std::result::Result<Self, String> {
-        let largest = parts.tokenizer.get_vocab(true).into_values().max();
-        let vocab_size = largest.map_or(0, |id| id as usize + 1);
+        let vocab_size = parts.encoder.vocab_size();
         if vocab_size > MAX_VOCAB_SIZE {
             return Err(format!(
                 "the tokenizer has token id {}, the limit is {MAX_VOCAB_SIZE}",
                 vocab_size - 1
             ));
         }
-        let decoder = Decoder::new(parts.tokenizer.get_decoder());
+        let decoder = parts.encoder.decoder();
         let mut warnings = parts.warnings;
         warnings.extend(decoder.warning());
         Ok(Tokenizer {
-            tokenizer: parts.tokenizer,
-            splitting: OnceLock::new(),
+            encoder: parts.encoder,
             decoder,
             vocab_size,
             kind: parts.kind,
@@ -115,17 +118,8 @@ impl Tokenizer {
         add_special_tokens: bool,
         split_special_tokens: bool,
     ) -> Result<Vec<u32>> {
-        let tokenizer = if split_special_tokens {
-            self.splitting.get_or_init(|| {
-                let mut tokenizer = self.tokenizer.clone();
-                tokenizer.set_encode_special_tokens(true);
-                tokenizer
-            })
-        } else {
-            &self.tokenizer
-        };
-        catching(|| tokenizer.encode_fast(text, add_special_tokens))
-            .map(|encoding| encoding.get_ids().to_vec())
+        self.encoder
+            .encode(text, add_special_tokens, split_special_tokens)
             .map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
     }
 
@@ -159,9 +153,9 @@ impl Tokenizer {
 
     /// The token of `id`, unless there is none or it is to be skipped.
     fn visible_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
-        self.tokenizer.id_to_token(id).filter(|token| {
-            !skip_special_tokens || !self.tokenizer.get_added_vocabulary().is_special_token(token)
-        })
+        self.encoder
+            .id_to_token(id)
+            .filter(|token| !skip_special_tokens || !self.encoder.is_special(id, token))
     }
 
     /// One more than the largest token id. A model's own vocabulary may be larger, where its embedding is
@@ -188,12 +182,12 @@ impl Tokenizer {
 
     /// The id of a token, in the vocabulary's own spelling.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        self.encoder.token_to_id(token)
     }
 
     /// The token of an id, in the vocabulary's own spelling.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.tokenizer.id_to_token(id)
+        self.encoder.id_to_token(id)
     }
 
     /// The chat template that is used without tools.
@@ -210,7 +204,8 @@ impl Tokenizer {
         self.chat_templates.apply(messages, options, &self.special_tokens)
     }
 
-    /// Where the tokenizer comes from, such as "tokenizer.json" or "gguf bpe smollm".
+    /// Where the tokenizer comes from, such as "tokenizer.json", "tokenizer.model", "gguf bpe smollm" or
+    /// "gguf llama".
     pub fn kind(&self) -> &str {
         &self.kind
     }
@@ -249,3 +244,5 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vocabulary_tests;

@@ -1,0 +1,198 @@
+//! tokenizer_config.json: which tokens are added, which are special, what is put around a text.
+//!
+//! Follows transformers, in version 4 where 4 and 5 differ, save for one thing: `add_bos_token` and
+//! `add_eos_token`, where given, overrule tokenizer.json's own post-processor, as in version 5 and in
+//! llama.cpp's converter. Version 4 heeds them for `LlamaTokenizer` alone, for which they are true and
+//! false if absent.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use crate::checkpoint::mmap::read_bounded;
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+const ADDED_TOKENS: &str = "added_tokens.json";
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// The names under which a config gives single special tokens.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A token put before or after every text.
+type AddedAround = Option<(u32, String)>;
+
+/// tokenizer_config.json, completed from special_tokens_map.json.
+pub(super) struct Config {
+    path: PathBuf,
+    map: Map<String, Value>,
+}
+
+impl Config {
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG);
+        let mut map = read_json(&path)?.unwrap_or_default();
+        // transformers reads special_tokens_map.json for files older than added_tokens_decoder only, and
+        // then it wins.
+        if !map.contains_key("added_tokens_decoder") {
+            let special = read_json(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
+            map.extend(special.into_iter().filter(|(_, token)| !token.is_null()));
+        }
+        Ok(Config { path, map })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
+    pub(super) fn malformed(&self, reason: impl std::fmt::Display) -> Error {
+        Error::malformed(&self.path, reason.to_string())
+    }
+
+    /// A special token's text; it is written as a string or as an object with `content`.
+    pub(super) fn token(&self, name: &str) -> Result<Option<String>> {
+        match self.map.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => self.content(name, value).map(|token| Some(token.to_owned())),
+        }
+    }
+
+    fn content<'a>(&self, name: &str, value: &'a Value) -> Result<&'a str> {
+        value
+            .as_str()
+            .or_else(|| value.get("content")?.as_str())
+            .ok_or_else(|| self.malformed(format!("{name} is neither a string nor an object with content")))
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
+        match self.map.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.malformed(format!("{name} is {other}, expected true or false"))),
+        }
+    }
+
+    /// The tokens of `added_tokens_decoder`, in the order of their ids.
+    pub(super) fn added_tokens_decoder(&self) -> Result<Vec<(u32, AddedToken)>> {
+        let mut tokens = Vec::new();
+        for (id, token) in
+            self.map.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten()
+        {
+            let id: u32 = id
+                .parse()
+                .map_err(|_| self.malformed(format!("added_tokens_decoder: {id:?} is no token id")))?;
+            tokens.push((id, self.added_token("added_tokens_decoder", token, false)?));
+        }
+        tokens.sort_by_key(|&(id, _)| id);
+        Ok(tokens)
+    }
+
+    /// The tokens of added_tokens.json, which folders of SentencePiece have that are older than
+    /// `added_tokens_decoder`, in the order of their ids.
+    pub(super) fn added_tokens_file(dir: &Path) -> Result<Vec<(u32, AddedToken)>> {
+        let path = dir.join(ADDED_TOKENS);
+        let mut tokens = Vec::new();
+        for (token, id) in read_json(&path)?.unwrap_or_default() {
+            let valid = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = valid.ok_or_else(|| Error::malformed(&path, format!("{id} is no token id")))?;
+            tokens.push((id, AddedToken::from(token, false).normalized(false)));
+        }
+        tokens.sort_by_key(|&(id, _)| id);
+        Ok(tokens)
+    }
+
+    /// The special tokens that are named for what they do.
+    pub(super) fn named_tokens(&self) -> Result<Vec<AddedToken>> {
+        let additional = self.map.get("additional_special_tokens").and_then(Value::as_array);
+        let named = SPECIAL_TOKENS.iter().filter_map(|name| Some((*name, self.map.get(*name)?)));
+        let additional = additional.into_iter().flatten().map(|token| ("additional_special_tokens", token));
+        named
+            .chain(additional)
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| self.added_token(name, value, true))
+            .collect()
+    }
+
+    /// Sets a special token that the config does not name.
+    pub(super) fn default_token(&mut self, name: &str, token: &str) {
+        self.map.entry(name).or_insert_with(|| token.into());
+    }
+
+    fn added_token(&self, name: &str, value: &Value, special: bool) -> Result<AddedToken> {
+        let content = self.content(name, value)?;
+        let flag = |key: &str, default: bool| value.get(key).and_then(Value::as_bool).unwrap_or(default);
+        let special = special || flag("special", false);
+        Ok(AddedToken::from(content, special)
+            .single_word(flag("single_word", false))
+            .lstrip(flag("lstrip", false))
+            .rstrip(flag("rstrip", false))
+            .normalized(flag("normalized", !special)))
+    }
+
+    fn is_llama_class(&self) -> bool {
+        let class = self.map.get("tokenizer_class").and_then(Value::as_str);
+        matches!(class, Some("LlamaTokenizer" | "LlamaTokenizerFast"))
+    }
+
+    /// Whether the config decides about BOS and EOS; see the module's description.
+    pub(super) fn adds_tokens_around(&self) -> bool {
+        let is_given = |flag: &str| self.map.get(flag).is_some_and(|value| !value.is_null());
+        self.is_llama_class() || is_given("add_bos_token") || is_given("add_eos_token")
+    }
+
+    /// The tokens that the config puts before and after every text.
+    pub(super) fn around(
+        &self,
+        token_to_id: impl Fn(&str) -> Option<u32>,
+        adds_bos_token: bool,
+    ) -> Result<(AddedAround, AddedAround)> {
+        let is_llama = self.is_llama_class();
+        let token = |flag: &str, default: bool, name: &str, default_token: &str| {
+            if !self.flag(flag)?.unwrap_or(default) {
+                return Ok(None);
+            }
+            let token = match self.token(name)? {
+                Some(token) => token,
+                None if !is_llama => return Ok(None),
+                None if self.map.contains_key(name) => {
+                    return Err(self.malformed(format!("{flag} is true, but {name} is null")));
+                }
+                None => default_token.to_owned(),
+            };
+            match token_to_id(&token) {
+                Some(id) => Ok(Some((id, token))),
+                None => Err(self.malformed(format!("{name} {token:?} is not in the vocabulary"))),
+            }
+        };
+        Ok((
+            token("add_bos_token", is_llama || adds_bos_token, "bos_token", "<s>")?,
+            token("add_eos_token", false, "eos_token", "</s>")?,
+        ))
+    }
+
+    /// The special tokens as chat templates see them.
+    pub(super) fn special_tokens(&self) -> Result<Map<String, Value>> {
+        let mut tokens = Map::new();
+        for name in SPECIAL_TOKENS {
+            if let Some(token) = self.token(name)? {
+                tokens.insert(name.to_owned(), Value::String(token));
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// A JSON object from a small file; None if there is no file.
+pub(super) fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let bytes = match read_bounded(path, MAX_CONFIG_BYTES) {
+        Ok(bytes) => bytes,
+        Err(Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| Error::malformed(path, format!("not a JSON object: {error}")))
+}

@@ -1,0 +1,206 @@
+//! How text is cut before merging, by the name that GGUF files give it in `tokenizer.ggml.pre`.
+//!
+//! Listed are the names that files of the architecture "llama" carry. Another name is refused: a wrong
+//! pre-tokenizer gives wrong ids, quietly.
+//!
+//! Source: which name stands for what, llama.cpp's `llama-vocab.cpp`; the expressions are those of the
+//! models' own tokenizer.json files.
+
+use tokenizers::SplitDelimiterBehavior;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+
+use super::catching;
+
+/// How text is cut, and what goes with it.
+pub(super) struct PreTokenizer {
+    pub(super) pre_tokenizer: PreTokenizerWrapper,
+    /// Whether a piece that is a token as a whole needs no merges.
+    pub(super) ignore_merges: bool,
+    /// Whether BOS is added where the file does not say.
+    pub(super) add_bos_token: bool,
+}
+
+/// A cut; what it finds is cut off, and what lies between is left to the next.
+#[derive(Clone, Copy)]
+enum Cut {
+    Matches(&'static str),
+    /// Every digit, alone.
+    Digits,
+}
+
+struct Row {
+    names: &'static [&'static str],
+    cuts: &'static [Cut],
+    ignore_merges: bool,
+    add_bos_token: bool,
+}
+
+/// Llama 3's, which other tokenizers share.
+pub(super) const LLAMA_3: &str = "llama-bpe";
+/// Of files that name none.
+pub(super) const DEFAULT: &str = "default";
+
+const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+const ROWS: &[Row] = &[
+    Row {
+        // Llama 3, Falcon 3, Pixtral, Midm 2.0.
+        names: &[LLAMA_3, "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"],
+        cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
+        ignore_merges: true,
+        add_bos_token: true,
+    },
+    Row {
+        names: &["smaug-bpe"],
+        cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // SmolLM; Granite Code ("refact"); StarCoder 2's vocabulary; Minerva.
+        names: &["smollm", "refact", "starcoder", "minerva-7b"],
+        cuts: &[Cut::Digits, Cut::Matches(GPT_2)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["gpt-2", "mellum", "trillion", "granite-docling"],
+        cuts: &[Cut::Matches(GPT_2)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // Mistral Nemo.
+        names: &["tekken"],
+        cuts: &[Cut::Matches(concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: true,
+        add_bos_token: true,
+    },
+    Row {
+        names: &["megrez"],
+        cuts: &[Cut::Matches(concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["seed-coder"],
+        cuts: &[Cut::Matches(concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+",
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["viking"],
+        cuts: &[
+            Cut::Matches(" ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+"),
+            Cut::Digits,
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["deepseek-llm"],
+        cuts: &[
+            Cut::Matches(r"[\r\n]"),
+            Cut::Matches(DEEPSEEK_LETTERS),
+            Cut::Matches("\\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+"),
+            Cut::Matches(r"\s+$"),
+            Cut::Matches(HAN_AND_HANGUL),
+            Cut::Matches(r"\p{N}+"),
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["deepseek-coder"],
+        cuts: &[
+            Cut::Matches(r"[\r\n]"),
+            Cut::Matches(r"\s?\p{L}+"),
+            Cut::Matches(r"\s?\p{P}+"),
+            Cut::Matches(HAN_AND_HANGUL),
+            Cut::Digits,
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // What llama.cpp does with files that do not say: no model's own, but what their users have seen.
+        names: &[DEFAULT],
+        cuts: &[
+            Cut::Matches(r"[\p{P}\$\+<=>\^~\|]+"),
+            Cut::Matches(GPT_2),
+            Cut::Matches(r"\p{N}+"),
+            Cut::Matches("[0-9][0-9][0-9]"),
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+];
+
+const LLAMA_3_EXPRESSION: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+const HAN_AND_HANGUL: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+";
+
+/// Letters of scripts that have two cases, as of an older Unicode.
+const DEEPSEEK_LETTERS: &str = concat!(
+    r"\s?[",
+    "A-Za-z\u{B5}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{1BA}\u{1BC}-\u{1BF}\u{1C4}-\u{293}",
+    "\u{295}-\u{2AF}\u{370}-\u{373}\u{376}\u{377}\u{37B}-\u{37D}\u{37F}\u{386}\u{388}-\u{38A}\u{38C}",
+    "\u{38E}-\u{3A1}\u{3A3}-\u{3F5}\u{3F7}-\u{481}\u{48A}-\u{52F}\u{531}-\u{556}\u{10A0}-\u{10C5}",
+    "\u{13A0}-\u{13F5}\u{13F8}-\u{13FD}\u{1C90}-\u{1CBA}\u{1CBD}-\u{1CBF}\u{1D00}-\u{1D2B}",
+    "\u{1D6B}-\u{1D77}\u{1D79}-\u{1D9A}\u{1E00}-\u{1F15}\u{1F18}-\u{1F1D}\u{1F20}-\u{1F45}",
+    "\u{1F48}-\u{1F4D}\u{1F50}-\u{1F57}\u{1F59}\u{1F5B}\u{1F5D}\u{1F5F}-\u{1F7D}\u{1F80}-\u{1FB4}",
+    "\u{1FB6}-\u{1FBC}\u{1FBE}\u{1FC2}-\u{1FC4}\u{1FC6}-\u{1FCC}\u{1FD0}-\u{1FD3}\u{1FD6}-\u{1FDB}",
+    "\u{1FE0}-\u{1FEC}\u{1FF2}-\u{1FF4}\u{1FF6}-\u{1FFC}\u{2102}\u{2107}\u{210A}-\u{2113}\u{2115}",
+    "\u{2119}-\u{211D}\u{2124}\u{2126}\u{2128}\u{212A}-\u{212D}\u{212F}-\u{2134}\u{2139}",
+    "\u{213C}-\u{213F}\u{2145}-\u{2149}\u{214E}\u{2183}\u{2184}\u{2C00}-\u{2C7B}\u{2C7E}-\u{2CE4}",
+    "\u{2CEB}-\u{2CEE}\u{2CF2}\u{2CF3}\u{A640}-\u{A66D}\u{A680}-\u{A69B}\u{A722}-\u{A76F}",
+    "\u{A771}-\u{A787}\u{A78B}-\u{A78E}\u{AB70}-\u{ABBF}\u{FB00}-\u{FB06}\u{FB13}-\u{FB17}",
+    "\u{FF21}-\u{FF3A}\u{FF41}-\u{FF5A}\u{10400}-\u{1044F}\u{104B0}-\u{104D3}\u{104D8}-\u{104FB}",
+    "\u{10C80}-\u{10CB2}\u{10CC0}-\u{10CF2}\u{118A0}-\u{118DF}\u{1E900}-\u{1E943}",
+    "]+",
+);
+
+/// The names of all pre-tokenizers.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    ROWS.iter().flat_map(|row| row.names).copied()
+}
+
+/// The pre-tokenizer called `name`; None if there is none.
+pub(super) fn by_name(name: &str) -> std::result::Result<Option<PreTokenizer>, String> {
+    let Some(row) = ROWS.iter().find(|row| row.names.contains(&name)) else { return Ok(None) };
+    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+    for cut in row.cuts {
+        steps.push(match *cut {
+            Cut::Digits => Digits::new(true).into(),
+            Cut::Matches(expression) => catching(|| {
+                let pattern = SplitPattern::Regex(expression.to_owned());
+                Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+            })?
+            .into(),
+        });
+    }
+    // Last: it spells the bytes in characters.
+    steps.push(ByteLevel::new(false, true, false).into());
+    Ok(Some(PreTokenizer {
+        pre_tokenizer: Sequence::new(steps).into(),
+        ignore_merges: row.ignore_merges,
+        add_bos_token: row.add_bos_token,
+    }))
+}

@@ -1,0 +1,411 @@
+//! Byte pair encoding by score, as SentencePiece does it for Llama 2: of all pairs of neighbours that make
+//! a piece together, the one whose piece has the best score is merged, the leftmost of equals, until no
+//! pair is left. What is in no piece then is spelt in byte tokens.
+//!
+//! The `tokenizers` library cannot express this exactly: it ranks merges, not the pieces they make, so
+//! equal scores are not decided by position.
+//!
+//! Source: SentencePiece, `bpe_model.cc`; llama.cpp, `llama-vocab.cpp`.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap};
+
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
+
+use super::{MAX_VOCAB_SIZE, catching};
+
+/// How SentencePiece writes a space.
+pub(super) const SPACE: char = '▁';
+
+/// Longer pieces are refused: every lookup costs as much as the piece is long. The longest in use has some
+/// hundred bytes.
+const MAX_PIECE_BYTES: usize = 1024;
+
+/// What a piece is for; in numbers, as files have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl Kind {
+    /// From `SentencePiece.Type`, or `tokenizer.ggml.token_type`.
+    pub(super) fn from_number(number: i64) -> Option<Self> {
+        match number {
+            1 => Some(Kind::Normal),
+            2 => Some(Kind::Unknown),
+            3 => Some(Kind::Control),
+            4 => Some(Kind::UserDefined),
+            5 => Some(Kind::Unused),
+            6 => Some(Kind::Byte),
+            _ => None,
+        }
+    }
+
+    /// Whether text may become this piece by merging.
+    fn is_text(self) -> bool {
+        matches!(self, Kind::Normal | Kind::UserDefined | Kind::Unused)
+    }
+}
+
+/// A token; its id is its place.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// As the file spells it; empty for an id without a token.
+    pub(super) text: String,
+    pub(super) score: f32,
+    pub(super) kind: Kind,
+    /// How it is found in text, if it is found before everything else.
+    pub(super) added: Option<AddedToken>,
+}
+
+impl Piece {
+    /// A piece as vocabularies have it: control, unknown and user-defined ones are found as they are spelt.
+    pub(super) fn new(text: String, score: f32, kind: Kind) -> Self {
+        let added = match kind {
+            Kind::Control | Kind::Unknown => Some(AddedToken::from(text.as_str(), true)),
+            Kind::UserDefined => Some(AddedToken::from(text.as_str(), false).normalized(false)),
+            Kind::Normal | Kind::Unused | Kind::Byte => None,
+        };
+        Piece { text, score, kind, added }
+    }
+
+    /// Makes this the token of `added`.
+    pub(super) fn set_added(&mut self, added: AddedToken) {
+        self.kind = if added.special { Kind::Control } else { Kind::UserDefined };
+        self.text.clone_from(&added.content);
+        self.added = Some(added);
+    }
+}
+
+/// How text is prepared, and what is put around it.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// Whether a text begins with a space that is not there.
+    pub(super) add_space_prefix: bool,
+    /// Whether what follows a special token does, too.
+    pub(super) prefix_after_special: bool,
+    /// Whether runs of spaces count as one, and spaces at both ends as none.
+    pub(super) remove_extra_whitespaces: bool,
+    /// Added before every text.
+    pub(super) first: Option<u32>,
+    /// Added after every text.
+    pub(super) last: Option<u32>,
+}
+
+/// A vocabulary of pieces with scores.
+pub(super) struct SentencePiece {
+    pieces: Vec<Piece>,
+    /// By spelling; of equal ones the first.
+    ids: HashMap<String, u32>,
+    /// The token of each byte.
+    bytes: Vec<Option<u32>>,
+    unknown: Option<u32>,
+    /// Finds special and user-defined tokens in text.
+    added: AddedVocabulary,
+    /// The same without special tokens.
+    splitting: AddedVocabulary,
+    settings: Settings,
+}
+
+impl SentencePiece {
+    /// Checks the vocabulary. Returns what is odd about it, too.
+    pub(super) fn new(
+        pieces: Vec<Piece>,
+        settings: Settings,
+    ) -> std::result::Result<(Self, Vec<String>), String> {
+        if pieces.is_empty() || pieces.len() > MAX_VOCAB_SIZE {
+            return Err(format!(
+                "the vocabulary has {} pieces, expected 1 to {MAX_VOCAB_SIZE}",
+                pieces.len()
+            ));
+        }
+        let mut ids = HashMap::with_capacity(pieces.len());
+        let mut special = Vocab::default();
+        let mut added_tokens = Vec::new();
+        let mut unknown = None;
+        for (id, piece) in (0..).zip(&pieces) {
+            if piece.score.is_nan() {
+                return Err(format!("the score of piece {id} is not a number"));
+            }
+            if piece.text.len() > MAX_PIECE_BYTES {
+                let bytes = piece.text.len();
+                return Err(format!("piece {id} has {bytes} bytes, the limit is {MAX_PIECE_BYTES}"));
+            }
+            if piece.kind == Kind::Unknown {
+                unknown = unknown.or(Some(id));
+            }
+            if piece.text.is_empty() || ids.contains_key(&piece.text) {
+                continue;
+            }
+            ids.insert(piece.text.clone(), id);
+            if let Some(token) = &piece.added {
+                special.insert(piece.text.clone(), id);
+                added_tokens.push(token.clone());
+            }
+        }
+        let bytes: Vec<Option<u32>> =
+            (0..=u8::MAX).map(|byte| ids.get(&format!("<0x{byte:02X}>")).copied()).collect();
+        if unknown.is_none() && bytes.contains(&None) {
+            return Err("the vocabulary has neither an unknown token nor one for every byte".into());
+        }
+        let added = catching(|| {
+            let vocabulary = BPE::builder().vocab_and_merges(special, Vec::new()).build()?;
+            let mut added = AddedVocabulary::new();
+            added.add_tokens(added_tokens, &vocabulary, None::<&NormalizerWrapper>)?;
+            Ok(added)
+        })?;
+        let mut splitting = added.clone();
+        splitting.set_encode_special_tokens(true);
+
+        let mut warnings = Vec::new();
+        let named = pieces.iter().filter(|piece| !piece.text.is_empty()).count();
+        if ids.len() < named {
+            warnings.push(format!("{} pieces of the vocabulary are spelt like another", named - ids.len()));
+        }
+        let mut scores =
+            pieces.iter().filter(|piece| piece.kind == Kind::Normal && piece.text.chars().nth(1).is_some());
+        if let Some(first) = scores.next()
+            && scores.clone().next().is_some()
+            && scores.all(|piece| piece.score == first.score)
+        {
+            warnings.push(
+                "all pieces of the vocabulary have the same score; the token ids may not be the model's own"
+                    .into(),
+            );
+        }
+        Ok((SentencePiece { pieces, ids, bytes, unknown, added, splitting, settings }, warnings))
+    }
+
+    /// The ids of `text`.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+    ) -> std::result::Result<Vec<u32>, String> {
+        let mut ids = Vec::new();
+        ids.extend(self.settings.first.filter(|_| add_special_tokens));
+        let added = if split_special_tokens { &self.splitting } else { &self.added };
+        let parts = catching(|| Ok(added.extract_and_normalize(None::<&NormalizerWrapper>, text)))?;
+        let mut prefix = self.settings.add_space_prefix;
+        for (part, _, tokens) in parts.get_splits(OffsetReferential::Original, OffsetType::None) {
+            match tokens {
+                Some(tokens) => {
+                    ids.extend(tokens.iter().map(|token| token.id));
+                    prefix = self.settings.add_space_prefix && self.settings.prefix_after_special;
+                }
+                None => {
+                    self.merge(&self.prepare(part, prefix), &mut ids)?;
+                    prefix = false;
+                }
+            }
+        }
+        ids.extend(self.settings.last.filter(|_| add_special_tokens));
+        Ok(ids)
+    }
+
+    /// Spells spaces as the pieces do.
+    fn prepare(&self, text: &str, prefix: bool) -> String {
+        let mut prepared = String::with_capacity(text.len() + SPACE.len_utf8());
+        if self.settings.remove_extra_whitespaces {
+            for word in text.split(' ').filter(|word| !word.is_empty()) {
+                if prefix || !prepared.is_empty() {
+                    prepared.push(SPACE);
+                }
+                prepared.push_str(word);
+            }
+            prepared.truncate(prepared.trim_end_matches(SPACE).len());
+            return prepared;
+        }
+        if prefix && !text.is_empty() {
+            prepared.push(SPACE);
+        }
+        prepared.extend(text.chars().map(|character| if character == ' ' { SPACE } else { character }));
+        prepared
+    }
+
+    /// The piece that `text` may become by merging.
+    fn piece(&self, text: &str) -> Option<(u32, &Piece)> {
+        let id = *self.ids.get(text)?;
+        let piece = self.pieces.get(id as usize)?;
+        piece.kind.is_text().then_some((id, piece))
+    }
+
+    fn merge(&self, text: &str, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
+        // Positions are 32 bits wide, as there is one symbol per byte of a long text.
+        if u32::try_from(text.len()).is_err() {
+            return Err(format!("a text of {} bytes is too long", text.len()));
+        }
+        let mut symbols = Symbols::new(text);
+        let mut queue = BinaryHeap::with_capacity(symbols.list.len());
+        let offer = |symbols: &Symbols<'_>, queue: &mut BinaryHeap<Pair>, left: u32| {
+            let Some((joined, bytes)) = symbols.joined(left) else { return };
+            if bytes as usize <= MAX_PIECE_BYTES
+                && let Some((_, piece)) = self.piece(joined)
+            {
+                // Adding zero makes -0 and 0 equal.
+                queue.push(Pair { score: piece.score + 0.0, left: Reverse(left), bytes });
+            }
+        };
+        for left in 0..symbols.list.len() as u32 {
+            offer(&symbols, &mut queue, left);
+        }
+        while let Some(Pair { left: Reverse(left), bytes, .. }) = queue.pop() {
+            // Either side may have been merged with another since.
+            if symbols.joined(left).is_none_or(|(_, now)| now != bytes) {
+                continue;
+            }
+            let before = symbols.merge(left);
+            if before != NONE {
+                offer(&symbols, &mut queue, before);
+            }
+            offer(&symbols, &mut queue, left);
+        }
+
+        let mut is_unknown = false;
+        for symbol in symbols.texts() {
+            let was_unknown = std::mem::take(&mut is_unknown);
+            if let Some((id, _)) = self.piece(symbol) {
+                ids.push(id);
+                continue;
+            }
+            let spelt: Option<Vec<u32>> =
+                symbol.bytes().map(|byte| *self.bytes.get(usize::from(byte))?).collect();
+            match spelt {
+                Some(spelt) => ids.extend(spelt),
+                None => {
+                    // A run of unknown characters is one token.
+                    is_unknown = true;
+                    ids.extend(self.unknown.filter(|_| !was_unknown));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    pub(super) fn id_to_token(&self, id: u32) -> Option<String> {
+        self.pieces.get(id as usize).map(|piece| piece.text.clone()).filter(|text| !text.is_empty())
+    }
+
+    /// Whether decoding may skip the token.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.pieces.get(id as usize).and_then(|piece| piece.added.as_ref()).is_some_and(|token| token.special)
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether decoded text begins with a space that was not there.
+    pub(super) fn adds_space_prefix(&self) -> bool {
+        self.settings.add_space_prefix
+    }
+}
+
+const NONE: u32 = u32::MAX;
+
+/// A text cut into symbols; each is a linked list's node, in place of the character it began with.
+struct Symbols<'a> {
+    text: &'a str,
+    list: Vec<Symbol>,
+}
+
+struct Symbol {
+    start: u32,
+    /// 0 once it is part of the symbol before it.
+    bytes: u32,
+    before: u32,
+    after: u32,
+}
+
+impl<'a> Symbols<'a> {
+    /// One symbol per character.
+    fn new(text: &'a str) -> Self {
+        let mut list: Vec<Symbol> = text
+            .char_indices()
+            .zip(0u32..)
+            .map(|((start, character), index)| Symbol {
+                start: start as u32,
+                bytes: character.len_utf8() as u32,
+                before: index.checked_sub(1).unwrap_or(NONE),
+                after: index + 1,
+            })
+            .collect();
+        if let Some(last) = list.last_mut() {
+            last.after = NONE;
+        }
+        Symbols { text, list }
+    }
+
+    /// The text of a symbol and the one after it, with its length.
+    fn joined(&self, left: u32) -> Option<(&'a str, u32)> {
+        let symbol = self.list.get(left as usize).filter(|symbol| symbol.bytes > 0)?;
+        let bytes = symbol.bytes + self.list.get(symbol.after as usize)?.bytes;
+        Some((self.slice(symbol.start, bytes)?, bytes))
+    }
+
+    fn slice(&self, start: u32, bytes: u32) -> Option<&'a str> {
+        self.text.get(start as usize..start as usize + bytes as usize)
+    }
+
+    /// Makes a symbol and the one after it one; returns the symbol before.
+    fn merge(&mut self, left: u32) -> u32 {
+        let Some(symbol) = self.list.get(left as usize) else { return NONE };
+        let (before, right) = (symbol.before, symbol.after);
+        let Some(merged) = self.list.get_mut(right as usize) else { return NONE };
+        let (bytes, after) = (std::mem::take(&mut merged.bytes), merged.after);
+        if let Some(symbol) = self.list.get_mut(left as usize) {
+            symbol.bytes += bytes;
+            symbol.after = after;
+        }
+        if let Some(next) = self.list.get_mut(after as usize) {
+            next.before = left;
+        }
+        before
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &'a str> {
+        self.list
+            .iter()
+            .filter(|symbol| symbol.bytes > 0)
+            .filter_map(|symbol| self.slice(symbol.start, symbol.bytes))
+    }
+}
+
+/// Two neighbours that make a piece: better scores first, then those further left.
+struct Pair {
+    score: f32,
+    left: Reverse<u32>,
+    /// Of both together, to notice pairs that have changed since.
+    bytes: u32,
+}
+
+impl Ord for Pair {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score.total_cmp(&other.score).then_with(|| self.left.cmp(&other.left))
+    }
+}
+
+impl PartialOrd for Pair {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Pair {}
