@@ -348,7 +348,7 @@ def test_a_folder_that_holds_one_gguf_file(demo, tmp_path):
     assert candle_llama.load_tokenizer(tmp_path).vocab_size == 49152
 
 
-@pytest.mark.parametrize("module", ["errors", "sampling", "types", "tokenizer", "llama"])
+@pytest.mark.parametrize("module", ["errors", "sampling", "types", "tokenizer", "llama", "memory"])
 def test_docstring_examples_run(module):
     failures, tried = doctest.testmod(importlib.import_module(f"candle_llama.{module}"))
     assert tried > 0

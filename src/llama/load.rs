@@ -100,8 +100,6 @@ enum EngineKind {
 
 /// The most threads that a caller may ask for: far above any machine's cores.
 const MOST_THREADS: usize = 4096;
-/// The share of the memory left beside the weights that keys and values may take.
-const KV_SHARE: f64 = 0.8;
 /// The context that is offered however little memory is left.
 const LEAST_CONTEXT: usize = 512;
 
@@ -205,6 +203,7 @@ impl Opened {
         options: &LoadOptions,
         choices: &Choices,
         warnings: &mut Vec<String>,
+        notes: &mut Vec<String>,
     ) -> Result<(usize, u64)> {
         let own = self.config.context_length();
         let asked = self.asked_context(options)?;
@@ -217,14 +216,16 @@ impl Opened {
         let least = options.context_length.unwrap_or(own.min(LEAST_CONTEXT));
         let needed = MemoryEstimate::new(self, choices, least);
         warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
-        let left = memory.available.saturating_sub(needed.weights.saturating_add(needed.scratch));
-        let budget = (left as f64 * KV_SHARE) as u64;
-        let block_bytes = self.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX) as u64;
-        let fits = (budget / block_bytes.max(1)).saturating_mul(crate::kernels::BLOCK_POSITIONS as u64);
-        let fits = usize::try_from(fits).unwrap_or(usize::MAX).max(LEAST_CONTEXT);
+        let block_bytes = self.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX);
+        let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
+        let fits = fits.max(LEAST_CONTEXT);
         let context_length = options.context_length.unwrap_or(own.min(fits));
-        // One sequence as long as was promised has room, if only in swap.
-        Ok((context_length, budget.max(needed.kv_cache)))
+        if context_length < asked {
+            notes.push(format!(
+                "context_length is {context_length}, not the model's own {own}, for want of memory"
+            ));
+        }
+        Ok((context_length, budget))
     }
 }
 
@@ -251,7 +252,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
     warnings.extend(opened.generation.warnings.iter().cloned());
     let mut notes = Vec::new();
 
-    let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings)?;
+    let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings, &mut notes)?;
     let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
     let storage = model.storage();
 

@@ -10,6 +10,8 @@ use crate::sys::Memory;
 use candle_core::DType;
 use std::path::Path;
 
+/// The share of the memory left beside the model that keys and values may take.
+const KV_SHARE: f64 = 0.8;
 /// Rows that Candle's Llama is given at once, at most.
 const CANDLE_ROWS: u64 = 512;
 const F32_BYTES: u64 = size_of::<f32>() as u64;
@@ -156,6 +158,15 @@ pub(super) fn check(
     }))
 }
 
+/// The positions that there is room for without swapping, and the bytes that keys and values of all
+/// sequences may take: at least those of `needed`, which [`check`] let pass, if only in swap.
+pub(super) fn room(needed: &MemoryEstimate, memory: Memory, block_bytes: u64) -> (usize, u64) {
+    let left = memory.available.saturating_sub(needed.weights.saturating_add(needed.scratch));
+    let budget = (left as f64 * KV_SHARE) as u64;
+    let positions = (budget / block_bytes.max(1)).saturating_mul(BLOCK_POSITIONS as u64);
+    (usize::try_from(positions).unwrap_or(usize::MAX), budget.max(needed.kv_cache))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,6 +206,16 @@ mod tests {
             Err(Error::OutOfMemory { needed: 330, available: 329, .. }) => {}
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn keys_and_values_get_a_share_of_what_is_left_and_always_what_was_promised() {
+        let positions = BLOCK_POSITIONS;
+        assert_eq!(room(&NEEDED, memory(2030, 0), 100), (8 * positions, 800));
+        assert_eq!(room(&NEEDED, memory(2029, 0), 100), (7 * positions, 799));
+        assert_eq!(room(&NEEDED, memory(1100, 500), 100), (0, 200), "in swap");
+        assert_eq!(room(&NEEDED, memory(2030, 0), u64::MAX), (0, 800));
+        assert_eq!(room(&NEEDED, memory(u64::MAX, 0), 0).0, usize::MAX);
     }
 
     #[test]
