@@ -438,6 +438,38 @@ def test_a_tokenizer_that_is_no_file_leaves_the_model_its_ids(folder, put, name)
             model.generate("text")
 
 
+# Files that change while they are in use
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be cut there")
+@pytest.mark.parametrize("write", [checkpoints.write_checkpoint, checkpoints.write_gguf])
+def test_a_file_that_shrinks_under_the_model_is_an_error_and_no_signal(tmp_path, write):
+    path = write(tmp_path / "model.gguf")
+    file = path / "model.safetensors" if path.is_dir() else path
+    length = file.stat().st_size
+    with candle_llama.load(path) as model:
+        stream = model.stream([1, 2], max_new_tokens=20, ignore_eos=True)
+        next(stream)
+        os.truncate(file, 100)
+        for attempt in (lambda: model.generate([1, 2]), lambda: model.logits([1, 2]), lambda: list(stream)):
+            with pytest.raises(CheckpointError, match="truncated") as caught:
+                attempt()
+            assert (caught.value.path, caught.value.got) == (str(file), 100)
+            assert caught.value.expected == length
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be removed there")
+def test_a_file_that_is_replaced_or_removed_under_the_model_is_kept(folder):
+    file = folder / "model.safetensors"
+    with candle_llama.load(folder) as model:
+        before = model.logits([1, 2])
+        (folder / "other").write_bytes(b"short")
+        (folder / "other").replace(file)
+        np.testing.assert_array_equal(model.logits([1, 2]), before)
+        file.unlink()
+        np.testing.assert_array_equal(model.logits([1, 2]), before)
+
+
 # Memory
 
 

@@ -99,6 +99,8 @@ pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmH
 impl Model for CpuModel {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         super::check_spans(spans, self.config.vocab_size)?;
+        // Reading what a file has lost since it was mapped would kill the process.
+        self.weights.files.check()?;
         self.forward_chunks(spans, cancel)
     }
 

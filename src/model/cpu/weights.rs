@@ -1,7 +1,7 @@
 //! The tensors of a Llama, in their storage types, with the shapes that the config asks for.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
-use crate::checkpoint::{Checkpoint, Format, Tensor};
+use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
 use crate::kernels::{WeightRows, WeightType};
@@ -19,6 +19,8 @@ pub(super) struct Weights {
     pub(super) norm: Vec<f32>,
     /// `(vocab_size, hidden_size)`; None if the embedding is the head.
     lm_head: Option<Matrix>,
+    /// What the stored matrices lie in.
+    pub(super) files: MappedFiles,
     /// See [`super::CpuModel::unused_tensors`].
     pub(super) unused: Vec<String>,
 }
@@ -204,6 +206,7 @@ impl Weights {
             layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
             norm: loader.vector("model.norm.weight", hidden)?,
             lm_head,
+            files: checkpoint.files(),
             unused: loader.unused(),
         })
     }
