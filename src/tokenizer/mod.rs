@@ -13,6 +13,7 @@ mod encoder;
 mod gguf;
 mod hf;
 mod hf_config;
+mod merging;
 mod pre_tokenizers;
 mod sentence_piece;
 mod tiktoken;
@@ -244,5 +245,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tokenizer_model_tests;
 #[cfg(test)]
 mod vocabulary_tests;

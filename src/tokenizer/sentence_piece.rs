@@ -7,12 +7,13 @@
 //!
 //! Source: SentencePiece, `bpe_model.cc`; llama.cpp, `llama-vocab.cpp`.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
 
+use super::merging::{NONE, Pair, Symbols};
 use super::{MAX_VOCAB_SIZE, catching};
 
 /// How SentencePiece writes a space.
@@ -311,101 +312,3 @@ impl SentencePiece {
         self.settings.add_space_prefix
     }
 }
-
-const NONE: u32 = u32::MAX;
-
-/// A text cut into symbols; each is a linked list's node, in place of the character it began with.
-struct Symbols<'a> {
-    text: &'a str,
-    list: Vec<Symbol>,
-}
-
-struct Symbol {
-    start: u32,
-    /// 0 once it is part of the symbol before it.
-    bytes: u32,
-    before: u32,
-    after: u32,
-}
-
-impl<'a> Symbols<'a> {
-    /// One symbol per character.
-    fn new(text: &'a str) -> Self {
-        let mut list: Vec<Symbol> = text
-            .char_indices()
-            .zip(0u32..)
-            .map(|((start, character), index)| Symbol {
-                start: start as u32,
-                bytes: character.len_utf8() as u32,
-                before: index.checked_sub(1).unwrap_or(NONE),
-                after: index + 1,
-            })
-            .collect();
-        if let Some(last) = list.last_mut() {
-            last.after = NONE;
-        }
-        Symbols { text, list }
-    }
-
-    /// The text of a symbol and the one after it, with its length.
-    fn joined(&self, left: u32) -> Option<(&'a str, u32)> {
-        let symbol = self.list.get(left as usize).filter(|symbol| symbol.bytes > 0)?;
-        let bytes = symbol.bytes + self.list.get(symbol.after as usize)?.bytes;
-        Some((self.slice(symbol.start, bytes)?, bytes))
-    }
-
-    fn slice(&self, start: u32, bytes: u32) -> Option<&'a str> {
-        self.text.get(start as usize..start as usize + bytes as usize)
-    }
-
-    /// Makes a symbol and the one after it one; returns the symbol before.
-    fn merge(&mut self, left: u32) -> u32 {
-        let Some(symbol) = self.list.get(left as usize) else { return NONE };
-        let (before, right) = (symbol.before, symbol.after);
-        let Some(merged) = self.list.get_mut(right as usize) else { return NONE };
-        let (bytes, after) = (std::mem::take(&mut merged.bytes), merged.after);
-        if let Some(symbol) = self.list.get_mut(left as usize) {
-            symbol.bytes += bytes;
-            symbol.after = after;
-        }
-        if let Some(next) = self.list.get_mut(after as usize) {
-            next.before = left;
-        }
-        before
-    }
-
-    fn texts(&self) -> impl Iterator<Item = &'a str> {
-        self.list
-            .iter()
-            .filter(|symbol| symbol.bytes > 0)
-            .filter_map(|symbol| self.slice(symbol.start, symbol.bytes))
-    }
-}
-
-/// Two neighbours that make a piece: better scores first, then those further left.
-struct Pair {
-    score: f32,
-    left: Reverse<u32>,
-    /// Of both together, to notice pairs that have changed since.
-    bytes: u32,
-}
-
-impl Ord for Pair {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then_with(|| self.left.cmp(&other.left))
-    }
-}
-
-impl PartialOrd for Pair {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Pair {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Pair {}

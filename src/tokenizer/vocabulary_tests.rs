@@ -1,16 +1,14 @@
-//! Vocabularies that are no tokenizer.json: GGUF files and tokenizer.model, sound and broken.
+//! Vocabularies of GGUF files, sound and broken; and how SentencePiece's are merged.
 
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
 use super::tests::check_stream;
-use super::tokenizer_model::{Model, Refusal};
 use super::*;
 
 /// A GGUF file without tensors.
 #[derive(Clone, Default)]
-struct Gguf {
+pub(super) struct Gguf {
     count: u64,
     bytes: Vec<u8>,
 }
@@ -28,7 +26,7 @@ impl Gguf {
         self
     }
 
-    fn string(self, key: &str, text: &str) -> Self {
+    pub(super) fn string(self, key: &str, text: &str) -> Self {
         self.value(key, 8, &Self::string_bytes(text))
     }
 
@@ -55,7 +53,7 @@ impl Gguf {
         [head, self.bytes.clone()].concat()
     }
 
-    fn open(&self) -> Result<Tokenizer> {
+    pub(super) fn open(&self) -> Result<Tokenizer> {
         open(&self.file())
     }
 }
@@ -69,7 +67,7 @@ fn open(bytes: &[u8]) -> Result<Tokenizer> {
 const TEXTS: [&str; 12] = ["▁", "a", "b", "é", "ab", "▁a", "▁ab", "aba", "▁▁", "日", "ba", "▁b"];
 
 /// Llama 2's layout: unknown, BOS, EOS, bytes, then pieces, better ones first.
-fn pieces() -> Vec<Piece> {
+pub(super) fn pieces() -> Vec<Piece> {
     let specials = [("<unk>", Kind::Unknown), ("<s>", Kind::Control), ("</s>", Kind::Control)];
     let specials = specials.map(|(text, kind)| Piece::new(text.into(), 0.0, kind));
     let bytes = (0..=255).map(|byte: u8| Piece::new(format!("<0x{byte:02X}>"), 0.0, Kind::Byte));
@@ -79,7 +77,7 @@ fn pieces() -> Vec<Piece> {
     specials.into_iter().chain(bytes).chain(texts).chain(added).collect()
 }
 
-fn sentence_piece_gguf(pieces: &[Piece]) -> Gguf {
+pub(super) fn sentence_piece_gguf(pieces: &[Piece]) -> Gguf {
     let scores: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.score.to_le_bytes().to_vec()).collect();
     let types: Vec<Vec<u8>> =
         pieces.iter().map(|piece| (piece.kind as i32 + 1).to_le_bytes().to_vec()).collect();
@@ -108,7 +106,7 @@ fn byte_level_gguf(pre: Option<&str>) -> Gguf {
     }
 }
 
-fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
+pub(super) fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
     let ids = tokenizer.encode(text, true, false).unwrap();
     ids.into_iter().map(|id| tokenizer.id_to_token(id).unwrap()).collect()
 }
@@ -257,120 +255,6 @@ fn broken_vocabularies_are_refused() {
     assert_eq!(tokenizer.id_to_token(odd.len() as u32 - 1), None);
 }
 
-// --- tokenizer.model ---
-
-fn varint(mut number: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
-}
-
-fn flag(field: u64, number: u64) -> Vec<u8> {
-    [varint(field << 3), varint(number)].concat()
-}
-
-fn message(field: u64, bytes: &[u8]) -> Vec<u8> {
-    [varint(field << 3 | 2), varint(bytes.len() as u64), bytes.to_vec()].concat()
-}
-
-fn model_bytes(pieces: &[Piece], trainer: &[u8], normalizer: &[u8]) -> Vec<u8> {
-    let piece = |piece: &Piece| {
-        let text = message(1, piece.text.as_bytes());
-        let score = [varint(2 << 3 | 5), piece.score.to_le_bytes().to_vec()].concat();
-        message(1, &[text, score, flag(3, piece.kind as u64 + 1)].concat())
-    };
-    let pieces: Vec<u8> = pieces.iter().flat_map(piece).collect();
-    [pieces, message(2, trainer), message(3, normalizer)].concat()
-}
-
-fn llama_2_bytes() -> Vec<u8> {
-    model_bytes(&llama_2_pieces(), &flag(3, 2), &flag(4, 0))
-}
-
-/// Without a user-defined piece, which Llama 2 has none of.
-fn llama_2_pieces() -> Vec<Piece> {
-    pieces().into_iter().filter(|piece| piece.kind != Kind::UserDefined).collect()
-}
-
-fn open_model(model: &[u8], files: &[(&str, Value)]) -> Result<Tokenizer> {
-    let dir = TempDir::new().unwrap();
-    std::fs::write(dir.path().join("tokenizer.model"), model).unwrap();
-    for (name, content) in files {
-        std::fs::write(dir.path().join(name), content.to_string()).unwrap();
-    }
-    Tokenizer::open(dir.path())
-}
-
-#[test]
-fn a_folder_with_tokenizer_model_alone_is_read() {
-    use serde_json::json;
-    let tokenizer = open_model(&llama_2_bytes(), &[]).unwrap();
-    assert_eq!(tokenizer.kind(), "tokenizer.model");
-    assert_eq!((tokenizer.bos_token_id(), tokenizer.eos_token_id()), (Some(1), Some(2)));
-    let gguf = sentence_piece_gguf(&pieces()).open().unwrap();
-    for text in ["", "abab aba 日😀", " </s>  a<s>b"] {
-        assert_eq!(tokens(&tokenizer, text), tokens(&gguf, text));
-    }
-    let config = json!({
-        "add_bos_token": false, "add_eos_token": true, "legacy": false, "pad_token": "<pad>",
-        "added_tokens_decoder": {
-            "280": {"content": "<|im_end|>", "special": true}, "1": {"content": "<begin>", "special": true},
-            "276": {"content": "<think>", "special": false, "rstrip": true},
-        },
-    });
-    let files = [("tokenizer_config.json", config), ("added_tokens.json", json!({"<old>": 275}))];
-    let tokenizer = open_model(&llama_2_bytes(), &files).unwrap();
-    let id = |token: &str| tokenizer.token_to_id(token);
-    assert_eq!(id("<begin>"), Some(1));
-    assert_eq!(
-        (id("<old>"), id("<think>"), id("<|im_end|>"), id("<pad>")),
-        (Some(275), Some(276), Some(280), Some(281))
-    );
-    assert_eq!((tokenizer.vocab_size(), tokenizer.id_to_token(278)), (282, None));
-    assert_eq!(
-        tokens(&tokenizer, "a<think>  a<|im_end|>b"),
-        ["▁a", "<think>", "a", "<|im_end|>", "b", "</s>"]
-    );
-    let ids = tokenizer.encode("a<|im_end|><think>", false, false).unwrap();
-    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a<think>");
-}
-
-#[test]
-fn what_a_tokenizer_model_says_is_kept_or_refused() {
-    let defaults = Model::read(&model_bytes(&llama_2_pieces(), &flag(3, 2), &[])).unwrap();
-    assert!(defaults.add_dummy_prefix && defaults.remove_extra_whitespaces);
-    let none = [flag(3, 2), flag(41, u64::MAX)].concat();
-    let said =
-        Model::read(&model_bytes(&llama_2_pieces(), &none, &[flag(3, 0), flag(4, 0)].concat())).unwrap();
-    assert_eq!((said.bos_id, said.eos_id), (None, Some(2)));
-    assert!(!said.add_dummy_prefix && !said.remove_extra_whitespaces);
-    let charsmap = message(2, b"x");
-    for (trainer, normalizer, key) in [
-        (flag(3, 1), vec![], "unigram"),
-        (vec![], vec![], "unigram"),
-        (flag(3, 9), vec![], "unknown type"),
-        ([flag(3, 2), flag(24, 1)].concat(), vec![], "treat_whitespace_as_suffix"),
-        (flag(3, 2), charsmap, "precompiled_charsmap"),
-        (flag(3, 2), flag(5, 0), "escape_whitespaces"),
-    ] {
-        let error = open_model(&model_bytes(&llama_2_pieces(), &trainer, &normalizer), &[]).unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-        let error = error.to_string();
-        assert!(error.contains(key) && error.contains("save_pretrained"), "{error}");
-    }
-    let user_defined = open_model(&model_bytes(&pieces(), &flag(3, 2), &[]), &[]).unwrap_err();
-    assert!(user_defined.to_string().contains("user-defined"), "{user_defined}");
-    let cut = llama_2_bytes();
-    for end in [1, 2, 5, cut.len() / 2, cut.len() - 1] {
-        let read = Model::read(&cut[..end]);
-        assert!(matches!(read, Err(Refusal::Malformed(_) | Refusal::Unsupported(..))), "cut at {end}");
-    }
-}
-
 // --- Properties ---
 
 /// The same algorithm, as it is described: look at all pairs, merge the best.
@@ -437,29 +321,20 @@ proptest! {
         check_stream(&Arc::new(file.open().unwrap()), &ids, skip);
     }
 
-    /// Bytes changed at random, in files of every kind: an error or a tokenizer, never a panic.
+    /// Bytes changed at random, in vocabularies of both kinds: an error or a tokenizer, never a panic.
     #[test]
     fn mutated_files_never_panic(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), kind in 0..3u8,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), is_byte_level in any::<bool>(),
     ) {
-        let mut bytes = match kind {
-            0 => sentence_piece_gguf(&pieces()).file(),
-            1 => byte_level_gguf(Some("llama-bpe")).file(),
-            _ => llama_2_bytes(),
-        };
+        let file =
+            if is_byte_level { byte_level_gguf(Some("llama-bpe")) } else { sentence_piece_gguf(&pieces()) };
+        let mut bytes = file.file();
         for (at, byte) in changes {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        let opened = if kind < 2 { open(&bytes) } else { open_model(&bytes, &[]) };
-        if let Ok(tokenizer) = opened && let Ok(ids) = tokenizer.encode("ab é </s> hello", true, false) {
+                if let Ok(tokenizer) = open(&bytes) && let Ok(ids) = tokenizer.encode("ab é </s> hello", true, false) {
             tokenizer.decode(&ids, false).unwrap();
         }
-    }
-
-    #[test]
-    fn any_bytes_are_a_model_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = Model::read(&bytes);
-        let _ = tiktoken::read(&bytes);
     }
 }
