@@ -134,6 +134,7 @@ def load_tokenizer(
     Raises:
         FileNotFoundError: There is no such source, or no tokenizer in it.
         CheckpointError: The tokenizer's files are broken.
+        UnsupportedModelError: The tokenizer is of a kind that is not read exactly.
 
     Example:
         >>> import candle_llama

@@ -15,7 +15,7 @@ use super::encoder::Encoder;
 use super::hf::post_processor;
 use super::pre_tokenizers::{self, DEFAULT, LLAMA_3, PreTokenizer};
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
-use super::{MAX_VOCAB_SIZE, Parts, catching};
+use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens};
 use crate::checkpoint::gguf::{self, Metadata};
 use crate::error::{Error, Result};
 
@@ -115,7 +115,10 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
         Kind::UserDefined => Some(AddedToken::from(token.as_str(), false).normalized(false)),
         Kind::Normal | Kind::Unused | Kind::Byte => None,
     });
-    catching(|| tokenizer.add_tokens(added)).map_err(|reason| malformed(metadata, reason))?;
+    let added: Vec<AddedToken> = added.collect();
+    check_added_tokens(added.len())
+        .and_then(|()| catching(|| tokenizer.add_tokens(added)))
+        .map_err(|reason| malformed(metadata, reason))?;
 
     let first = added_around(metadata, ADD_BOS, pre.add_bos_token, (BOS, bos))?;
     let last = added_around(metadata, ADD_EOS, false, (EOS, eos))?;

@@ -12,7 +12,7 @@ use super::encoder::Encoder;
 use super::hf_config::{Config, read_json};
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
 use super::tokenizer_model::{Model, Refusal};
-use super::{MAX_VOCAB_SIZE, Parts, catching, tiktoken};
+use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens, tiktoken};
 use crate::checkpoint::mmap::read_bounded;
 use crate::error::{Error, Result};
 
@@ -122,6 +122,7 @@ fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, 
     if shape.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
         return Err("model.continuing_subword_prefix is set, as in no Llama".into());
     }
+    check_added_tokens(shape.added_tokens.len())?;
     let tokenizer = catching(|| tokenizers::Tokenizer::from_bytes(bytes))?;
     // The library numbers added tokens in their order, whatever the file says, and transformers with it.
     let renumbered = shape.added_tokens.iter().find_map(|added| {

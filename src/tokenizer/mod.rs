@@ -38,6 +38,18 @@ use crate::error::{Error, Result};
 /// about 262,000 tokens.
 const MAX_VOCAB_SIZE: usize = 1 << 22;
 
+/// Tokens that are looked for in the text before everything else; each costs a kilobyte. Vocabularies in use
+/// have up to some thousands.
+const MAX_ADDED_TOKENS: usize = 1 << 18;
+
+/// Refuses more added tokens than [`MAX_ADDED_TOKENS`].
+fn check_added_tokens(count: usize) -> std::result::Result<(), String> {
+    if count > MAX_ADDED_TOKENS {
+        return Err(format!("{count} tokens are special or user-defined, the limit is {MAX_ADDED_TOKENS}"));
+    }
+    Ok(())
+}
+
 /// What [`hf`] and [`gguf`] read from their files.
 struct Parts {
     encoder: Encoder,

@@ -9,12 +9,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::sync::OnceLock;
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
 
 use super::merging::{NONE, Pair, Symbols};
-use super::{MAX_VOCAB_SIZE, catching};
+use super::{MAX_VOCAB_SIZE, catching, check_added_tokens};
 
 /// How SentencePiece writes a space.
 pub(super) const SPACE: char = '▁';
@@ -109,8 +110,8 @@ pub(super) struct SentencePiece {
     unknown: Option<u32>,
     /// Finds special and user-defined tokens in text.
     added: AddedVocabulary,
-    /// The same without special tokens.
-    splitting: AddedVocabulary,
+    /// The same without special tokens; made when first asked for.
+    splitting: OnceLock<AddedVocabulary>,
     settings: Settings,
 }
 
@@ -155,14 +156,13 @@ impl SentencePiece {
         if unknown.is_none() && bytes.contains(&None) {
             return Err("the vocabulary has neither an unknown token nor one for every byte".into());
         }
+        check_added_tokens(added_tokens.len())?;
         let added = catching(|| {
             let vocabulary = BPE::builder().vocab_and_merges(special, Vec::new()).build()?;
             let mut added = AddedVocabulary::new();
             added.add_tokens(added_tokens, &vocabulary, None::<&NormalizerWrapper>)?;
             Ok(added)
         })?;
-        let mut splitting = added.clone();
-        splitting.set_encode_special_tokens(true);
 
         let mut warnings = Vec::new();
         let named = pieces.iter().filter(|piece| !piece.text.is_empty()).count();
@@ -180,6 +180,7 @@ impl SentencePiece {
                     .into(),
             );
         }
+        let splitting = OnceLock::new();
         Ok((SentencePiece { pieces, ids, bytes, unknown, added, splitting, settings }, warnings))
     }
 
@@ -192,7 +193,15 @@ impl SentencePiece {
     ) -> std::result::Result<Vec<u32>, String> {
         let mut ids = Vec::new();
         ids.extend(self.settings.first.filter(|_| add_special_tokens));
-        let added = if split_special_tokens { &self.splitting } else { &self.added };
+        let added = if split_special_tokens {
+            self.splitting.get_or_init(|| {
+                let mut added = self.added.clone();
+                added.set_encode_special_tokens(true);
+                added
+            })
+        } else {
+            &self.added
+        };
         let parts = catching(|| Ok(added.extract_and_normalize(None::<&NormalizerWrapper>, text)))?;
         let mut prefix = self.settings.add_space_prefix;
         for (part, _, tokens) in parts.get_splits(OffsetReferential::Original, OffsetType::None) {

@@ -231,7 +231,13 @@ fn broken_vocabularies_are_refused() {
             texts.iter().map(|text| Piece::new((*text).to_owned(), 0.0, Kind::Normal)).collect();
         sentence_piece_gguf(&pieces)
     };
+    let crowded = || {
+        let mut pieces = pieces();
+        pieces.extend((0..=MAX_ADDED_TOKENS).map(|i| Piece::new(i.to_string(), 0.0, Kind::Control)));
+        sentence_piece_gguf(&pieces)
+    };
     for (file, reason) in [
+        (crowded(), "the limit is 262144"),
         (sound.clone().u32("tokenizer.ggml.bos_token_id", 4000), "bos_token_id is 4000"),
         (scored(f32::NAN), "not a number"),
         (long(), "2000 bytes"),
