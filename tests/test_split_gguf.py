@@ -32,6 +32,11 @@ def test_any_part_gives_the_whole_model(parts, tmp_path):
         assert candle_llama.load_tokenizer(part).encode("the world") == text
 
 
+def test_a_folder_of_parts_is_one_model(parts):
+    with candle_llama.load(parts[0].parent) as model:
+        assert model.logits(IDS).shape == (len(IDS), checkpoints.VOCAB_SIZE)
+
+
 def test_inspect_counts_all_parts(parts, tmp_path, command):
     import json
 

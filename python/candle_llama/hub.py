@@ -129,12 +129,17 @@ def _model_in(path: Path, weights: bool) -> Path:
     """Returns `path`, or the .gguf file in it if that is all it has."""
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    if (
-        not path.is_dir()
-        or next(path.glob("*.safetensors" if weights else "tokenizer.json"), None) is not None
-    ):
+    if not path.is_dir():
         return path
-    found = sorted(path.glob("*.gguf"))
+    wanted = ("*.safetensors",) if weights else _TOKENIZERS
+    if any(next(path.glob(pattern), None) is not None for pattern in wanted):
+        return path
+    # Of a model in several files any part will do.
+    found = [
+        file
+        for file in sorted(path.glob("*.gguf"))
+        if not (split := _SPLIT.fullmatch(file.name)) or int(split["part"]) == 1
+    ]
     if len(found) > 1:
         raise CheckpointError(
             f"{path} holds {len(found)} .gguf files: {_some(file.name for file in found)}",
