@@ -424,3 +424,14 @@ def test_errors_keep_their_facts_and_can_be_pickled(cls):
 def test_facts_that_do_not_apply_are_none():
     error = errors.CheckpointError("it broke")
     assert (error.path, error.tensor, error.got, error.expected, error.limit, error.hint) == (None,) * 6
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_a_warning(tmp_path):
+    config = checkpoints.tiny_config(vocab_size=checkpoints.VOCAB_SIZE - 3)
+    path = checkpoints.write_checkpoint(tmp_path / "model", config)
+    with pytest.warns(UserWarning, match=f"ids up to {checkpoints.VOCAB_SIZE - 1}"):
+        model = candle_llama.load(path)
+    with pytest.raises(ValueError, match="vocab_size"):
+        model.generate("<|im_end|>")
+    with pytest.raises(CheckpointError, match="ids up to"):
+        candle_llama.load(path, strict=True)

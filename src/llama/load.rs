@@ -260,6 +260,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
     match Tokenizer::open(path) {
         Ok(opened) => {
             warnings.extend(opened.warnings().iter().cloned());
+            warnings.extend(beyond_vocabulary(opened.vocab_size(), model.vocab_size()));
             let _ = tokenizer.set(Arc::new(opened));
         }
         // Token ids need no tokenizer; who asks for text is told then.
@@ -345,6 +346,13 @@ fn load_model(
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
     warnings.extend(unused_tensors(model.unused_tensors()));
     Ok((Box::new(model), EngineKind::Cpu))
+}
+
+/// A larger model is padded; a larger tokenizer gives ids that the model refuses.
+fn beyond_vocabulary(tokenizer: usize, model: usize) -> Option<String> {
+    (tokenizer > model).then(|| {
+        format!("the tokenizer has ids up to {}, the model refuses those from {model} on", tokenizer - 1)
+    })
 }
 
 /// transformers ignores them too; but they may belong to another model's mathematics.
