@@ -108,7 +108,7 @@ fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8],
         for unit in 0..S::UNITS {
             let w = S::lanes::<L>(block, unit);
             for row in 0..N {
-                sums[row] = L::load(&x[row][first + unit]).mul_add(w, sums[row]);
+                sums[row] = L::load(&x[row][first.wrapping_add(unit)]).mul_add(w, sums[row]);
             }
         }
     }
