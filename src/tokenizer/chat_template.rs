@@ -2,22 +2,25 @@
 //!
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, generation tags, the
 //! globals `raise_exception`, `strftime_now` and `namespace`, and a `tojson` that is Python's `json.dumps`.
-//! [`json`] holds that filter, [`python`] what a template expects of Python's strings and numbers.
+//! minijinja parses, compiles and runs the template. [`program`] puts [`operators`] of ours into what it has
+//! compiled, [`calls`] checks what filters and methods are given, [`budget`] bounds what all of them make,
+//! [`json`], [`printf`] and [`python`] write values as Python does.
 
+mod budget;
+mod calls;
 mod json;
+mod operators;
+mod printf;
+mod program;
 mod python;
+mod render;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-
-/// Instructions that a template may run: a hundred times what a conversation of a thousand messages takes.
-const MAX_INSTRUCTIONS: u64 = 20_000_000;
 
 /// What to render beside the messages.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +69,7 @@ impl ChatTemplates {
         context.insert("messages".into(), messages.clone());
         context.insert("tools".into(), options.tools.clone().unwrap_or(Value::Null));
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
-        render(template, &Value::Object(context))
+        render::render(template, &Value::Object(context))
     }
 
     /// As transformers chooses: the caller's (a template, or the name of one), `tool_use` if there are
@@ -98,57 +101,4 @@ fn check_messages(messages: &Value) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn render(template: &str, context: &Value) -> Result<String> {
-    let environment = environment().map_err(|error| failed(&error))?;
-    let compiled =
-        environment.template_from_named_str("chat_template", template).map_err(|error| failed(&error))?;
-    compiled.render(to_template_value(context)).map_err(|error| failed(&error))
-}
-
-/// JSON as templates see it; objects keep the order of their keys.
-fn to_template_value(value: &Value) -> minijinja::Value {
-    match value {
-        Value::Null => minijinja::Value::from(()),
-        Value::Bool(flag) => minijinja::Value::from(*flag),
-        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(number), _, _) => minijinja::Value::from(number),
-            (_, Some(number), _) => minijinja::Value::from(number),
-            (_, _, number) => minijinja::Value::from(number.unwrap_or(f64::NAN)),
-        },
-        Value::String(text) => minijinja::Value::from(text),
-        Value::Array(items) => items.iter().map(to_template_value).collect(),
-        Value::Object(map) => {
-            minijinja::Value::from_pairs(map.iter().map(|(key, item)| (key, to_template_value(item))))
-        }
-    }
-}
-
-fn environment() -> std::result::Result<Environment<'static>, minijinja::Error> {
-    let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_fuel(Some(MAX_INSTRUCTIONS));
-    environment.add_filter("tojson", json::tojson);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
-    environment.add_function("strftime_now", python::strftime_now);
-    Ok(environment)
-}
-
-fn failed(error: &minijinja::Error) -> Error {
-    let mut reason = "chat template".to_owned();
-    if let Some(line) = error.line() {
-        let _ = write!(reason, ", line {line}");
-    }
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    let _ = write!(reason, ": {detail}");
-    Error::Text { reason }
 }

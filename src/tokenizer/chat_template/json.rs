@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 use super::python;
@@ -22,8 +22,7 @@ struct Style {
 }
 
 /// `value | tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
-pub(super) fn tojson(value: &Value, arguments: Rest<Value>) -> Result<String, Error> {
-    let (positional, keywords): (&[Value], Kwargs) = from_args(&arguments)?;
+pub(super) fn tojson(value: &Value, positional: Rest<Value>, keywords: Kwargs) -> Result<String, Error> {
     let names = ["ensure_ascii", "indent", "separators", "sort_keys"];
     if positional.len() > names.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));

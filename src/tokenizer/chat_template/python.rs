@@ -1,7 +1,17 @@
-//! What templates expect of Python: how it writes floats and formats the time.
+//! What templates expect of Python: its `str` and `repr`, and its clock.
+
+use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, Value};
+use regex::Regex;
+
+use super::budget::Budget;
+use super::operators::invalid;
+
+/// Longest format of a time: what it writes is at most some tens of times as long.
+const MAX_TIME_FORMAT: usize = 1000;
 
 /// The number in `value` if it is a float and not an integer.
 pub(super) fn float(value: &Value) -> Option<f64> {
@@ -10,6 +20,119 @@ pub(super) fn float(value: &Value) -> Option<f64> {
     } else {
         None
     }
+}
+
+/// Python's name of a value's type.
+pub(super) fn type_name(value: &Value) -> &'static str {
+    match value.kind() {
+        ValueKind::Undefined => "undefined",
+        ValueKind::None => "NoneType",
+        ValueKind::Bool => "bool",
+        ValueKind::Number if value.is_integer() => "int",
+        ValueKind::Number => "float",
+        ValueKind::String => "str",
+        ValueKind::Map => "dict",
+        _ if value.is_tuple() => "tuple",
+        ValueKind::Seq | ValueKind::Iterable => "list",
+        _ => "object",
+    }
+}
+
+/// Refuses what Python does not iterate over; minijinja takes None for an empty list.
+pub(super) fn check_iterable(value: &Value) -> Result<(), Error> {
+    if value.is_none() || value.try_iter().is_err() {
+        return Err(invalid(format!("a value of type {} is not iterable", type_name(value))));
+    }
+    Ok(())
+}
+
+/// Python's `str(value)`.
+pub(super) fn str(budget: &Budget, value: &Value) -> Result<String, Error> {
+    match value.as_str() {
+        Some(text) => {
+            budget.work(text.len() as u64)?;
+            Ok(text.to_owned())
+        }
+        None if value.is_undefined() => Ok(String::new()),
+        None => repr(budget, value),
+    }
+}
+
+/// Python's `repr(value)`.
+pub(super) fn repr(budget: &Budget, value: &Value) -> Result<String, Error> {
+    // The walk bounds the depth too.
+    budget.string(budget.walk(value)?)?;
+    let mut text = String::new();
+    write_repr(&mut text, value)?;
+    budget.string(text.len())?;
+    Ok(text)
+}
+
+fn write_repr(text: &mut String, value: &Value) -> Result<(), Error> {
+    let (open, close) = match value.kind() {
+        ValueKind::String => {
+            write_quoted(text, value.as_str().unwrap_or_default());
+            return Ok(());
+        }
+        ValueKind::Map => ("{", "}"),
+        ValueKind::Seq | ValueKind::Iterable if !value.is_tuple() => ("[", "]"),
+        ValueKind::Seq if value.len() == Some(1) => ("(", ",)"),
+        ValueKind::Seq => ("(", ")"),
+        _ => {
+            match float(value) {
+                Some(number) => text.push_str(&float_repr(number)),
+                None if value.is_undefined() => text.push_str("Undefined"),
+                None => text.push_str(&value.to_string()),
+            }
+            return Ok(());
+        }
+    };
+    text.push_str(open);
+    for (index, item) in value.try_iter()?.enumerate() {
+        if index > 0 {
+            text.push_str(", ");
+        }
+        write_repr(text, &item)?;
+        if value.kind() == ValueKind::Map {
+            text.push_str(": ");
+            write_repr(text, &value.get_item(&item)?)?;
+        }
+    }
+    text.push_str(close);
+    Ok(())
+}
+
+fn write_quoted(text: &mut String, string: &str) {
+    let quote = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
+    text.push(quote);
+    for c in string.chars() {
+        match c {
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            c if c == quote => text.extend(['\\', c]),
+            c if is_printable(c) => text.push(c),
+            c => {
+                let code = u32::from(c);
+                let _ = match code {
+                    0..=0xff => write!(text, "\\x{code:02x}"),
+                    0x100..=0xffff => write!(text, "\\u{code:04x}"),
+                    _ => write!(text, "\\U{code:08x}"),
+                };
+            }
+        }
+    }
+    text.push(quote);
+}
+
+/// Python's `str.isprintable` of one character.
+fn is_printable(c: char) -> bool {
+    static HIDDEN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}]$").ok());
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    HIDDEN.as_ref().is_some_and(|hidden| !hidden.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
 /// Python's `repr` of a float: the shortest digits that read back as the same number, with an exponent
@@ -38,12 +161,39 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 fn strftime(format: &str, time: &jiff::Zoned) -> Result<String, Error> {
-    // Python passes on what it does not know.
-    let config = jiff::fmt::strtime::Config::new().lenient(true);
+    if format.len() > MAX_TIME_FORMAT {
+        return Err(invalid(format!("strftime_now: the format is longer than {MAX_TIME_FORMAT} bytes")));
+    }
+    let broken_down = jiff::fmt::strtime::BrokenDownTime::from(time);
     let mut text = String::new();
-    jiff::fmt::strtime::BrokenDownTime::from(time)
-        .format_with_config(&config, format, &mut text)
-        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))?;
+    let mut rest = format;
+    while let Some((before, after)) = rest.split_once('%') {
+        text.push_str(before);
+        let letter = after.trim_start_matches(['-', '_', '0', '^', '#']);
+        let length = letter.chars().next().map_or(0, char::len_utf8);
+        let directive = after.get(..after.len() - letter.len() + length).unwrap_or_default();
+        rest = letter.get(length..).unwrap_or_default();
+        let known = letter.starts_with(|c| "YymdHIMSpAaBbhjekluwnFTDRtCUWVGgs".contains(c));
+        let directive = match directive {
+            // Microseconds, which `%f` means to Python alone.
+            "f" => {
+                let _ = write!(text, "{:06}", time.subsec_nanosecond() / 1000);
+                continue;
+            }
+            // As the C locale writes them; and Python's `now()` knows no time zone.
+            "c" => "%a %b %e %H:%M:%S %Y",
+            "x" => "%m/%d/%y",
+            "X" => "%H:%M:%S",
+            "%" => "%%",
+            "z" | "Z" => "",
+            _ if known => &format!("%{directive}"),
+            _ => return Err(invalid(format!("strftime_now: the directive %{directive} is not supported"))),
+        };
+        broken_down
+            .format(directive, &mut text)
+            .map_err(|error| invalid(format!("strftime_now: {error}")))?;
+    }
+    text.push_str(rest);
     Ok(text)
 }
 
@@ -74,12 +224,32 @@ mod tests {
     }
 
     #[test]
+    fn values_are_written_as_python_writes_them() {
+        let budget = Budget::default();
+        let list = Value::from(vec![Value::from("it's"), Value::from("\"'\u{1}é\u{200b}"), Value::from(())]);
+        assert_eq!(str(&budget, &list).unwrap(), r#"["it's", '"\'\x01é\u200b', None]"#);
+        let map = Value::from_pairs([("a", Value::from(1.0)), ("b", Value::from(true))]);
+        assert_eq!(str(&budget, &map).unwrap(), "{'a': 1.0, 'b': True}");
+        assert_eq!(str(&budget, &Value::from((1,))).unwrap(), "(1,)");
+        assert_eq!(str(&budget, &Value::UNDEFINED).unwrap(), "");
+    }
+
+    #[test]
     fn the_time_is_formatted_as_python_formats_it() {
-        let time: jiff::Zoned = "2024-07-06T08:09:05+02:00[Europe/Berlin]".parse().unwrap_or_else(|_| {
-            jiff::civil::date(2024, 7, 6).at(8, 9, 5, 0).to_zoned(jiff::tz::TimeZone::UTC).unwrap()
-        });
-        assert_eq!(strftime("%d %b %Y", &time).unwrap(), "06 Jul 2024");
-        assert_eq!(strftime("%Y-%m-%d %H:%M:%S", &time).unwrap(), "2024-07-06 08:09:05");
-        assert_eq!(strftime("%A, %B %-d, %Y %j %%", &time).unwrap(), "Saturday, July 6, 2024 188 %");
+        let time = jiff::civil::date(2024, 7, 6).at(8, 9, 5, 0).to_zoned(jiff::tz::TimeZone::UTC).unwrap();
+        let cases = [
+            ("%d %b %Y", "06 Jul 2024"),
+            ("%Y-%m-%d %H:%M:%S", "2024-07-06 08:09:05"),
+            ("%A, %B %-d, %Y %j %%", "Saturday, July 6, 2024 188 %"),
+            ("%I:%M %p|%y|%e|%F %T|%f", "08:09 AM|24| 6|2024-07-06 08:09:05|000000"),
+            ("%c|%x|%X|%Z", "Sat Jul  6 08:09:05 2024|07/06/24|08:09:05|"),
+            ("no directive", "no directive"),
+        ];
+        for (format, expected) in cases {
+            assert_eq!(strftime(format, &time).unwrap(), expected, "{format}");
+        }
+        for refused in ["%Q", "%", "%é", &"x".repeat(2000)] {
+            assert!(strftime(refused, &time).is_err(), "{refused}");
+        }
     }
 }

@@ -1,0 +1,261 @@
+//! minijinja's filters, tests, methods and functions, with a check of what they are given: that it is what
+//! Python would take, and that what they make of it stays within the budget.
+
+use std::sync::Arc;
+
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, State, Value, filters, functions, tests};
+use minijinja_contrib::pycompat;
+
+use super::budget::{Budget, MAX_BYTES, MAX_ITEMS};
+use super::operators::{self, invalid};
+use super::{json, printf, python};
+
+pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
+    macro_rules! guarded {
+        ($($name:literal => $filter:path),* $(,)?) => {
+            $(add_filter(environment, budget, $name, Value::from_function($filter));)*
+        };
+    }
+    guarded! {
+        "abs" => filters::abs, "attr" => filters::attr, "batch" => filters::batch,
+        "capitalize" => filters::capitalize, "count" => filters::length, "d" => filters::default,
+        "default" => filters::default, "dictsort" => filters::dictsort, "e" => filters::escape,
+        "escape" => filters::escape, "first" => filters::first, "float" => filters::float,
+        "format" => filters::format, "groupby" => filters::groupby, "indent" => filters::indent,
+        "int" => filters::int, "items" => filters::items, "join" => filters::join, "last" => filters::last,
+        "length" => filters::length, "list" => filters::list, "lower" => filters::lower,
+        "map" => filters::map, "max" => filters::max, "min" => filters::min, "pprint" => filters::pprint,
+        "reject" => filters::reject, "rejectattr" => filters::rejectattr, "replace" => filters::replace,
+        "reverse" => filters::reverse, "round" => filters::round, "safe" => filters::safe,
+        "select" => filters::select, "selectattr" => filters::selectattr, "slice" => filters::slice,
+        "sort" => filters::sort, "sum" => filters::sum, "title" => filters::title,
+        "tojson" => json::tojson, "trim" => filters::trim, "unique" => filters::unique,
+        "upper" => filters::upper,
+    }
+    // What Jinja does not know.
+    for name in ["bool", "chain", "lines", "split", "zip"] {
+        environment.remove_filter(name);
+    }
+    let shared = Arc::clone(budget);
+    environment.add_filter("string", move |value: &Value| python::str(&shared, value));
+
+    environment.add_test("iterable", |value: &Value| python::check_iterable(value).is_ok());
+    for name in ["eq", "equalto", "=="] {
+        let shared = Arc::clone(budget);
+        environment.add_test(name, move |a: &Value, b: &Value| operators::equal(&shared, a, b));
+    }
+    for name in ["ne", "!="] {
+        let shared = Arc::clone(budget);
+        environment.add_test(name, move |a: &Value, b: &Value| {
+            operators::equal(&shared, a, b).map(|equal| !equal.is_true())
+        });
+    }
+    let shared = Arc::clone(budget);
+    environment
+        .add_test("in", move |item: &Value, container: &Value| operators::contains(&shared, container, item));
+    add_compared(environment, budget);
+
+    environment.remove_global("debug");
+    for (name, function) in [
+        ("dict", Value::from_function(functions::dict)),
+        ("namespace", Value::from_function(functions::namespace)),
+    ] {
+        let shared = Arc::clone(budget);
+        environment.add_function(name, move |state: &mut State, arguments: Rest<Value>, keywords: Kwargs| {
+            let arguments = all_arguments(arguments, keywords);
+            for argument in &arguments {
+                shared.walk(argument)?;
+            }
+            function.call(state, &arguments)
+        });
+    }
+    let shared = Arc::clone(budget);
+    environment.set_unknown_method_callback(move |state, value, method, arguments| {
+        check_method(&shared, value, method, arguments)?;
+        let result = pycompat::unknown_method_callback(state, value, method, arguments)?;
+        shared.made(&result)?;
+        Ok(result)
+    });
+}
+
+/// Tests that compare strings by length or order.
+fn add_compared(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
+    macro_rules! guarded {
+        ($($name:literal => $test:path),* $(,)?) => {
+            $({
+                let (shared, test) = (Arc::clone(budget), Value::from_function($test));
+                environment.add_test($name, move |state: &mut State, arguments: Rest<Value>| {
+                    for argument in arguments.iter() {
+                        shared.walk(argument)?;
+                    }
+                    test.call(state, &arguments)
+                });
+            })*
+        };
+    }
+    guarded! {
+        "<" => tests::is_lt, "<=" => tests::is_le, ">" => tests::is_gt, ">=" => tests::is_ge,
+        "ge" => tests::is_ge, "greaterthan" => tests::is_gt, "gt" => tests::is_gt, "le" => tests::is_le,
+        "lessthan" => tests::is_lt, "lower" => tests::is_lower, "lt" => tests::is_lt,
+        "sameas" => tests::is_sameas, "upper" => tests::is_upper,
+    }
+}
+
+fn all_arguments(arguments: Rest<Value>, keywords: Kwargs) -> Vec<Value> {
+    let mut arguments = arguments.0;
+    if keywords.args().next().is_some() {
+        arguments.push(Value::from(keywords));
+    }
+    arguments
+}
+
+fn add_filter(environment: &mut Environment<'_>, budget: &Arc<Budget>, name: &'static str, filter: Value) {
+    let budget = Arc::clone(budget);
+    environment.add_filter(name, move |state: &mut State, arguments: Rest<Value>, keywords: Kwargs| {
+        let arguments = all_arguments(arguments, keywords);
+        check_filter(&budget, name, &arguments)?;
+        let result = filter.call(state, &arguments)?;
+        budget.made(&result)?;
+        Ok::<Value, Error>(result)
+    });
+}
+
+fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), Error> {
+    let Some(value) = arguments.first() else { return Ok(()) };
+    let text = value.as_str();
+    match name {
+        // These look at no more than the value itself.
+        "abs" | "attr" | "d" | "default" | "float" | "int" | "round" | "tojson" => return Ok(()),
+        "capitalize" | "e" | "escape" | "lower" | "title" | "trim" | "upper" | "safe" => {
+            return look(budget, arguments, 4);
+        }
+        "count" | "length" => return budget.glance(value),
+        "replace" => return check_replace(budget, text.unwrap_or_default(), arguments.get(1..)),
+        "indent" => {
+            let lines = text.map_or(0, |text| text.matches('\n').count() + 1);
+            let width = arguments.iter().skip(1).map(largest_number).max().unwrap_or(0);
+            return budget.string(lines.saturating_mul(width.max(4)));
+        }
+        "format" => return check_format(budget, text.unwrap_or_default(), arguments),
+        "batch" | "slice"
+            if arguments.iter().skip(1).any(|argument| largest_number(argument) > MAX_ITEMS) =>
+        {
+            return Err(invalid(format!("{name}: more than {MAX_ITEMS} items")));
+        }
+        _ => {}
+    }
+    // The others go through the items.
+    if !matches!(name, "pprint" | "items") {
+        python::check_iterable(value)?;
+    }
+    if text.is_some_and(|text| text.len() > MAX_ITEMS) {
+        return Err(invalid(format!("{name}: more than {MAX_ITEMS} characters to go through")));
+    }
+    match name {
+        "first" | "last" => budget.glance(value),
+        "list" | "items" | "map" | "reverse" | "batch" | "slice" | "select" | "reject" | "selectattr"
+        | "rejectattr" => budget.list(value.len().unwrap_or(0)),
+        "join" => {
+            let separator = arguments.get(1).map_or(Ok(0), |separator| budget.walk(separator))?;
+            let items = value.len().unwrap_or(0);
+            budget.string(budget.walk(value)?.saturating_add(separator.saturating_mul(items)))
+        }
+        "sum" => {
+            let items = value.len().unwrap_or(0);
+            // Sums of lists are made one by one.
+            budget.list(budget.walk(value)?.saturating_mul(items) / 64)
+        }
+        _ => {
+            for argument in arguments {
+                budget.walk(argument)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Counts a look at texts, `times` over.
+fn look(budget: &Budget, values: &[Value], times: u64) -> Result<(), Error> {
+    for text in values.iter().filter_map(Value::as_str) {
+        budget.work(times * text.len() as u64)?;
+    }
+    Ok(())
+}
+
+/// The number that a value is, or the largest among the values of keyword arguments.
+fn largest_number(value: &Value) -> usize {
+    match value.kind() {
+        ValueKind::Number => {
+            usize::try_from(i128::try_from(value.clone()).unwrap_or(0).max(0)).unwrap_or(usize::MAX)
+        }
+        ValueKind::String => value.as_str().map_or(0, str::len),
+        ValueKind::Map => {
+            let values = value.try_iter().into_iter().flatten();
+            values
+                .filter_map(|key| value.get_item(&key).ok())
+                .map(|item| largest_number(&item))
+                .max()
+                .unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+fn check_replace(budget: &Budget, text: &str, arguments: Option<&[Value]>) -> Result<(), Error> {
+    let [old, new, ..] = arguments.unwrap_or_default() else { return Ok(()) };
+    let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());
+    budget.work(4 * text.len() as u64)?;
+    let grown = new.len().saturating_sub(old.len());
+    budget.string(text.len().saturating_add(text.matches(old).count().saturating_mul(grown)))
+}
+
+/// Each field of a format may write each argument, as wide as it likes.
+fn check_format(budget: &Budget, format: &str, arguments: &[Value]) -> Result<(), Error> {
+    let mut numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+    if numbers.any(|number| number.parse().unwrap_or(usize::MAX) > printf::MAX_WIDTH) {
+        return Err(invalid(format!("format: a width beyond {} is not supported", printf::MAX_WIDTH)));
+    }
+    let mut length = printf::MAX_WIDTH;
+    for argument in arguments {
+        length = length.saturating_add(budget.walk(argument)?).saturating_add(largest_number(argument));
+    }
+    let fields = format.matches(['{', '%']).count();
+    if fields.saturating_mul(length) > 4 * MAX_BYTES {
+        return Err(invalid("format: the result may be too long"));
+    }
+    Ok(())
+}
+
+fn check_method(budget: &Budget, value: &Value, method: &str, arguments: &[Value]) -> Result<(), Error> {
+    let Some(text) = value.as_str() else {
+        return if method == "count" { budget.walk(value).map(|_| ()) } else { Ok(()) };
+    };
+    budget.work(4 * text.len() as u64)?;
+    look(budget, arguments, 1)?;
+    match method {
+        "replace" => check_replace(budget, text, Some(arguments)),
+        "split" | "splitlines" => {
+            let separator = arguments.first().and_then(Value::as_str).filter(|_| method == "split");
+            budget.list(match separator {
+                Some("") => return Err(invalid("split: the separator is empty")),
+                Some(separator) => text.matches(separator).count() + 1,
+                None => text.split_whitespace().count() + text.matches('\n').count(),
+            })
+        }
+        "join" => {
+            let Some(items) = arguments.first() else { return Ok(()) };
+            python::check_iterable(items)?;
+            for (index, item) in items.try_iter()?.enumerate() {
+                if item.as_str().is_none() {
+                    let kind = python::type_name(&item);
+                    return Err(invalid(format!("join: item {index} is of type {kind} and no string")));
+                }
+            }
+            let separators = text.len().saturating_mul(items.len().unwrap_or(0));
+            budget.string(budget.walk(items)?.saturating_add(separators))
+        }
+        "format" => check_format(budget, text, arguments),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,296 @@
+//! Python's operators, as the filters that [`super::program`] puts in their places.
+
+use std::sync::Arc;
+
+use minijinja::value::{Tuple, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Value};
+
+use super::budget::Budget;
+use super::{printf, python};
+
+type Outcome = Result<Value, Error>;
+
+pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
+    type Operator = fn(&Budget, &Value, &Value) -> Outcome;
+    let operators: [(&'static str, Operator); 11] = [
+        ("+", add),
+        ("*", multiply),
+        ("%", modulo),
+        ("~", join),
+        ("==", equal),
+        ("<", |budget, a, b| compare(budget, "<", a, b, |a, b| a < b)),
+        ("<=", |budget, a, b| compare(budget, "<=", a, b, |a, b| a <= b)),
+        (">", |budget, a, b| compare(budget, ">", a, b, |a, b| a > b)),
+        (">=", |budget, a, b| compare(budget, ">=", a, b, |a, b| a >= b)),
+        (":in", |budget, item, container| contains(budget, container, item).map(Value::from)),
+        ("[]", item),
+    ];
+    for (name, operator) in operators {
+        let budget = Arc::clone(budget);
+        environment.add_filter(name, move |a: &Value, b: &Value| operator(&budget, a, b));
+    }
+    let shared = Arc::clone(budget);
+    environment.add_filter("[:]", move |value: &Value, start: &Value, stop: &Value, step: &Value| {
+        slice(&shared, value, [start, stop, step])
+    });
+    let shared = Arc::clone(budget);
+    environment.add_filter(":walk", move |value: Value| shared.walk(&value).map(|_| value));
+    let shared = Arc::clone(budget);
+    environment.add_filter(":iter", move |value: Value| {
+        shared.glance(&value)?;
+        python::check_iterable(&value).map(|()| value)
+    });
+    let shared = Arc::clone(budget);
+    environment.add_filter(":attribute", move |value: Value| {
+        // A namespace in itself would never be freed.
+        if value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace")) {
+            return Err(invalid("a namespace cannot be kept in a namespace"));
+        }
+        shared.walk(&value).map(|_| value)
+    });
+}
+
+pub(super) fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason)
+}
+
+fn unsupported(operator: &str, a: &Value, b: &Value) -> Error {
+    let (a, b) = (python::type_name(a), python::type_name(b));
+    invalid(format!("unsupported operand types for {operator}: {a} and {b}"))
+}
+
+/// A number; Python's booleans are numbers too.
+enum Number {
+    Int(i128),
+    Float(f64),
+}
+
+fn number(value: &Value) -> Option<Number> {
+    match value.kind() {
+        ValueKind::Bool => Some(Number::Int(i128::from(value.is_true()))),
+        ValueKind::Number => match python::float(value) {
+            Some(number) => Some(Number::Float(number)),
+            None => i128::try_from(value.clone()).ok().map(Number::Int),
+        },
+        _ => None,
+    }
+}
+
+fn integer(value: &Value) -> Option<i128> {
+    match number(value) {
+        Some(Number::Int(number)) => Some(number),
+        _ => None,
+    }
+}
+
+fn from_integer(number: Option<i128>) -> Outcome {
+    let number = number.ok_or_else(|| invalid("integers beyond 128 bits are not supported"))?;
+    Ok(i64::try_from(number).map_or_else(|_| Value::from(number), Value::from))
+}
+
+/// Computes with integers if both are, with floats if one is one.
+fn compute(
+    (operator, a, b): (&str, &Value, &Value),
+    integers: fn(i128, i128) -> Option<i128>,
+    floats: fn(f64, f64) -> f64,
+) -> Outcome {
+    let float = |number: &Number| match number {
+        Number::Int(number) => *number as f64,
+        Number::Float(number) => *number,
+    };
+    match (number(a), number(b)) {
+        (Some(Number::Int(a)), Some(Number::Int(b))) => from_integer(integers(a, b)),
+        (Some(a), Some(b)) => Ok(Value::from(floats(float(&a), float(&b)))),
+        _ => Err(unsupported(operator, a, b)),
+    }
+}
+
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+}
+
+/// A list or a tuple of `items`, as `model` is one.
+fn same_kind(model: &Value, items: Vec<Value>) -> Value {
+    if model.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) }
+}
+
+fn add(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+    if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
+        budget.string(a.len().saturating_add(b.len()))?;
+        return Ok(Value::from([a, b].concat()));
+    }
+    if is_list(a) && is_list(b) && a.is_tuple() == b.is_tuple() {
+        let items = a.len().unwrap_or(0).saturating_add(b.len().unwrap_or(0));
+        budget.list(items)?;
+        return Ok(same_kind(a, a.try_iter()?.chain(b.try_iter()?).collect()));
+    }
+    compute(("+", a, b), i128::checked_add, |a, b| a + b)
+}
+
+fn multiply(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+    let (repeated, count) = if a.as_str().is_some() || is_list(a) { (a, b) } else { (b, a) };
+    if repeated.as_str().is_none() && !is_list(repeated) {
+        return compute(("*", a, b), i128::checked_mul, |a, b| a * b);
+    }
+    let Some(count) = integer(count) else { return Err(unsupported("*", a, b)) };
+    let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+    if let Some(text) = repeated.as_str() {
+        budget.string(text.len().saturating_mul(count))?;
+        return Ok(Value::from(text.repeat(if text.is_empty() { 0 } else { count })));
+    }
+    let items: Vec<Value> = repeated.try_iter()?.collect();
+    budget.list(items.len().saturating_mul(count))?;
+    let count = if items.is_empty() { 0 } else { count };
+    Ok(same_kind(repeated, std::iter::repeat_n(items, count).flatten().collect()))
+}
+
+fn modulo(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+    if let Some(format) = a.as_str() {
+        return printf::format(budget, format, b).map(Value::from);
+    }
+    if matches!(number(b), Some(Number::Int(0))) || python::float(b) == Some(0.0) {
+        return Err(invalid("modulo by zero"));
+    }
+    // The result has the sign of the divisor.
+    compute(
+        ("%", a, b),
+        |a, b| {
+            let rest = a.checked_rem(b).unwrap_or(0);
+            Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
+        },
+        |a, b| {
+            let rest = a % b;
+            if rest == 0.0 {
+                0f64.copysign(b)
+            } else if (rest < 0.0) != (b < 0.0) {
+                rest + b
+            } else {
+                rest
+            }
+        },
+    )
+}
+
+fn join(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+    let (a, b) = (python::str(budget, a)?, python::str(budget, b)?);
+    budget.string(a.len().saturating_add(b.len()))?;
+    Ok(Value::from([a, b].concat()))
+}
+
+/// Counts a comparison: strings of different lengths differ at once, scalars cost nothing.
+fn count_comparison(budget: &Budget, a: &Value, b: &Value) -> Result<(), Error> {
+    match (a.as_str(), b.as_str()) {
+        (Some(a), Some(b)) => budget.work(a.len().min(b.len()) as u64),
+        (None, None) if a.as_object().is_some() && b.as_object().is_some() => {
+            budget.walk(a)?;
+            budget.walk(b).map(|_| ())
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn equal(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+    count_comparison(budget, a, b)?;
+    Ok(Value::from(a == b))
+}
+
+fn compare(
+    budget: &Budget,
+    operator: &str,
+    a: &Value,
+    b: &Value,
+    is_so: fn(&Value, &Value) -> bool,
+) -> Outcome {
+    let both = |is: fn(&Value) -> bool| is(a) && is(b);
+    if !(both(|value| number(value).is_some()) || both(|value| value.as_str().is_some()) || both(is_list)) {
+        return Err(unsupported(operator, a, b));
+    }
+    count_comparison(budget, a, b)?;
+    Ok(Value::from(is_so(a, b)))
+}
+
+pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Result<bool, Error> {
+    if let Some(text) = container.as_str() {
+        let Some(part) = item.as_str() else { return Err(unsupported("in", item, container)) };
+        budget.work(text.len() as u64)?;
+        return Ok(text.contains(part));
+    }
+    match container.kind() {
+        ValueKind::Undefined => Ok(false),
+        ValueKind::Map => Ok(!container.get_item(item)?.is_undefined()),
+        ValueKind::Seq | ValueKind::Iterable => {
+            for other in container.try_iter()? {
+                budget.glance(&other)?;
+                count_comparison(budget, &other, item)?;
+                if other == *item {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+        _ => Err(unsupported("in", item, container)),
+    }
+}
+
+/// `value[key]`, undefined if there is none.
+fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
+    budget.glance(value)?;
+    value.get_item(key)
+}
+
+/// `value[start:stop:step]`
+fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
+    let items: Vec<Value> = match value.as_str() {
+        Some(text) => {
+            budget.work(4 * text.len() as u64)?;
+            vec![]
+        }
+        None if is_list(value) => {
+            budget.list(value.len().unwrap_or(0))?;
+            value.try_iter()?.collect()
+        }
+        None => {
+            return Err(invalid(format!("a value of type {} cannot be sliced", python::type_name(value))));
+        }
+    };
+    let length = value.as_str().map_or(items.len(), |text| text.chars().count());
+    let length = i128::try_from(length).unwrap_or(i128::MAX);
+    let bound = |value: &Value| match integer(value) {
+        _ if value.is_none() => Ok(None),
+        Some(number) => Ok(Some(number)),
+        None => Err(invalid("slice indices must be integers or None")),
+    };
+    let step = bound(bounds[2])?.unwrap_or(1);
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
+    // The first place and the one before the first, for steps backwards.
+    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
+    let clamp = |bound: Option<i128>, default: i128| match bound {
+        None => default,
+        Some(at) if at < 0 => at.saturating_add(length).max(lowest),
+        Some(at) => at.min(highest),
+    };
+    let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (start, stop) = (clamp(bound(bounds[0])?, first), clamp(bound(bounds[1])?, last));
+    let distance = if step > 0 { stop - start } else { start - stop };
+    let stride = step.unsigned_abs();
+    let count = usize::try_from((distance.max(0).unsigned_abs()).div_ceil(stride)).unwrap_or(0);
+    let stride = usize::try_from(stride).unwrap_or(usize::MAX);
+    // Where the lowest place of the slice is; it is turned round for steps backwards.
+    let offset = stride.saturating_mul(count.saturating_sub(1));
+    let start = usize::try_from(start.max(0)).unwrap_or(0);
+    let from = if step > 0 { start } else { start.saturating_sub(offset) };
+    if let Some(text) = value.as_str() {
+        let part = text.chars().skip(from).step_by(stride).take(count);
+        budget.string(text.len().min(count.saturating_mul(4)))?;
+        let part: String =
+            if step > 0 { part.collect() } else { part.collect::<Vec<_>>().iter().rev().collect() };
+        return Ok(Value::from(part));
+    }
+    let mut part: Vec<Value> = items.into_iter().skip(from).step_by(stride).take(count).collect();
+    if step < 0 {
+        part.reverse();
+    }
+    Ok(same_kind(value, part))
+}
