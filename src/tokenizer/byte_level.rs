@@ -14,7 +14,9 @@ static BYTES: LazyLock<[Option<u8>; END]> = LazyLock::new(|| {
         let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
         let character = if printable { usize::from(byte) } else { next };
         next += usize::from(!printable);
-        bytes[character] = Some(byte);
+        if let Some(spelt) = bytes.get_mut(character) {
+            *spelt = Some(byte);
+        }
     }
     bytes
 });

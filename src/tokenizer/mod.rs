@@ -6,6 +6,9 @@
 //! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
 //! May import `checkpoint`, `config` and `error`.
 
+// Not a byte of a tokenizer's files is trusted.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
 mod byte_level;
 pub mod chat_template;
 pub mod decode_stream;
