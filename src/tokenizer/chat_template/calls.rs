@@ -3,13 +3,17 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, StringInput, ValueKind};
 use minijinja::{Environment, Error, State, Value, filters, functions, tests};
 use minijinja_contrib::pycompat;
 
 use super::budget::{Budget, MAX_BYTES, MAX_ITEMS};
 use super::operators::{self, invalid};
 use super::{json, printf, python};
+
+/// Filters that do not make a list at once.
+const GENERATORS: [&str; 9] =
+    ["batch", "items", "map", "reject", "rejectattr", "select", "selectattr", "slice", "unique"];
 
 pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     macro_rules! guarded {
@@ -19,18 +23,18 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     }
     guarded! {
         "abs" => filters::abs, "attr" => filters::attr, "batch" => filters::batch,
-        "capitalize" => filters::capitalize, "count" => filters::length, "d" => filters::default,
+        "capitalize" => filters::capitalize, "count" => length, "d" => filters::default,
         "default" => filters::default, "dictsort" => filters::dictsort, "e" => filters::escape,
         "escape" => filters::escape, "first" => filters::first, "float" => filters::float,
         "format" => filters::format, "groupby" => filters::groupby, "indent" => filters::indent,
         "int" => filters::int, "items" => filters::items, "join" => filters::join, "last" => filters::last,
-        "length" => filters::length, "list" => filters::list, "lower" => filters::lower,
+        "length" => length, "list" => filters::list, "lower" => filters::lower,
         "map" => filters::map, "max" => filters::max, "min" => filters::min, "pprint" => filters::pprint,
         "reject" => filters::reject, "rejectattr" => filters::rejectattr, "replace" => filters::replace,
         "reverse" => filters::reverse, "round" => filters::round, "safe" => filters::safe,
         "select" => filters::select, "selectattr" => filters::selectattr, "slice" => filters::slice,
         "sort" => filters::sort, "sum" => filters::sum, "title" => filters::title,
-        "tojson" => json::tojson, "trim" => filters::trim, "unique" => filters::unique,
+        "tojson" => json::tojson, "trim" => trim, "unique" => filters::unique,
         "upper" => filters::upper,
     }
     // What Jinja does not know.
@@ -40,6 +44,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     let shared = Arc::clone(budget);
     environment.add_filter("string", move |value: &Value| python::str(&shared, value));
 
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    });
     environment.add_test("iterable", |value: &Value| python::check_iterable(value).is_ok());
     for name in ["eq", "equalto", "=="] {
         let shared = Arc::clone(budget);
@@ -73,10 +80,65 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     let shared = Arc::clone(budget);
     environment.set_unknown_method_callback(move |state, value, method, arguments| {
         check_method(&shared, value, method, arguments)?;
-        let result = pycompat::unknown_method_callback(state, value, method, arguments)?;
+        let result = match more_methods(value, method, arguments) {
+            Some(result) => result,
+            None => pycompat::unknown_method_callback(state, value, method, arguments)?,
+        };
         shared.made(&result)?;
         Ok(result)
     });
+}
+
+/// Python's idea of white space is wider than Rust's.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+fn trim(state: &State, value: &Value, chars: Option<&str>) -> Result<Value, Error> {
+    match (value.as_str(), chars) {
+        (Some(text), None) if !value.is_safe() => Ok(text.trim_matches(is_space).into()),
+        _ => Ok(filters::trim(StringInput::new(state, value)?, chars.map(Into::into))),
+    }
+}
+
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { filters::length(value) }
+}
+
+/// Python's methods that minijinja-contrib has not.
+fn more_methods(value: &Value, method: &str, arguments: &[Value]) -> Option<Value> {
+    let given = arguments.first().and_then(Value::as_str);
+    if method == "copy" && value.kind() == ValueKind::Map && arguments.is_empty() {
+        return Some(value.clone());
+    }
+    let text = value.as_str()?;
+    match method {
+        "strip" if arguments.is_empty() => return Some(text.trim_matches(is_space).into()),
+        "lstrip" if arguments.is_empty() => return Some(text.trim_start_matches(is_space).into()),
+        "rstrip" if arguments.is_empty() => return Some(text.trim_end_matches(is_space).into()),
+        "split" if arguments.is_empty() => {
+            let words = text.split(is_space).filter(|word| !word.is_empty());
+            return Some(words.map(Value::from).collect());
+        }
+        _ => {}
+    }
+    match (method, given?) {
+        ("removeprefix", prefix) => Some(text.strip_prefix(prefix).unwrap_or(text).into()),
+        ("removesuffix", suffix) => Some(text.strip_suffix(suffix).unwrap_or(text).into()),
+        ("rsplit", separator) if !separator.is_empty() => {
+            let times = arguments.get(1).and_then(|times| i64::try_from(times.clone()).ok()).unwrap_or(-1);
+            let parts = usize::try_from(times).map_or(usize::MAX, |times| times.saturating_add(1));
+            let mut parts: Vec<Value> = text.rsplitn(parts, separator).map(Value::from).collect();
+            parts.reverse();
+            Some(parts.into())
+        }
+        ("partition", separator) if !separator.is_empty() => {
+            let (before, after) = text.split_once(separator).unwrap_or((text, ""));
+            let separator = if before.len() == text.len() { "" } else { separator };
+            Some((before, separator, after).into())
+        }
+        _ => None,
+    }
 }
 
 /// Tests that compare strings by length or order.
@@ -117,6 +179,9 @@ fn add_filter(environment: &mut Environment<'_>, budget: &Arc<Budget>, name: &'s
         check_filter(&budget, name, &arguments)?;
         let result = filter.call(state, &arguments)?;
         budget.made(&result)?;
+        if GENERATORS.contains(&name) && result.kind() == ValueKind::Seq {
+            return Ok(Value::from_object(python::Generator(result.try_iter()?.collect())));
+        }
         Ok::<Value, Error>(result)
     });
 }
@@ -146,7 +211,8 @@ fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), 
         _ => {}
     }
     // The others go through the items.
-    if !matches!(name, "pprint" | "items") {
+    let takes_none = matches!(name, "map" | "reject" | "rejectattr" | "select" | "selectattr");
+    if !(matches!(name, "pprint" | "items") || (takes_none && value.is_none())) {
         python::check_iterable(value)?;
     }
     if text.is_some_and(|text| text.len() > MAX_ITEMS) {
@@ -158,13 +224,13 @@ fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), 
         | "rejectattr" => budget.list(value.len().unwrap_or(0)),
         "join" => {
             let separator = arguments.get(1).map_or(Ok(0), |separator| budget.walk(separator))?;
-            let items = value.len().unwrap_or(0);
-            budget.string(budget.walk(value)?.saturating_add(separator.saturating_mul(items)))
+            let length = budget.walk(value)?;
+            budget.string(length.saturating_add(separator.saturating_mul(value.try_iter()?.count())))
         }
         "sum" => {
-            let items = value.len().unwrap_or(0);
             // Sums of lists are made one by one.
-            budget.list(budget.walk(value)?.saturating_mul(items) / 64)
+            let length = budget.walk(value)?;
+            budget.list(length.saturating_mul(value.try_iter()?.count()) / 64)
         }
         _ => {
             for argument in arguments {
@@ -235,12 +301,14 @@ fn check_method(budget: &Budget, value: &Value, method: &str, arguments: &[Value
     look(budget, arguments, 1)?;
     match method {
         "replace" => check_replace(budget, text, Some(arguments)),
-        "split" | "splitlines" => {
-            let separator = arguments.first().and_then(Value::as_str).filter(|_| method == "split");
+        "split" | "rsplit" | "splitlines" => {
+            let separator = arguments.first().and_then(Value::as_str).filter(|_| method != "splitlines");
             budget.list(match separator {
                 Some("") => return Err(invalid("split: the separator is empty")),
                 Some(separator) => text.matches(separator).count() + 1,
-                None => text.split_whitespace().count() + text.matches('\n').count(),
+                None => {
+                    text.split(is_space).filter(|word| !word.is_empty()).count() + text.matches('\n').count()
+                }
             })
         }
         "join" => {
@@ -252,7 +320,7 @@ fn check_method(budget: &Budget, value: &Value, method: &str, arguments: &[Value
                     return Err(invalid(format!("join: item {index} is of type {kind} and no string")));
                 }
             }
-            let separators = text.len().saturating_mul(items.len().unwrap_or(0));
+            let separators = text.len().saturating_mul(items.try_iter()?.count());
             budget.string(budget.walk(items)?.saturating_add(separators))
         }
         "format" => check_format(budget, text, arguments),

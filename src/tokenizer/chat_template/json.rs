@@ -106,11 +106,12 @@ fn write_value(text: &mut String, value: &Value, style: &Style, depth: usize) ->
                 write_value(text, &item, style, depth + 1)
             })?;
         }
-        ValueKind::Seq | ValueKind::Iterable => {
+        ValueKind::Seq => {
             write_container(text, ('[', ']'), value.try_iter()?, style, depth, |text, item| {
                 write_value(text, &item, style, depth + 1)
             })?;
         }
+        // Ranges, generators and a dict's items too are none to Python.
         other => return Err(invalid(format!("tojson: a value of type {other} is not JSON"))),
     }
     Ok(())

@@ -115,9 +115,17 @@ fn same_kind(model: &Value, items: Vec<Value>) -> Value {
 }
 
 fn add(budget: &Budget, a: &Value, b: &Value) -> Outcome {
-    if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
-        budget.string(a.len().saturating_add(b.len()))?;
-        return Ok(Value::from([a, b].concat()));
+    if let (Some(left), Some(right)) = (a.as_str(), b.as_str()) {
+        budget.string(left.len().saturating_add(right.len()))?;
+        if !a.is_safe() && !b.is_safe() {
+            return Ok(Value::from([left, right].concat()));
+        }
+        // What is added to a string from the filter `safe` is escaped, as markupsafe does it.
+        let text = |value: &Value, text: &str| -> Result<String, Error> {
+            budget.string(text.len().saturating_mul(5))?;
+            Ok(if value.is_safe() { text.to_owned() } else { python::escape(text) })
+        };
+        return Ok(Value::from_safe_string(text(a, left)? + &text(b, right)?));
     }
     if is_list(a) && is_list(b) && a.is_tuple() == b.is_tuple() {
         let items = a.len().unwrap_or(0).saturating_add(b.len().unwrap_or(0));
@@ -191,7 +199,16 @@ fn count_comparison(budget: &Budget, a: &Value, b: &Value) -> Result<(), Error> 
 
 pub(super) fn equal(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     count_comparison(budget, a, b)?;
-    Ok(Value::from(a == b))
+    let is_number = number(a).is_some() && number(b).is_some();
+    Ok(Value::from(if is_number { plain(a) == plain(b) } else { a == b }))
+}
+
+/// A boolean as the number that it is to Python.
+fn plain(value: &Value) -> Value {
+    match value.kind() {
+        ValueKind::Bool => Value::from(i64::from(value.is_true())),
+        _ => value.clone(),
+    }
 }
 
 fn compare(
@@ -206,7 +223,7 @@ fn compare(
         return Err(unsupported(operator, a, b));
     }
     count_comparison(budget, a, b)?;
-    Ok(Value::from(is_so(a, b)))
+    Ok(Value::from(is_so(&plain(a), &plain(b))))
 }
 
 pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Result<bool, Error> {
@@ -249,9 +266,9 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
             budget.list(value.len().unwrap_or(0))?;
             value.try_iter()?.collect()
         }
-        None => {
-            return Err(invalid(format!("a value of type {} cannot be sliced", python::type_name(value))));
-        }
+        None if value.is_undefined() => return Err(invalid("an undefined value cannot be sliced")),
+        // What cannot be looked up is undefined.
+        None => return Ok(Value::UNDEFINED),
     };
     let length = value.as_str().map_or(items.len(), |text| text.chars().count());
     let length = i128::try_from(length).unwrap_or(i128::MAX);

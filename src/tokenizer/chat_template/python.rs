@@ -1,9 +1,9 @@
 //! What templates expect of Python: its `str` and `repr`, and its clock.
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use minijinja::value::ValueKind;
+use minijinja::value::{Enumerator, Object, ObjectExt as _, ObjectRepr, ValueKind};
 use minijinja::{Error, Value};
 use regex::Regex;
 
@@ -124,6 +124,45 @@ fn write_quoted(text: &mut String, string: &str) {
         }
     }
     text.push(quote);
+}
+
+/// markupsafe's `escape`.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '\'' => escaped.push_str("&#39;"),
+            '"' => escaped.push_str("&#34;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// What a filter that makes its items one by one returns to Python: no list, so that it has no length and is
+/// no JSON, and true even without items.
+#[derive(Debug)]
+pub(super) struct Generator(pub(super) Vec<Value>);
+
+impl Object for Generator {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Iterable
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|this| Box::new(this.0.iter().cloned()))
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        None
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        true
+    }
 }
 
 /// Python's `str.isprintable` of one character.
