@@ -152,7 +152,7 @@ def check(
             **special_tokens,
         )
     except Exception as error:
-        with pytest.raises(ValueError, match="^chat template"):
+        with pytest.raises(ValueError, match=r"^chat template"):
             print(error, repr(rendered(tokenizer, template, messages, tools, generation)))
     else:
         assert rendered(tokenizer, template, messages, tools, generation) == expected

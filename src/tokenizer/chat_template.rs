@@ -5,6 +5,11 @@
 //! minijinja parses, compiles and runs the template. [`program`] puts [`operators`] of ours into what it has
 //! compiled, [`calls`] checks what filters and methods are given, [`budget`] bounds what all of them make,
 //! [`json`], [`printf`] and [`python`] write values as Python does.
+//!
+//! What still differs from Jinja: constants are computed when a template is compiled, by minijinja's rules
+//! for comparisons and `in` (`'a' < 1` is no error); integers have 128 bits; a filter or a test that does not
+//! exist is an error only where it is reached; a generator may be gone through twice; of Python's methods
+//! there are those of minijinja-contrib and a few more, any other is an error.
 
 mod budget;
 mod calls;
