@@ -29,6 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
         add_generation_prompt: true,
         ..Default::default()
     };
-    let messages = json!([{"role": "user", "content": text}, {"role": "assistant", "content": [{"text": 1.5}]}]);
+    let messages =
+        json!([{"role": "user", "content": text}, {"role": "assistant", "content": [{"text": 1.5}]}]);
     shared::checked(TOKENIZER.apply_chat_template(&messages, &options));
 });
