@@ -320,7 +320,8 @@ CHATML = (
 )
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+# Whether repr escapes a character that this Python's Unicode does not know depends on the Python.
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"])), min_size=1, max_size=4))
 def test_any_content(
     tokenizer: candle_llama.Tokenizer, special_tokens: dict[str, str], contents: list[str]
 ) -> None:
