@@ -15,6 +15,9 @@ const MAX_SOURCE: usize = 1 << 20;
 /// Most tokens between two delimiters, and most `elif` in all: the parser and the compiler recurse for each.
 const MAX_TOKENS: usize = 4000;
 const MAX_ELIF: usize = 1000;
+/// Most pairs of tokens between the same two delimiters, in all: the compiler looks at an expression again for
+/// each one that it is in. The most that a model's template was seen to have is 20 000.
+const MAX_PAIRS: usize = 250_000_000;
 
 /// A variable of value 1. With it as a factor no product is computed by the compiler, which would make
 /// strings of any length before the program starts.
@@ -48,7 +51,7 @@ pub(super) fn prepare(source: &str) -> Result<String, Error> {
         prepared.push_str(text);
         copied = span.end_offset as usize;
     };
-    let (mut tokens, mut elifs) = (0, 0);
+    let (mut tokens, mut elifs, mut pairs) = (0, 0, 0);
     let (mut before, mut opens_call) = (None, false);
     for token in tokenize(source, false, syntax()?) {
         // The parser stops at the same place, and says where.
@@ -63,8 +66,12 @@ pub(super) fn prepare(source: &str) -> Result<String, Error> {
             Token::Mul if !opens_call => replace(span, &format!("*{ONE}*")),
             _ => {}
         }
-        if tokens > MAX_TOKENS || elifs > MAX_ELIF {
-            return Err(too_large(format!("line {}: the most is {MAX_TOKENS} tokens", span.start_line)));
+        pairs += tokens;
+        if tokens > MAX_TOKENS || elifs > MAX_ELIF || pairs > MAX_PAIRS {
+            return Err(too_large(format!(
+                "too many expressions in one another or elif, line {}",
+                span.start_line
+            )));
         }
         opens_call = matches!(token, Token::ParenOpen | Token::Comma);
         before = matches!(token, Token::BlockStart).then_some(());
