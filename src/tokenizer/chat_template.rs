@@ -9,7 +9,8 @@
 //! What still differs from Jinja: constants are computed when a template is compiled, by minijinja's rules
 //! for comparisons and `in` (`'a' < 1` is no error); integers have 128 bits; a filter or a test that does not
 //! exist is an error only where it is reached; a generator may be gone through twice; of Python's methods
-//! there are those of minijinja-contrib and a few more, any other is an error.
+//! there are those of minijinja-contrib and a few more, any other is an error; so are a namespace in a
+//! namespace, `%*d`, and widths above 10,000; `repr` goes by this crate's Unicode tables.
 
 mod budget;
 mod calls;
