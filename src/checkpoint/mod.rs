@@ -172,6 +172,15 @@ impl Checkpoint {
     /// As [`Checkpoint::tensor`], and [`Error::TensorShape`].
     pub fn tensor_with_shape(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
         // Before the tensor is loaded: an error about heads would hide the plainer one.
+        self.check_shape(name, expected)?;
+        self.tensor(name)
+    }
+
+    /// Checks that the tensor, if there is one, has the shape `expected`, from the headers alone.
+    ///
+    /// # Errors
+    /// [`Error::TensorShape`]
+    pub fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
         if let Some(stored) = self.tensors.get(name).filter(|stored| stored.shape != expected) {
             return Err(Error::TensorShape {
                 tensor: name.into(),
@@ -180,7 +189,7 @@ impl Checkpoint {
                 path: self.path.clone(),
             });
         }
-        self.tensor(name)
+        Ok(())
     }
 
     /// All tensors, sorted by name, from the headers alone.

@@ -170,6 +170,7 @@ impl Opened {
             Format::Gguf => GenerationConfig::default(),
         };
         let head = tied::choose_head(&checkpoint, config.tie_word_embeddings, strict)?;
+        check_sizes(&checkpoint, &config)?;
         Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
     }
 
@@ -227,6 +228,18 @@ impl Opened {
         }
         Ok((context_length, budget))
     }
+}
+
+/// Checks the config's sizes against one tensor of each shape. Otherwise a config that lies would seem to
+/// ask for more memory than there is.
+fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let query = config.num_attention_heads * config.head_dim;
+    let key_value = config.num_key_value_heads * config.head_dim;
+    checkpoint.check_shape(tied::EMBED_TOKENS, &[config.vocab_size, hidden])?;
+    checkpoint.check_shape("model.layers.0.self_attn.q_proj.weight", &[query, hidden])?;
+    checkpoint.check_shape("model.layers.0.self_attn.k_proj.weight", &[key_value, hidden])?;
+    checkpoint.check_shape("model.layers.0.mlp.gate_proj.weight", &[inner, hidden])
 }
 
 /// Opens a checkpoint and reads its config, without touching weights.

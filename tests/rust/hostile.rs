@@ -38,6 +38,7 @@ fn is_typed(error: &Error) -> bool {
             | Error::TensorType { .. }
             | Error::Unsupported { .. }
             | Error::Text { .. }
+            | Error::OutOfMemory { .. }
     )
 }
 
