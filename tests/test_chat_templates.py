@@ -214,6 +214,18 @@ FEATURES = r"""
 {{ '%s %s' % 'a' }}
 {{ '%d' % 'a' }}
 {{ 1 < 2 < 3 }}{{ 'a' < 'b' }}{{ 1 < 1.5 }}{{ 1 == 1.0 }}{{ 'a' == 1 }}{{ [1] == [1] }}{{ none == undefined_name }}
+{% set n, a, t = none, 'a', true %}{{ 1 < 2 == 2 }}{{ t == 1 == 1.0 }}{{ 2 < 1 < n }}{{ a in 'ab' != 'b' }}{{ a not in 'b' == 'b' }}{{ 3 > 2 >= 2 <= 2 > 1 }}
+{% set n, t = none, true %}{{ 0 < t == n }}{{ t < 2 != n }}{{ n == n != t }}{{ (0 < t) == 1 }}
+{% set n = none %}{{ 0 < n == 0 }}
+{% set n = none %}{{ 0 < 1 < n }}
+{% set n = 5 %}{{ 0 in n == n }}
+{% set ns = namespace(n=0) %}{% macro f() %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endmacro %}{{ '0' < f() < 'a' }}{{ ns.n }}{{ 'b' < f() < f() }}{{ ns.n }}
+{% set a, b, t = [1, 'x'], [1, 2], (1, 2) %}{{ a == b }}{{ b == t }}{{ [t] == [t] }}{{ [true] == [1.0] }}{{ [t] > [(1, 1, 9)] }}{{ [1] < b }}{{ b <= [1] }}
+{% set a, b = [1, 'x'], [1, 2] %}{{ a < b }}
+{% set a, b = [1, 2], (1, 3) %}{{ a < b }}
+{% set a, b = {'a': true, 'b': 2}, {'b': 2.0, 'a': 1} %}{{ a == b }}{{ [] in [[], a] }}{{ b in [a] }}{{ (1,) in [[1]] }}
+{% set a, b = {}, {} %}{{ a < b }}
+{% set s = 'nan' %}{% set n = s | float %}{{ n == n }}{{ n != n }}{{ n < n }}{{ n >= 1 }}{{ 1 < n }}
 {{ messages[0].role < 1 }}
 {{ tools < 1 }}
 {{ 'a' in 'abc' }}{{ 'x' not in 'abc' }}{{ 1 in [1, 2] }}{{ 'role' in messages[0] }}{{ 'x' in undefined_name }}
@@ -332,7 +344,9 @@ def test_any_content(
 VALUES = ["0", "1", "-3", "7", "2.5", "true", "none", "'a'", "'%s'", "'é b'", "[1]", "['x', 2]", "(1, 2)"]
 NAMES = [f"v{index}" for index in range(len(VALUES))]
 ATOMS = st.sampled_from(NAMES)
-OPERATORS = st.sampled_from(["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", "in", "and", "or"])
+OPERATORS = st.sampled_from(
+    ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", ">=", "in", "not in", "and", "or"]
+)
 EXPRESSIONS = st.recursive(
     ATOMS,
     lambda inner: st.one_of(

@@ -3,7 +3,7 @@
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, generation tags, the
 //! globals `raise_exception`, `strftime_now` and `namespace`, and a `tojson` that is Python's `json.dumps`.
 //! minijinja parses, compiles and runs the template. [`program`] puts [`operators`] of ours into what it has
-//! compiled, [`calls`] checks what filters and methods are given, [`budget`] bounds what all of them make,
+//! compiled, [`comparison`] among them, [`calls`] checks what filters and methods are given, [`budget`] bounds what all of them make,
 //! [`json`], [`printf`] and [`python`] write values as Python does.
 //!
 //! What still differs from Jinja: constants are computed when a template is compiled, by minijinja's rules
@@ -14,6 +14,7 @@
 
 mod budget;
 mod calls;
+mod comparison;
 mod json;
 mod operators;
 mod printf;

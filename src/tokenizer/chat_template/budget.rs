@@ -69,11 +69,16 @@ impl Budget {
         Ok(())
     }
 
+    /// Counts a visit of a value that has no length of its own.
+    pub(super) fn visit(&self) -> Result<(), Error> {
+        self.work(VISIT)
+    }
+
     /// Counts a look at a value without what is in it.
     pub(super) fn glance(&self, value: &Value) -> Result<(), Error> {
         match value.as_str() {
             Some(text) => self.work(text.len() as u64),
-            None => self.work(VISIT),
+            None => self.visit(),
         }
     }
 

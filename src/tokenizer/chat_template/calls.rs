@@ -8,8 +8,8 @@ use minijinja::{Environment, Error, State, Value, filters, functions, tests};
 use minijinja_contrib::pycompat;
 
 use super::budget::{Budget, MAX_BYTES, MAX_ITEMS};
-use super::operators::{self, invalid};
-use super::{json, printf, python};
+use super::operators::invalid;
+use super::{comparison, json, printf, python};
 
 /// Filters that do not make a list at once.
 const GENERATORS: [&str; 9] =
@@ -50,17 +50,16 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment.add_test("iterable", |value: &Value| python::check_iterable(value).is_ok());
     for name in ["eq", "equalto", "=="] {
         let shared = Arc::clone(budget);
-        environment.add_test(name, move |a: &Value, b: &Value| operators::equal(&shared, a, b));
+        environment.add_test(name, move |a: &Value, b: &Value| comparison::equal(&shared, a, b));
     }
     for name in ["ne", "!="] {
         let shared = Arc::clone(budget);
-        environment.add_test(name, move |a: &Value, b: &Value| {
-            operators::equal(&shared, a, b).map(|equal| !equal.is_true())
-        });
+        environment.add_test(name, move |a: &Value, b: &Value| comparison::not_equal(&shared, a, b));
     }
     let shared = Arc::clone(budget);
-    environment
-        .add_test("in", move |item: &Value, container: &Value| operators::contains(&shared, container, item));
+    environment.add_test("in", move |item: &Value, container: &Value| {
+        comparison::contains(&shared, container, item)
+    });
     add_compared(environment, budget);
 
     environment.remove_global("debug");

@@ -6,28 +6,54 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::budget::Budget;
+use super::comparison::{equal, greater, greater_or_equal, is_in, is_not_in, less, less_or_equal, not_equal};
 use super::{printf, python};
 
 type Outcome = Result<Value, Error>;
 
+type Operator = fn(&Budget, &Value, &Value) -> Outcome;
+
+/// The comparisons that another may follow, `a < b` in `a < b == c`: minijinja's name, ours, what it does.
+const CHAINED: [(&str, &str, Operator); 8] = [
+    ("Eq", "==…", equal),
+    ("Ne", "!=…", not_equal),
+    ("Lt", "<…", less),
+    ("Lte", "<=…", less_or_equal),
+    ("Gt", ">…", greater),
+    ("Gte", ">=…", greater_or_equal),
+    ("In", ":in…", is_in),
+    ("NotIn", ":not_in…", is_not_in),
+];
+
+/// The filter for a comparison that another follows. It returns a pair: whether it holds, and the operand
+/// that the next one compares.
+pub(super) fn chained(kind: &str) -> Option<&'static str> {
+    CHAINED.iter().find(|(name, ..)| *name == kind).map(|(_, filter, _)| *filter)
+}
+
 pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
-    type Operator = fn(&Budget, &Value, &Value) -> Outcome;
     let operators: [(&'static str, Operator); 11] = [
         ("+", add),
         ("*", multiply),
         ("%", modulo),
         ("~", join),
         ("==", equal),
-        ("<", |budget, a, b| compare(budget, "<", a, b, |a, b| a < b)),
-        ("<=", |budget, a, b| compare(budget, "<=", a, b, |a, b| a <= b)),
-        (">", |budget, a, b| compare(budget, ">", a, b, |a, b| a > b)),
-        (">=", |budget, a, b| compare(budget, ">=", a, b, |a, b| a >= b)),
-        (":in", |budget, item, container| contains(budget, container, item).map(Value::from)),
+        ("<", less),
+        ("<=", less_or_equal),
+        (">", greater),
+        (">=", greater_or_equal),
+        (":in", is_in),
         ("[]", item),
     ];
     for (name, operator) in operators {
         let budget = Arc::clone(budget);
         environment.add_filter(name, move |a: &Value, b: &Value| operator(&budget, a, b));
+    }
+    for (_, name, comparison) in CHAINED {
+        let budget = Arc::clone(budget);
+        environment.add_filter(name, move |a: &Value, b: Value| {
+            comparison(&budget, a, &b).map(|holds| Value::from(Tuple::from([holds, b])))
+        });
     }
     let shared = Arc::clone(budget);
     environment.add_filter("[:]", move |value: &Value, start: &Value, stop: &Value, step: &Value| {
@@ -54,18 +80,18 @@ pub(super) fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Erro
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
-fn unsupported(operator: &str, a: &Value, b: &Value) -> Error {
+pub(super) fn unsupported(operator: &str, a: &Value, b: &Value) -> Error {
     let (a, b) = (python::type_name(a), python::type_name(b));
     invalid(format!("unsupported operand types for {operator}: {a} and {b}"))
 }
 
 /// A number; Python's booleans are numbers too.
-enum Number {
+pub(super) enum Number {
     Int(i128),
     Float(f64),
 }
 
-fn number(value: &Value) -> Option<Number> {
+pub(super) fn number(value: &Value) -> Option<Number> {
     match value.kind() {
         ValueKind::Bool => Some(Number::Int(i128::from(value.is_true()))),
         ValueKind::Number => match python::float(value) {
@@ -105,7 +131,7 @@ fn compute(
     }
 }
 
-fn is_list(value: &Value) -> bool {
+pub(super) fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
@@ -183,70 +209,6 @@ fn join(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     let (a, b) = (python::str(budget, a)?, python::str(budget, b)?);
     budget.string(a.len().saturating_add(b.len()))?;
     Ok(Value::from([a, b].concat()))
-}
-
-/// Counts a comparison: strings of different lengths differ at once, scalars cost nothing.
-fn count_comparison(budget: &Budget, a: &Value, b: &Value) -> Result<(), Error> {
-    match (a.as_str(), b.as_str()) {
-        (Some(a), Some(b)) => budget.work(a.len().min(b.len()) as u64),
-        (None, None) if a.as_object().is_some() && b.as_object().is_some() => {
-            budget.walk(a)?;
-            budget.walk(b).map(|_| ())
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn equal(budget: &Budget, a: &Value, b: &Value) -> Outcome {
-    count_comparison(budget, a, b)?;
-    let is_number = number(a).is_some() && number(b).is_some();
-    Ok(Value::from(if is_number { plain(a) == plain(b) } else { a == b }))
-}
-
-/// A boolean as the number that it is to Python.
-fn plain(value: &Value) -> Value {
-    match value.kind() {
-        ValueKind::Bool => Value::from(i64::from(value.is_true())),
-        _ => value.clone(),
-    }
-}
-
-fn compare(
-    budget: &Budget,
-    operator: &str,
-    a: &Value,
-    b: &Value,
-    is_so: fn(&Value, &Value) -> bool,
-) -> Outcome {
-    let both = |is: fn(&Value) -> bool| is(a) && is(b);
-    if !(both(|value| number(value).is_some()) || both(|value| value.as_str().is_some()) || both(is_list)) {
-        return Err(unsupported(operator, a, b));
-    }
-    count_comparison(budget, a, b)?;
-    Ok(Value::from(is_so(&plain(a), &plain(b))))
-}
-
-pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Result<bool, Error> {
-    if let Some(text) = container.as_str() {
-        let Some(part) = item.as_str() else { return Err(unsupported("in", item, container)) };
-        budget.work(text.len() as u64)?;
-        return Ok(text.contains(part));
-    }
-    match container.kind() {
-        ValueKind::Undefined => Ok(false),
-        ValueKind::Map => Ok(!container.get_item(item)?.is_undefined()),
-        ValueKind::Seq | ValueKind::Iterable => {
-            for other in container.try_iter()? {
-                budget.glance(&other)?;
-                count_comparison(budget, &other, item)?;
-                if other == *item {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        }
-        _ => Err(unsupported("in", item, container)),
-    }
 }
 
 /// `value[key]`, undefined if there is none.

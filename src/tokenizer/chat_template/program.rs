@@ -10,6 +10,8 @@ use minijinja::machinery::{CodeGenerator, Instruction, Instructions, Span, Token
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::operators;
+
 /// Longest source, in bytes.
 const MAX_SOURCE: usize = 1 << 20;
 /// Most tokens between two delimiters, and most `elif` in all: the parser and the compiler recurse for each.
@@ -156,8 +158,11 @@ fn replacement<'a>(instruction: &Instruction<'a>) -> Vec<Instruction<'a>> {
         Instruction::In => vec![call(":in", 2)],
         Instruction::GetItem => vec![call("[]", 2)],
         Instruction::Slice => vec![call("[:]", 4)],
-        // A comparison costs no more than a look at one of both sides.
-        Instruction::CompareAndPreserve(_) => vec![call(":walk", 1), instruction.clone()],
+        // All but the last comparison of a chain. Their kind has no public name, but is written as one.
+        Instruction::CompareAndPreserve(kind) => match operators::chained(&format!("{kind:?}")) {
+            Some(name) => vec![call(name, 2), Instruction::UnpackList(2)],
+            None => vec![call(":unknown", 2)],
+        },
         Instruction::PushLoop(_) => vec![call(":iter", 1), instruction.clone()],
         Instruction::BuildList(Some(_)) | Instruction::BuildTuple(_) | Instruction::BuildMap(_) => {
             vec![instruction.clone(), call(":walk", 1)]
