@@ -19,7 +19,7 @@ pub(crate) struct GgmlType {
 impl GgmlType {
     /// The type as a tensor of the checkpoint has it.
     pub(crate) fn stored(&self) -> StoredType {
-        match WeightType::ALL.into_iter().find(|dtype| dtype.name() == self.name) {
+        match WeightType::named(self.name) {
             Some(dtype) => StoredType::Weight(dtype),
             None => StoredType::Other(self.name.into()),
         }

@@ -23,6 +23,15 @@
 //!
 //! Source: ggml, `ggml-common.h`.
 
+use half::f16;
+
+/// The little-endian f16 at byte `at`.
+#[inline(always)]
+pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
+    // The const conversion: the other looks for F16C at run time, every time.
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
+}
+
 /// How a weight matrix is stored. The names are ggml's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)] // ggml's spelling
@@ -72,6 +81,11 @@ impl WeightType {
         WeightType::Q5_K,
         WeightType::Q6_K,
     ];
+
+    /// The type that ggml calls `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        WeightType::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
 
     /// Elements per block; a row's length is a multiple of it.
     pub const fn block_len(self) -> usize {

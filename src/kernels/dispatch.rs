@@ -2,7 +2,8 @@
 
 use super::generic::attention::AttentionTask;
 use super::generic::matmul::MatmulTask;
-use super::{Activation, WeightRows};
+use super::generic::packed::PackedTask;
+use super::{Activation, Precision, WeightRows};
 use std::sync::OnceLock;
 
 /// A level of instructions that the kernels exist in, lowest first.
@@ -12,7 +13,9 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512F.
+    /// AVX2 and AVX-VNNI: products of bytes, four summed at once.
+    AvxVnni,
+    /// AVX-512F, BW and VNNI.
     Avx512,
 }
 
@@ -21,15 +24,22 @@ pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
 
 impl Isa {
     /// Every level, lowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
     /// The level's name, as `CANDLE_LLAMA_ISA` spells it.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
         }
+    }
+
+    /// Whether products with packed weights are faster here than those with f32 activations: not where the
+    /// compiler alone must find the instructions.
+    pub fn packs(self) -> bool {
+        self != Isa::Scalar
     }
 
     /// Whether this CPU has the level.
@@ -43,7 +53,14 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Isa::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -69,6 +86,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &super::x86_64::avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &super::x86_64::avxvnni::TABLE,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &super::x86_64::avx2::TABLE,
             _ => &super::scalar::TABLE,
         }
@@ -89,16 +108,31 @@ fn choose() -> Result<Isa, String> {
 /// and are checked where the tasks are made, in `mod.rs`.
 pub(super) struct KernelTable {
     pub(super) matmul: unsafe fn(&MatmulTask),
+    pub(super) packed: unsafe fn(&PackedTask),
+    /// Lines of activations that `packed` takes at once, when there are many; even, so that those of a row
+    /// stay together.
+    pub(super) panel_lines: usize,
+    /// `(rows, cols)`, rows, and their panel.
+    pub(super) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
 }
 
-/// A [`KernelTable`] of the generic algorithms on `$lanes`, each compiled with `$attribute`.
+/// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
+/// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once.
 macro_rules! kernel_table {
-    ($lanes:ty, #[$attribute:meta]) => {{
+    ($lanes:ty, $rows:ty, $panel_lines:literal x $strips:literal, #[$attribute:meta]) => {{
         use $crate::kernels::generic;
+        #[$attribute]
+        fn packed(task: &generic::packed::PackedTask) {
+            generic::packed::packed::<$rows, $panel_lines, $strips>(task);
+        }
+        #[$attribute]
+        fn quantize(x: &[f32], rows: usize, precision: $crate::kernels::Precision, panel: &mut [u32]) {
+            generic::quantize::quantize(x, rows, precision, panel);
+        }
         #[$attribute]
         fn matmul(task: &generic::matmul::MatmulTask) {
             generic::matmul::matmul::<$lanes>(task);
@@ -119,7 +153,16 @@ macro_rules! kernel_table {
         fn gate_mul(activation: $crate::kernels::Activation, gate: &mut [f32], up: &[f32]) {
             generic::elementwise::gate_mul(activation, gate, up);
         }
-        $crate::kernels::dispatch::KernelTable { matmul, attention, dequantize, rms_norm, gate_mul }
+        $crate::kernels::dispatch::KernelTable {
+            matmul,
+            packed,
+            panel_lines: $panel_lines,
+            quantize,
+            attention,
+            dequantize,
+            rms_norm,
+            gate_mul,
+        }
     }};
 }
 pub(super) use kernel_table;

@@ -13,19 +13,28 @@
 //! that [`Isa::detect`] chose for this CPU, on lengths that this file has checked.
 #![allow(unsafe_code)]
 
+mod activations;
 pub mod blocks;
 mod dispatch;
 mod generic;
 mod lanes;
+mod pack;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
 mod pool;
+mod rows16;
 mod scalar;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use activations::{Precision, QuantizedRows};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
+pub use pack::PackedRows;
+pub use packed::PackedProduct;
 pub use pool::{Cancel, Pool};
 
 use dispatch::KernelTable;
@@ -100,8 +109,12 @@ impl<'a> WeightRows<'a> {
         self.cols
     }
 
+    /// The bytes of one row.
+    ///
+    /// # Panics
+    /// If there is no such row.
     #[inline(always)]
-    fn row(&self, row: usize) -> &'a [u8] {
+    pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..][..self.row_bytes]
     }
 }

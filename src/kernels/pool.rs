@@ -187,12 +187,12 @@ impl Pool {
     ///
     /// # Panics
     /// If `len` is 0, or `run` panics.
-    pub fn for_each_chunk(
+    pub fn for_each_chunk<T: Send>(
         &self,
-        data: &mut [f32],
+        data: &mut [T],
         len: usize,
         cancel: &Cancel,
-        run: &(dyn Fn(usize, &mut [f32]) + Sync),
+        run: &(dyn Fn(usize, &mut [T]) + Sync),
     ) {
         let total = data.len();
         let out = SharedOut::new(data);
@@ -290,20 +290,16 @@ impl Shared {
 }
 
 /// A slice that the tasks of one job write to, each its own part.
-pub(super) struct SharedOut<'a> {
-    start: *mut f32,
+pub(super) struct SharedOut<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: the methods that write say what their callers owe: no two tasks touch one element.
-unsafe impl Sync for SharedOut<'_> {}
+unsafe impl<T: Send> Sync for SharedOut<'_, T> {}
 
-impl<'a> SharedOut<'a> {
-    pub(super) fn new(out: &'a mut [f32]) -> Self {
-        SharedOut { start: out.as_mut_ptr(), len: out.len(), borrow: PhantomData }
-    }
-
+impl SharedOut<'_> {
     /// Sets element `index`, or adds to it.
     ///
     /// # Safety
@@ -320,6 +316,12 @@ impl<'a> SharedOut<'a> {
             };
         }
     }
+}
+
+impl<'a, T> SharedOut<'a, T> {
+    pub(super) fn new(out: &'a mut [T]) -> Self {
+        SharedOut { start: out.as_mut_ptr(), len: out.len(), borrow: PhantomData }
+    }
 
     /// The elements from `start` on.
     ///
@@ -330,7 +332,7 @@ impl<'a> SharedOut<'a> {
     /// If they reach over the end.
     #[allow(clippy::mut_from_ref)] // exclusive by the caller's promise
     #[inline(always)]
-    pub(super) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "a part inside the whole");
         // SAFETY: inside the slice by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }

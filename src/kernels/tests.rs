@@ -8,10 +8,10 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A small generator, so that a failing case can be run again: Marsaglia's xorshift64.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn bits(&mut self) -> u64 {
+    pub(super) fn bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -23,12 +23,12 @@ impl Random {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    fn floats(&mut self, len: usize) -> Vec<f32> {
+    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.float()).collect()
     }
 
     /// Random weights of a type: random bits for the integers, sane scales.
-    fn weights(&mut self, dtype: WeightType, len: usize) -> Vec<u8> {
+    pub(super) fn weights(&mut self, dtype: WeightType, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..len / dtype.block_len() {
             match dtype {
@@ -63,7 +63,7 @@ fn half_offsets(dtype: WeightType) -> &'static [usize] {
 
 /// Every level of this CPU, saying which are left out; none may be, on a machine known to have all.
 #[allow(clippy::print_stdout)] // what was not tested is said
-fn levels() -> Vec<Isa> {
+pub(super) fn levels() -> Vec<Isa> {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
         println!("skipped: {}", isa.name());
         let required = std::env::var("CANDLE_LLAMA_REQUIRE_ISA").unwrap_or_default();
@@ -72,7 +72,7 @@ fn levels() -> Vec<Isa> {
     Isa::available().collect()
 }
 
-fn kernels(isa: Isa, threads: usize) -> Kernels {
+pub(super) fn kernels(isa: Isa, threads: usize) -> Kernels {
     Kernels::new(isa, threads).expect("threads can be started")
 }
 
@@ -184,7 +184,7 @@ fn blocks_are_widened_as_the_gguf_package_widens_them() {
     let mut tested = Vec::new();
     for line in GOLDEN_BLOCKS.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
-        let dtype = WeightType::ALL.into_iter().find(|dtype| dtype.name() == fields[0]).unwrap();
+        let dtype = WeightType::named(fields[0]).unwrap();
         let (bytes, expected) = (hex(fields[1]), hex(fields[2]));
         let expected: Vec<u32> =
             expected.chunks(4).map(|bits| u32::from_le_bytes(bits.try_into().unwrap())).collect();

@@ -353,6 +353,7 @@ fn load_model(
         threads: choices.threads,
         lm_head: opened.head.lm_head,
         dtype: choices.dtype,
+        exact: choices.exact,
         kv_dtype: choices.kv_dtype(),
         kv_bytes,
     };
@@ -449,5 +450,5 @@ pub(super) fn stored_type(checkpoint: &Checkpoint) -> Option<WeightType> {
         *totals.entry(info.dtype).or_default() += info.bytes;
     }
     let (name, _) = totals.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-    WeightType::ALL.into_iter().find(|dtype| dtype.name() == name)
+    WeightType::named(&name)
 }

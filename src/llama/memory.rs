@@ -1,10 +1,10 @@
 //! What a model takes, before it is loaded, and whether there is room for it.
 
 use super::load::{Choices, LoadOptions, Opened, candle_dtype, stored_type};
-use crate::checkpoint::tied::{LM_HEAD, LmHead};
+use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
 use crate::error::{Error, Result};
-use crate::kernels::BLOCK_POSITIONS;
+use crate::kernels::{BLOCK_POSITIONS, Isa, PackedRows, WeightType};
 use crate::model::cpu;
 use crate::sys::Memory;
 use candle_core::DType;
@@ -45,6 +45,18 @@ pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstim
     Ok(MemoryEstimate::new(&opened, &choices, opened.asked_context(options)?))
 }
 
+impl Choices {
+    /// The bytes of a tensor if the cpu engine packs it.
+    fn packed_bytes(&self, info: &TensorInfo, lm_head: LmHead) -> Option<u64> {
+        let packs = !self.exact && self.dtype.is_none() && Isa::detect().is_ok_and(Isa::packs);
+        // Of an embedding that is not the head, single rows are read.
+        let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
+        let &[rows, cols] = info.shape.as_slice() else { return None };
+        let dtype = WeightType::named(&info.dtype).filter(|_| packs && multiplied)?;
+        PackedRows::bytes_for(dtype, rows, cols).map(|bytes| bytes as u64)
+    }
+}
+
 impl MemoryEstimate {
     pub(super) fn new(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         if choices.tries_candle() {
@@ -75,8 +87,10 @@ impl MemoryEstimate {
             };
             let reordered =
                 opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();
+            let packed = choices.packed_bytes(&info, opened.head.lm_head);
+            let bytes = packed.unwrap_or(bytes);
             weights = weights.saturating_add(bytes);
-            if vector || converted.is_some() || reordered {
+            if vector || converted.is_some() || reordered || packed.is_some() {
                 copied = copied.saturating_add(bytes);
             }
         }

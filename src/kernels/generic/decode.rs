@@ -3,15 +3,10 @@
 //! Written so that the compiler vectorises it for the level that it is inlined into. The layouts are in
 //! `blocks.rs`; products and sums are rounded where ggml's reference rounds them.
 
+use crate::kernels::blocks::f16_at;
 use crate::kernels::lanes::LANES;
-use half::f16;
 
 type Unit = [f32; LANES];
-
-#[inline(always)]
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32_const()
-}
 
 /// Element `i`'s nibble of 16 bytes from `at` on, with bit `i` of the 32 bits before them on top.
 #[inline(always)]
@@ -27,7 +22,7 @@ fn five_bits(block: &[u8], at: usize) -> [u8; LANES] {
 
 #[inline(always)]
 pub(in crate::kernels) fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
-    let d = half_at(block, 0);
+    let d = f16_at(block, 0);
     let quants = five_bits(block, 6);
     let mut out = [0.0; LANES];
     for i in 0..LANES {
@@ -38,7 +33,7 @@ pub(in crate::kernels) fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
 
 #[inline(always)]
 pub(in crate::kernels) fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
-    let (d, m) = (half_at(block, 0), half_at(block, 2));
+    let (d, m) = (f16_at(block, 0), f16_at(block, 2));
     let quants = five_bits(block, 8);
     let mut out = [0.0; LANES];
     for i in 0..LANES {
@@ -49,7 +44,7 @@ pub(in crate::kernels) fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
 
 #[inline(always)]
 pub(in crate::kernels) fn q2_k(block: &[u8; 84], unit: usize) -> Unit {
-    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
     let (quants, shift) = (&block[16 + 32 * (unit / 4)..][..LANES], 2 * (unit % 4));
     let mut out = [0.0; LANES];
     for half in 0..2 {
@@ -64,7 +59,7 @@ pub(in crate::kernels) fn q2_k(block: &[u8; 84], unit: usize) -> Unit {
 
 #[inline(always)]
 pub(in crate::kernels) fn q3_k(block: &[u8; 110], unit: usize) -> Unit {
-    let d = half_at(block, 108);
+    let d = f16_at(block, 108);
     let (high, scales) = (&block[..LANES], &block[96..108]);
     let (quants, shift) = (&block[32 + 32 * (unit / 4)..][..LANES], 2 * (unit % 4));
     let mut out = [0.0; LANES];
@@ -96,7 +91,7 @@ fn scale_and_min(packed: &[u8], unit: usize) -> (f32, f32) {
 #[inline(always)]
 pub(in crate::kernels) fn q4_k(block: &[u8; 144], unit: usize) -> Unit {
     let (scale, min) = scale_and_min(&block[4..16], unit);
-    let (scale, min) = (half_at(block, 0) * scale, half_at(block, 2) * min);
+    let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
     let (quants, shift) = (&block[16 + 32 * (unit / 2)..][..LANES], 4 * (unit % 2));
     let mut out = [0.0; LANES];
     for i in 0..LANES {
@@ -108,7 +103,7 @@ pub(in crate::kernels) fn q4_k(block: &[u8; 144], unit: usize) -> Unit {
 #[inline(always)]
 pub(in crate::kernels) fn q5_k(block: &[u8; 176], unit: usize) -> Unit {
     let (scale, min) = scale_and_min(&block[4..16], unit);
-    let (scale, min) = (half_at(block, 0) * scale, half_at(block, 2) * min);
+    let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
     let high = &block[16..48];
     let (quants, shift) = (&block[48 + 32 * (unit / 2)..][..LANES], 4 * (unit % 2));
     let mut out = [0.0; LANES];
@@ -121,7 +116,7 @@ pub(in crate::kernels) fn q5_k(block: &[u8; 176], unit: usize) -> Unit {
 
 #[inline(always)]
 pub(in crate::kernels) fn q6_k(block: &[u8; 210], unit: usize) -> Unit {
-    let d = half_at(block, 208);
+    let d = f16_at(block, 208);
     let (part, quarter) = (unit / 4, unit % 4);
     let low = &block[64 * part + 32 * (quarter % 2)..][..LANES];
     let high = &block[128 + 32 * part..][..LANES];

@@ -8,3 +8,5 @@ pub(super) mod decode;
 pub(super) mod dequantize;
 pub(super) mod elementwise;
 pub(super) mod matmul;
+pub(super) mod packed;
+pub(super) mod quantize;

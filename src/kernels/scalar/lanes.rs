@@ -1,17 +1,12 @@
 //! The lanes in plain Rust: the reference, written to be read.
 
+use crate::kernels::blocks::f16_at;
 use crate::kernels::lanes::{LANES, Lanes};
-use half::{bf16, f16};
+use half::bf16;
 
 /// 32 numbers.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct ScalarLanes([f32; LANES]);
-
-#[inline(always)]
-fn half_at(unit: &[u8], at: usize) -> f32 {
-    // The const conversions: the others look for F16C at run time, every time.
-    f16::from_le_bytes([unit[at], unit[at + 1]]).to_f32_const()
-}
 
 /// Element `i` of 16 bytes of nibbles.
 #[inline(always)]
@@ -76,7 +71,7 @@ impl Lanes for ScalarLanes {
 
     #[inline(always)]
     fn f16(unit: &[u8; 64]) -> Self {
-        ScalarLanes(std::array::from_fn(|i| half_at(unit, 2 * i)))
+        ScalarLanes(std::array::from_fn(|i| f16_at(unit, 2 * i)))
     }
 
     #[inline(always)]
@@ -88,19 +83,19 @@ impl Lanes for ScalarLanes {
 
     #[inline(always)]
     fn q8_0(unit: &[u8; 34]) -> Self {
-        let d = half_at(unit, 0);
+        let d = f16_at(unit, 0);
         ScalarLanes(std::array::from_fn(|i| f32::from(unit[2 + i] as i8) * d))
     }
 
     #[inline(always)]
     fn q4_0(unit: &[u8; 18]) -> Self {
-        let d = half_at(unit, 0);
+        let d = f16_at(unit, 0);
         ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[2..], i) as i8 - 8) * d))
     }
 
     #[inline(always)]
     fn q4_1(unit: &[u8; 20]) -> Self {
-        let (d, m) = (half_at(unit, 0), half_at(unit, 2));
+        let (d, m) = (f16_at(unit, 0), f16_at(unit, 2));
         ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[4..], i)) * d + m))
     }
 }

@@ -1,10 +1,12 @@
-//! The algorithms on plain Rust lanes: runs everywhere, and is what the others are tested against.
+//! The algorithms on plain Rust lanes and rows: runs everywhere, and is what the others are tested against.
 
 mod lanes;
-
-pub(super) use lanes::ScalarLanes;
+mod rows16;
 
 use super::dispatch::KernelTable;
+use lanes::ScalarLanes;
+use rows16::ScalarRows;
 
 /// Every kernel of this level.
-pub(super) const TABLE: KernelTable = super::dispatch::kernel_table!(ScalarLanes, #[inline]);
+pub(super) const TABLE: KernelTable =
+    super::dispatch::kernel_table!(ScalarLanes, ScalarRows, 2 x 1, #[inline]);

@@ -10,20 +10,53 @@
 //!
 //! where a projection may add a bias, and `silu` is the config's `hidden_act`.
 //!
-//! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows, so that memory does not grow with the
-//! prompt. No row's result depends on how they are cut.
+//! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows of one [`Phase`], so that memory does not grow
+//! with the prompt. No row's result depends on how they are cut.
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
-use super::weights::Linear;
+use super::weights::{Linear, Matrix, View};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionSpan, Output, Product};
+use crate::kernels::{AttentionSpan, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
 /// The most rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
+
+/// The longest prompt that is read with 16-bit activations.
+const SHORT_PROMPT: usize = 128;
+
+/// What a token is to its sequence. Where products need not be exact, it decides how they are computed.
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// In a prompt of at most [`SHORT_PROMPT`] tokens: a chat's question, whose answer hangs on few
+    /// tokens, and which is soon read in any case.
+    ShortPrompt,
+    /// In a longer prompt.
+    Prompt,
+    /// Generated.
+    Decode,
+}
+
+impl Phase {
+    fn of(position: usize, prompt_tokens: usize) -> Self {
+        match prompt_tokens {
+            _ if position >= prompt_tokens => Phase::Decode,
+            0..=SHORT_PROMPT => Phase::ShortPrompt,
+            _ => Phase::Prompt,
+        }
+    }
+
+    /// Of activations that meet packed weights.
+    fn precision(self) -> Precision {
+        match self {
+            Phase::ShortPrompt => Precision::Bits16,
+            Phase::Prompt | Phase::Decode => Precision::Bits8,
+        }
+    }
+}
 
 /// Buffers for one chunk; they grow to the largest chunk seen and stay.
 #[derive(Default)]
@@ -48,28 +81,68 @@ pub(super) struct Scratch {
     cos: Vec<f32>,
     /// As `cos`.
     sin: Vec<f32>,
+    /// The input of a product, in 8 bits.
+    quantized: QuantizedRows,
 }
 
-/// A product of `linear`, `(rows, out_features)`, that replaces what `out` holds.
-fn project<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Product<'a> {
-    let mut output = Output::Set;
-    if let Some(bias) = &linear.bias {
-        for row in out.chunks_exact_mut(bias.len()) {
-            row.copy_from_slice(bias);
-        }
-        output = Output::Add;
-    }
-    Product { weight: linear.weight.view(), out, output }
+/// `out = x · weightᵀ + bias`, replacing what `out` holds, or added to it.
+struct Projection<'a> {
+    weight: &'a Matrix,
+    bias: Option<&'a [f32]>,
+    /// `(rows, out_features)`
+    out: &'a mut [f32],
+    output: Output,
+}
+
+/// A projection that replaces what `out` holds.
+fn project<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
+    Projection { weight: &linear.weight, bias: linear.bias.as_deref(), out, output: Output::Set }
 }
 
 /// As [`project`], added to what `out` holds: the residual connection.
-fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Product<'a> {
-    if let Some(bias) = &linear.bias {
-        for row in out.chunks_exact_mut(bias.len()) {
-            row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
+    Projection { output: Output::Add, ..project(linear, out) }
+}
+
+/// What projections of a chunk need.
+struct Projector<'a> {
+    kernels: &'a Kernels,
+    phase: Phase,
+    /// The input, for weights that want it so.
+    quantized: &'a mut QuantizedRows,
+    cancel: &'a Cancel<'a>,
+}
+
+impl Projector<'_> {
+    /// Runs projections of the same `x`, `(rows, in_features)`.
+    fn run<'a>(&mut self, x: &[f32], rows: usize, projections: impl IntoIterator<Item = Projection<'a>>) {
+        if rows == 0 {
+            return;
+        }
+        let (mut products, mut packed_products) = (Vec::new(), Vec::new());
+        for Projection { weight, bias, out, mut output } in projections {
+            if let Some(bias) = bias {
+                for row in out.chunks_exact_mut(bias.len()) {
+                    match output {
+                        Output::Set => row.copy_from_slice(bias),
+                        Output::Add => row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias),
+                    }
+                }
+                output = Output::Add;
+            }
+            match weight.view() {
+                View::Rows(weight) => products.push(Product { weight, out, output }),
+                View::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
+            }
+        }
+        if !products.is_empty() {
+            self.kernels.matmul(x, rows, &mut products, self.cancel);
+        }
+        if !packed_products.is_empty() {
+            self.kernels.quantize(x, rows, self.phase.precision(), self.quantized, self.cancel);
+            self.kernels.matmul_packed(self.quantized, &mut packed_products, self.cancel);
         }
     }
-    Product { weight: linear.weight.view(), out, output: Output::Add }
 }
 
 /// The most bytes that the buffers of a step take, with the logits of one row and a copy of them.
@@ -100,11 +173,19 @@ impl CpuModel {
         let wanted = spans.iter().map(Span::wanted).sum();
         let mut logits = Logits::with_capacity(wanted, self.config.vocab_size)?;
         let mut chunk = Vec::new();
-        let mut rows = 0;
+        let (mut rows, mut phase) = (0, Phase::Decode);
         for span in spans {
+            let prompt_tokens = self.sequences[&span.seq].prompt_tokens;
             let mut rest = *span;
             while !rest.tokens.is_empty() {
-                let taken = rest.tokens.len().min(CHUNK_ROWS - rows);
+                let next_phase = Phase::of(rest.start, prompt_tokens);
+                if rows == CHUNK_ROWS || next_phase != phase {
+                    self.forward_chunk(&chunk, phase, &mut logits, cancel)?;
+                    chunk.clear();
+                    (rows, phase) = (0, next_phase);
+                }
+                let left = if phase == Phase::Decode { usize::MAX } else { prompt_tokens - rest.start };
+                let taken = rest.tokens.len().min(CHUNK_ROWS - rows).min(left);
                 let (tokens, behind) = rest.tokens.split_at(taken);
                 // The last row is wanted, and it is not in this chunk.
                 let only_fills = rest.rows == Rows::Last && !behind.is_empty();
@@ -112,21 +193,23 @@ impl CpuModel {
                 chunk.push(Span { tokens, rows: rows_wanted, ..rest });
                 rest = Span { tokens: behind, start: rest.start + taken, ..rest };
                 rows += taken;
-                if rows == CHUNK_ROWS {
-                    self.forward_chunk(&chunk, &mut logits, cancel)?;
-                    chunk.clear();
-                    rows = 0;
-                }
             }
         }
-        if rows > 0 {
-            self.forward_chunk(&chunk, &mut logits, cancel)?;
-        }
+        self.forward_chunk(&chunk, phase, &mut logits, cancel)?;
         Ok(logits)
     }
 
-    /// Runs at most `CHUNK_ROWS` rows through all layers, and appends their logits.
-    fn forward_chunk(&mut self, spans: &[Span], logits: &mut Logits, cancel: &Cancel) -> Result<()> {
+    /// Runs at most `CHUNK_ROWS` rows of one phase through all layers, and appends their logits.
+    fn forward_chunk(
+        &mut self,
+        spans: &[Span],
+        phase: Phase,
+        logits: &mut Logits,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        if spans.is_empty() {
+            return Ok(());
+        }
         let CpuModel { config, kernels, weights, inv_freq, block_pool, sequences, scratch } = self;
         let attention_factor = config.rope.attention_factor();
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
@@ -145,11 +228,11 @@ impl CpuModel {
         let up = grown(&mut scratch.up, rows * inner);
         let cos = grown(&mut scratch.cos, rows * head_dim / 2);
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
+        let mut projector = Projector { kernels, phase, quantized: &mut scratch.quantized, cancel };
 
         let ids = spans.iter().flat_map(|span| span.tokens);
-        let embedding = weights.embed_tokens.view();
         for (x, &id) in x.chunks_exact_mut(hidden).zip(ids) {
-            kernels.dequantize(embedding, id as usize, x);
+            weights.embed_tokens.row_to_f32(kernels, id as usize, x);
         }
         let angles = spans.iter().flat_map(|span| {
             let inv_freq = sequences[&span.seq].inv_freq.as_ref().unwrap_or(inv_freq);
@@ -165,12 +248,12 @@ impl CpuModel {
         for (index, layer) in weights.layers.iter().enumerate() {
             check()?;
             kernels.rms_norm(x, &layer.input_layernorm, epsilon, normed, cancel);
-            let mut products = [
+            let projections = [
                 project(&layer.q_proj, queries),
                 project(&layer.k_proj, keys),
                 project(&layer.v_proj, values),
             ];
-            kernels.matmul(normed, rows, &mut products, cancel);
+            projector.run(normed, rows, projections);
             kernels.rope(queries, head_dim, cos, sin, cancel);
             kernels.rope(keys, head_dim, cos, sin, cancel);
             // What a cancelled product left unfinished must not reach the cache.
@@ -191,13 +274,13 @@ impl CpuModel {
                 })
                 .collect();
             kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
-            kernels.matmul(attended, rows, &mut [project_onto(&layer.o_proj, x)], cancel);
+            projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
-            let mut products = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
-            kernels.matmul(normed, rows, &mut products, cancel);
+            let projections = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
+            projector.run(normed, rows, projections);
             kernels.gate_mul(config.hidden_act, gate, up, cancel);
-            kernels.matmul(gate, rows, &mut [project_onto(&layer.down_proj, x)], cancel);
+            projector.run(gate, rows, [project_onto(&layer.down_proj, x)]);
         }
         check()?;
 
@@ -216,8 +299,8 @@ impl CpuModel {
         let before = logits.values.len();
         logits.values.resize(before + wanted * config.vocab_size, 0.0);
         let out = &mut logits.values[before..];
-        let lm_head = Product { weight: weights.lm_head().view(), out, output: Output::Set };
-        kernels.matmul(normed, wanted, &mut [lm_head], cancel);
+        let lm_head = Projection { weight: weights.lm_head(), bias: None, out, output: Output::Set };
+        projector.run(normed, wanted, [lm_head]);
         check()
     }
 }

@@ -29,6 +29,8 @@ pub struct CpuOptions {
     pub lm_head: LmHead,
     /// None keeps each weight in the checkpoint's type; F32, F16 or BF16 converts all matrices.
     pub dtype: Option<WeightType>,
+    /// Activations stay f32 in every product; else they are rounded to 8 bits where weights are blocks of 32.
+    pub exact: bool,
     /// The type of cached keys and values: F32 or F16.
     pub kv_dtype: WeightType,
     /// The most bytes that keys and values of all sequences may take.
@@ -50,6 +52,8 @@ pub struct CpuModel {
 #[derive(Default)]
 struct Sequence {
     kv: PagedKv,
+    /// Positions from here on are generated.
+    prompt_tokens: usize,
     /// Its own frequencies, if they depend on its prompt.
     inv_freq: Option<Vec<f32>>,
 }
@@ -63,7 +67,8 @@ impl CpuModel {
     pub fn new(config: LlamaConfig, checkpoint: &Checkpoint, options: &CpuOptions) -> Result<Self> {
         let kernels = Kernels::new(options.isa, options.threads)
             .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
-        let weights = Weights::load(&config, checkpoint, options.lm_head, options.dtype)?;
+        let packer = (!options.exact && options.isa.packs()).then_some(&kernels);
+        let weights = Weights::load(&config, checkpoint, options.lm_head, options.dtype, packer)?;
         let shape = KvShape {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
@@ -93,7 +98,7 @@ impl CpuModel {
 /// # Errors
 /// As [`CpuModel::new`].
 pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<Vec<String>> {
-    Ok(Weights::load(config, checkpoint, lm_head, None)?.unused)
+    Ok(Weights::load(config, checkpoint, lm_head, None, None)?.unused)
 }
 
 impl Model for CpuModel {
@@ -108,7 +113,8 @@ impl Model for CpuModel {
         let CpuModel { config, sequences, .. } = self;
         let rope = &config.rope;
         let inv_freq = rope.is_dynamic().then(|| rope.inv_freq(config.head_dim, prompt_tokens));
-        sequences.entry(seq).or_default().inv_freq = inv_freq;
+        let sequence = sequences.entry(seq).or_default();
+        (sequence.prompt_tokens, sequence.inv_freq) = (prompt_tokens, inv_freq);
     }
 
     fn free(&mut self, seq: SeqId) {

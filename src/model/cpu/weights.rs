@@ -1,13 +1,16 @@
 //! The tensors of a Llama, in their storage types, with the shapes that the config asks for.
+//!
+//! Float matrices stay in the file's map. Those of blocks of 32 are packed for products with 8-bit
+//! activations, unless every product is to be exact.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
-use crate::kernels::{WeightRows, WeightType};
+use crate::kernels::{Cancel, Kernels, PackedRows, WeightRows, WeightType};
 use crate::model::Storage;
 use half::{bf16, f16};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 
 /// All weights of a model.
@@ -55,7 +58,7 @@ pub(super) struct Linear {
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A weight matrix: the file's own bytes, or a copy in another type.
+/// A weight matrix: the file's own bytes, or a copy in another type or layout.
 pub(super) struct Matrix {
     dtype: WeightType,
     rows: usize,
@@ -66,19 +69,40 @@ pub(super) struct Matrix {
 enum Data {
     Stored(Tensor),
     Converted(Vec<u8>),
+    Packed(PackedRows),
+}
+
+/// A matrix as the kernels take it.
+pub(super) enum View<'a> {
+    Rows(WeightRows<'a>),
+    Packed(&'a PackedRows),
 }
 
 impl Matrix {
     /// The view that the kernels take.
-    pub(super) fn view(&self) -> WeightRows<'_> {
-        WeightRows::new(self.dtype, self.bytes(), self.rows, self.cols)
-            .expect("the shape was checked when the matrix was loaded")
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match &self.data {
+    pub(super) fn view(&self) -> View<'_> {
+        let bytes = match &self.data {
             Data::Stored(tensor) => tensor.bytes(),
             Data::Converted(bytes) => bytes,
+            Data::Packed(packed) => return View::Packed(packed),
+        };
+        let rows = WeightRows::new(self.dtype, bytes, self.rows, self.cols);
+        View::Rows(rows.expect("the shape was checked when the matrix was loaded"))
+    }
+
+    /// Writes row `row` as f32 to `out`, `(cols,)`.
+    pub(super) fn row_to_f32(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+        match self.view() {
+            View::Rows(rows) => kernels.dequantize(rows, row, out),
+            View::Packed(packed) => packed.row_to_f32(row, out),
+        }
+    }
+
+    fn len_bytes(&self) -> usize {
+        match &self.data {
+            Data::Stored(tensor) => tensor.bytes().len(),
+            Data::Converted(bytes) => bytes.len(),
+            Data::Packed(packed) => packed.len_bytes(),
         }
     }
 }
@@ -87,7 +111,11 @@ impl Matrix {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: Option<WeightType>,
+    /// Those that pack what they can, if anything is to be packed.
+    packer: Option<&'a Kernels>,
     used: RefCell<HashSet<String>>,
+    /// Whether a matrix still lies in the files.
+    stored: Cell<bool>,
 }
 
 impl Loader<'_> {
@@ -124,21 +152,46 @@ impl Loader<'_> {
         })
     }
 
+    /// A matrix that is multiplied with: packed if it can be.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let matrix = self.table(name, rows, cols)?;
+        let (Some(kernels), View::Rows(weight)) = (self.packer, matrix.view()) else { return Ok(matrix) };
+        let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(weight.row(row));
+        let packed = kernels.pack(matrix.dtype, rows, cols, &Cancel::never(), &fill);
+        let packed = packed.map_err(|_| Error::Generation { reason: format!("no memory to pack {name}") })?;
+        Ok(match packed {
+            Some(packed) => Matrix { data: Data::Packed(packed), ..matrix },
+            None => self.kept(matrix),
+        })
+    }
+
+    /// A matrix of which single rows are read.
+    fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        Ok(self.kept(self.table(name, rows, cols)?))
+    }
+
+    /// Remembers that what the matrix lies in is still needed.
+    fn kept(&self, matrix: Matrix) -> Matrix {
+        if matches!(matrix.data, Data::Stored(_)) {
+            self.stored.set(true);
+        }
+        matrix
+    }
+
+    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         let stored = tensor.dtype();
         let dtype = self.dtype.unwrap_or(stored);
-        let data =
-            if dtype == stored { Data::Stored(tensor) } else { Data::Converted(convert(&tensor, dtype)?) };
-        let matrix = Matrix { dtype, rows, cols, data };
-        if WeightRows::new(dtype, matrix.bytes(), rows, cols).is_none() {
+        if dtype.bytes_for(cols).is_none() {
             return Err(Error::TensorType {
                 tensor: name.into(),
                 dtype: format!("{dtype} in rows of {cols}"),
                 path: self.checkpoint.path().into(),
             });
         }
-        Ok(matrix)
+        let data =
+            if dtype == stored { Data::Stored(tensor) } else { Data::Converted(convert(&tensor, dtype)?) };
+        Ok(Matrix { dtype, rows, cols, data })
     }
 }
 
@@ -171,8 +224,10 @@ impl Weights {
         checkpoint: &Checkpoint,
         lm_head: LmHead,
         dtype: Option<WeightType>,
+        packer: Option<&Kernels>,
     ) -> Result<Self> {
-        let loader = Loader { checkpoint, dtype, used: RefCell::default() };
+        let (used, stored) = (RefCell::default(), Cell::default());
+        let loader = Loader { checkpoint, dtype, packer, used, stored };
         let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
@@ -197,16 +252,19 @@ impl Weights {
                 down_proj: mlp("down_proj", hidden, inner)?,
             })
         };
-        let lm_head = match lm_head {
-            LmHead::Tied => None,
-            LmHead::Separate => Some(loader.matrix(LM_HEAD, vocab, hidden)?),
+        let (embed_tokens, lm_head) = match lm_head {
+            LmHead::Tied => (loader.matrix(EMBED_TOKENS, vocab, hidden)?, None),
+            LmHead::Separate => {
+                (loader.rows(EMBED_TOKENS, vocab, hidden)?, Some(loader.matrix(LM_HEAD, vocab, hidden)?))
+            }
         };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         Ok(Weights {
-            embed_tokens: loader.matrix(EMBED_TOKENS, vocab, hidden)?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            embed_tokens,
+            layers,
             norm: loader.vector("model.norm.weight", hidden)?,
             lm_head,
-            files: checkpoint.files(),
+            files: if loader.stored.get() { checkpoint.files() } else { MappedFiles::default() },
             unused: loader.unused(),
         })
     }
@@ -224,14 +282,14 @@ impl Weights {
             *total += bytes as u64;
         };
         for matrix in [Some(&self.embed_tokens), self.lm_head.as_ref()].into_iter().flatten() {
-            add(matrix.dtype, matrix.bytes().len());
+            add(matrix.dtype, matrix.len_bytes());
         }
         add(WeightType::F32, size_of_val(&self.norm[..]));
         for layer in &self.layers {
             let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
             let mlp = [&layer.gate_proj, &layer.up_proj, &layer.down_proj];
             for linear in attention.into_iter().chain(mlp) {
-                add(linear.weight.dtype, linear.weight.bytes().len());
+                add(linear.weight.dtype, linear.weight.len_bytes());
                 if let Some(bias) = &linear.bias {
                     add(WeightType::F32, size_of_val(&bias[..]));
                 }

@@ -1,10 +1,13 @@
 //! The algorithms with AVX2, FMA and F16C.
 
 mod lanes;
+mod rows16;
 
 use crate::kernels::dispatch::KernelTable;
-use lanes::Avx2Lanes;
+pub(super) use lanes::Avx2Lanes;
+pub(super) use rows16::Avx2Rows;
 
 /// Every kernel of this level.
-pub(in crate::kernels) const TABLE: KernelTable =
-    crate::kernels::dispatch::kernel_table!(Avx2Lanes, #[target_feature(enable = "avx2,fma,f16c")]);
+pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
+    Avx2Lanes, Avx2Rows<false>, 6 x 1, #[target_feature(enable = "avx2,fma,f16c")]
+);

@@ -1,10 +1,14 @@
-//! The algorithms with AVX-512F (and what comes with it: AVX2, FMA, F16C).
+//! The algorithms with AVX-512F, BW and VNNI (and what comes with them: AVX2, FMA, F16C).
 
 mod lanes;
+mod rows16;
 
 use crate::kernels::dispatch::KernelTable;
 use lanes::Avx512Lanes;
+use rows16::Avx512Rows;
 
 /// Every kernel of this level.
-pub(in crate::kernels) const TABLE: KernelTable =
-    crate::kernels::dispatch::kernel_table!(Avx512Lanes, #[target_feature(enable = "avx512f,avx2,fma,f16c")]);
+pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
+    Avx512Lanes, Avx512Rows, 6 x 2,
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+);

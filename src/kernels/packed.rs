@@ -1,0 +1,122 @@
+//! The facade of the kernels on packed weights and 8-bit activations.
+
+use super::activations::{BLOCK_WORDS, MOST_PANEL_LINES, Precision, QuantizedRows};
+use super::generic::packed::PackedTask;
+use super::pack::{PackedRows, TILE_COLS, TILE_ROWS};
+use super::pool::{Cancel, SharedOut};
+use super::{Kernels, Output, WeightType};
+use std::collections::TryReserveError;
+
+/// How many times each thread draws work in one product, at least: so that the threads end together.
+const DRAWS: usize = 8;
+
+/// One product of [`Kernels::matmul_packed`].
+pub struct PackedProduct<'a> {
+    /// `(out_features, in_features)`
+    pub weight: &'a PackedRows,
+    /// `(rows, out_features)`
+    pub out: &'a mut [f32],
+    /// Replace or add.
+    pub output: Output,
+}
+
+impl Kernels {
+    /// Packs `rows` x `cols` weights of a type with blocks of 32; None if the type or the shape has no
+    /// such layout, or if `cancel` fires. `fill` writes the blocks of one row.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn pack(
+        &self,
+        dtype: WeightType,
+        rows: usize,
+        cols: usize,
+        cancel: &Cancel,
+        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
+    ) -> Result<Option<PackedRows>, TryReserveError> {
+        let Some(mut packed) = PackedRows::zeroed(dtype, rows, cols)? else { return Ok(None) };
+        let row_bytes = dtype.bytes_for(cols).expect("its blocks are those of the tiles");
+        let strip_bytes = packed.strip_bytes();
+        self.pool.for_each_chunk(packed.bytes_mut(), strip_bytes, cancel, &|strip, tiles| {
+            let first = strip * TILE_ROWS;
+            let lanes = TILE_ROWS.min(rows - first);
+            let mut blocks = vec![0; lanes * row_bytes];
+            for (lane, row) in blocks.chunks_exact_mut(row_bytes).enumerate() {
+                fill(first + lane, row);
+            }
+            PackedRows::pack_strip(dtype, &blocks, tiles);
+        });
+        Ok((!cancel.is_cancelled()).then_some(packed))
+    }
+
+    /// Rounds activations, `(rows, cols)`, to 8 or 16 bits, with one scale for each 32 of a row.
+    ///
+    /// # Panics
+    /// If `x` is not of that length, or `cols` is no multiple of 32.
+    pub fn quantize(
+        &self,
+        x: &[f32],
+        rows: usize,
+        precision: Precision,
+        out: &mut QuantizedRows,
+        cancel: &Cancel,
+    ) {
+        let cols = x.len().checked_div(rows).unwrap_or(0);
+        assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
+        let lines = rows * precision.lines();
+        let panel_lines = if lines <= MOST_PANEL_LINES { lines.max(1) } else { self.table.panel_lines };
+        (out.rows, out.cols, out.precision, out.panel_lines) = (rows, cols, precision, panel_lines);
+        out.words.resize(lines * out.line_words(), 0);
+        if x.is_empty() {
+            return;
+        }
+        let (panel_rows, panel_words) = (panel_lines / precision.lines(), panel_lines * out.line_words());
+        self.pool.for_each_chunk(&mut out.words, panel_words, cancel, &|panel, words| {
+            let rows = words.len() / (cols / TILE_COLS * BLOCK_WORDS) / precision.lines();
+            let x = &x[panel * panel_rows * cols..][..rows * cols];
+            // SAFETY: the table was chosen for this CPU.
+            unsafe { (self.table.quantize)(x, rows, precision, words) }
+        });
+    }
+
+    /// Computes `out = x · wᵀ` for several packed weights that share an input.
+    ///
+    /// - `x`: `(rows, in_features)`
+    /// - each weight: `(out_features, in_features)`
+    /// - each `out`: `(rows, out_features)`
+    ///
+    /// An output depends on its row and its weight's row alone, bit for bit. If `cancel` fires, the
+    /// outputs are left unfinished.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn matmul_packed(&self, x: &QuantizedRows, products: &mut [PackedProduct], cancel: &Cancel) {
+        for product in products.iter() {
+            assert_eq!(x.cols, product.weight.cols(), "x is (rows, in_features)");
+            assert_eq!(product.out.len(), x.rows * product.weight.rows(), "out is (rows, out_features)");
+        }
+        if x.rows == 0 {
+            return;
+        }
+        let targets: Vec<_> =
+            products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
+        let strips: usize = targets.iter().map(|(weight, ..)| weight.strips()).sum();
+        // Even, for those levels that take two strips at once.
+        let per_task = (strips / (DRAWS * self.pool.threads())).clamp(1, 64).next_multiple_of(2);
+        let tasks: usize = targets.iter().map(|(weight, ..)| weight.strips().div_ceil(per_task)).sum();
+        self.pool.run(tasks, cancel, &|mut task| {
+            for (weight, output, out) in &targets {
+                let own = weight.strips().div_ceil(per_task);
+                if task < own {
+                    let strips = task * per_task..((task + 1) * per_task).min(weight.strips());
+                    let task = PackedTask { x, weight, strips, out, output: *output };
+                    // SAFETY: the table was chosen for this CPU; lengths were asserted above; the
+                    // tasks' strips do not overlap.
+                    unsafe { (self.table.packed)(&task) }
+                    return;
+                }
+                task -= own;
+            }
+        });
+    }
+}

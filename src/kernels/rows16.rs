@@ -1,0 +1,50 @@
+//! 16 rows of weights at once: what the algorithms on tiles are written over.
+//!
+//! A lane is a row of weights, an output feature, so that no sum ever goes across lanes. Integer sums
+//! are exact; each level then does the same operations on f32 in the same order.
+
+use super::pack::TILE_ROWS;
+
+/// One level's instructions for 16 rows.
+///
+/// An implementation for an instruction set may be used only inside functions that enable it: the
+/// `#[target_feature]` instances in that set's folder.
+pub(super) trait Rows16: Copy {
+    /// 4 unsigned bytes of each row.
+    type Bytes: Copy;
+    /// An integer sum for each row, perhaps in parts.
+    type Sums: Copy;
+    /// A number for each row.
+    type Floats: Copy;
+    /// What [`Rows16::dot_signed`] adds to a weight of 8 bits: the sums are that much too large, times
+    /// the sum of the activations.
+    const SIGNED_OFFSET: i32;
+
+    fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
+    /// The low and the high half of every byte.
+    fn nibbles(bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes);
+    /// `nibbles`, plus 16 in every byte of which `plane` has bit `BIT`.
+    fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes;
+
+    /// Every sum is `start`.
+    fn start(start: i32) -> Self::Sums;
+    /// Adds for each row the products of its 4 bytes, below 32, and the 4 signed bytes of `x`, from -127 on.
+    /// After 8 calls (4 where a byte may be above 15) comes a [`Rows16::fold`].
+    fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    /// As [`Rows16::dot`], for bytes that stand for themselves less 128, without a fold.
+    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    /// Makes room in the parts.
+    fn fold(sums: Self::Sums) -> Self::Sums;
+    /// The sums, after a fold.
+    fn to_floats(sums: Self::Sums) -> Self::Floats;
+
+    fn splat(value: f32) -> Self::Floats;
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats;
+    /// Little-endian f16 numbers.
+    fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats;
+    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]);
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`; rounded once where the instruction set has FMA.
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+}

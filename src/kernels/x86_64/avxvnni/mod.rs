@@ -1,0 +1,9 @@
+//! The algorithms with AVX2, FMA, F16C and AVX-VNNI: those of `avx2/`, but for the products of bytes.
+
+use super::avx2::{Avx2Lanes, Avx2Rows};
+use crate::kernels::dispatch::KernelTable;
+
+/// Every kernel of this level.
+pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
+    Avx2Lanes, Avx2Rows<true>, 6 x 1, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+);
