@@ -1,5 +1,6 @@
 """What the tests share: the demo model, tiny checkpoints, and ways to run a process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,22 @@ def demo() -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded random checkpoint folder; tests that change one copy it."""
     return checkpoints.write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny: Path) -> candle_llama.Tokenizer:
+    return candle_llama.load_tokenizer(tiny)
+
+
+@pytest.fixture(scope="session")
+def special_tokens(tokenizer: candle_llama.Tokenizer) -> dict[str, str]:
+    names = ["bos_token", "eos_token"]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": ""}],
+        chat_template="{{ [bos_token, eos_token] | tojson }}",
+        add_generation_prompt=False,
+    )
+    return dict(zip(names, json.loads(text), strict=True))
 
 
 @pytest.fixture(scope="session")
