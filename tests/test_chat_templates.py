@@ -47,7 +47,9 @@ FEATURES = r"""
 {{ messages[0].missing }}|{{ messages[9] }}|{{ messages[-1].role }}|{{ messages[-9] }}
 {{ messages[1:] | length }}{{ messages[:-1] | length }}{{ messages[::-1][0].role }}{{ messages[::2] | length }}{{ messages[5:] }}
 {{ 'héllo'[1:3] }}{{ 'héllo'[::-1] }}{{ 'héllo'[-2:] }}{{ 'héllo'[3:0:-2] }}{{ [1,2,3][-100:100] }}{{ (1,2,3)[1:] }}
-{{ none[1:] }}
+{% set n = none %}{{ n[1:] }}
+{% set n = true %}{{ n[1:] }}
+{% set n = {} %}{{ n[1:] }}
 {{ 7 // 2 }}{{ -7 // 2 }}{{ 7 % 3 }}{{ -7 % 3 }}{{ 7 % -3 }}{{ 7 / 2 }}{{ 6 / 2 }}{{ 2 ** 3 }}{{ 7.5 % 2 }}{{ -7.5 % 2 }}
 {{ 1 + 1.5 }}{{ true + 1 }}{{ [1] + [2] }}{{ (1,) + (2,) }}{{ 'a' + 'b' }}
 {{ 'a' + 1 }}
@@ -144,7 +146,89 @@ FEATURES = r"""
 """.strip().split("\n")
 
 
-@pytest.mark.parametrize("template", FEATURES)
+# Which names are seen where, and what is an error where it is not reached.
+SCOPES = r"""
+{% set x = 1 %}{% set y %}{% set x = 2 %}{% set z = 3 %}{{ x }}{% endset %}{{ x }}{{ y }}{{ z is defined }}
+{% set x = 1 %}{% filter upper %}a{% set x = 2 %}{{ x }}{% endfilter %}{{ x }}
+{% set y | replace('a', x) %}{% set x = 'b' %}aaa{% endset %}{{ y }}
+{% set a = 5 %}{% with a = 1, b = a %}{{ a }}{{ b }}{% endwith %}{{ a }}{{ b is defined }}
+{% with a = 1 %}{% with a = 2, b = a, c = a %}{{ a }}{{ b }}{{ c }}{% endwith %}{{ a }}{% endwith %}
+{% set a = 5 %}{% with a = a + 1 %}{{ a }}{% set a = 9 %}{{ a }}{% endwith %}{{ a }}
+{% with (a, b) = (1, 2), c = 3 %}{{ a }}{{ b }}{{ c }}{% endwith %}
+{% with %}{% set q = 1 %}{{ q }}{% endwith %}{{ q is defined }}
+{% macro f(a, b=a, c=b ~ 'x') %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ f(1) }}|{{ f(1, 2) }}|{{ f(1, c=3) }}
+{% set b = 7 %}{% macro f(a=b, b=2) %}{{ a }}{{ b }}{% endmacro %}{{ f() }}|{{ f(1) }}
+{% macro f(a, b=x) %}{{ a }}{{ b }}{% endmacro %}{% set x = 4 %}{{ f(1) }}
+{% macro f() %}{{ x }}{% endmacro %}{{ f() }}{% set x = 4 %}{{ f() }}{% set x = 5 %}{{ f() }}
+{% set x = 1 %}{% macro f() %}{% set x = x + 1 %}{{ x }}{% endmacro %}{{ f() }}{{ x }}
+{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(3) }}
+{% macro f(x) %}{% for i in range(2) %}{% set x = i %}{{ x }}{% endfor %}{{ x }}{% endmacro %}{{ f(8) }}
+{% macro outer() %}{% macro inner(x) %}{{ x }}{{ y }}{% endmacro %}{% set y = 2 %}{{ inner(1) }}{% endmacro %}{{ outer() }}
+{% macro f() %}{{ caller is defined }}{% endmacro %}{{ f() }}{% call f() %}{% endcall %}
+{% macro f(caller=none) %}{{ caller is none }}{% endmacro %}{{ f() }}
+{% macro f(x) %}[{{ caller(x, y=2) }}]{% endmacro %}{% call(a, y, z=3) f(1) %}{{ a }}{{ y }}{{ z }}{% endcall %}
+{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}g{% endmacro %}{{ f() }}
+{% for i in [] %}{% else %}{% set q = 1 %}{{ q }}{% endfor %}{{ q is defined }}
+{% for i in [1, 2] %}{% break %}{% else %}else{% endfor %}
+{% for i in [1, 2] %}{% if i == 2 %}{% break %}{% endif %}{% else %}else{% endfor %}
+{% for i in [1, 2] %}{% continue %}{% else %}else{% endfor %}
+{% for i in [1, 2] %}{% set x %}a{{ i }}{% if i == 1 %}{% continue %}{% endif %}b{% endset %}{{ x }}{% endfor %}|
+{% for i in [1, 2, 3] %}{% with q = i %}{% if i == 2 %}{% continue %}{% endif %}{{ q }}{% endwith %}{{ q is defined }}{% endfor %}{{ q is defined }}
+{% for a in [1, 2] %}{% for b in [3, 4] %}{% if b == 4 %}{% break %}{% endif %}{{ a }}{{ b }}{% else %}e{% endfor %}{% endfor %}
+{% for a in [1, 2] %}{% for b in [] %}{% else %}{% if a == 1 %}{% continue %}{% endif %}e{{ a }}{% endfor %}f{% endfor %}
+{% for x in [1, [2, []]] recursive %}{{ loop(x) if x is iterable else x }}{% else %}E{% endfor %}
+{% for x in [1, [2, [3]]] recursive %}{{ loop.depth }}{{ loop.index }}{% if x is iterable %}<{{ loop(x) }}>{% endif %}{% endfor %}
+{% for x in [none] recursive %}{{ loop(x) }}{% endfor %}
+{% for x in [1] recursive %}{{ loop(5) }}{% endfor %}
+{% for x in [1] %}{{ loop([2]) }}{% endfor %}
+{% for a, b in [(1, 2), 'xy', [3, 4]] %}{{ a }}{{ b }}{% endfor %}
+{% for a, (b, c) in [(1, (2, 3))] %}{{ a }}{{ b }}{{ c }}{% endfor %}
+{% for a, b in [(1, 2, 3)] %}{{ a }}{% endfor %}
+{% for a, b in [1] %}{{ a }}{% endfor %}
+{% set a, b = 'xy' %}{{ a }}{{ b }}
+{% set a, b = 'xyz' %}{{ a }}{{ b }}
+{% set a, b = {'k': 1, 'l': 2} %}{{ a }}{{ b }}
+{% for i in range(5) if i % 2 == 0 %}{{ i }}{{ loop.index }}{{ loop.last }}{% else %}none{% endfor %}
+{% for i in range(5) if i > 9 %}{{ i }}{% else %}none{% endfor %}
+{% for a, b in [(1, 2), (3, 4)] if a > 1 %}{{ a }}{{ b }}{% endfor %}
+{% if x %}{{ y | nonsense }}{% endif %}ok
+{{ x | nonsense if x else 'ok' }}
+{% if x %}{% for i in [] %}{{ i | nonsense }}{% endfor %}{% endif %}ok
+{% if x %}{{ y is nonsense }}{% else %}ok{% endif %}
+{% for i in [] %}{{ i | nonsense }}{% endfor %}
+{% macro f() %}{{ 1 is nonsense }}{% endmacro %}
+{{ 'a' < 1 }}
+{{ 1 if true else 'a' < 1 }}
+{{ [1] in 'a' }}
+{{ +1 }}{{ +true }}{{ 1 + +2 }}{{ -true }}{{ - 3 }}{{ +x.y|default(3) if false else 4 }}
+{{ +'a' }}
+{{ {(1, 2): 3}[(1, 2)] }}
+{{ {[1]: 2} }}
+{{ -7 // 2 }}{{ 7 // -2 }}{{ 7.5 // 2 }}{{ -7.5 // 2 }}{{ 0.3 // 0.1 }}{{ -0.0 // 5 }}{{ true // 1 }}{{ 7 // 2.0 }}{{ 2 ** -1 }}{{ 2 ** 0.5 }}{{ (-2) ** 3 }}{{ 0 ** 0 }}{{ 1 ** 999 }}{{ (-1) ** 3 }}{{ true ** 2 }}{{ 2 ** 60 }}
+{{ 0 ** -1 }}
+{{ 10.0 ** 400 }}
+{{ 1 // 0 }}
+{{ 1.5 // 0 }}
+{% autoescape true %}{{ '<' }}{{ '<' | safe }}{% set x %}<{{ '>' }}{% endset %}{{ x }}{% endautoescape %}{{ '<' }}
+{% autoescape false %}{{ '<' }}{% endautoescape %}
+{% if false %}{% include 'x' %}{% endif %}a
+{% extends 'x' %}
+{% from 'x' import y %}
+{% import 'x' as y %}
+{% do 1 %}
+{% set ns = namespace(a=1) %}{% set ns.a, b = 5, 6 %}{{ ns.a }}{{ b }}
+{% set ns = namespace() %}{% set ns.t %}a{{ 1 }}{% endset %}{{ ns.t }}
+{% set d = {} %}{% set d.x = 1 %}
+{{ dict(a=1, **{'b': 2}) }}{{ range(*[1, 3]) | list }}
+{% macro f(a, b) %}{{ a }}{{ b }}{% endmacro %}{{ f(*[1], **{'b': 2}) }}{{ f(*'xy') }}
+{% macro f(a) %}{{ a }}{% endmacro %}{{ f() }}|{{ f(none) }}|{{ f.name }}
+{% macro f(a) %}{{ a }}{% endmacro %}{{ f(1, 2) }}
+{% macro f(a) %}{{ a }}{% endmacro %}{{ f(b=2) }}
+{% block a %}{{ messages[0].role }}{% endblock %}{{ self.a() }}
+""".strip().split("\n")
+
+
+@pytest.mark.parametrize("template", FEATURES + SCOPES)
 def test_a_feature(tokenizer: candle_llama.Tokenizer, special_tokens: dict[str, str], template: str) -> None:
     check(tokenizer, special_tokens, template)
 

@@ -2,25 +2,29 @@
 //!
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, generation tags, the
 //! globals `raise_exception`, `strftime_now` and `namespace`, and a `tojson` that is Python's `json.dumps`.
-//! minijinja parses, compiles and runs the template. [`program`] puts [`operators`] of ours into what it has
-//! compiled, [`comparison`] among them, [`calls`] checks what filters and methods are given, [`budget`] bounds what all of them make,
-//! [`json`], [`printf`] and [`python`] write values as Python does.
+//! minijinja parses and runs the template. In between, [`compiler`], [`expressions`] and [`statements`] make
+//! the program, with [`operators`] and [`comparison`]s of ours and the scopes of Jinja; [`calls`] checks what
+//! filters and methods are given, [`budget`] bounds what all of them make, [`json`], [`printf`] and [`python`]
+//! write values as Python does.
 //!
-//! What still differs from Jinja: constants are computed when a template is compiled, by minijinja's rules
-//! for comparisons and `in` (`'a' < 1` is no error); integers have 128 bits; a filter or a test that does not
-//! exist is an error only where it is reached; a generator may be gone through twice; of Python's methods
-//! there are those of minijinja-contrib and a few more, any other is an error; so are a namespace in a
-//! namespace, `%*d`, and widths above 10,000; `repr` goes by this crate's Unicode tables.
+//! What still differs from Jinja: integers have 128 bits; a generator may be gone through twice; `varargs` and
+//! `kwargs` of macros are not there, and an undefined argument takes the parameter's default; a loop can be
+//! left from inside of a generation tag; of Python's methods there are those of minijinja-contrib and a few
+//! more, any other is an error; so are a namespace in a namespace, `%*d`, and widths above 10,000; `repr` goes
+//! by this crate's Unicode tables.
 
 mod budget;
 mod calls;
 mod comparison;
+mod compiler;
+mod expressions;
 mod json;
 mod operators;
 mod printf;
 mod program;
 mod python;
 mod render;
+mod statements;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -41,6 +41,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     for name in ["bool", "chain", "lines", "split", "zip"] {
         environment.remove_filter(name);
     }
+    for name in ["endingwith", "int", "safe", "startingwith"] {
+        environment.remove_test(name);
+    }
     let shared = Arc::clone(budget);
     environment.add_filter("string", move |value: &Value| python::str(&shared, value));
 

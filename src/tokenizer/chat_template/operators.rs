@@ -11,50 +11,67 @@ use super::{printf, python};
 
 type Outcome = Result<Value, Error>;
 
+/// More than a template has names to unpack to.
+const MAX_UNPACKED: usize = 1000;
+
 type Operator = fn(&Budget, &Value, &Value) -> Outcome;
 
-/// The comparisons that another may follow, `a < b` in `a < b == c`: minijinja's name, ours, what it does.
-const CHAINED: [(&str, &str, Operator); 8] = [
-    ("Eq", "==…", equal),
-    ("Ne", "!=…", not_equal),
-    ("Lt", "<…", less),
-    ("Lte", "<=…", less_or_equal),
-    ("Gt", ">…", greater),
-    ("Gte", ">=…", greater_or_equal),
-    ("In", ":in…", is_in),
-    ("NotIn", ":not_in…", is_not_in),
+/// The operators of two operands. No template can call them: none of these is a name.
+const OPERATORS: [(&str, Operator); 25] = [
+    ("+", add),
+    ("-", |_, a, b| compute(("-", a, b), i128::checked_sub, |a, b| a - b)),
+    ("*", multiply),
+    ("/", divide),
+    ("//", floor_divide),
+    ("%", modulo),
+    ("**", power),
+    ("~", join),
+    ("[]", item),
+    ("==", equal),
+    ("!=", not_equal),
+    ("<", less),
+    ("<=", less_or_equal),
+    (">", greater),
+    (">=", greater_or_equal),
+    (":in", is_in),
+    (":not_in", is_not_in),
+    // Followed by another: with the answer goes the operand that the next one compares.
+    ("==…", |budget, a, b| followed(equal(budget, a, b), b)),
+    ("!=…", |budget, a, b| followed(not_equal(budget, a, b), b)),
+    ("<…", |budget, a, b| followed(less(budget, a, b), b)),
+    ("<=…", |budget, a, b| followed(less_or_equal(budget, a, b), b)),
+    (">…", |budget, a, b| followed(greater(budget, a, b), b)),
+    (">=…", |budget, a, b| followed(greater_or_equal(budget, a, b), b)),
+    (":in…", |budget, a, b| followed(is_in(budget, a, b), b)),
+    (":not_in…", |budget, a, b| followed(is_not_in(budget, a, b), b)),
 ];
 
-/// The filter for a comparison that another follows. It returns a pair: whether it holds, and the operand
-/// that the next one compares.
-pub(super) fn chained(kind: &str) -> Option<&'static str> {
-    CHAINED.iter().find(|(name, ..)| *name == kind).map(|(_, filter, _)| *filter)
+fn followed(holds: Outcome, operand: &Value) -> Outcome {
+    holds.map(|holds| Value::from(Tuple::from([holds, operand.clone()])))
 }
 
 pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
-    let operators: [(&'static str, Operator); 11] = [
-        ("+", add),
-        ("*", multiply),
-        ("%", modulo),
-        ("~", join),
-        ("==", equal),
-        ("<", less),
-        ("<=", less_or_equal),
-        (">", greater),
-        (">=", greater_or_equal),
-        (":in", is_in),
-        ("[]", item),
-    ];
-    for (name, operator) in operators {
+    for (name, operator) in OPERATORS {
         let budget = Arc::clone(budget);
         environment.add_filter(name, move |a: &Value, b: &Value| operator(&budget, a, b));
     }
-    for (_, name, comparison) in CHAINED {
-        let budget = Arc::clone(budget);
-        environment.add_filter(name, move |a: &Value, b: Value| {
-            comparison(&budget, a, &b).map(|holds| Value::from(Tuple::from([holds, b])))
-        });
-    }
+    environment.add_filter(":neg", |value: &Value| {
+        compute(("-", &Value::from(0), value), i128::checked_sub, |_, number| -number)
+    });
+    environment.add_filter(":key", |value: Value| {
+        let is_hashable = value.is_tuple() || !matches!(value.kind(), ValueKind::Seq | ValueKind::Map);
+        if is_hashable { Ok(value) } else { Err(invalid("a list or a dict cannot be a key of a dict")) }
+    });
+    environment.add_filter(":unpack", |value: Value| match value.as_str() {
+        Some(text) if text.chars().nth(MAX_UNPACKED).is_some() => {
+            Err(invalid(format!("more than {MAX_UNPACKED} characters to unpack")))
+        }
+        Some(text) => Ok(text.chars().map(Value::from).collect()),
+        None => Ok(value),
+    });
+    environment.add_filter(":template", |name: &Value| {
+        Err::<Value, _>(invalid(format!("there is no other template to load: {:.100}", name.to_string())))
+    });
     let shared = Arc::clone(budget);
     environment.add_filter("[:]", move |value: &Value, start: &Value, stop: &Value, step: &Value| {
         slice(&shared, value, [start, stop, step])
@@ -91,6 +108,15 @@ pub(super) enum Number {
     Float(f64),
 }
 
+impl Number {
+    fn float(&self) -> f64 {
+        match self {
+            Self::Int(number) => *number as f64,
+            Self::Float(number) => *number,
+        }
+    }
+}
+
 pub(super) fn number(value: &Value) -> Option<Number> {
     match value.kind() {
         ValueKind::Bool => Some(Number::Int(i128::from(value.is_true()))),
@@ -120,13 +146,9 @@ fn compute(
     integers: fn(i128, i128) -> Option<i128>,
     floats: fn(f64, f64) -> f64,
 ) -> Outcome {
-    let float = |number: &Number| match number {
-        Number::Int(number) => *number as f64,
-        Number::Float(number) => *number,
-    };
     match (number(a), number(b)) {
         (Some(Number::Int(a)), Some(Number::Int(b))) => from_integer(integers(a, b)),
-        (Some(a), Some(b)) => Ok(Value::from(floats(float(&a), float(&b)))),
+        (Some(a), Some(b)) => Ok(Value::from(floats(a.float(), b.float()))),
         _ => Err(unsupported(operator, a, b)),
     }
 }
@@ -178,30 +200,84 @@ fn multiply(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     Ok(same_kind(repeated, std::iter::repeat_n(items, count).flatten().collect()))
 }
 
+/// A number by one that is not zero.
+fn check_divisor(operator: &str, divisor: &Value) -> Result<(), Error> {
+    if matches!(number(divisor), Some(Number::Int(0))) || python::float(divisor) == Some(0.0) {
+        return Err(invalid(format!("{operator}: division by zero")));
+    }
+    Ok(())
+}
+
+/// `a / b`, a float.
+fn divide(_: &Budget, a: &Value, b: &Value) -> Outcome {
+    let (Some(dividend), Some(divisor)) = (number(a), number(b)) else {
+        return Err(unsupported("/", a, b));
+    };
+    check_divisor("/", b)?;
+    Ok(Value::from(dividend.float() / divisor.float()))
+}
+
+/// `a // b`, towards minus infinity.
+fn floor_divide(_: &Budget, a: &Value, b: &Value) -> Outcome {
+    check_divisor("//", b)?;
+    compute(
+        ("//", a, b),
+        |a, b| {
+            let quotient = a.checked_div(b)?;
+            let is_exact = quotient.checked_mul(b)? == a;
+            if is_exact || (a < 0) == (b < 0) { Some(quotient) } else { quotient.checked_sub(1) }
+        },
+        |a, b| {
+            // As Python rounds: the quotient of what the remainder leaves is whole but for its last bits.
+            let quotient = (a - float_remainder(a, b)) / b;
+            if quotient == 0.0 { 0f64.copysign(a / b) } else { quotient.round() }
+        },
+    )
+}
+
+/// The remainder has the sign of the divisor.
+fn float_remainder(a: f64, b: f64) -> f64 {
+    let rest = a % b;
+    if rest == 0.0 {
+        0f64.copysign(b)
+    } else if (rest < 0.0) != (b < 0.0) {
+        rest + b
+    } else {
+        rest
+    }
+}
+
+fn power(_: &Budget, a: &Value, b: &Value) -> Outcome {
+    if let (Some(base), Some(exponent @ 0..)) = (integer(a), integer(b)) {
+        // Of numbers below two, any power is small.
+        let exponent = if base.unsigned_abs() < 2 { exponent % 2 + 2 } else { exponent };
+        return from_integer(u32::try_from(exponent).ok().and_then(|exponent| match (base, b) {
+            (_, b) if integer(b) == Some(0) => Some(1),
+            _ => base.checked_pow(exponent),
+        }));
+    }
+    let (Some(base), Some(exponent)) = (number(a), number(b)) else { return Err(unsupported("**", a, b)) };
+    let (base, exponent) = (base.float(), exponent.float());
+    let result = base.powf(exponent);
+    let is_too_large = result.is_infinite() && base.is_finite() && exponent.is_finite();
+    if is_too_large || (result.is_nan() && !base.is_nan() && !exponent.is_nan()) {
+        return Err(invalid(format!("{base} ** {exponent} is not a real number in range")));
+    }
+    Ok(Value::from(result))
+}
+
 fn modulo(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     if let Some(format) = a.as_str() {
         return printf::format(budget, format, b).map(Value::from);
     }
-    if matches!(number(b), Some(Number::Int(0))) || python::float(b) == Some(0.0) {
-        return Err(invalid("modulo by zero"));
-    }
-    // The result has the sign of the divisor.
+    check_divisor("%", b)?;
     compute(
         ("%", a, b),
         |a, b| {
             let rest = a.checked_rem(b).unwrap_or(0);
             Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
         },
-        |a, b| {
-            let rest = a % b;
-            if rest == 0.0 {
-                0f64.copysign(b)
-            } else if (rest < 0.0) != (b < 0.0) {
-                rest + b
-            } else {
-                rest
-            }
-        },
+        float_remainder,
     )
 }
 
@@ -228,9 +304,9 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
             budget.list(value.len().unwrap_or(0))?;
             value.try_iter()?.collect()
         }
-        None if value.is_undefined() => return Err(invalid("an undefined value cannot be sliced")),
-        // What cannot be looked up is undefined.
-        None => return Ok(Value::UNDEFINED),
+        None => {
+            return Err(invalid(format!("a value of type {} cannot be sliced", python::type_name(value))));
+        }
     };
     let length = value.as_str().map_or(items.len(), |text| text.chars().count());
     let length = i128::try_from(length).unwrap_or(i128::MAX);

@@ -73,15 +73,20 @@ fn environment() -> Environment<'static> {
     environment.set_fuel(Some(MAX_INSTRUCTIONS));
     operators::add_to(&mut environment, &budget);
     calls::add_to(&mut environment, &budget);
-    environment.add_global(program::ONE, 1);
     environment.add_function("strftime_now", python::strftime_now);
     let shared = Arc::clone(&budget);
     environment.add_function("raise_exception", move |message: &minijinja::Value| {
         Err::<String, _>(operators::invalid(python::str(&shared, message)?))
     });
     environment.set_formatter(
-        move |output: &mut Output<'_>, _: &mut State<'_, '_>, value: &minijinja::Value| {
+        move |output: &mut Output<'_>, state: &mut State<'_, '_>, value: &minijinja::Value| {
+            let escapes = *state.auto_escape() == AutoEscape::Html && !value.is_safe();
             match value.as_str() {
+                _ if escapes => {
+                    let text = python::escape(&python::str(&budget, value)?);
+                    budget.written(text.len())?;
+                    output.write_str(&text)?;
+                }
                 Some(text) => {
                     budget.written(text.len())?;
                     output.write_str(text)?;
