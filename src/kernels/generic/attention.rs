@@ -93,12 +93,12 @@ fn attention_with<L: Lanes>(task: &AttentionTask, scratch: &mut Scratch) {
                 let cell = row * group + head;
                 let q = &task.queries[query(row, head)..][..head_dim];
                 let mut weights = scores::<L>(q, &scratch.keys, scale);
+                weights[visible..].fill(f32::NEG_INFINITY);
                 let before = scratch.maximum[cell];
-                let maximum = weights[..visible].iter().copied().fold(before, f32::max);
-                for weight in &mut weights[..visible] {
+                let maximum = largest(&weights, before);
+                for weight in &mut weights {
                     *weight = exp(*weight - maximum);
                 }
-                weights[visible..].fill(0.0);
                 let kept = exp(before - maximum);
                 scratch.maximum[cell] = maximum;
                 scratch.sum[cell] = scratch.sum[cell] * kept + sum::<L>(&weights);
@@ -137,6 +137,27 @@ fn scores<L: Lanes>(q: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; BLOCK
     low.mul(L::splat(scale)).store(first.try_into().expect("LANES long"));
     high.mul(L::splat(scale)).store(second.try_into().expect("LANES long"));
     scores
+}
+
+/// The largest weight, or `least`. NaN is left out, as it would be by f32::max, which is not vectorised.
+#[inline(always)]
+fn largest(weights: &[f32; BLOCK_POSITIONS], least: f32) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut largest = [least; 16];
+    let (parts, _) = weights.as_chunks::<16>();
+    for part in parts {
+        for i in 0..16 {
+            largest[i] = larger(largest[i], part[i]);
+        }
+    }
+    let mut half = 8;
+    while half > 0 {
+        for i in 0..half {
+            largest[i] = larger(largest[i], largest[i + half]);
+        }
+        half /= 2;
+    }
+    largest[0]
 }
 
 #[inline(always)]

@@ -43,6 +43,9 @@ macro_rules! layouts {
 
 layouts!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1);
 
+/// Strips that all panels meet before the next ones: few enough to stay in a near cache.
+const CACHED_STRIPS: usize = 4;
+
 /// Runs one task. Whole panels of `PANEL` lines, where there are more than one, meet `STRIPS` strips together.
 #[inline(always)]
 pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
@@ -58,21 +61,23 @@ pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: us
 
 #[inline(always)]
 fn strips<R: Rows16, L: Layout, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+    // A single panel reads each weight once: one stream.
+    let many = task.x.lines() > PANEL;
     let mut strip = task.strips.start;
     while strip < task.strips.end {
-        // A single panel reads each weight once: one stream.
-        let whole = task.x.lines() > PANEL && strip + STRIPS <= task.strips.end;
-        let count = if whole { STRIPS } else { 1 };
+        let end = if many { (strip + CACHED_STRIPS).min(task.strips.end) } else { strip + 1 };
         for (first, lines, panel) in task.x.panels() {
-            if whole && lines == PANEL {
-                tile::<R, L, PANEL, STRIPS>(task, strip, first, panel);
-            } else {
-                for strip in strip..strip + count {
-                    one_strip::<R, L>(task, strip, first, lines, panel);
-                }
+            let mut next = strip;
+            while many && lines == PANEL && next + STRIPS <= end {
+                tile::<R, L, PANEL, STRIPS>(task, next, first, panel);
+                next += STRIPS;
+            }
+            while next < end {
+                one_strip::<R, L>(task, next, first, lines, panel);
+                next += 1;
             }
         }
-        strip += count;
+        strip = end;
     }
 }
 
