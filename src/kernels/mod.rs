@@ -5,6 +5,7 @@
 //! - `generic/`: the algorithms, written once over `lanes.rs`
 //! - `scalar/`, `x86_64/{avx2,avx512}/`: the lanes of each level; `dispatch.rs` chooses one
 //! - `pool.rs`: the threads
+//! - `quantize.rs`: float32 to storage types
 //! - this file: the facade, which checks every length before a kernel runs
 //!
 //! Start reading at [`Kernels`], then `generic/matmul.rs`.
@@ -23,6 +24,7 @@ mod packed;
 #[cfg(test)]
 mod packed_tests;
 mod pool;
+pub mod quantize;
 mod rows16;
 mod scalar;
 #[cfg(test)]
