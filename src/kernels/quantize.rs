@@ -10,8 +10,8 @@
 //! Source: ggml, `ggml-quants.c`, `quantize_row_*_ref`.
 
 use super::WeightType;
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 /// Elements per block of the quantised types made here.
 const BLOCK: usize = 32;
@@ -65,7 +65,7 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
     match dtype {
         WeightType::F32 => numbers(row, out, |numbers, out: &mut [[u8; 4]]| {
             out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_le_bytes());
-            numbers.iter().all(|number| number.is_finite())
+            all_finite(numbers)
         }),
         WeightType::F16 => numbers(row, out, |numbers, out: &mut [[u8; 2]]| {
             let mut narrow = [f16::ZERO; BLOCK];
@@ -77,11 +77,13 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
         WeightType::BF16 => numbers(row, out, |numbers, out: &mut [[u8; 2]]| {
             let mut finite = true;
             for (out, number) in out.iter_mut().zip(numbers) {
-                let narrow = bf16::from_f32(*number);
+                // To the nearest, ties to even; `bf16::from_f32` looks for NaN first, which costs much.
+                let bits = number.to_bits();
+                let narrow = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
                 *out = narrow.to_le_bytes();
-                finite &= narrow.is_finite();
+                finite &= narrow & 0x7F80 != 0x7F80;
             }
-            finite
+            finite & all_finite(numbers)
         }),
         WeightType::Q8_0 => blocks(row, out, q8_0),
         WeightType::Q4_0 => blocks(row, out, q4_0),
@@ -119,11 +121,17 @@ fn blocks<const BYTES: usize>(
 ) -> Result<(), Unstorable> {
     for (at, (row, out)) in row.as_chunks().0.iter().zip(out.as_chunks_mut().0).enumerate() {
         // A NaN would be lost in a comparison, so the numbers are looked at as well as the scale.
-        if !(row.iter().all(|number| number.is_finite()) & convert(row, out)) {
+        if !(all_finite(row) & convert(row, out)) {
             return Err(largest(row, at * BLOCK));
         }
     }
     Ok(())
+}
+
+/// Looks at all, whatever the first ones are: the compiler vectorises no early exit.
+#[inline(always)]
+fn all_finite(numbers: &[f32]) -> bool {
+    numbers.iter().fold(true, |finite, number| finite & number.is_finite())
 }
 
 /// The number with the largest magnitude, NaN above all.
@@ -134,29 +142,34 @@ fn largest(numbers: &[f32], start: usize) -> Unstorable {
     Unstorable { index: start + at, value: *value }
 }
 
-/// The first number that `before` puts before all others.
+/// The smallest and the largest number. Eight lanes, so that the compiler keeps them in registers.
 #[inline(always)]
-fn first(x: &Block, before: impl Fn(f32, f32) -> bool) -> f32 {
-    // Eight lanes, each keeping its first; numbers that tie differ in their zero's sign or their own, so
-    // the place decides, and is looked up.
-    let mut lanes = [0.0; 8];
-    lanes.copy_from_slice(&x[..8]);
+fn extremes(x: &Block) -> (f32, f32) {
+    let (mut least, mut most) = ([x[0]; 8], [x[0]; 8]);
     for chunk in x.as_chunks::<8>().0 {
-        for (best, number) in lanes.iter_mut().zip(chunk) {
-            *best = if before(*number, *best) { *number } else { *best };
+        for lane in 0..8 {
+            least[lane] = if chunk[lane] < least[lane] { chunk[lane] } else { least[lane] };
+            most[lane] = if chunk[lane] > most[lane] { chunk[lane] } else { most[lane] };
         }
     }
-    let best =
-        lanes.into_iter().fold(lanes[0], |best, number| if before(number, best) { number } else { best });
-    x.iter().copied().find(|&number| !before(best, number)).unwrap_or(best)
+    for width in [4, 2, 1] {
+        for lane in 0..width {
+            least[lane] = if least[lane + width] < least[lane] { least[lane + width] } else { least[lane] };
+            most[lane] = if most[lane + width] > most[lane] { most[lane + width] } else { most[lane] };
+        }
+    }
+    (least[0], most[0])
 }
 
-/// The number with the largest magnitude, with its sign; of several the first. 0.0 if all are zeros.
+/// The number with the largest magnitude, with its sign; of several the first. 0.0 if all are zeros, as a
+/// zero of either sign is not larger than the 0.0 that ggml begins with.
 #[inline(always)]
 fn signed_max(x: &Block) -> f32 {
-    let max = first(x, |number, best| number.abs() > best.abs());
-    // A zero is never larger than the 0.0 that ggml begins with, so a row of -0.0 gives 0.0.
-    if max == 0.0 { 0.0 } else { max }
+    let (min, max) = extremes(x);
+    if -min == max {
+        return x.iter().copied().find(|number| number.abs() == max && max > 0.0).unwrap_or(0.0);
+    }
+    if -min > max { min } else { max }
 }
 
 /// The inverse of a scale: 0 for 0, and None if it is beyond float32.
@@ -174,6 +187,20 @@ fn put_half(out: &mut [u8], at: usize, value: f32) -> bool {
     half.is_finite()
 }
 
+/// The nearest integer to a number within 2^21 of 0, half away from zero, as bits of an i32. `f32::round` would
+/// do, but is a call to libm for each number.
+#[inline(always)]
+fn round(number: f32) -> u32 {
+    // As in `cut`; in the middle of the range, so that negative numbers keep their size.
+    const ONES: f32 = 1.5 * (1 << 23) as f32;
+    let rounded = number + ONES;
+    // Exact. A half was rounded to the even neighbour, which may be the one nearer to zero.
+    let rest = number - (rounded - ONES);
+    let up = u32::from((rest == 0.5) & (number > 0.0));
+    let down = u32::from((rest == -0.5) & (number < 0.0));
+    rounded.to_bits().wrapping_sub(ONES.to_bits()).wrapping_add(up).wrapping_sub(down)
+}
+
 fn q8_0(x: &Block, out: &mut [u8; 34]) -> bool {
     let d = signed_max(x).abs() / 127.0;
     let fits = put_half(out, 0, d);
@@ -182,22 +209,29 @@ fn q8_0(x: &Block, out: &mut [u8; 34]) -> bool {
         return fits;
     };
     for (out, number) in out[2..].iter_mut().zip(x) {
-        // Half away from zero, without calling libm: what is cut off is exact, as |scaled| <= 127.
-        let scaled = number * id;
-        let cut = scaled as i32;
-        let rest = scaled - cut as f32;
-        *out = (cut + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as u8;
+        *out = round(number * id) as u8;
     }
     fits
 }
 
+/// The integer part of a number from 0 up to 2^22. A cast would do, but it costs more, as it minds what lies
+/// outside.
+#[inline(always)]
+fn cut(number: f32) -> u32 {
+    // At this size a float's last bit counts ones, so adding it rounds to an integer, and the bits show it.
+    const ONES: f32 = (1 << 23) as f32;
+    let rounded = number + ONES;
+    let up = rounded - ONES > number;
+    rounded.to_bits().wrapping_sub(ONES.to_bits()).wrapping_sub(u32::from(up))
+}
+
 /// `(x - min) * id + half`, cut to an integer: what the types of 4 and 5 bits store.
 #[inline(always)]
-fn quants(x: &Block, min: f32, id: Option<f32>, half: f32, top: i32) -> [u8; BLOCK] {
+fn quants(x: &Block, min: f32, id: Option<f32>, half: f32, top: u32) -> [u8; BLOCK] {
     let mut quants = [0; BLOCK];
     let Some(id) = id else { return quants };
     for (quant, number) in quants.iter_mut().zip(x) {
-        *quant = (((number - min) * id + half) as i32).min(top) as u8;
+        *quant = cut((number - min) * id + half).min(top) as u8;
     }
     quants
 }
@@ -247,11 +281,14 @@ fn q5_1(x: &Block, out: &mut [u8; 24]) -> bool {
     put_half(out, 0, d) & put_half(out, 2, min)
 }
 
-/// The scale by which `steps` reach from the smallest number to the largest, and the smallest.
+/// The scale by which `steps` reach from the smallest number to the largest, and the smallest: of zeros, whose
+/// signs may differ, the first.
 #[inline(always)]
 fn scale_and_min(x: &Block, steps: f32) -> (f32, f32) {
-    let min = first(x, |number, best| number < best);
-    let max = first(x, |number, best| number > best);
+    let (mut min, max) = extremes(x);
+    if min == 0.0 {
+        min = x.iter().copied().find(|number| *number == 0.0).unwrap_or(min);
+    }
     ((max - min) / steps, min)
 }
 
@@ -344,6 +381,42 @@ mod tests {
                 let mut widened = [1.0; 32];
                 dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut widened);
                 assert_eq!(widened, [0.0; 32], "{dtype} {tiny}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_bits_become_finite_numbers_or_are_refused() {
+        let mut bits = 1_u64;
+        for _ in 0..20_000 {
+            let row: [f32; 32] = std::array::from_fn(|_| {
+                bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                f32::from_bits((bits >> 32) as u32)
+            });
+            for dtype in TARGETS {
+                match quantized(dtype, &row) {
+                    Err(refused) => assert_eq!(refused.value.to_bits(), row[refused.index].to_bits()),
+                    Ok(bytes) => {
+                        let mut widened = [f32::NAN; 32];
+                        dequantize(dtype, &bytes, &mut widened);
+                        assert!(widened.iter().all(|number| number.is_finite()), "{dtype} {row:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn integers_are_found_at_and_beside_the_halves() {
+        for i in -127_i32..=127 {
+            for half in [-0.5_f32, 0.0, 0.5] {
+                let middle = i as f32 + half;
+                for number in [middle.next_down(), middle, middle.next_up()] {
+                    assert_eq!(round(number) as i32, number.round() as i32, "{number}");
+                    if number >= 0.0 {
+                        assert_eq!(cut(number), number as u32, "{number}");
+                    }
+                }
             }
         }
     }
