@@ -76,6 +76,34 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
+    /// A number in a tensor is not finite, or larger than the type it is to be stored as can hold.
+    #[error("tensor `{tensor}` has {value:e} at {at:?}, which cannot be stored as {dtype}, in {path}")]
+    TensorValue {
+        /// The tensor, in Hugging Face's spelling.
+        tensor: String,
+        /// The number.
+        value: f32,
+        /// Its place, an index for each dimension.
+        at: Vec<usize>,
+        /// The type that it was to be stored as.
+        dtype: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A file that was to be written is there already.
+    #[error("{path} is there already")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The operating system refused to write something.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// `strict=True` met something that would otherwise load with a warning.
     #[error("refused by strict: {reason}")]
     Strict {
@@ -172,6 +200,7 @@ impl Error {
                 "load it again in this process, or start processes with multiprocessing's \"spawn\" method",
             ),
             Error::Truncated { .. } => Some("download the file again"),
+            Error::Exists { .. } => Some("give force=True, or --force, to replace it"),
             Error::Internal { .. } => Some("this is a bug in candle-llama; please report it"),
             _ => None,
         }

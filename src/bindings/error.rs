@@ -21,9 +21,10 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let shape = |name: &str, value: &[usize]| _ = facts.set_item(name, value);
     let class = match &error {
         Error::NotFound { path, .. } => return os_error(libc::ENOENT, message, path),
-        Error::Io { path, source } => {
+        Error::Io { path, source } | Error::Write { path, source } => {
             return os_error(source.raw_os_error().unwrap_or(libc::EIO), message, path);
         }
+        Error::Exists { path } => return os_error(libc::EEXIST, message, path),
         Error::InvalidArgument { .. } | Error::Closed { .. } | Error::Text { .. } => {
             return PyValueError::new_err(message);
         }
@@ -55,6 +56,13 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             text("key", "dtype");
             text("value", dtype);
             "UnsupportedModelError"
+        }
+        Error::TensorValue { tensor, value, dtype, path: file, .. } => {
+            path(file);
+            text("tensor", tensor);
+            _ = facts.set_item("got", *value);
+            text("expected", &format!("a number that {dtype} can hold"));
+            "CheckpointError"
         }
         Error::Strict { .. } => "CheckpointError",
         Error::Unsupported { key, value } => {

@@ -76,19 +76,29 @@ pub(crate) fn find(number: u32) -> Option<GgmlType> {
     Some(GgmlType { name, block_len, block_bytes })
 }
 
+/// The number of a type that is written.
+pub(crate) fn number(dtype: WeightType) -> Option<u32> {
+    (0..=LAST).find(|&number| find(number).is_some_and(|found| found.name == dtype.name()))
+}
+
+/// The largest number that [`find`] knows.
+const LAST: u32 = 41;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn readable_types_agree_with_the_kernels_layout() {
-        let types: Vec<GgmlType> = (0..=41).filter_map(find).collect();
+        let types: Vec<GgmlType> = (0..=LAST).filter_map(find).collect();
         for dtype in WeightType::ALL {
             let found = types.iter().find(|found| found.name == dtype.name()).unwrap();
             assert_eq!(found.block_len, dtype.block_len() as u64, "{dtype}");
             assert_eq!(found.block_bytes, dtype.block_bytes() as u64, "{dtype}");
             assert_eq!(found.stored(), StoredType::Weight(dtype));
+            assert_eq!(number(dtype).and_then(find).unwrap().name, dtype.name());
         }
+        assert!(find(LAST).is_some() && find(LAST + 1).is_none());
     }
 
     #[test]

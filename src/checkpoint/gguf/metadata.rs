@@ -70,7 +70,8 @@ pub struct Metadata {
 /// The typed getters give `Ok(None)` for a key that is absent and [`Error::Malformed`] for one of
 /// another type.
 impl Metadata {
-    pub(super) fn new(path: &Path, values: BTreeMap<String, Value>) -> Self {
+    /// Metadata of the file at `path`, or meant for it.
+    pub(crate) fn new(path: &Path, values: BTreeMap<String, Value>) -> Self {
         Self { path: path.into(), values }
     }
 

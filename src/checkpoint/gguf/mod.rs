@@ -8,12 +8,14 @@
 //! - `reader.rs`: numbers, strings and values, and the limits
 //! - `metadata.rs`: keys and values, and typed getters
 //! - `split.rs`: models in several files
+//! - `writer.rs`: the other direction
 //!
 //! Source: ggml, `docs/gguf.md`.
 
 mod metadata;
 mod reader;
 mod split;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 pub use metadata::{Array, Metadata, Value};
 use reader::Reader;
 use split::Split;
+pub use writer::{TensorSpec, Writer};
 
 use crate::checkpoint::json::quoted;
 use crate::checkpoint::mmap::Mmap;

@@ -9,7 +9,7 @@ use crate::checkpoint::names::unfit_name;
 use crate::error::{Error, Result};
 
 /// Header, metadata and tensor list together; a vocabulary of a million tokens takes a fifth.
-const MAX_HEADER_BYTES: usize = 128 << 20;
+pub(super) const MAX_HEADER_BYTES: usize = 128 << 20;
 /// Elements of an array: as many as a tokenizer's vocabulary may have. An element in memory can be
 /// three times as large as in the file.
 const MAX_ARRAY_LEN: u64 = 1 << 22;

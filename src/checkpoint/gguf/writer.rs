@@ -1,0 +1,329 @@
+//! Writes GGUF version 3: header, metadata and tensor list at once, then the tensors' data as it comes.
+//!
+//! Everything goes to a file beside the destination, which takes the destination's name when it is whole.
+//! Whatever ends the writing before, an error, a cancelled caller, leaves the destination as it was.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::metadata::{Array, Value};
+use super::reader::MAX_HEADER_BYTES;
+use super::{DEFAULT_ALIGNMENT, MAX_DIMS};
+use crate::checkpoint::ggml_types;
+use crate::checkpoint::json::quoted;
+use crate::error::{Error, Result};
+use crate::kernels::{Cancel, WeightType};
+
+const VERSION: u32 = 3;
+/// How often a caller is asked whether to go on while the disk is waited for.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// Names that are tried for the unfinished file.
+const MAX_NAMES: u32 = 1000;
+
+/// A tensor that will be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// In GGUF's spelling.
+    pub name: String,
+    /// Row-major, in Hugging Face's order.
+    pub shape: Vec<usize>,
+    /// How its elements are stored.
+    pub dtype: WeightType,
+}
+
+impl TensorSpec {
+    /// Bytes of its data; None for rows that are not whole blocks, or if they cannot be counted.
+    pub fn bytes(&self) -> Option<u64> {
+        let (cols, rows) = self.shape.split_last().unwrap_or((&1, &[]));
+        let row = u64::try_from(self.dtype.bytes_for(*cols)?).ok()?;
+        rows.iter().try_fold(row, |bytes, &size| bytes.checked_mul(size as u64))
+    }
+}
+
+/// A GGUF file that is being written.
+pub struct Writer {
+    unfinished: Unfinished,
+    destination: PathBuf,
+    force: bool,
+    /// Bytes that each tensor still takes, the current one's first.
+    left: VecDeque<u64>,
+    written: u64,
+}
+
+/// Removes the file, unless it has got another name.
+struct Unfinished {
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Gone already if it was renamed; there is nobody to tell of another reason.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Refuses a destination that cannot be written, before any work is done.
+///
+/// # Errors
+/// [`Error::Exists`] for a file that is there, without `force`; [`Error::InvalidArgument`] for something
+/// that is no file; [`Error::NotFound`] if there is no such folder.
+pub(crate) fn check_destination(destination: &Path, force: bool) -> Result<()> {
+    if destination.file_name().is_none() {
+        return Err(Error::argument("destination", format!("{} names no file", destination.display())));
+    }
+    match fs::metadata(destination) {
+        Ok(found) if !found.is_file() => {
+            let kind = if found.is_dir() { "a folder" } else { "no regular file" };
+            return Err(Error::argument("destination", format!("{} is {kind}", destination.display())));
+        }
+        Ok(_) if !force => return Err(Error::Exists { path: destination.into() }),
+        _ => {}
+    }
+    match fs::metadata(folder_of(destination)) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Error::argument("destination", format!("{} is in no folder", destination.display()))),
+        Err(source) if source.kind() == ErrorKind::NotFound => {
+            Err(Error::NotFound { what: "folder".into(), path: folder_of(destination).into() })
+        }
+        Err(source) => Err(Error::Write { path: destination.into(), source }),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+impl Writer {
+    /// Begins a file with its metadata and the list of its tensors, whose data [`Writer::write`] takes, in
+    /// the same order. Keys and names must differ.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if `destination` is there and `force` is not given, and whatever else keeps it from
+    /// being written; [`Error::InvalidArgument`] for a tensor whose rows are not whole blocks;
+    /// [`Error::Unsupported`] if the metadata is larger than readers take.
+    pub fn create(
+        destination: &Path,
+        force: bool,
+        metadata: &[(String, Value)],
+        tensors: &[TensorSpec],
+    ) -> Result<Self> {
+        check_destination(destination, force)?;
+        let mut header = Vec::new();
+        header.extend_from_slice(b"GGUF");
+        put_u32(&mut header, VERSION);
+        put_u64(&mut header, tensors.len() as u64);
+        put_u64(&mut header, metadata.len() as u64);
+        for (key, value) in metadata {
+            put_string(&mut header, key);
+            put_value(&mut header, value);
+        }
+        let mut left = VecDeque::new();
+        let mut offset = 0_u64;
+        for tensor in tensors {
+            let unfit = || {
+                let reason = format!("{} of shape {:?}", tensor.dtype, tensor.shape);
+                Error::argument("tensors", format!("{} is no {reason}", quoted(&tensor.name)))
+            };
+            let bytes = tensor.bytes().filter(|_| tensor.shape.len() <= MAX_DIMS as usize);
+            let bytes = bytes.ok_or_else(unfit)?;
+            put_string(&mut header, &tensor.name);
+            put_u32(&mut header, tensor.shape.len() as u32);
+            for &size in tensor.shape.iter().rev() {
+                put_u64(&mut header, size as u64);
+            }
+            put_u32(&mut header, ggml_types::number(tensor.dtype).ok_or_else(unfit)?);
+            put_u64(&mut header, offset);
+            let end =
+                offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(DEFAULT_ALIGNMENT));
+            offset = end.ok_or_else(unfit)?;
+            left.push_back(bytes);
+        }
+        if header.len() > MAX_HEADER_BYTES {
+            let value = format!("{} bytes, of which readers take {MAX_HEADER_BYTES}", header.len());
+            return Err(Error::unsupported("metadata", value));
+        }
+        let unfinished = Unfinished::beside(destination)?;
+        let mut writer = Writer { unfinished, destination: destination.into(), force, left, written: 0 };
+        writer.put(&header)?;
+        writer.pad()?;
+        Ok(writer)
+    }
+
+    /// Appends to the data of the tensor that is not yet whole. A piece does not reach into the next one.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; [`Error::Internal`] for bytes that no tensor is left for.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let rest = self.left.front().and_then(|left| left.checked_sub(bytes.len() as u64));
+        let (Some(rest), Some(front)) = (rest, self.left.front_mut()) else {
+            return Err(Error::Internal { reason: "more data than the tensor has".into() });
+        };
+        *front = rest;
+        self.put(bytes)?;
+        if rest == 0 {
+            self.left.pop_front();
+            self.pad()?;
+        }
+        Ok(())
+    }
+
+    /// Gives the whole file its name, once it is on the disk. Returns its length.
+    ///
+    /// # Errors
+    /// [`Error::Write`], [`Error::Exists`] for a destination that came into being meanwhile,
+    /// [`Error::Cancelled`]; [`Error::Internal`] if data is missing.
+    pub fn finish(self, cancel: &Cancel) -> Result<u64> {
+        if !self.left.is_empty() {
+            return Err(Error::Internal { reason: format!("{} tensors have no data", self.left.len()) });
+        }
+        let failed = |source| Error::Write { path: self.destination.clone(), source };
+        // In a thread of its own: a slow disk must not keep the caller from being cancelled.
+        let file = self.unfinished.file.try_clone().map_err(failed)?;
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || _ = sender.send(file.sync_all()));
+        loop {
+            match receiver.recv_timeout(POLL_EVERY) {
+                Ok(synced) => break synced.map_err(failed)?,
+                Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Err(Error::Cancelled),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Internal {
+                        reason: "the thread that waits for the disk is gone".into(),
+                    });
+                }
+            }
+        }
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if !self.force {
+            // A rename would replace a file that somebody has made since; a link does not.
+            match fs::hard_link(&self.unfinished.path, &self.destination) {
+                Ok(()) => return Ok(self.written),
+                Err(source) if source.kind() == ErrorKind::AlreadyExists => {
+                    return Err(Error::Exists { path: self.destination.clone() });
+                }
+                // A file system without links.
+                Err(_) => check_destination(&self.destination, false)?,
+            }
+        }
+        fs::rename(&self.unfinished.path, &self.destination).map_err(failed)?;
+        Ok(self.written)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let failed = |source| Error::Write { path: self.destination.clone(), source };
+        self.unfinished.file.write_all(bytes).map_err(failed)?;
+        self.written = self.written.saturating_add(bytes.len() as u64);
+        Ok(())
+    }
+
+    fn pad(&mut self) -> Result<()> {
+        let end = self.written.next_multiple_of(DEFAULT_ALIGNMENT);
+        let zeros = usize::try_from(end.saturating_sub(self.written)).unwrap_or(0);
+        self.put(&vec![0; zeros])
+    }
+}
+
+impl Unfinished {
+    /// A new file in the folder of `destination`.
+    fn beside(destination: &Path) -> Result<Self> {
+        let folder = folder_of(destination);
+        // A name is used once: dropping a file must not remove another writer's.
+        static NAMES: AtomicU64 = AtomicU64::new(0);
+        let mut tries = 0..MAX_NAMES;
+        loop {
+            let number = NAMES.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!(".candle-llama-{}-{number}.tmp", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Unfinished { path, file }),
+                // Left by a process of the same number that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && tries.next().is_some() => {}
+                Err(source) => return Err(Error::Write { path: destination.into(), source }),
+            }
+        }
+    }
+}
+
+fn put_u32(out: &mut Vec<u8>, number: u32) {
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+fn put_string(out: &mut Vec<u8>, string: &str) {
+    put_u64(out, string.len() as u64);
+    out.extend_from_slice(string.as_bytes());
+}
+
+/// A type's number, then the value.
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    macro_rules! number {
+        ($kind:literal, $number:expr) => {{
+            put_u32(out, $kind);
+            out.extend_from_slice(&$number.to_le_bytes());
+        }};
+    }
+    match value {
+        Value::U8(number) => number!(0, number),
+        Value::I8(number) => number!(1, number),
+        Value::U16(number) => number!(2, number),
+        Value::I16(number) => number!(3, number),
+        Value::U32(number) => number!(4, number),
+        Value::I32(number) => number!(5, number),
+        Value::F32(number) => number!(6, number),
+        Value::Bool(value) => number!(7, u8::from(*value)),
+        Value::String(string) => {
+            put_u32(out, 8);
+            put_string(out, string);
+        }
+        Value::Array(array) => {
+            put_u32(out, 9);
+            put_array(out, array);
+        }
+        Value::U64(number) => number!(10, number),
+        Value::I64(number) => number!(11, number),
+        Value::F64(number) => number!(12, number),
+    }
+}
+
+/// The elements' type, their number, then they.
+fn put_array(out: &mut Vec<u8>, array: &Array) {
+    macro_rules! numbers {
+        ($kind:literal, $numbers:expr) => {{
+            put_u32(out, $kind);
+            put_u64(out, $numbers.len() as u64);
+            $numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        }};
+    }
+    match array {
+        Array::U8(numbers) => numbers!(0, numbers),
+        Array::I8(numbers) => numbers!(1, numbers),
+        Array::U16(numbers) => numbers!(2, numbers),
+        Array::I16(numbers) => numbers!(3, numbers),
+        Array::U32(numbers) => numbers!(4, numbers),
+        Array::I32(numbers) => numbers!(5, numbers),
+        Array::F32(numbers) => numbers!(6, numbers),
+        Array::Bool(values) => {
+            put_u32(out, 7);
+            put_u64(out, values.len() as u64);
+            out.extend(values.iter().map(|value| u8::from(*value)));
+        }
+        Array::String(strings) => {
+            put_u32(out, 8);
+            put_u64(out, strings.len() as u64);
+            strings.iter().for_each(|string| put_string(out, string));
+        }
+        Array::U64(numbers) => numbers!(10, numbers),
+        Array::I64(numbers) => numbers!(11, numbers),
+        Array::F64(numbers) => numbers!(12, numbers),
+    }
+}
