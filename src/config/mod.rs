@@ -2,7 +2,8 @@
 //!
 //! The whole config is honoured or refused: a key that changes the mathematics and is not supported
 //! is [`Error::Unsupported`](crate::Error::Unsupported) with its name and value; a key that nobody
-//! knows is a warning. Start reading at [`LlamaConfig`]; `hf.rs` and `gguf.rs` fill it.
+//! knows is a warning. Start reading at [`LlamaConfig`]; `hf.rs` and `gguf.rs` fill it,
+//! `to_gguf.rs` writes it down.
 
 // A file decides every number here: arithmetic and indexing say what they do when it lies.
 #![cfg_attr(
@@ -19,12 +20,14 @@ mod generation;
 mod gguf;
 mod hf;
 mod rope;
+mod to_gguf;
 
 use std::path::Path;
 
 pub use generation::GenerationConfig;
 pub use gguf::ROPE_FREQS;
 pub use rope::{Rope, RopeScaling};
+pub use to_gguf::GgufConfig;
 
 use crate::checkpoint::{Checkpoint, gguf::Metadata};
 use crate::error::{Error, Result};

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from candle_llama.bench.numpy_rope import attention_factor
 from candle_llama.bench.storage_types import STORAGE_TYPES
 
 __all__ = ["StoredTensor", "open_checkpoint", "read_checkpoint", "read_gguf_metadata"]
@@ -284,6 +285,9 @@ def _config_from_gguf(
             for parameter, key in GGUF_ROPE_SCALING.items()
             if f"llama.rope.scaling.{key}" in metadata
         }
+        if "llama.rope.scaling.attn_factor" in metadata:
+            own = attention_factor(config)
+            config["rope_scaling"]["attention_factor"] = own * metadata["llama.rope.scaling.attn_factor"]
     for key, name in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         if f"tokenizer.ggml.{name}_token_id" in metadata:
             config[key] = metadata[f"tokenizer.ggml.{name}_token_id"]
