@@ -58,6 +58,10 @@ impl ChatTemplates {
         self.templates.insert(name.to_owned(), template.to_owned());
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.templates.iter().map(|(name, template)| (name.as_str(), template.as_str()))
+    }
+
     pub(super) fn default_template(&self) -> Option<&str> {
         self.templates.get("default").map(String::as_str)
     }

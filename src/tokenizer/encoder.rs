@@ -34,6 +34,10 @@ impl From<SentencePiece> for Encoder {
 }
 
 impl Library {
+    pub(super) fn tokenizer(&self) -> &tokenizers::Tokenizer {
+        &self.tokenizer
+    }
+
     fn encode(
         &self,
         text: &str,

@@ -19,17 +19,22 @@ use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens};
 use crate::checkpoint::gguf::{self, Metadata};
 use crate::error::{Error, Result};
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
-const SCORES: &str = "tokenizer.ggml.scores";
-const MERGES: &str = "tokenizer.ggml.merges";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
-const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
-const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
-const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+pub(super) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
+/// The model of a file without a vocabulary.
+pub(super) const NO_TOKENIZER: &str = "none";
+pub(super) const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+pub(super) const REMOVE_EXTRA_WHITESPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 
 /// Tokens that end a turn, for files made before `eot_token_id` existed. Some converters call them user
 /// defined; they are special all the same.
@@ -43,15 +48,21 @@ struct Tokens<'a> {
 
 /// Reads the tokenizer of the GGUF file at `path`, which may have no tensors.
 pub(super) fn read(path: &Path) -> Result<Parts> {
-    let metadata = gguf::read_metadata(path)?;
+    from_metadata(&gguf::read_metadata(path)?)
+}
+
+/// Reads the tokenizer out of a file's metadata.
+pub(super) fn from_metadata(metadata: &Metadata) -> Result<Parts> {
+    let none = || Error::NotFound { what: format!("tokenizer ({MODEL})"), path: metadata.path().into() };
     match metadata.string(MODEL)? {
-        Some("gpt2") => byte_level_bpe(&metadata),
-        Some("llama") => sentence_piece(&metadata),
+        Some("gpt2") => byte_level_bpe(metadata),
+        Some("llama") => sentence_piece(metadata),
+        // llama.cpp's word for it.
+        Some(NO_TOKENIZER) | None => Err(none()),
         Some(other) => Err(Error::unsupported(
             MODEL,
             format!("{other:?}; \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece) are supported"),
         )),
-        None => Err(Error::NotFound { what: format!("tokenizer ({MODEL})"), path: path.into() }),
     }
 }
 
@@ -144,9 +155,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<Parts> {
     let first = added_around(metadata, ADD_BOS, true, (BOS, bos))?;
     let last = added_around(metadata, ADD_EOS, false, (EOS, eos))?;
     let settings = Settings {
-        add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+        add_space_prefix: metadata.bool(ADD_SPACE_PREFIX)?.unwrap_or(true),
         prefix_after_special: true,
-        remove_extra_whitespaces: metadata.bool("tokenizer.ggml.remove_extra_whitespaces")?.unwrap_or(false),
+        remove_extra_whitespaces: metadata.bool(REMOVE_EXTRA_WHITESPACES)?.unwrap_or(false),
         first: first.map(|(id, _)| id),
         last: last.map(|(id, _)| id),
     };

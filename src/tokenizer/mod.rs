@@ -3,6 +3,7 @@
 //! Start reading at [`Tokenizer`]: it comes from a folder ([`hf`]; [`tokenizer_model`] where there is no
 //! tokenizer.json) or from a GGUF file's own vocabulary ([`gguf`]), and ends in one of two machines
 //! ([`encoder`]): Hugging Face's `tokenizers`, or [`sentence_piece`] for vocabularies with scores.
+//! [`to_gguf`] writes a tokenizer down for a GGUF file.
 //! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
 //! May import `checkpoint`, `config` and `error`.
 
@@ -20,6 +21,7 @@ mod merging;
 mod pre_tokenizers;
 mod sentence_piece;
 mod tiktoken;
+mod to_gguf;
 mod tokenizer_model;
 
 use std::any::Any;
@@ -34,6 +36,7 @@ use chat_template::ChatTemplates;
 pub use decode_stream::DecodeStream;
 use decode_stream::Decoder;
 use encoder::Encoder;
+pub use to_gguf::{GgufTokenizer, no_tokenizer};
 
 use crate::error::{Error, Result};
 

@@ -25,16 +25,16 @@ pub(super) struct PreTokenizer {
 }
 
 /// A cut; what it finds is cut off, and what lies between is left to the next.
-#[derive(Clone, Copy)]
-enum Cut {
-    Matches(&'static str),
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Cut<'a> {
+    Matches(&'a str),
     /// Every digit, alone.
     Digits,
 }
 
 struct Row {
     names: &'static [&'static str],
-    cuts: &'static [Cut],
+    cuts: &'static [Cut<'static>],
     ignore_merges: bool,
     add_bos_token: bool,
 }
@@ -44,7 +44,7 @@ pub(super) const LLAMA_3: &str = "llama-bpe";
 /// Of files that name none.
 pub(super) const DEFAULT: &str = "default";
 
-const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 const ROWS: &[Row] = &[
     Row {
@@ -180,6 +180,12 @@ const DEEPSEEK_LETTERS: &str = concat!(
 /// The names of all pre-tokenizers.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     ROWS.iter().flat_map(|row| row.names).copied()
+}
+
+/// The name of the pre-tokenizer that cuts so; None if it has none.
+pub(super) fn name_of(cuts: &[Cut<'_>], ignore_merges: bool) -> Option<&'static str> {
+    let named = ROWS.iter().find(|row| row.cuts == cuts && row.ignore_merges == ignore_merges);
+    named.and_then(|row| row.names.first().copied())
 }
 
 /// The pre-tokenizer called `name`; None if there is none.

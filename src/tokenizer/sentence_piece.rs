@@ -49,6 +49,18 @@ impl Kind {
         }
     }
 
+    /// The number that [`Kind::from_number`] takes.
+    pub(super) fn number(self) -> i32 {
+        match self {
+            Kind::Normal => 1,
+            Kind::Unknown => 2,
+            Kind::Control => 3,
+            Kind::UserDefined => 4,
+            Kind::Unused => 5,
+            Kind::Byte => 6,
+        }
+    }
+
     /// Whether text may become this piece by merging.
     fn is_text(self) -> bool {
         matches!(self, Kind::Normal | Kind::UserDefined | Kind::Unused)
@@ -297,6 +309,14 @@ impl SentencePiece {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     pub(super) fn token_to_id(&self, token: &str) -> Option<u32> {
