@@ -38,6 +38,7 @@ use mmap::Mmap;
 use names::PermutedBy;
 use tensor::Stored;
 pub use tensor::Tensor;
+pub(crate) use tensor::hf_row;
 
 /// Tensors of a checkpoint: more than the deepest Llama that a config may describe has, and few
 /// enough that listing them takes little memory.

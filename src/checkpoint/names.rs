@@ -21,6 +21,9 @@ const LAYER: [(&str, &str); 9] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// The end of a buffer's name that older versions of transformers saved: what the config says anyway.
+pub(crate) const INV_FREQ: &str = ".rotary_emb.inv_freq";
+
 /// Longer names only waste memory and fill messages; ggml's limit is 64.
 const MAX_NAME_BYTES: usize = 1024;
 

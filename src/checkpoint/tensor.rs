@@ -70,8 +70,6 @@ impl Tensor {
 
     /// Puts the rows of a query or key projection back into Hugging Face's order.
     ///
-    /// llama.cpp's converter lays each head's rows out so that the two halves of a rotated pair are
-    /// neighbours: its row `2 * j + half` of a head is Hugging Face's row `half * head_dim / 2 + j`.
     /// Rows are whole numbers of blocks in every storage type, so moving rows moves bytes.
     ///
     /// Source: llama.cpp, `convert_hf_to_gguf.py`, `LlamaModel.permute`.
@@ -95,13 +93,30 @@ impl Tensor {
         let mut owned = Vec::new();
         owned.try_reserve_exact(bytes.len()).map_err(|_| format!("no memory for {} bytes", bytes.len()))?;
         for row in 0..rows {
-            let (head, in_head) = (row / head_dim, row % head_dim);
-            let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
-            let source = head * head_dim + 2 * pair + half;
+            let source = gguf_row(row, head_dim);
             owned.extend_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
         }
         Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(owned.into()) })
     }
+}
+
+/// Where a GGUF file has row `row` of a query or key projection with heads of `head_dim` rows.
+///
+/// llama.cpp's converter lays each head's rows out so that the two halves of a rotated pair are
+/// neighbours: its row `2 * j + half` of a head is Hugging Face's row `half * head_dim / 2 + j`.
+fn gguf_row(row: usize, head_dim: usize) -> usize {
+    let (head, in_head) = (row / head_dim, row % head_dim);
+    let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
+    head * head_dim + 2 * pair + half
+}
+
+/// The other way round: which row of Hugging Face's a GGUF file has at `row`.
+///
+/// # Panics
+/// If `head_dim` is 0.
+pub(crate) fn hf_row(row: usize, head_dim: usize) -> usize {
+    let (head, in_head) = (row / head_dim, row % head_dim);
+    head * head_dim + in_head % 2 * (head_dim / 2) + in_head / 2
 }
 
 /// A type as the file names it.
@@ -146,5 +161,21 @@ impl Stored {
                 path: self.map.path().into(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_orders_of_rows_undo_each_other() {
+        for head_dim in [2, 4, 10, 64] {
+            for row in 0..3 * head_dim {
+                assert_eq!(hf_row(gguf_row(row, head_dim), head_dim), row);
+                assert_eq!(gguf_row(hf_row(row, head_dim), head_dim), row);
+            }
+        }
+        assert_eq!((0..4).map(|row| hf_row(row, 4)).collect::<Vec<_>>(), [0, 2, 1, 3]);
     }
 }

@@ -99,7 +99,7 @@ enum EngineKind {
 }
 
 /// The most threads that a caller may ask for: far above any machine's cores.
-const MOST_THREADS: usize = 4096;
+pub(super) const MOST_THREADS: usize = 4096;
 /// The context that is offered however little memory is left.
 const LEAST_CONTEXT: usize = 512;
 

@@ -6,6 +6,7 @@
 //! - `score.rs`: how likely given text is
 //! - `memory.rs`: what a model takes, and whether there is room for it
 //! - `inspect.rs`: what a checkpoint is, without loading its weights
+//! - `quantize.rs`: a checkpoint to a GGUF file
 //!
 //! ```no_run
 //! use candle_llama::{Llama, LoadOptions, Prompt};
@@ -22,6 +23,7 @@
 mod inspect;
 mod load;
 mod memory;
+mod quantize;
 mod score;
 mod stop_strings;
 mod text_stream;
@@ -29,6 +31,7 @@ mod text_stream;
 pub use inspect::{Inspection, inspect};
 pub use load::{LoadOptions, LoadReport};
 pub use memory::{MemoryEstimate, estimate_memory};
+pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use score::{LogLikelihood, Score};
 pub use text_stream::{Chunk, Completion, TextStream};
 

@@ -6,5 +6,6 @@ mod config;
 mod gguf_writer;
 mod hostile;
 mod llama;
+mod quantize;
 mod split_gguf;
 mod tied;

@@ -24,6 +24,7 @@ use std::sync::Arc;
 pub use metadata::{Array, Metadata, Value};
 use reader::Reader;
 use split::Split;
+pub(crate) use writer::check_destination;
 pub use writer::{TensorSpec, Writer};
 
 use crate::checkpoint::json::quoted;

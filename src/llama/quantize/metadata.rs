@@ -1,0 +1,115 @@
+//! Config and tokenizer as the new file has them.
+
+use super::is_gguf;
+use crate::checkpoint::gguf::{Metadata, Value};
+use crate::config::GenerationConfig;
+use crate::error::{Error, Result};
+use crate::kernels::WeightType;
+use crate::llama::load::Opened;
+use crate::tokenizer::{Tokenizer, no_tokenizer};
+use std::path::Path;
+
+/// Keys of a GGUF file that belong to how that file was written.
+const OF_THE_FILE: [&str; 3] = ["general.alignment", "general.file_type", "general.quantization_version"];
+const VOCAB_SIZE: &str = "llama.vocab_size";
+/// ggml's `GGML_QNT_VERSION`.
+const QUANTIZATION_VERSION: u32 = 2;
+
+type Entries = Vec<(String, Value)>;
+
+/// The metadata, and the divisors of the frequencies where there are some.
+pub(super) fn metadata(
+    source: &Path,
+    opened: &Opened,
+    dtype: WeightType,
+    with_tokenizer: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(Entries, Option<Vec<f32>>)> {
+    let (mut metadata, rope_freqs) = match opened.checkpoint.metadata() {
+        Some(metadata) if is_gguf(&opened.checkpoint) => {
+            (copied(metadata, opened, with_tokenizer), opened.config.rope.freq_factors.clone())
+        }
+        _ => {
+            let config = opened.config.to_gguf()?;
+            let mut metadata = config.metadata;
+            metadata.extend(name(source).map(|name| ("general.name".to_owned(), Value::String(name))));
+            metadata.extend(tokenizer(source, opened, with_tokenizer, warnings)?);
+            (metadata, config.rope_freqs)
+        }
+    };
+    metadata.push(("general.file_type".into(), Value::U32(file_type(dtype))));
+    metadata.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
+    // In the order in which other writers have them: what a program looks for first comes first.
+    let section = |key: &str| ["general.", "llama."].iter().position(|start| key.starts_with(start));
+    metadata.sort_by_key(|(key, _)| section(key).unwrap_or(2));
+    Ok((metadata, rope_freqs))
+}
+
+/// The folder's name, as it is the model's in most cases.
+fn name(source: &Path) -> Option<String> {
+    let folder = source.canonicalize().ok()?;
+    folder.file_name()?.to_str().map(str::to_owned)
+}
+
+/// Everything that a GGUF file says of its model.
+fn copied(metadata: &Metadata, opened: &Opened, with_tokenizer: bool) -> Entries {
+    let stays = |key: &str| {
+        !OF_THE_FILE.contains(&key)
+            && !key.starts_with("split.")
+            && (with_tokenizer || !key.starts_with("tokenizer."))
+    };
+    let mut entries: Entries = metadata
+        .iter()
+        .filter(|(key, _)| stays(key))
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect();
+    if !with_tokenizer {
+        entries.extend(no_tokenizer(opened.config.bos_token_id, &opened.config.eos_token_ids));
+        // Without tokens nothing else tells it.
+        if metadata.get(VOCAB_SIZE).is_none() {
+            entries.push((VOCAB_SIZE.into(), Value::U32(opened.config.vocab_size as u32)));
+        }
+    }
+    entries
+}
+
+fn tokenizer(
+    source: &Path,
+    opened: &Opened,
+    with_tokenizer: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Entries> {
+    let config = &opened.config;
+    let ends = GenerationConfig::from_folder(source)?.eos_token_ids;
+    let mut ends = ends.unwrap_or_else(|| config.eos_token_ids.clone());
+    ends.retain(|&id| (id as usize) < config.vocab_size);
+    if !with_tokenizer {
+        return Ok(no_tokenizer(config.bos_token_id, &ends));
+    }
+    let tokenizer = Tokenizer::open(source).map_err(|error| match error {
+        Error::NotFound { what, path } => {
+            Error::NotFound { what: format!("{what}, which --no-tokenizer leaves out,"), path }
+        }
+        other => other,
+    })?;
+    warnings.extend(tokenizer.warnings().iter().cloned());
+    let written = tokenizer.to_gguf(config.vocab_size, &ends)?;
+    warnings.extend(written.warnings);
+    Ok(written.metadata)
+}
+
+/// llama.cpp's `llama_ftype` of a file that is mostly of this type.
+fn file_type(dtype: WeightType) -> u32 {
+    match dtype {
+        WeightType::F32 => 0,
+        WeightType::F16 => 1,
+        WeightType::Q4_0 => 2,
+        WeightType::Q4_1 => 3,
+        WeightType::Q8_0 => 7,
+        WeightType::Q5_0 => 8,
+        WeightType::Q5_1 => 9,
+        WeightType::BF16 => 32,
+        // Not made here; ggml's "guessed".
+        WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => 1024,
+    }
+}
