@@ -12,6 +12,7 @@ from candle_llama.errors import (
 )
 from candle_llama.llama import Llama, load
 from candle_llama.memory import estimate_memory
+from candle_llama.quantization import quantize
 from candle_llama.sampling import SamplingParams
 from candle_llama.stream import Stream
 from candle_llama.tokenizer import Tokenizer, load_tokenizer
@@ -22,6 +23,7 @@ from candle_llama.types import (
     LoadReport,
     LogLikelihood,
     MemoryEstimate,
+    QuantizeReport,
     Score,
     Stats,
     StorageType,
@@ -42,6 +44,7 @@ __all__ = [
     "LoadReport",
     "LogLikelihood",
     "MemoryEstimate",
+    "QuantizeReport",
     "SamplingParams",
     "Score",
     "Stats",
@@ -54,4 +57,5 @@ __all__ = [
     "estimate_memory",
     "load",
     "load_tokenizer",
+    "quantize",
 ]

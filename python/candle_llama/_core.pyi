@@ -1,5 +1,6 @@
 """The extension module: the Rust crate's facade. `candle_llama` is the documented way to use it."""
 
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy
@@ -14,6 +15,7 @@ __all__ = [
     "doctor",
     "estimate_memory",
     "inspect",
+    "quantize",
 ]
 
 __version__: str
@@ -79,6 +81,17 @@ class Tokenizer:
 def inspect(path: str) -> dict[str, Any]: ...
 def estimate_memory(
     path: str, *, device: str, dtype: str, compute: str, engine: str, context_length: int | None
+) -> dict[str, Any]: ...
+def quantize(
+    source: str,
+    destination: str,
+    *,
+    dtype: str,
+    force: bool,
+    allow_requantize: bool,
+    tokenizer: bool,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]: ...
 def check_sampling(given: dict[str, Any]) -> None: ...
 def doctor() -> dict[str, Any]: ...

@@ -166,6 +166,27 @@ class StorageType:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class QuantizeReport:
+    """What `quantize` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        seconds: Time that it took.
+        tensors: Tensor types in the file, by name such as "F32" or "Q4_0".
+        warnings: What the file cannot say, and what was read with a reservation.
+        notes: What a careful reader may want to know, such as tensors that are stored otherwise.
+    """
+
+    path: str
+    bytes: int
+    seconds: float
+    tensors: dict[str, StorageType]
+    warnings: list[str]
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LoadReport:
     """What `load` did and decided.
 

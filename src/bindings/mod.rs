@@ -3,12 +3,13 @@
 //! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
 //! - `error.rs`: our errors as the classes of `candle_llama.errors`
 //! - `convert.rs`: JSON values and records to Python's and back
-//! - `llama.rs`, `tokenizer.rs`: the classes; `system.rs`: functions without one
+//! - `llama.rs`, `tokenizer.rs`: the classes; `quantize.rs`, `system.rs`: functions without one
 
 mod convert;
 mod detach;
 mod error;
 mod llama;
+mod quantize;
 mod system;
 mod tokenizer;
 
@@ -20,6 +21,8 @@ mod _core {
 
     #[pymodule_export]
     use super::llama::{PyLlama, PyStream};
+    #[pymodule_export]
+    use super::quantize::quantize;
     #[pymodule_export]
     use super::system::{check_sampling, doctor, estimate_memory, inspect};
     #[pymodule_export]

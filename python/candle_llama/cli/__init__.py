@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "bench": "compare speed and memory with other engines",
+    "quantize": "write a model as a GGUF file, smaller if it is quantised",
     "inspect": "show what is in a model, without loading its weights",
     "doctor": "show what this machine and this build can do",
 }
@@ -60,7 +61,7 @@ def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="candle-llama",
         description="Load and run Llama-family models.",
-        epilog='MODEL is a folder, a .gguf file, a hub id such as "org/name", or "demo".',
+        epilog='MODEL or SRC is a folder, a .gguf file, a hub id such as "org/name", or "demo".',
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

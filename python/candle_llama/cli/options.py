@@ -9,9 +9,9 @@ _LOAD_FLAGS = ("device", "dtype", "compute", "engine", "threads", "context_lengt
 _SOURCE_FLAGS = ("revision", "token", "cache_dir", "local_files_only", "progress")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds MODEL and the flags for finding it."""
-    parser.add_argument("model", metavar="MODEL", help='folder, .gguf file, hub id, or "demo"')
+def add_model(parser: argparse.ArgumentParser, name: str = "MODEL") -> None:
+    """Adds MODEL, or what else it is called, and the flags for finding it."""
+    parser.add_argument("model", metavar=name, help='folder, .gguf file, hub id, or "demo"')
     group = parser.add_argument_group("finding the model")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
     group.add_argument("--token", help="access token for the hub (default: the stored login, or HF_TOKEN)")

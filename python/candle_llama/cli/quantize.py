@@ -1,0 +1,62 @@
+"""`candle-llama quantize SRC DST`."""
+
+import argparse
+
+from candle_llama import QuantizeReport, quantize
+from candle_llama.cli import options, output
+
+_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16", "f32")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    options.add_model(parser, name="SRC")
+    parser.add_argument("destination", metavar="DST", help="the .gguf file to write")
+    parser.add_argument(
+        "--type",
+        dest="dtype",
+        type=str.lower,
+        default="q4_0",
+        choices=_TYPES,
+        help=f"how matrices are stored: {', '.join(_TYPES)} (default: q4_0)",
+        metavar="TYPE",
+    )
+    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    parser.add_argument(
+        "--allow-requantize", action="store_true", help="convert tensors that are quantised already"
+    )
+    parser.add_argument(
+        "--no-tokenizer", dest="tokenizer", action="store_false", help="leave the tokenizer out"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: the cores this process may use")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    with output.warnings_as_notes() as warnings:
+        report = quantize(
+            args.model,
+            args.destination,
+            args.dtype,
+            force=args.force,
+            allow_requantize=args.allow_requantize,
+            tokenizer=args.tokenizer,
+            threads=args.threads,
+            **options.finding(args),
+        )
+    for line in report.notes:
+        output.note(line)
+    if args.json:
+        output.write_json({"source": args.model, **output.fields(report), "warnings": warnings})
+    else:
+        print(_report(report))
+    return 0
+
+
+def _report(report: QuantizeReport) -> str:
+    rows = [("path", report.path), ("size", output.size(report.bytes)), ("time", f"{report.seconds:.1f} s")]
+    rows += [
+        (name, f"{entry.count} tensors, {output.size(entry.bytes)}") for name, entry in report.tensors.items()
+    ]
+    return output.table(rows)

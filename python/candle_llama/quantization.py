@@ -1,0 +1,122 @@
+"""A checkpoint as a GGUF file, smaller if it is quantised."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from candle_llama import _core, hub
+from candle_llama.llama import check_positive
+from candle_llama.types import QuantizeReport, StorageType
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    dtype: str = "q4_0",
+    *,
+    force: bool = False,
+    allow_requantize: bool = False,
+    tokenizer: bool = True,
+    threads: int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    progress: bool = True,
+) -> QuantizeReport:
+    """Writes a model as one GGUF file, which llama.cpp reads too.
+
+    Matrices are stored as `dtype`, or as F16 where their rows are no multiple of its blocks of 32; norms and
+    biases as float32. The blocks are those that llama.cpp's own quantisers make. Config, tokenizer and chat
+    template go into the file; sampling defaults, which GGUF readers take from elsewhere, do not. Tensors are
+    converted one after the other, a few megabytes at a time. The file appears under its name when it is
+    whole; until then, and after Ctrl-C or an error, a file that was there stays as it was.
+
+    Args:
+        source: A folder, a .gguf file, a hub id, or "demo", as for `load`.
+        destination: The file to write.
+        dtype: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32".
+        force: Replace a file that is there.
+        allow_requantize: Convert tensors that are quantised already, which loses more than converting the
+            original does.
+        tokenizer: False leaves the tokenizer out, for those that GGUF cannot express.
+        threads: None takes the cores that this process may really use.
+        revision: Branch, tag or commit on the hub.
+        token: Access token for the hub.
+        cache_dir: Where downloads are kept.
+        local_files_only: Stay off the network.
+        progress: Show progress if stderr is a terminal.
+
+    Returns:
+        What was written. Its warnings are raised as `UserWarning`s, too.
+
+    Raises:
+        FileExistsError: The destination is there, and `force` is False.
+        FileNotFoundError: There is no such source, a part of it is missing, or there is no such folder to
+            write to.
+        CheckpointError: The files are broken, or a weight is not finite or too large for `dtype`; `tensor`
+            names it.
+        UnsupportedModelError: GGUF cannot express the model or its tokenizer, or a tensor is quantised
+            already; `key` says what.
+        OSError: The file cannot be written.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> import candle_llama, tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "demo-q8_0.gguf")
+        ...     report = candle_llama.quantize("demo", path, "q8_0", allow_requantize=True)
+        ...     answer = candle_llama.load(path).generate("The capital of France is", max_new_tokens=1)
+        >>> sorted(report.tensors), answer.text
+        (['F32', 'Q8_0'], ' Paris')
+    """
+    if threads is not None:
+        check_positive("threads", threads)
+    path = hub.resolve(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        progress=progress,
+    )
+    bar = _Bar() if progress and sys.stderr is not None and sys.stderr.isatty() else None
+    tell: Callable[[int, int], None] | None = bar.show if bar else None
+    try:
+        fields = _core.quantize(
+            str(path),
+            str(Path(destination).expanduser()),
+            dtype=dtype,
+            force=force,
+            allow_requantize=allow_requantize,
+            tokenizer=tokenizer,
+            threads=threads,
+            progress=tell,
+        )
+    finally:
+        if bar:
+            bar.clear()
+    for message in fields["warnings"]:
+        warnings.warn(message, UserWarning, stacklevel=2)
+    tensors = {name: StorageType(**size) for name, size in fields["tensors"].items()}
+    return QuantizeReport(**{**fields, "tensors": tensors})
+
+
+class _Bar:
+    """A line on stderr that says how far the work is."""
+
+    WIDTH = 30
+
+    def show(self, done: int, total: int) -> None:
+        """Writes the line anew."""
+        full = self.WIDTH * done // max(total, 1)
+        line = f"\rquantize [{'#' * full}{' ' * (self.WIDTH - full)}] {100 * done // max(total, 1):3}%"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Removes the line."""
+        sys.stderr.write("\r" + " " * (self.WIDTH + 20) + "\r")
+        sys.stderr.flush()
