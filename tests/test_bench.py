@@ -442,6 +442,7 @@ def test_command_writes_and_measures_synthetic_checkpoints(
         ([], "one of the arguments MODEL --synthetic is required"),
         (["model", "--synthetic", "1b"], "not allowed with"),
         (["--synthetic", "9b"], "invalid choice: '9b'"),
+        (["--synthetic", "1b:Q9"], "no type 'Q9'"),
         (["model", "--against", "numpy,jax"], "'jax' is none of candle, numpy"),
         (["model", "--runs", "0"], "at least 1, not '0'"),
         (["model", "--threads", "two"], "must be a whole number"),

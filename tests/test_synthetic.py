@@ -16,10 +16,12 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+import candle_llama
 from candle_llama.bench import synthetic
 from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.read_checkpoint import read_checkpoint
 from candle_llama.bench.shapes import SHAPES, Shape
+from candle_llama.bench.subject import Subject
 from candle_llama.bench.synthetic import write_synthetic
 
 SMALL = Shape(
@@ -193,3 +195,34 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
 def test_an_unknown_shape_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no shape 'llama-9'.*llama-3\.2-1b"):
         write_synthetic("llama-9", cache_dir=tmp_path)
+
+
+def test_a_type_gives_a_gguf_file_that_is_kept(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = write_synthetic("s:q4_0", cache_dir=tmp_path, note=notes.append)
+    assert path == tmp_path / "small-Q4_0.gguf"
+    assert len(notes) == 2
+    folder = candle_llama.load_tokenizer(tmp_path / "small")
+    # The folder may go: the file is all that is needed.
+    shutil.rmtree(tmp_path / "small")
+    assert write_synthetic("small:Q4_0", cache_dir=tmp_path, note=notes.append) == path
+    assert len(notes) == 2
+    with candle_llama.load(path) as llm:
+        assert set(llm.load_report.storage) == {"F32", "Q4_0"}
+        assert llm.tokenizer.encode("Hello, wörld") == folder.encode("Hello, wörld")
+        assert len(llm.generate("a", max_new_tokens=3, ignore_eos=True).token_ids) == 3
+    subject = Subject.open(path)
+    assert (subject.parameters, subject.storage_type) == (SMALL.parameters, "Q4_0")
+
+
+def test_a_damaged_gguf_file_is_written_anew(tmp_path: Path) -> None:
+    path = write_synthetic("small:Q8_0", cache_dir=tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert write_synthetic("small:Q8_0", cache_dir=tmp_path).read_bytes() == whole
+    assert sorted(os.listdir(tmp_path)) == ["small", "small-Q8_0.gguf"]
+
+
+def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no type 'q9'"):
+        write_synthetic("small:q9", cache_dir=tmp_path)

@@ -11,7 +11,7 @@ from candle_llama.bench.engines import OPPONENTS
 from candle_llama.bench.report import table
 from candle_llama.bench.runner import run_bench
 from candle_llama.bench.shapes import SHAPES
-from candle_llama.bench.synthetic import write_synthetic
+from candle_llama.bench.synthetic import GGUF_TYPES, find_shape, write_synthetic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument(
         "--synthetic",
-        metavar="NAME",
-        choices=[name for shape in SHAPES for name in (shape.name, *shape.aliases)],
+        metavar="NAME[:TYPE]",
+        type=_synthetic,
         help="random weights of a well-known shape, written once and kept: "
-        + ", ".join(" or ".join((shape.name, *shape.aliases)) for shape in SHAPES),
+        + ", ".join(" or ".join((shape.name, *shape.aliases)) for shape in SHAPES)
+        + f"; with a TYPE ({', '.join(GGUF_TYPES)}) a GGUF file, else a folder in bfloat16",
     )
     parser.add_argument(
         "--prompt-tokens", metavar="N", type=_positive, default=512, help="length of a prompt (default: 512)"
@@ -97,6 +98,14 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
     return value
+
+
+def _synthetic(text: str) -> str:
+    try:
+        find_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r}: {error}") from error
+    return text
 
 
 def _opponents(text: str) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Checkpoints of well-known shapes with random weights, so that nobody needs a gated download to measure.
 
 `write_synthetic` writes what transformers' `save_pretrained` would: config.json, bfloat16 safetensors in
-shards, and a tokenizer. Memory stays bounded and the disk is the limit: one block of random numbers, scaled
-once per matrix width, is laid into each matrix from another offset on.
+shards, and a tokenizer; `name:TYPE` is a GGUF file made of that folder. Memory stays bounded and the disk is
+the limit: one block of random numbers, scaled once per matrix width, is laid into each matrix from another
+offset on.
 """
 
 import errno
@@ -18,9 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from candle_llama import CandleLlamaError, _core, quantize
 from candle_llama.bench.shapes import SHAPES, Shape
+from candle_llama.bench.storage_types import STORAGE_TYPES
 
-__all__ = ["byte_alphabet", "safetensors_header", "to_bfloat16", "write_synthetic"]
+__all__ = [
+    "GGUF_TYPES",
+    "byte_alphabet",
+    "find_shape",
+    "safetensors_header",
+    "to_bfloat16",
+    "write_synthetic",
+]
+
+# What a GGUF file's matrices can be stored as.
+GGUF_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32")
 
 # A prime, so that no two rows of a matrix begin at the same place of the block.
 BLOCK_LEN = 4_194_301
@@ -48,21 +61,75 @@ def write_synthetic(
     """Writes a checkpoint of a well-known shape, or finds the one written before.
 
     Args:
-        name: A name or an alias of `SHAPES`.
+        name: A name or an alias of `SHAPES`, such as "llama-3.2-1b", for a folder in bfloat16; with one of
+            `GGUF_TYPES` after a colon, such as "llama-3.2-1b:Q4_0", for a GGUF file. The folder that the
+            file is made of stays beside it, and is not needed any more.
         cache_dir: Where to keep it; None is `~/.cache/candle-llama/synthetic`.
         note: Called with a line about what is being done.
 
     Returns:
-        The folder. It is never there half written.
+        The folder or file. It is never there half written.
 
     Raises:
-        ValueError: If there is no such shape.
+        ValueError: If there is no such shape or type.
         OSError: If the disk has too little room (ENOSPC), or cannot be written.
     """
-    shape = next((shape for shape in SHAPES if name in (shape.name, *shape.aliases)), None)
+    shape, gguf_type = find_shape(name)
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    return _write_gguf(shape, gguf_type, folder, note) if gguf_type else _write(shape, folder, note)
+
+
+def find_shape(name: str) -> tuple[Shape, str | None]:
+    """Returns the shape that `write_synthetic` means by a name, and the GGUF type if it names one.
+
+    Raises:
+        ValueError: If there is no such shape or type.
+    """
+    shape_name, colon, gguf_type = name.partition(":")
+    shape = next((shape for shape in SHAPES if shape_name in (shape.name, *shape.aliases)), None)
     if shape is None:
-        raise ValueError(f"no shape {name!r}: choose from {', '.join(shape.name for shape in SHAPES)}")
-    return _write(shape, Path(cache_dir) if cache_dir is not None else default_cache_dir(), note)
+        raise ValueError(f"no shape {shape_name!r}: choose from {', '.join(shape.name for shape in SHAPES)}")
+    if not colon:
+        return shape, None
+    if gguf_type.upper() not in GGUF_TYPES:
+        raise ValueError(f"no type {gguf_type!r}: choose from {', '.join(GGUF_TYPES)}")
+    return shape, gguf_type.upper()
+
+
+def _write_gguf(shape: Shape, gguf_type: str, cache_dir: Path, note: Callable[[str], None] | None) -> Path:
+    path = cache_dir / f"{shape.name}-{gguf_type}.gguf"
+    if _is_file_of(path, shape, gguf_type):
+        return path
+    folder = _write(shape, cache_dir, note)
+    storage = STORAGE_TYPES[gguf_type]
+    _check_room(path.name, cache_dir, shape.parameters * storage.block.itemsize // storage.block_len)
+    if note is not None:
+        note(f"writing {path}")
+    quantize(folder, path, gguf_type.lower(), force=True)
+    return path
+
+
+def _is_file_of(path: Path, shape: Shape, gguf_type: str) -> bool:
+    """Whether the file is there, whole, and of the shape as it is known now."""
+    try:
+        found = _core.inspect(str(path))
+    except (OSError, CandleLlamaError):
+        return False
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+    same = all(found["config"][key] == shape.config[key] for key in sizes)
+    return same and gguf_type in found["tensors"] and found["tokenizer"] is not None
+
+
+def _check_room(what: str, cache_dir: Path, total: int) -> None:
+    """Raises OSError if the disk has too little room."""
+    free = shutil.disk_usage(cache_dir).free
+    if free < total + SPARE_BYTES:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} needs {total / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.0f} GB to spare, "
+            f"{free / 1e9:.1f} GB are free",
+            str(cache_dir),
+        )
 
 
 def _write(shape: Shape, cache_dir: Path, note: Callable[[str], None] | None) -> Path:
@@ -73,14 +140,7 @@ def _write(shape: Shape, cache_dir: Path, note: Callable[[str], None] | None) ->
     cache_dir.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(cache_dir, shape.name)
     total = 2 * shape.parameters
-    free = shutil.disk_usage(cache_dir).free
-    if free < total + SPARE_BYTES:
-        raise OSError(
-            errno.ENOSPC,
-            f"{shape.name} needs {total / 1e9:.1f} GB and {SPARE_BYTES / 1e9:.0f} GB to spare, "
-            f"{free / 1e9:.1f} GB are free",
-            str(cache_dir),
-        )
+    _check_room(shape.name, cache_dir, total)
     if note is not None:
         note(f"writing {total / 1e9:.1f} GB of random weights to {folder}")
     # Written under another name and renamed: a folder of the right name is a whole one.
