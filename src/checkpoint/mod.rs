@@ -16,6 +16,7 @@
     )
 )]
 
+pub(crate) mod background;
 mod ggml_types;
 pub mod gguf;
 pub(crate) mod json;

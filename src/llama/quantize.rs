@@ -105,7 +105,7 @@ pub fn quantize(
 
     // What GGUF cannot express is refused before the tensors are looked at.
     let (metadata, rope_freqs) =
-        metadata::metadata(source, &opened, dtype, options.tokenizer, &mut warnings)?;
+        metadata::metadata(source, &opened, dtype, options.tokenizer, &mut warnings, cancel)?;
     let planned = plan::plan(&opened, dtype, options.allow_requantize, &mut warnings, &mut notes)?;
     let planned: Vec<Planned> = planned.into_iter().chain(rope_freqs.map(plan::rope_freqs)).collect();
     let specs: Vec<_> = planned.iter().map(|tensor| tensor.spec.clone()).collect();

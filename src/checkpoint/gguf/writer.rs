@@ -8,20 +8,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
 use super::metadata::{Array, Value};
 use super::reader::MAX_HEADER_BYTES;
 use super::{DEFAULT_ALIGNMENT, MAX_DIMS};
-use crate::checkpoint::ggml_types;
 use crate::checkpoint::json::quoted;
+use crate::checkpoint::{background, ggml_types};
 use crate::error::{Error, Result};
 use crate::kernels::{Cancel, WeightType};
 
 const VERSION: u32 = 3;
-/// How often a caller is asked whether to go on while the disk is waited for.
-const POLL_EVERY: Duration = Duration::from_millis(20);
 /// Names that are tried for the unfinished file.
 const MAX_NAMES: u32 = 1000;
 
@@ -183,22 +179,8 @@ impl Writer {
             return Err(Error::Internal { reason: format!("{} tensors have no data", self.left.len()) });
         }
         let failed = |source| Error::Write { path: self.destination.clone(), source };
-        // In a thread of its own: a slow disk must not keep the caller from being cancelled.
         let file = self.unfinished.file.try_clone().map_err(failed)?;
-        let (sender, receiver) = channel();
-        std::thread::spawn(move || _ = sender.send(file.sync_all()));
-        loop {
-            match receiver.recv_timeout(POLL_EVERY) {
-                Ok(synced) => break synced.map_err(failed)?,
-                Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Err(Error::Cancelled),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Internal {
-                        reason: "the thread that waits for the disk is gone".into(),
-                    });
-                }
-            }
-        }
+        background::run(cancel, move || file.sync_all())?.map_err(failed)?;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

@@ -1,10 +1,11 @@
 //! Config and tokenizer as the new file has them.
 
 use super::is_gguf;
+use crate::checkpoint::background;
 use crate::checkpoint::gguf::{Metadata, Value};
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
-use crate::kernels::WeightType;
+use crate::kernels::{Cancel, WeightType};
 use crate::llama::load::Opened;
 use crate::tokenizer::{Tokenizer, no_tokenizer};
 use std::path::Path;
@@ -24,6 +25,7 @@ pub(super) fn metadata(
     dtype: WeightType,
     with_tokenizer: bool,
     warnings: &mut Vec<String>,
+    cancel: &Cancel,
 ) -> Result<(Entries, Option<Vec<f32>>)> {
     let (mut metadata, rope_freqs) = match opened.checkpoint.metadata() {
         Some(metadata) if is_gguf(&opened.checkpoint) => {
@@ -33,7 +35,7 @@ pub(super) fn metadata(
             let config = opened.config.to_gguf()?;
             let mut metadata = config.metadata;
             metadata.extend(name(source).map(|name| ("general.name".to_owned(), Value::String(name))));
-            metadata.extend(tokenizer(source, opened, with_tokenizer, warnings)?);
+            metadata.extend(tokenizer(source, opened, with_tokenizer, warnings, cancel)?);
             (metadata, config.rope_freqs)
         }
     };
@@ -78,6 +80,7 @@ fn tokenizer(
     opened: &Opened,
     with_tokenizer: bool,
     warnings: &mut Vec<String>,
+    cancel: &Cancel,
 ) -> Result<Entries> {
     let config = &opened.config;
     let ends = GenerationConfig::from_folder(source)?.eos_token_ids;
@@ -86,16 +89,22 @@ fn tokenizer(
     if !with_tokenizer {
         return Ok(no_tokenizer(config.bos_token_id, &ends));
     }
-    let tokenizer = Tokenizer::open(source).map_err(|error| match error {
+    let (path, vocab_size) = (source.to_owned(), config.vocab_size);
+    // A large vocabulary is read, and read back, in about a second.
+    let converted = background::run(cancel, move || {
+        let tokenizer = Tokenizer::open(&path)?;
+        let converted = tokenizer.to_gguf(vocab_size, &ends)?;
+        Ok((tokenizer.warnings().to_vec(), converted))
+    })?;
+    let (own, converted) = converted.map_err(|error| match error {
         Error::NotFound { what, path } => {
             Error::NotFound { what: format!("{what}, which --no-tokenizer leaves out,"), path }
         }
         other => other,
     })?;
-    warnings.extend(tokenizer.warnings().iter().cloned());
-    let written = tokenizer.to_gguf(config.vocab_size, &ends)?;
-    warnings.extend(written.warnings);
-    Ok(written.metadata)
+    warnings.extend(own);
+    warnings.extend(converted.warnings);
+    Ok(converted.metadata)
 }
 
 /// llama.cpp's `llama_ftype` of a file that is mostly of this type.
