@@ -18,7 +18,7 @@ use tokenizers::{AddedToken, ModelWrapper};
 use super::encoder::Encoder;
 use super::gguf::{self, ADD_BOS, ADD_EOS, BOS, CHAT_TEMPLATE, EOS, NO_TOKENIZER, TOKEN_TYPE, TOKENS};
 use super::sentence_piece::Kind;
-use super::{Tokenizer, catching};
+use super::{MAX_VOCAB_SIZE, Tokenizer, catching};
 use crate::checkpoint::gguf::{Array, Metadata, Value};
 use crate::error::{Error, Result};
 
@@ -91,6 +91,10 @@ impl Tokenizer {
     /// [`Error::Unsupported`], which names what GGUF cannot express: pre-tokenizers and normalizers without
     /// a name there, other models than BPE, more tokens than the model has rows.
     pub fn to_gguf(&self, vocab_size: usize, eos_token_ids: &[u32]) -> Result<GgufTokenizer> {
+        if vocab_size > MAX_VOCAB_SIZE {
+            let value = format!("for a model of {vocab_size} tokens, of which readers take {MAX_VOCAB_SIZE}");
+            return Err(inexpressible("vocabulary", &value));
+        }
         let mut warnings = Vec::new();
         let mut vocabulary = match &self.encoder {
             Encoder::SentencePiece(pieces) => sentence_piece::from_pieces(pieces),
