@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import strategies as st
 
 import candle_llama
+import llama_cpp_source
 import tiny
 from candle_llama import CheckpointError, UnsupportedModelError, cli
 from candle_llama.bench.numpy_llama import NumpyLlama
+from candle_llama.bench.read_checkpoint import read_gguf_metadata
 from candle_llama.bench.synthetic import write_synthetic
 
 TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16", "f32"]
@@ -358,9 +361,11 @@ def sentence_pieces() -> list[tuple[str, float, int]]:
     return pieces + [(letter, -1000.0 - i, 1) for i, letter in enumerate(letters)]
 
 
-def llama_2_tokenizer(metaspace: str | None) -> dict[str, Any]:
+def llama_2_tokenizer(
+    metaspace: str | None, pieces: list[tuple[str, float, int]] | None = None
+) -> dict[str, Any]:
     """The same as transformers converts it: merges in the order of the pieces' scores."""
-    pieces = sentence_pieces()
+    pieces = pieces or sentence_pieces()
     ids = {text: i for i, (text, _, _) in enumerate(pieces)}
     merges = [
         (text[:at], text[at:])
@@ -422,8 +427,9 @@ SPOKEN = [
 ]
 
 
-def llama_2(folder: Path, tokenizer: dict[str, Any] | None) -> Path:
-    config = tiny.tiny_config(vocab_size=len(sentence_pieces()), bos_token_id=1, eos_token_id=2)
+def llama_2(folder: Path, tokenizer: dict[str, Any] | None, vocab_size: int | None = None) -> Path:
+    size = vocab_size or len(sentence_pieces())
+    config = tiny.tiny_config(vocab_size=size, bos_token_id=1, eos_token_id=2)
     path = tiny.write_checkpoint(folder, config, tokenizer=False)
     if tokenizer:
         tiny.write_json(path / "tokenizer.json", tokenizer)
@@ -582,7 +588,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny: Path) -> None:
 
 
 def test_threads_do_not_change_a_bit(tmp_path: Path) -> None:
-    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config(hidden_size=4096, vocab_size=1000))
+    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config(hidden_size=2048, vocab_size=1000))
     files = []
     for threads in (1, 3, 100):
         candle_llama.quantize(path, tmp_path / "out.gguf", "q5_1", force=True, threads=threads)
@@ -607,6 +613,19 @@ def test_json_is_one_object(tmp_path: Path, tiny: Path, command: Any) -> None:
     assert command("quantize", tiny, tmp_path / "out.gguf", "--force").returncode == 0
     for wrong in ((), (tiny,), (tiny, tmp_path / "out.gguf", "--type", "q9")):
         assert command("quantize", *wrong).returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_progress_is_shown_in_a_terminal_and_vanishes(tmp_path: Path, tiny: Path) -> None:
+    import pexpect
+
+    arguments = ["-m", "candle_llama", "quantize", str(tiny), str(tmp_path / "out.gguf")]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=20)
+    child.expect(r"\rquantize \[#{30}\] 100%\r +\r")
+    child.expect("F16 +15 tensors")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
 
 
 INTERRUPTED = """
@@ -667,3 +686,83 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path, large: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 500 * 10**6
+
+
+# Vocabularies of real models
+
+
+def folder_of(path: Path, vocabulary: Path, pre_tokenizer: dict[str, Any], ignore_merges: bool) -> Path:
+    """A tiny model with the tokenizer.json of a GGUF file's byte-level vocabulary."""
+    fields = read_gguf_metadata(vocabulary)
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
+    added = [token for token, kind in zip(tokens, kinds, strict=True) if kind == gguf.TokenType.CONTROL]
+    ids = {token: i for i, token in enumerate(tokens)}
+    tokenizer = tiny.tokenizer_json(add_bos=False)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer["added_tokens"] = [{"id": ids[token], "content": token, **flags} for token in added]
+    tokenizer["pre_tokenizer"] = pre_tokenizer
+    tokenizer["model"] |= {
+        "vocab": ids,
+        "merges": merges,
+        "ignore_merges": ignore_merges,
+    }
+    config = tiny.tiny_config(vocab_size=len(tokens), bos_token_id=0, eos_token_id=0)
+    tiny.write_checkpoint(path, config, tokenizer=False)
+    tiny.write_json(path / "tokenizer.json", tokenizer)
+    return path
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "steps", "ignore_merges", "name"),
+    [
+        ("llama-bpe", [SPLIT, BYTES], True, "llama-bpe"),
+        ("llama-bpe", [SPLIT, BYTES], False, "smaug-bpe"),
+        ("gpt-2", [{**BYTES, "use_regex": True}], False, "gpt-2"),
+        ("starcoder", [DIGITS, {**BYTES, "use_regex": True}], False, "smollm"),
+    ],
+)
+def test_pre_tokenizers_are_recognised(
+    tmp_path: Path, vocabulary: str, steps: list[dict[str, Any]], ignore_merges: bool, name: str
+) -> None:
+    source = llama_cpp_source.models_folder() / f"ggml-vocab-{vocabulary}.gguf"
+    folder = folder_of(
+        tmp_path / "model", source, {"type": "Sequence", "pretokenizers": steps}, ignore_merges
+    )
+    candle_llama.quantize(folder, tmp_path / "out.gguf")
+    assert read_gguf_metadata(tmp_path / "out.gguf")["tokenizer.ggml.pre"] == name
+    file, own = (candle_llama.load_tokenizer(path) for path in (tmp_path / "out.gguf", folder))
+    texts = source.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    for text in texts:
+        assert file.encode(text) == own.encode(text), text
+
+
+def test_llama_3_s_own_tokenizer_model_is_written(tmp_path: Path) -> None:
+    config = tiny.tiny_config(vocab_size=128256, bos_token_id=128000, eos_token_id=128001)
+    path = tiny.write_checkpoint(tmp_path / "model", config, tokenizer=False)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [128001, 128009]}))
+    shutil.copy(llama_cpp_source.llama_3_folder() / "tokenizer.model", path)
+    candle_llama.quantize(path, tmp_path / "out.gguf")
+    source = llama_cpp_source.models_folder() / "ggml-vocab-llama-bpe.gguf"
+    file, expected = candle_llama.load_tokenizer(tmp_path / "out.gguf"), candle_llama.load_tokenizer(source)
+    assert file.kind == "gguf bpe llama-bpe"
+    for text in source.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n"):
+        assert file.encode(text) == expected.encode(text), text
+
+
+def test_llama_2_s_scores_may_come_from_its_merges(tmp_path: Path) -> None:
+    source = llama_cpp_source.models_folder() / "ggml-vocab-llama-spm.gguf"
+    fields = read_gguf_metadata(source)
+    columns = [fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]
+    path = llama_2(tmp_path / "model", llama_2_tokenizer(None, list(zip(*columns, strict=True))), 32000)
+    candle_llama.quantize(path, tmp_path / "out.gguf")
+    file, expected = candle_llama.load_tokenizer(tmp_path / "out.gguf"), candle_llama.load_tokenizer(source)
+    for text in source.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n"):
+        assert file.encode(text) == expected.encode(text), text
