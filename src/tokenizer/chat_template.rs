@@ -3,18 +3,27 @@
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, generation tags, the
 //! globals `raise_exception`, `strftime_now` and `namespace`, and a `tojson` that is Python's `json.dumps`.
 //! minijinja parses and runs the template. In between, [`compiler`], [`expressions`] and [`statements`] make
-//! the program, with [`operators`] and [`comparison`]s of ours and the scopes of Jinja; [`calls`] checks what
-//! filters and methods are given, [`budget`] bounds what all of them make, [`json`], [`printf`] and [`python`]
-//! write values as Python does.
+//! the program, with the scopes of Jinja and with [`operators`] and [`comparison`]s of ours. Filters and methods
+//! are ours too, in [`sequences`], [`scalars`] and [`text`]; [`calls`] brings them together with what minijinja
+//! has and checks what that is given, and [`budget`] bounds what all of them make and look at. [`json`],
+//! [`printf`] and [`python`] write values as Python does.
 //!
-//! What still differs from Jinja: integers have 128 bits; a generator may be gone through twice; `varargs` and
-//! `kwargs` of macros are not there, and an undefined argument takes the parameter's default; a loop can be
-//! left from inside of a generation tag; of Python's methods there are those of minijinja-contrib and a few
-//! more, any other is an error; so are a namespace in a namespace, `%*d`, and widths above 10,000; `repr` goes
-//! by this crate's Unicode tables.
+//! What still differs from Jinja:
+//! - An error instead: integers beyond 128 bits; `varargs` and `kwargs` in macros; `joiner`, `cycler` and
+//!   `lipsum`; the filters `filesizeformat`, `pprint`, `random`, `striptags`, `urlencode`, `urlize`, `wordwrap`
+//!   and `xmlattr`; the methods `casefold`, `encode`, `format_map`, `fromkeys`, `translate`, and those of
+//!   numbers; `{!r}` and `{:,}` in `format`; an attribute of a method; a namespace in a namespace; `%*d`;
+//!   widths above 10,000; `loop` as the name of a variable.
+//! - Another result: an undefined argument of a macro takes the parameter's default; a generator may be gone
+//!   through twice, and is computed at once; a loop can be left from inside of a generation tag; what `keys()`,
+//!   `items()`, a namespace and an iterator print as; `true` and 1 as two keys of one literal dict;
+//!   `none[1:]`, which Jinja's own optimizer makes undefined, is an error; `repr` and `isalpha` and the like go
+//!   by this crate's Unicode tables.
 
+mod arguments;
 mod budget;
 mod calls;
+mod characters;
 mod comparison;
 mod compiler;
 mod expressions;
@@ -23,8 +32,12 @@ mod operators;
 mod printf;
 mod program;
 mod python;
+mod range;
 mod render;
+mod scalars;
+mod sequences;
 mod statements;
+mod text;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -15,10 +15,13 @@ pub(super) const MAX_NESTING: usize = 150;
 
 /// Bytes of all that a template makes, be it kept or not.
 const MAX_MEMORY: u64 = 512 << 20;
-/// Bytes that it looks at or copies: some seconds.
-const MAX_WORK: u64 = 4 << 30;
+/// Bytes that it looks at or copies: about two seconds.
+const MAX_WORK: u64 = 1 << 30;
 /// What visiting one value counts, in bytes: a visit takes about as long as a look at so many.
 const VISIT: u64 = 256;
+/// What is counted for a character that is looked at on its own, and for a part of a text that is found.
+const CHARACTER: u64 = 8;
+const MATCH: u64 = 32;
 /// Memory of one item of a list.
 const ITEM: usize = 32;
 
@@ -32,10 +35,16 @@ pub(super) struct Budget {
 impl Budget {
     /// Counts a string of `bytes` bytes that is about to be made.
     pub(super) fn string(&self, bytes: usize) -> Result<(), Error> {
+        self.room(bytes)?;
+        self.memory(bytes)
+    }
+
+    /// Checks the length of a string that is being made, which is counted when it is there.
+    pub(super) fn room(&self, bytes: usize) -> Result<(), Error> {
         if bytes > MAX_BYTES {
             return Err(exceeded(format!("a string of {bytes} bytes, the most is {MAX_BYTES}")));
         }
-        self.memory(bytes)
+        Ok(())
     }
 
     /// Counts a list of `items` items that is about to be made.
@@ -67,6 +76,17 @@ impl Budget {
             return Err(exceeded("more work than any prompt needs".to_owned()));
         }
         Ok(())
+    }
+
+    /// Counts a look at each character of a text: what is done with one takes as long as a copy of so many
+    /// bytes.
+    pub(super) fn characters(&self, text: &str) -> Result<(), Error> {
+        self.work(CHARACTER * text.len() as u64)
+    }
+
+    /// Counts places in a text where something is found.
+    pub(super) fn matches(&self, count: usize) -> Result<(), Error> {
+        self.work(MATCH.saturating_mul(count as u64))
     }
 
     /// Counts a visit of a value that has no length of its own.

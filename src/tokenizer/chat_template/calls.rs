@@ -3,50 +3,74 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Rest, StringInput, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, State, Value, filters, functions, tests};
 use minijinja_contrib::pycompat;
 
+use super::arguments::bind;
 use super::budget::{Budget, MAX_BYTES, MAX_ITEMS};
-use super::operators::invalid;
-use super::{comparison, json, printf, python};
+use super::operators::{self, invalid};
+use super::{comparison, json, printf, python, range, scalars, sequences, text};
 
 /// Filters that do not make a list at once.
 const GENERATORS: [&str; 9] =
     ["batch", "items", "map", "reject", "rejectattr", "select", "selectattr", "slice", "unique"];
 
 pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
+    for (name, filter) in sequences::FILTERS.into_iter().chain(scalars::FILTERS) {
+        let budget = Arc::clone(budget);
+        environment.add_filter(name, move |given: Rest<Value>, keywords: Kwargs| {
+            let given = all_arguments(given, keywords);
+            finish(&budget, name, filter(&budget, &given)?)
+        });
+    }
     macro_rules! guarded {
         ($($name:literal => $filter:path),* $(,)?) => {
             $(add_filter(environment, budget, $name, Value::from_function($filter));)*
         };
     }
     guarded! {
-        "abs" => filters::abs, "attr" => filters::attr, "batch" => filters::batch,
-        "capitalize" => filters::capitalize, "count" => length, "d" => filters::default,
-        "default" => filters::default, "dictsort" => filters::dictsort, "e" => filters::escape,
-        "escape" => filters::escape, "first" => filters::first, "float" => filters::float,
-        "format" => filters::format, "groupby" => filters::groupby, "indent" => filters::indent,
-        "int" => filters::int, "items" => filters::items, "join" => filters::join, "last" => filters::last,
-        "length" => length, "list" => filters::list, "lower" => filters::lower,
-        "map" => filters::map, "max" => filters::max, "min" => filters::min, "pprint" => filters::pprint,
-        "reject" => filters::reject, "rejectattr" => filters::rejectattr, "replace" => filters::replace,
-        "reverse" => filters::reverse, "round" => filters::round, "safe" => filters::safe,
-        "select" => filters::select, "selectattr" => filters::selectattr, "slice" => filters::slice,
-        "sort" => filters::sort, "sum" => filters::sum, "title" => filters::title,
-        "tojson" => json::tojson, "trim" => trim, "unique" => filters::unique,
-        "upper" => filters::upper,
+        "attr" => attribute, "d" => filters::default, "default" => filters::default, "e" => filters::escape,
+        "escape" => filters::escape, "items" => filters::items,
+        "reject" => filters::reject, "rejectattr" => filters::rejectattr, "safe" => filters::safe,
+        "select" => filters::select, "selectattr" => filters::selectattr, "tojson" => json::tojson,
     }
+    let shared = Arc::clone(budget);
+    environment.add_filter("map", move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
+        let given = all_arguments(given, keywords);
+        let [value, filter, arguments @ ..] = given.as_slice() else {
+            return Err(invalid("map needs a filter or an attribute"));
+        };
+        let Some(filter) = filter.as_str() else {
+            return finish(&shared, "map", sequences::map_attribute(&shared, &given)?);
+        };
+        let mut mapped = Vec::new();
+        for item in sequences::items(&shared, value)? {
+            let all: Vec<Value> = std::iter::once(item).chain(arguments.iter().cloned()).collect();
+            mapped.push(state.apply_filter(filter, &all)?);
+        }
+        finish(&shared, "map", Value::from(mapped))
+    });
     // What Jinja does not know.
-    for name in ["bool", "chain", "lines", "split", "zip"] {
+    for name in ["bool", "chain", "lines", "pprint", "split", "zip"] {
         environment.remove_filter(name);
     }
     for name in ["endingwith", "int", "safe", "startingwith"] {
         environment.remove_test(name);
     }
+    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
+    for (name, rest) in [("even", 0), ("odd", 1)] {
+        let shared = Arc::clone(budget);
+        environment.add_test(name, move |value: &Value| {
+            let found = operators::modulo(&shared, value, &Value::from(2))?;
+            comparison::equal(&shared, &found, &Value::from(rest))
+        });
+    }
     let shared = Arc::clone(budget);
-    environment.add_filter("string", move |value: &Value| python::str(&shared, value));
-
+    environment.add_test("divisibleby", move |value: &Value, divisor: &Value| {
+        let found = operators::modulo(&shared, value, divisor)?;
+        comparison::equal(&shared, &found, &Value::from(0))
+    });
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
     });
@@ -63,26 +87,40 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment.add_test("in", move |item: &Value, container: &Value| {
         comparison::contains(&shared, container, item)
     });
-    add_compared(environment, budget);
+    type Comparison = fn(&Budget, &Value, &Value) -> Result<Value, Error>;
+    let orders: [([&'static str; 3], Comparison); 4] = [
+        (["<", "lt", "lessthan"], comparison::less),
+        (["<=", "le", "le"], comparison::less_or_equal),
+        ([">", "gt", "greaterthan"], comparison::greater),
+        ([">=", "ge", "ge"], comparison::greater_or_equal),
+    ];
+    for (names, order) in orders {
+        for name in names {
+            let shared = Arc::clone(budget);
+            environment.add_test(name, move |a: &Value, b: &Value| order(&shared, a, b));
+        }
+    }
+    add_tests_of_text(environment, budget);
 
     environment.remove_global("debug");
-    for (name, function) in [
-        ("dict", Value::from_function(functions::dict)),
-        ("namespace", Value::from_function(functions::namespace)),
-    ] {
-        let shared = Arc::clone(budget);
-        environment.add_function(name, move |state: &mut State, arguments: Rest<Value>, keywords: Kwargs| {
-            let arguments = all_arguments(arguments, keywords);
-            for argument in &arguments {
-                shared.walk(argument)?;
-            }
-            function.call(state, &arguments)
-        });
-    }
+    environment.add_function("range", |given: Rest<Value>| range::range(&given));
+    let shared = Arc::clone(budget);
+    environment
+        .add_function("dict", move |given: Rest<Value>, keywords: Kwargs| dict(&shared, &given, &keywords));
+    let shared = Arc::clone(budget);
+    let namespace = Value::from_function(functions::namespace);
+    environment.add_function("namespace", move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
+        let given = all_arguments(given, keywords);
+        given.iter().try_for_each(|argument| shared.walk(argument).map(|_| ()))?;
+        namespace.call(state, &given)
+    });
     let shared = Arc::clone(budget);
     environment.set_unknown_method_callback(move |state, value, method, arguments| {
         check_method(&shared, value, method, arguments)?;
-        let result = match more_methods(value, method, arguments) {
+        if let Some(result) = text::call(&shared, value, method, arguments) {
+            return result;
+        }
+        let result = match list_method(&shared, value, method, arguments)? {
             Some(result) => result,
             None => pycompat::unknown_method_callback(state, value, method, arguments)?,
         };
@@ -91,60 +129,73 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     });
 }
 
-/// Python's idea of white space is wider than Rust's.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
-
-fn trim(state: &State, value: &Value, chars: Option<&str>) -> Result<Value, Error> {
-    match (value.as_str(), chars) {
-        (Some(text), None) if !value.is_safe() => Ok(text.trim_matches(is_space).into()),
-        _ => Ok(filters::trim(StringInput::new(state, value)?, chars.map(Into::into))),
-    }
-}
-
-fn length(value: &Value) -> Result<usize, Error> {
-    if value.is_undefined() { Ok(0) } else { filters::length(value) }
-}
-
-/// Python's methods that minijinja-contrib has not.
-fn more_methods(value: &Value, method: &str, arguments: &[Value]) -> Option<Value> {
-    let given = arguments.first().and_then(Value::as_str);
-    if method == "copy" && value.kind() == ValueKind::Map && arguments.is_empty() {
-        return Some(value.clone());
-    }
-    let text = value.as_str()?;
+/// Python's methods of lists, tuples and dicts that minijinja-contrib has not. None of them changes the
+/// value: transformers' environment does not allow that.
+fn list_method(
+    budget: &Budget,
+    value: &Value,
+    method: &str,
+    arguments: &[Value],
+) -> Result<Option<Value>, Error> {
+    let is_list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
     match method {
-        "strip" if arguments.is_empty() => return Some(text.trim_matches(is_space).into()),
-        "lstrip" if arguments.is_empty() => return Some(text.trim_start_matches(is_space).into()),
-        "rstrip" if arguments.is_empty() => return Some(text.trim_end_matches(is_space).into()),
-        "split" if arguments.is_empty() => {
-            let words = text.split(is_space).filter(|word| !word.is_empty());
-            return Some(words.map(Value::from).collect());
+        "copy" if value.kind() == ValueKind::Map || (is_list && !python::is_tuple(value)) => {
+            bind(method, [], arguments).map(|[]| Some(value.clone()))
         }
-        _ => {}
-    }
-    match (method, given?) {
-        ("removeprefix", prefix) => Some(text.strip_prefix(prefix).unwrap_or(text).into()),
-        ("removesuffix", suffix) => Some(text.strip_suffix(suffix).unwrap_or(text).into()),
-        ("rsplit", separator) if !separator.is_empty() => {
-            let times = arguments.get(1).and_then(|times| i64::try_from(times.clone()).ok()).unwrap_or(-1);
-            let parts = usize::try_from(times).map_or(usize::MAX, |times| times.saturating_add(1));
-            let mut parts: Vec<Value> = text.rsplitn(parts, separator).map(Value::from).collect();
-            parts.reverse();
-            Some(parts.into())
+        "count" | "index" if is_list => {
+            let [wanted] = bind(method, [""], arguments)?;
+            let mut count = 0;
+            for (index, item) in value.try_iter()?.enumerate() {
+                if comparison::equal(budget, &item, &wanted)?.is_true() {
+                    if method == "index" {
+                        return Ok(Some(Value::from(index)));
+                    }
+                    count += 1;
+                }
+            }
+            if method == "index" { Err(invalid("index: not found")) } else { Ok(Some(Value::from(count))) }
         }
-        ("partition", separator) if !separator.is_empty() => {
-            let (before, after) = text.split_once(separator).unwrap_or((text, ""));
-            let separator = if before.len() == text.len() { "" } else { separator };
-            Some((before, separator, after).into())
-        }
-        _ => None,
+        _ => Ok(None),
     }
 }
 
-/// Tests that compare strings by length or order.
-fn add_compared(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
+/// `dict(pairs or another dict, key=value)`
+fn dict(budget: &Budget, given: &[Value], keywords: &Kwargs) -> Result<Value, Error> {
+    let [from] = bind("dict", [""], given)?;
+    budget.walk(&from)?;
+    let mut entries = Vec::new();
+    if from.kind() == ValueKind::Map {
+        for key in from.try_iter()? {
+            let item = from.get_item(&key)?;
+            entries.push((key, item));
+        }
+    } else if !from.is_undefined() {
+        python::check_iterable(&from)?;
+        for pair in from.try_iter()? {
+            let pair: Vec<Value> = pair.try_iter()?.collect();
+            let [key, item] = pair.as_slice() else { return Err(invalid("dict: an item is no pair")) };
+            operators::check_key(key)?;
+            entries.push((key.clone(), item.clone()));
+        }
+    }
+    for name in keywords.args() {
+        let item: Value = keywords.peek(name)?;
+        budget.walk(&item)?;
+        entries.push((Value::from(name), item));
+    }
+    Ok(Value::from_pairs(entries))
+}
+
+/// Of Python's own values only a few have attributes that are no methods, and the keys of a dict are none.
+fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
+    match value.as_object().is_some_and(|object| object.type_name().contains("minijinja::value::namespace")) {
+        true => value.get_attr(name),
+        false => Ok(Value::UNDEFINED),
+    }
+}
+
+/// Tests that look at all of a value.
+fn add_tests_of_text(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     macro_rules! guarded {
         ($($name:literal => $test:path),* $(,)?) => {
             $({
@@ -159,9 +210,7 @@ fn add_compared(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         };
     }
     guarded! {
-        "<" => tests::is_lt, "<=" => tests::is_le, ">" => tests::is_gt, ">=" => tests::is_ge,
-        "ge" => tests::is_ge, "greaterthan" => tests::is_gt, "gt" => tests::is_gt, "le" => tests::is_le,
-        "lessthan" => tests::is_lt, "lower" => tests::is_lower, "lt" => tests::is_lt,
+        "lower" => tests::is_lower,
         "sameas" => tests::is_sameas, "upper" => tests::is_upper,
     }
 }
@@ -180,75 +229,48 @@ fn add_filter(environment: &mut Environment<'_>, budget: &Arc<Budget>, name: &'s
         let arguments = all_arguments(arguments, keywords);
         check_filter(&budget, name, &arguments)?;
         let result = filter.call(state, &arguments)?;
-        budget.made(&result)?;
-        if GENERATORS.contains(&name) && result.kind() == ValueKind::Seq {
-            return Ok(Value::from_object(python::Generator(result.try_iter()?.collect())));
-        }
-        Ok::<Value, Error>(result)
+        finish(&budget, name, result)
     });
+}
+
+/// Counts what a filter has made.
+fn finish(budget: &Budget, name: &str, result: Value) -> Result<Value, Error> {
+    budget.made(&result)?;
+    if GENERATORS.contains(&name) && result.kind() == ValueKind::Seq {
+        return Ok(Value::from_object(python::Generator(result.try_iter()?.collect())));
+    }
+    Ok(result)
 }
 
 fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), Error> {
     let Some(value) = arguments.first() else { return Ok(()) };
-    let text = value.as_str();
     match name {
-        // These look at no more than the value itself.
-        "abs" | "attr" | "d" | "default" | "float" | "int" | "round" | "tojson" => return Ok(()),
-        "capitalize" | "e" | "escape" | "lower" | "title" | "trim" | "upper" | "safe" => {
-            return look(budget, arguments, 4);
-        }
-        "count" | "length" => return budget.glance(value),
-        "replace" => return check_replace(budget, text.unwrap_or_default(), arguments.get(1..)),
-        "indent" => {
-            let lines = text.map_or(0, |text| text.matches('\n').count() + 1);
-            let width = arguments.iter().skip(1).map(largest_number).max().unwrap_or(0);
-            return budget.string(lines.saturating_mul(width.max(4)));
-        }
-        "format" => return check_format(budget, text.unwrap_or_default(), arguments),
-        "batch" | "slice"
-            if arguments.iter().skip(1).any(|argument| largest_number(argument) > MAX_ITEMS) =>
-        {
-            return Err(invalid(format!("{name}: more than {MAX_ITEMS} items")));
-        }
-        _ => {}
-    }
-    // The others go through the items.
-    let takes_none = matches!(name, "map" | "reject" | "rejectattr" | "select" | "selectattr");
-    if !(matches!(name, "pprint" | "items") || (takes_none && value.is_none())) {
-        python::check_iterable(value)?;
-    }
-    if text.is_some_and(|text| text.len() > MAX_ITEMS) {
-        return Err(invalid(format!("{name}: more than {MAX_ITEMS} characters to go through")));
-    }
-    match name {
-        "first" | "last" => budget.glance(value),
-        "list" | "items" | "map" | "reverse" | "batch" | "slice" | "select" | "reject" | "selectattr"
-        | "rejectattr" => budget.list(value.len().unwrap_or(0)),
-        "join" => {
-            let separator = arguments.get(1).map_or(Ok(0), |separator| budget.walk(separator))?;
-            let length = budget.walk(value)?;
-            budget.string(length.saturating_add(separator.saturating_mul(value.try_iter()?.count())))
-        }
-        "sum" => {
-            // Sums of lists are made one by one.
-            let length = budget.walk(value)?;
-            budget.list(length.saturating_mul(value.try_iter()?.count()) / 64)
-        }
-        _ => {
-            for argument in arguments {
-                budget.walk(argument)?;
+        "e" | "escape" | "safe" => look(budget, arguments),
+        // What is written is longer than what is looked at.
+        "tojson" => budget.walk(value).and_then(|length| budget.work(48 * length as u64)),
+        // These go through the items.
+        "items" | "reject" | "rejectattr" | "select" | "selectattr" => {
+            if name != "items" && !value.is_none() {
+                python::check_iterable(value)?;
             }
-            Ok(())
+            if value.as_str().is_some_and(|text| text.len() > MAX_ITEMS) {
+                return Err(invalid(format!("{name}: more than {MAX_ITEMS} characters to go through")));
+            }
+            // An attribute's name is read again for each item, whose every part is looked up.
+            let items = value.len().unwrap_or(0) as u64;
+            for argument in arguments.iter().skip(1) {
+                budget.work(items.saturating_mul(16 * largest_number(argument) as u64))?;
+            }
+            budget.list(value.len().unwrap_or(0))
         }
+        // These look at no more than the value itself.
+        _ => Ok(()),
     }
 }
 
-/// Counts a look at texts, `times` over.
-fn look(budget: &Budget, values: &[Value], times: u64) -> Result<(), Error> {
-    for text in values.iter().filter_map(Value::as_str) {
-        budget.work(times * text.len() as u64)?;
-    }
-    Ok(())
+/// Counts a look at each character of texts.
+fn look(budget: &Budget, values: &[Value]) -> Result<(), Error> {
+    values.iter().filter_map(Value::as_str).try_for_each(|text| budget.characters(text))
 }
 
 /// The number that a value is, or the largest among the values of keyword arguments.
@@ -270,14 +292,6 @@ fn largest_number(value: &Value) -> usize {
     }
 }
 
-fn check_replace(budget: &Budget, text: &str, arguments: Option<&[Value]>) -> Result<(), Error> {
-    let [old, new, ..] = arguments.unwrap_or_default() else { return Ok(()) };
-    let (old, new) = (old.as_str().unwrap_or_default(), new.as_str().unwrap_or_default());
-    budget.work(4 * text.len() as u64)?;
-    let grown = new.len().saturating_sub(old.len());
-    budget.string(text.len().saturating_add(text.matches(old).count().saturating_mul(grown)))
-}
-
 /// Each field of a format may write each argument, as wide as it likes.
 fn check_format(budget: &Budget, format: &str, arguments: &[Value]) -> Result<(), Error> {
     let mut numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
@@ -296,36 +310,8 @@ fn check_format(budget: &Budget, format: &str, arguments: &[Value]) -> Result<()
 }
 
 fn check_method(budget: &Budget, value: &Value, method: &str, arguments: &[Value]) -> Result<(), Error> {
-    let Some(text) = value.as_str() else {
-        return if method == "count" { budget.walk(value).map(|_| ()) } else { Ok(()) };
-    };
-    budget.work(4 * text.len() as u64)?;
-    look(budget, arguments, 1)?;
-    match method {
-        "replace" => check_replace(budget, text, Some(arguments)),
-        "split" | "rsplit" | "splitlines" => {
-            let separator = arguments.first().and_then(Value::as_str).filter(|_| method != "splitlines");
-            budget.list(match separator {
-                Some("") => return Err(invalid("split: the separator is empty")),
-                Some(separator) => text.matches(separator).count() + 1,
-                None => {
-                    text.split(is_space).filter(|word| !word.is_empty()).count() + text.matches('\n').count()
-                }
-            })
-        }
-        "join" => {
-            let Some(items) = arguments.first() else { return Ok(()) };
-            python::check_iterable(items)?;
-            for (index, item) in items.try_iter()?.enumerate() {
-                if item.as_str().is_none() {
-                    let kind = python::type_name(&item);
-                    return Err(invalid(format!("join: item {index} is of type {kind} and no string")));
-                }
-            }
-            let separators = text.len().saturating_mul(items.try_iter()?.count());
-            budget.string(budget.walk(items)?.saturating_add(separators))
-        }
-        "format" => check_format(budget, text, arguments),
-        _ => Ok(()),
-    }
+    look(budget, arguments)?;
+    let Some(text) = value.as_str() else { return budget.visit() };
+    budget.characters(text)?;
+    if method == "format" { check_format(budget, text, arguments) } else { Ok(()) }
 }

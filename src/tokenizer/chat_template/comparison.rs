@@ -6,7 +6,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
 use super::budget::{Budget, MAX_NESTING};
-use super::operators::{invalid, is_list, number, unsupported};
+use super::operators::{invalid, number, unsupported};
 use super::python;
 
 type Outcome = Result<Value, Error>;
@@ -59,7 +59,7 @@ fn are_equal(budget: &Budget, a: &Value, b: &Value, depth: usize) -> Result<bool
     }
     match (a.kind(), b.kind()) {
         (ValueKind::Seq, ValueKind::Seq) => {
-            if a.is_tuple() != b.is_tuple() || a.len() != b.len() {
+            if python::is_tuple(a) != python::is_tuple(b) || a.len() != b.len() {
                 return Ok(false);
             }
             for (a, b) in a.try_iter()?.zip(b.try_iter()?) {
@@ -102,7 +102,7 @@ fn compare(
         return Ok(!is_nan(a) && !is_nan(b) && holds(plain(a).cmp(&plain(b))));
     }
     let are_lists = a.kind() == ValueKind::Seq && b.kind() == ValueKind::Seq;
-    if !are_lists || a.is_tuple() != b.is_tuple() {
+    if !are_lists || python::is_tuple(a) != python::is_tuple(b) {
         return Err(unsupported(operator, a, b));
     }
     // The first items that differ decide, and must have an order.
@@ -141,13 +141,16 @@ fn is_nan(value: &Value) -> bool {
 pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Result<bool, Error> {
     if let Some(text) = container.as_str() {
         let Some(part) = item.as_str() else { return Err(unsupported("in", item, container)) };
-        budget.work(text.len() as u64)?;
+        budget.work(4 * text.len() as u64)?;
         return Ok(text.contains(part));
     }
     match container.kind() {
         ValueKind::Undefined => Ok(false),
-        ValueKind::Map => Ok(!container.get_item(item)?.is_undefined()),
-        _ if is_list(container) => {
+        ValueKind::Map => {
+            budget.walk(item)?;
+            Ok(!container.get_item(item)?.is_undefined())
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
             for other in container.try_iter()? {
                 if are_equal(budget, &other, item, 0)? {
                     return Ok(true);

@@ -207,6 +207,14 @@ impl<'a> Compiler<'a> {
             CallType::Method(object, name) => {
                 self.expression(object)?;
                 let count = self.arguments(&call.args, 1, caller)?;
+                // minijinja's loops divide by the number of arguments.
+                if name == "cycle" && count == Some(1) {
+                    self.apply(":cycle", 1);
+                }
+                // Its loops compare with what they were called with before.
+                if name == "changed" {
+                    self.apply(":walk", 1);
+                }
                 self.add(Instruction::CallMethod(name, count));
             }
             CallType::Object(object) => {

@@ -7,7 +7,8 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::budget::Budget;
 use super::comparison::{equal, greater, greater_or_equal, is_in, is_not_in, less, less_or_equal, not_equal};
-use super::{printf, python};
+use super::range::Range;
+use super::{printf, python, text};
 
 type Outcome = Result<Value, Error>;
 
@@ -58,10 +59,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment.add_filter(":neg", |value: &Value| {
         compute(("-", &Value::from(0), value), i128::checked_sub, |_, number| -number)
     });
-    environment.add_filter(":key", |value: Value| {
-        let is_hashable = value.is_tuple() || !matches!(value.kind(), ValueKind::Seq | ValueKind::Map);
-        if is_hashable { Ok(value) } else { Err(invalid("a list or a dict cannot be a key of a dict")) }
-    });
+    environment.add_filter(":key", |value: Value| check_key(&value).map(|()| value));
     environment.add_filter(":unpack", |value: Value| match value.as_str() {
         Some(text) if text.chars().nth(MAX_UNPACKED).is_some() => {
             Err(invalid(format!("more than {MAX_UNPACKED} characters to unpack")))
@@ -69,6 +67,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         Some(text) => Ok(text.chars().map(Value::from).collect()),
         None => Ok(value),
     });
+    environment.add_filter(":cycle", |_: Value| Err::<Value, _>(invalid("no items for cycling given")));
     environment.add_filter(":template", |name: &Value| {
         Err::<Value, _>(invalid(format!("there is no other template to load: {:.100}", name.to_string())))
     });
@@ -93,6 +92,14 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     });
 }
 
+/// Refuses what Python cannot look up.
+pub(super) fn check_key(value: &Value) -> Result<(), Error> {
+    if !python::is_tuple(value) && matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
+        return Err(invalid("a list or a dict cannot be a key of a dict"));
+    }
+    Ok(())
+}
+
 pub(super) fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
 }
@@ -109,7 +116,7 @@ pub(super) enum Number {
 }
 
 impl Number {
-    fn float(&self) -> f64 {
+    pub(super) fn float(&self) -> f64 {
         match self {
             Self::Int(number) => *number as f64,
             Self::Float(number) => *number,
@@ -128,14 +135,14 @@ pub(super) fn number(value: &Value) -> Option<Number> {
     }
 }
 
-fn integer(value: &Value) -> Option<i128> {
+pub(super) fn integer(value: &Value) -> Option<i128> {
     match number(value) {
         Some(Number::Int(number)) => Some(number),
         _ => None,
     }
 }
 
-fn from_integer(number: Option<i128>) -> Outcome {
+pub(super) fn from_integer(number: Option<i128>) -> Outcome {
     let number = number.ok_or_else(|| invalid("integers beyond 128 bits are not supported"))?;
     Ok(i64::try_from(number).map_or_else(|_| Value::from(number), Value::from))
 }
@@ -154,15 +161,15 @@ fn compute(
 }
 
 pub(super) fn is_list(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+    value.kind() == ValueKind::Seq
 }
 
 /// A list or a tuple of `items`, as `model` is one.
 fn same_kind(model: &Value, items: Vec<Value>) -> Value {
-    if model.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) }
+    if python::is_tuple(model) { Value::from(Tuple::from(items)) } else { Value::from(items) }
 }
 
-fn add(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+pub(super) fn add(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     if let (Some(left), Some(right)) = (a.as_str(), b.as_str()) {
         budget.string(left.len().saturating_add(right.len()))?;
         if !a.is_safe() && !b.is_safe() {
@@ -175,7 +182,7 @@ fn add(budget: &Budget, a: &Value, b: &Value) -> Outcome {
         };
         return Ok(Value::from_safe_string(text(a, left)? + &text(b, right)?));
     }
-    if is_list(a) && is_list(b) && a.is_tuple() == b.is_tuple() {
+    if is_list(a) && is_list(b) && python::is_tuple(a) == python::is_tuple(b) {
         let items = a.len().unwrap_or(0).saturating_add(b.len().unwrap_or(0));
         budget.list(items)?;
         return Ok(same_kind(a, a.try_iter()?.chain(b.try_iter()?).collect()));
@@ -192,7 +199,7 @@ fn multiply(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
     if let Some(text) = repeated.as_str() {
         budget.string(text.len().saturating_mul(count))?;
-        return Ok(Value::from(text.repeat(if text.is_empty() { 0 } else { count })));
+        return Ok(text::like(repeated, text.repeat(if text.is_empty() { 0 } else { count })));
     }
     let items: Vec<Value> = repeated.try_iter()?.collect();
     budget.list(items.len().saturating_mul(count))?;
@@ -266,9 +273,9 @@ fn power(_: &Budget, a: &Value, b: &Value) -> Outcome {
     Ok(Value::from(result))
 }
 
-fn modulo(budget: &Budget, a: &Value, b: &Value) -> Outcome {
+pub(super) fn modulo(budget: &Budget, a: &Value, b: &Value) -> Outcome {
     if let Some(format) = a.as_str() {
-        return printf::format(budget, format, b).map(Value::from);
+        return printf::format_like(budget, a, format, b);
     }
     check_divisor("%", b)?;
     compute(
@@ -290,16 +297,34 @@ fn join(budget: &Budget, a: &Value, b: &Value) -> Outcome {
 /// `value[key]`, undefined if there is none.
 fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
     budget.glance(value)?;
-    value.get_item(key)
+    budget.walk(key)?;
+    // Neither generators nor what dicts list can be looked up in.
+    if value.kind() == ValueKind::Iterable && value.downcast_object_ref::<Range>().is_none() {
+        return Ok(Value::UNDEFINED);
+    }
+    // To Python a boolean is an index; a float is none, and no key of a list.
+    let is_list = !matches!(value.kind(), ValueKind::Map | ValueKind::Undefined);
+    if is_list && python::float(key).is_some() {
+        return Ok(Value::UNDEFINED);
+    }
+    let found = match (is_list, key.kind()) {
+        (true, ValueKind::Bool) => value.get_item(&Value::from(i64::from(key.is_true())))?,
+        _ => value.get_item(key)?,
+    };
+    Ok(match found.as_str() {
+        Some(text) if value.is_safe() => text::like(value, text.to_owned()),
+        _ => found,
+    })
 }
 
 /// `value[start:stop:step]`
 fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
     let items: Vec<Value> = match value.as_str() {
         Some(text) => {
-            budget.work(4 * text.len() as u64)?;
+            budget.work(16 * text.len() as u64)?;
             vec![]
         }
+        None if value.downcast_object_ref::<Range>().is_some() => vec![],
         None if is_list(value) => {
             budget.list(value.len().unwrap_or(0))?;
             value.try_iter()?.collect()
@@ -308,7 +333,7 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
             return Err(invalid(format!("a value of type {} cannot be sliced", python::type_name(value))));
         }
     };
-    let length = value.as_str().map_or(items.len(), |text| text.chars().count());
+    let length = value.as_str().map_or(value.len().unwrap_or(0), |text| text.chars().count());
     let length = i128::try_from(length).unwrap_or(i128::MAX);
     let bound = |value: &Value| match integer(value) {
         _ if value.is_none() => Ok(None),
@@ -328,6 +353,10 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
     };
     let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
     let (start, stop) = (clamp(bound(bounds[0])?, first), clamp(bound(bounds[1])?, last));
+    if let Some(range) = value.downcast_object_ref::<Range>() {
+        let place = |at: i128| i64::try_from(at).unwrap_or(i64::MAX);
+        return range.slice(place(start), place(stop), place(step)).map(Value::from_object);
+    }
     let distance = if step > 0 { stop - start } else { start - stop };
     let stride = step.unsigned_abs();
     let count = usize::try_from((distance.max(0).unsigned_abs()).div_ceil(stride)).unwrap_or(0);
@@ -341,7 +370,7 @@ fn slice(budget: &Budget, value: &Value, bounds: [&Value; 3]) -> Outcome {
         budget.string(text.len().min(count.saturating_mul(4)))?;
         let part: String =
             if step > 0 { part.collect() } else { part.collect::<Vec<_>>().iter().rev().collect() };
-        return Ok(Value::from(part));
+        return Ok(text::like(value, part));
     }
     let mut part: Vec<Value> = items.into_iter().skip(from).step_by(stride).take(count).collect();
     if step < 0 {

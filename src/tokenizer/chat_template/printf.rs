@@ -2,7 +2,7 @@
 //! values those are.
 
 use minijinja::formatting::{FormatStyle, format as format_values};
-use minijinja::value::ValueKind;
+use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, Value};
 
 use super::budget::{Budget, MAX_BYTES};
@@ -12,10 +12,40 @@ use super::python;
 /// Largest width or precision.
 pub(super) const MAX_WIDTH: usize = 10_000;
 
+/// `model % arguments`, where `format` is the text of `model`: a safe one escapes what it is given.
+pub(super) fn format_like(
+    budget: &Budget,
+    model: &Value,
+    format: &str,
+    arguments: &Value,
+) -> Result<Value, Error> {
+    if !model.is_safe() {
+        return self::format(budget, format, arguments).map(Value::from);
+    }
+    let escaped = |value: &Value| -> Result<Value, Error> {
+        match value.kind() {
+            ValueKind::Number | ValueKind::Bool => Ok(value.clone()),
+            _ if value.is_safe() => Ok(value.clone()),
+            _ => Ok(Value::from(python::escape(&python::str(budget, value)?))),
+        }
+    };
+    let arguments = if python::is_tuple(arguments) {
+        let items = arguments.try_iter()?.map(|item| escaped(&item));
+        Value::from(Tuple::from(items.collect::<Result<Vec<_>, Error>>()?))
+    } else if arguments.kind() == ValueKind::Map {
+        let entries =
+            arguments.try_iter()?.map(|key| Ok((key.clone(), escaped(&arguments.get_item(&key)?)?)));
+        Value::from_pairs(entries.collect::<Result<Vec<_>, Error>>()?)
+    } else {
+        escaped(arguments)?
+    };
+    self::format(budget, format, &arguments).map(Value::from_safe_string)
+}
+
 /// `format % arguments`
 pub(super) fn format(budget: &Budget, format: &str, arguments: &Value) -> Result<String, Error> {
     let given: Vec<Value> =
-        if arguments.is_tuple() { arguments.try_iter()?.collect() } else { vec![arguments.clone()] };
+        if python::is_tuple(arguments) { arguments.try_iter()?.collect() } else { vec![arguments.clone()] };
     let mut given = given.into_iter();
     let mut result = String::new();
     let mut rest = format;
@@ -72,7 +102,8 @@ pub(super) fn format(budget: &Budget, format: &str, arguments: &Value) -> Result
     }
     result.push_str(rest);
     // Python takes lists for mappings here, which need not be used up.
-    let may_be_left = !arguments.is_tuple() && matches!(arguments.kind(), ValueKind::Map | ValueKind::Seq);
+    let may_be_left =
+        !python::is_tuple(arguments) && matches!(arguments.kind(), ValueKind::Map | ValueKind::Seq);
     if given.next().is_some() && !may_be_left {
         return Err(invalid("%: not all arguments were used by the format"));
     }
@@ -84,7 +115,7 @@ mod tests {
     use super::*;
 
     fn tuple(items: Vec<Value>) -> Value {
-        Value::from(minijinja::value::Tuple::from(items))
+        Value::from(Tuple::from(items))
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! What templates expect of Python: its `str` and `repr`, and its clock.
 
 use std::fmt::Write as _;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Object, ObjectExt as _, ObjectRepr, ValueKind};
 use minijinja::{Error, Value};
-use regex::Regex;
 
 use super::budget::Budget;
+use super::characters::is_printable;
 use super::operators::invalid;
+use super::range::Range;
+use super::sequences::Group;
 
 /// Longest format of a time: what it writes is at most some tens of times as long.
 const MAX_TIME_FORMAT: usize = 1000;
@@ -32,10 +34,21 @@ pub(super) fn type_name(value: &Value) -> &'static str {
         ValueKind::Number => "float",
         ValueKind::String => "str",
         ValueKind::Map => "dict",
-        _ if value.is_tuple() => "tuple",
+        _ if is_tuple(value) => "tuple",
+        _ if value.downcast_object_ref::<Range>().is_some() => "range",
         ValueKind::Seq | ValueKind::Iterable => "list",
         _ => "object",
     }
+}
+
+/// A tuple, or a group of `groupby`, which is one with names.
+pub(super) fn is_tuple(value: &Value) -> bool {
+    value.is_tuple() || value.downcast_object_ref::<Group>().is_some()
+}
+
+/// What can only be gone through from its start.
+pub(super) fn is_generator(value: &Value) -> bool {
+    value.downcast_object_ref::<Generator>().is_some()
 }
 
 /// Refuses what Python does not iterate over; minijinja takes None for an empty list.
@@ -61,7 +74,9 @@ pub(super) fn str(budget: &Budget, value: &Value) -> Result<String, Error> {
 /// Python's `repr(value)`.
 pub(super) fn repr(budget: &Budget, value: &Value) -> Result<String, Error> {
     // The walk bounds the depth too.
-    budget.string(budget.walk(value)?)?;
+    let length = budget.walk(value)?;
+    budget.string(length)?;
+    budget.work(16 * length as u64)?;
     let mut text = String::new();
     write_repr(&mut text, value)?;
     budget.string(text.len())?;
@@ -70,15 +85,26 @@ pub(super) fn repr(budget: &Budget, value: &Value) -> Result<String, Error> {
 
 fn write_repr(text: &mut String, value: &Value) -> Result<(), Error> {
     let (open, close) = match value.kind() {
+        ValueKind::String if value.is_safe() => {
+            text.push_str("Markup(");
+            write_quoted(text, value.as_str().unwrap_or_default());
+            text.push(')');
+            return Ok(());
+        }
         ValueKind::String => {
             write_quoted(text, value.as_str().unwrap_or_default());
             return Ok(());
         }
         ValueKind::Map => ("{", "}"),
-        ValueKind::Seq | ValueKind::Iterable if !value.is_tuple() => ("[", "]"),
+        ValueKind::Iterable if value.downcast_object_ref::<Range>().is_none() => ("[", "]"),
+        ValueKind::Seq if !is_tuple(value) => ("[", "]"),
         ValueKind::Seq if value.len() == Some(1) => ("(", ",)"),
         ValueKind::Seq => ("(", ")"),
         _ => {
+            if let Some(range) = value.downcast_object_ref::<Range>() {
+                text.push_str(&range.repr());
+                return Ok(());
+            }
             match float(value) {
                 Some(number) => text.push_str(&float_repr(number)),
                 None if value.is_undefined() => text.push_str("Undefined"),
@@ -163,15 +189,6 @@ impl Object for Generator {
     fn is_true(self: &Arc<Self>) -> bool {
         true
     }
-}
-
-/// Python's `str.isprintable` of one character.
-fn is_printable(c: char) -> bool {
-    static HIDDEN: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\p{C}\p{Z}]$").ok());
-    if c.is_ascii() {
-        return !c.is_ascii_control();
-    }
-    HIDDEN.as_ref().is_some_and(|hidden| !hidden.is_match(c.encode_utf8(&mut [0; 4])))
 }
 
 /// Python's `repr` of a float: the shortest digits that read back as the same number, with an exponent
