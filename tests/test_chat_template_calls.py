@@ -7,6 +7,7 @@ import candle_llama
 from jinja_reference import check
 
 CALLS = r"""
+{{ "it's" | e }}{{ ["it's", 2] | e }}{{ ['a'] | e | e }}{{ 5 | escape }}{{ none | e }}{{ '"&' | escape }}
 {{ 'a\nb\r\nc\rd\x0be\u2028f'.splitlines() }}{{ 'a\nb\n'.splitlines(true) }}{{ ''.splitlines() }}{{ '\n'.splitlines(keepends=true) }}
 {% for g, l in messages | groupby('role') %}{{ g }}{{ l | length }};{% endfor %}
 {{ messages | groupby('role') | list | length }}{{ (messages | groupby('role'))[0].list[0].content }}

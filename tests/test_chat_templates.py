@@ -277,19 +277,27 @@ def test_any_content(
     check(tokenizer, special_tokens, CHATML, [{"role": "user", "content": text} for text in contents])
 
 
-# Names, as minijinja computes with constants itself, before our operators can.
+# Names, as Jinja computes with constants before it runs, and takes some errors for undefined values there.
 VALUES = ["0", "1", "-3", "7", "2.5", "true", "none", "'a'", "'%s'", "'é b'", "[1]", "['x', 2]", "(1, 2)"]
 NAMES = [f"v{index}" for index in range(len(VALUES))]
 ATOMS = st.sampled_from(NAMES)
+# Without `**`: a power of a negative number may be a complex one.
 OPERATORS = st.sampled_from(
-    ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", ">=", "in", "not in", "and", "or"]
+    ["+", "-", "*", "/", "//", "%", "~", "==", "!=", "<", "<=", ">", ">=", "in", "not in", "and", "or"]
 )
+UNARY = st.sampled_from(["-", "+", "not "])
+FILTERS = st.sampled_from(
+    ["string", "length", "int", "float", "list", "abs", "upper", "title", "first", "last", "sum", "sort", "e"]
+)
+SUBSCRIPTS = st.sampled_from(["0", "-1", "1:", "::-1", ":2"])
 EXPRESSIONS = st.recursive(
     ATOMS,
     lambda inner: st.one_of(
         st.tuples(inner, OPERATORS, inner).map(" ".join),
         st.tuples(inner, OPERATORS, inner).map(lambda parts: f"({' '.join(parts)})"),
-        inner.map(lambda text: f"({text}) | string"),
+        st.tuples(UNARY, inner).map(lambda parts: f"({parts[0]}({parts[1]}))"),
+        st.tuples(inner, FILTERS).map(lambda parts: f"({parts[0]}) | {parts[1]}"),
+        st.tuples(inner, SUBSCRIPTS).map(lambda parts: f"({parts[0]})[{parts[1]}]"),
         st.tuples(inner, ATOMS).map(lambda parts: f"({parts[0]} if {parts[1]} else {parts[1]})"),
     ),
     max_leaves=8,

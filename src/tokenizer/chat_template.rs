@@ -9,11 +9,11 @@
 //! [`printf`] and [`python`] write values as Python does.
 //!
 //! What still differs from Jinja:
-//! - An error instead: integers beyond 128 bits; `varargs` and `kwargs` in macros; `joiner`, `cycler` and
-//!   `lipsum`; the filters `filesizeformat`, `pprint`, `random`, `striptags`, `urlencode`, `urlize`, `wordwrap`
-//!   and `xmlattr`; the methods `casefold`, `encode`, `format_map`, `fromkeys`, `translate`, and those of
-//!   numbers; `{!r}` and `{:,}` in `format`; an attribute of a method; a namespace in a namespace; `%*d`;
-//!   widths above 10,000; `loop` as the name of a variable.
+//! - An error instead: complex numbers; integers beyond 128 bits; `varargs` and `kwargs` in macros;
+//!   `joiner`, `cycler` and `lipsum`; the filters `filesizeformat`, `pprint`, `random`, `striptags`,
+//!   `urlencode`, `urlize`, `wordwrap` and `xmlattr`; the methods `casefold`, `encode`, `format_map`,
+//!   `fromkeys`, `translate`, and those of numbers; `{!r}` and `{:,}` in `format`; an attribute of a method;
+//!   a namespace in a namespace; `%*d`; widths above 10,000; `loop` as the name of a variable.
 //! - Another result: an undefined argument of a macro takes the parameter's default; a generator may be gone
 //!   through twice, and is computed at once; a loop can be left from inside of a generation tag; what `keys()`,
 //!   `items()`, a namespace and an iterator print as; `true` and 1 as two keys of one literal dict;

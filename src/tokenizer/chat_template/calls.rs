@@ -30,8 +30,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         };
     }
     guarded! {
-        "attr" => attribute, "d" => filters::default, "default" => filters::default, "e" => filters::escape,
-        "escape" => filters::escape, "items" => filters::items,
+        "attr" => attribute, "d" => filters::default, "default" => filters::default, "items" => filters::items,
         "reject" => filters::reject, "rejectattr" => filters::rejectattr, "safe" => filters::safe,
         "select" => filters::select, "selectattr" => filters::selectattr, "tojson" => json::tojson,
     }
@@ -245,7 +244,7 @@ fn finish(budget: &Budget, name: &str, result: Value) -> Result<Value, Error> {
 fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), Error> {
     let Some(value) = arguments.first() else { return Ok(()) };
     match name {
-        "e" | "escape" | "safe" => look(budget, arguments),
+        "safe" => look(budget, arguments),
         // What is written is longer than what is looked at.
         "tojson" => budget.walk(value).and_then(|length| budget.work(48 * length as u64)),
         // These go through the items.

@@ -13,10 +13,12 @@ use super::{printf, python};
 
 type Outcome = Result<Value, Error>;
 
-pub(super) const FILTERS: [(&str, Filter); 19] = [
+pub(super) const FILTERS: [(&str, Filter); 21] = [
     ("abs", absolute),
     ("capitalize", |budget, given| on_text(budget, "capitalize", given, characters::capitalize)),
     ("center", center),
+    ("e", escape),
+    ("escape", escape),
     ("float", float),
     ("forceescape", |budget, given| {
         let [value] = bind("forceescape", [""], given)?;
@@ -68,6 +70,14 @@ fn soft(budget: &Budget, value: &Value) -> Result<String, Error> {
 fn on_text(budget: &Budget, name: &str, given: &[Value], change: fn(&str) -> String) -> Outcome {
     let [value] = bind(name, [""], given)?;
     Ok(like(&value, change(&soft(budget, &value)?)))
+}
+
+fn escape(budget: &Budget, given: &[Value]) -> Outcome {
+    let [value] = bind("escape", [""], given)?;
+    if value.is_safe() {
+        return Ok(value);
+    }
+    Ok(Value::from_safe_string(python::escape(&soft(budget, &value)?)))
 }
 
 fn trim(budget: &Budget, given: &[Value]) -> Outcome {
