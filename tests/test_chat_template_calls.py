@@ -7,6 +7,7 @@ import candle_llama
 from jinja_reference import check
 
 CALLS = r"""
+{% set t, r, l = true, range(2), ['%', 's'] %}{{ 'a' % t[0] }}{{ 'a' % r }}{{ 'a' % l }}{{ ('0' | e) % l }}{{ ('%s' | e) % ['<'] }}{{ ('%s' | safe) % undefined_name }}|
 {{ "it's" | e }}{{ ["it's", 2] | e }}{{ ['a'] | e | e }}{{ 5 | escape }}{{ none | e }}{{ '"&' | escape }}
 {{ 'a\nb\r\nc\rd\x0be\u2028f'.splitlines() }}{{ 'a\nb\n'.splitlines(true) }}{{ ''.splitlines() }}{{ '\n'.splitlines(keepends=true) }}
 {% for g, l in messages | groupby('role') %}{{ g }}{{ l | length }};{% endfor %}

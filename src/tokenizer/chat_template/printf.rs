@@ -8,6 +8,7 @@ use minijinja::{Error, Value};
 use super::budget::{Budget, MAX_BYTES};
 use super::operators::invalid;
 use super::python;
+use super::range::Range;
 
 /// Largest width or precision.
 pub(super) const MAX_WIDTH: usize = 10_000;
@@ -29,6 +30,7 @@ pub(super) fn format_like(
             _ => Ok(Value::from(python::escape(&python::str(budget, value)?))),
         }
     };
+    let may_be_left = is_mapping(arguments);
     let arguments = if python::is_tuple(arguments) {
         let items = arguments.try_iter()?.map(|item| escaped(&item));
         Value::from(Tuple::from(items.collect::<Result<Vec<_>, Error>>()?))
@@ -39,11 +41,22 @@ pub(super) fn format_like(
     } else {
         escaped(arguments)?
     };
-    self::format(budget, format, &arguments).map(Value::from_safe_string)
+    format_all(budget, format, &arguments, may_be_left).map(Value::from_safe_string)
 }
 
 /// `format % arguments`
 pub(super) fn format(budget: &Budget, format: &str, arguments: &Value) -> Result<String, Error> {
+    format_all(budget, format, arguments, is_mapping(arguments))
+}
+
+/// Python takes whatever has items for a mapping here, which need not be used up, but for strings and tuples.
+fn is_mapping(arguments: &Value) -> bool {
+    let has_items = matches!(arguments.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Undefined)
+        || arguments.downcast_object_ref::<Range>().is_some();
+    has_items && !python::is_tuple(arguments)
+}
+
+fn format_all(budget: &Budget, format: &str, arguments: &Value, may_be_left: bool) -> Result<String, Error> {
     let given: Vec<Value> =
         if python::is_tuple(arguments) { arguments.try_iter()?.collect() } else { vec![arguments.clone()] };
     let mut given = given.into_iter();
@@ -101,9 +114,6 @@ pub(super) fn format(budget: &Budget, format: &str, arguments: &Value) -> Result
         }
     }
     result.push_str(rest);
-    // Python takes lists for mappings here, which need not be used up.
-    let may_be_left =
-        !python::is_tuple(arguments) && matches!(arguments.kind(), ValueKind::Map | ValueKind::Seq);
     if given.next().is_some() && !may_be_left {
         return Err(invalid("%: not all arguments were used by the format"));
     }
