@@ -1,6 +1,7 @@
 //! Which instruction set runs: chosen once, when the process first needs a kernel.
 
 use super::generic::attention::AttentionTask;
+use super::generic::gemm::GemmTask;
 use super::generic::matmul::MatmulTask;
 use super::generic::packed::PackedTask;
 use super::{Activation, Precision, WeightRows};
@@ -104,6 +105,14 @@ fn choose() -> Result<Isa, String> {
         .ok_or_else(|| format!("{ISA_VARIABLE}={}: this CPU has {}", name.to_string_lossy(), available()))
 }
 
+/// Whether this CPU multiplies pairs of bf16: some processors with AVX-512 do not.
+pub(super) fn bf16_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// One level's kernels. Every pointer needs the level's instructions; lengths are the callers' care
 /// and are checked where the tasks are made, in `mod.rs`.
 pub(super) struct KernelTable {
@@ -114,6 +123,13 @@ pub(super) struct KernelTable {
     pub(super) panel_lines: usize,
     /// `(rows, cols)`, rows, and their panel.
     pub(super) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
+    pub(super) gemm: unsafe fn(&GemmTask),
+    /// The same on words of two bf16, where the CPU has [`bf16_products`].
+    pub(super) gemm_bf16: Option<unsafe fn(&GemmTask)>,
+    /// Rows of x that `gemm` takes at once, and strips.
+    pub(super) gemm_tile: (usize, usize),
+    /// `(rows, cols)`, rows, whether a word is two bf16, and their panel.
+    pub(super) pack_rows: unsafe fn(&[f32], usize, bool, &mut [u32]),
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
@@ -121,9 +137,13 @@ pub(super) struct KernelTable {
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
-/// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once.
+/// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once, those
+/// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; `$bf16` are the instructions for bf16.
 macro_rules! kernel_table {
-    ($lanes:ty, $rows:ty, $panel_lines:literal x $strips:literal, #[$attribute:meta]) => {{
+    (
+        $lanes:ty, $rows:ty, packed: $panel_lines:literal x $strips:literal,
+        gemm: $gemm_rows:literal x $gemm_strips:literal, #[$attribute:meta] $(, bf16: #[$bf16:meta])?
+    ) => {{
         use $crate::kernels::generic;
         #[$attribute]
         fn packed(task: &generic::packed::PackedTask) {
@@ -137,6 +157,26 @@ macro_rules! kernel_table {
         fn matmul(task: &generic::matmul::MatmulTask) {
             generic::matmul::matmul::<$lanes>(task);
         }
+        #[$attribute]
+        fn gemm(task: &generic::gemm::GemmTask) {
+            generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, false>(task);
+        }
+        #[$attribute]
+        fn pack_rows(x: &[f32], rows: usize, bf16: bool, panel: &mut [u32]) {
+            generic::gemm::pack_rows(x, rows, bf16, panel);
+        }
+        #[allow(unused_mut, unused_assignments)] // without the instructions
+        let gemm_bf16 = {
+            let mut gemm: Option<unsafe fn(&generic::gemm::GemmTask)> = None;
+            $(
+                #[$bf16]
+                fn gemm_bf16(task: &generic::gemm::GemmTask) {
+                    generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, true>(task);
+                }
+                gemm = Some(gemm_bf16);
+            )?
+            gemm
+        };
         #[$attribute]
         fn attention(task: &generic::attention::AttentionTask) {
             generic::attention::attention::<$lanes>(task);
@@ -158,6 +198,10 @@ macro_rules! kernel_table {
             packed,
             panel_lines: $panel_lines,
             quantize,
+            gemm,
+            gemm_bf16,
+            gemm_tile: ($gemm_rows, $gemm_strips),
+            pack_rows,
             attention,
             dequantize,
             rms_norm,

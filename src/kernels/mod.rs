@@ -17,6 +17,9 @@
 mod activations;
 pub mod blocks;
 mod dispatch;
+mod gemm;
+#[cfg(test)]
+mod gemm_tests;
 mod generic;
 mod lanes;
 mod pack;
@@ -35,6 +38,7 @@ mod x86_64;
 pub use activations::{Precision, QuantizedRows};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
+pub use gemm::GemmScratch;
 pub use pack::PackedRows;
 pub use packed::PackedProduct;
 pub use pool::{Cancel, Pool};

@@ -47,4 +47,8 @@ pub(super) trait Rows16: Copy {
     fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`; rounded once where the instruction set has FMA.
     fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// `c`, plus both products of the pairs of bf16 in `a` and `b`. Only at levels whose table says so.
+    fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// Turns 16 rows, each `stride` behind the one before, of 16 columns: column `k` becomes `out[k]`.
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
 }

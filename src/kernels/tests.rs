@@ -77,7 +77,7 @@ pub(super) fn kernels(isa: Isa, threads: usize) -> Kernels {
 }
 
 /// Element `i` of a row, from the table in blocks.rs, in f64 but rounded as f32 where ggml rounds.
-fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
+pub(super) fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
     let half = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
     let block = i / dtype.block_len() * dtype.block_bytes();
     let i = i % dtype.block_len();
@@ -145,7 +145,7 @@ fn k_element(dtype: WeightType, block: &[u8], i: usize) -> f32 {
 }
 
 /// Widths around the lanes and blocks that `dtype` can have.
-fn widths(dtype: WeightType) -> Vec<usize> {
+pub(super) fn widths(dtype: WeightType) -> Vec<usize> {
     match dtype.block_len() {
         1 => vec![1, 2, 15, 16, 31, 32, 33, 63, 64, 65, 96, 576, 1000],
         block => [1, 2, 3, 5, 18].map(|blocks| blocks * block).to_vec(),
@@ -216,7 +216,7 @@ fn every_f16_is_widened_exactly() {
 }
 
 /// The bound: k products, each off by half a unit in the last place of its magnitude, and as many sums.
-fn dot_bound(x: &[f32], w: &[f32]) -> f64 {
+pub(super) fn dot_bound(x: &[f32], w: &[f32]) -> f64 {
     let magnitude: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w).abs()).sum();
     magnitude * f64::from(f32::EPSILON) * 8.0 + 1e-30
 }

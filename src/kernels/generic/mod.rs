@@ -7,6 +7,7 @@ pub(super) mod attention;
 pub(super) mod decode;
 pub(super) mod dequantize;
 pub(super) mod elementwise;
+pub(super) mod gemm;
 pub(super) mod matmul;
 pub(super) mod packed;
 pub(super) mod quantize;

@@ -9,4 +9,4 @@ use rows16::ScalarRows;
 
 /// Every kernel of this level.
 pub(super) const TABLE: KernelTable =
-    super::dispatch::kernel_table!(ScalarLanes, ScalarRows, 2 x 1, #[inline]);
+    super::dispatch::kernel_table!(ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, #[inline]);

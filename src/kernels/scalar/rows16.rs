@@ -103,4 +103,18 @@ impl Rows16 for ScalarRows {
         // Not f32::mul_add: without the instruction that is a library call per lane.
         zip(zip(a, b, |a, b| a * b), c, |product, c| product + c)
     }
+
+    #[inline(always)]
+    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
+        unreachable!("this level's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for (lane, row) in rows.chunks(stride).take(TILE_ROWS).enumerate() {
+            for (out, &value) in out.iter_mut().zip(row) {
+                out[lane] = value;
+            }
+        }
+    }
 }

@@ -19,7 +19,9 @@ use super::CpuModel;
 use super::weights::{Linear, Matrix, View};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionSpan, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows};
+use crate::kernels::{
+    AttentionSpan, GemmScratch, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows,
+};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
 /// The most rows that go through the layers together.
@@ -47,6 +49,11 @@ impl Phase {
             0..=SHORT_PROMPT => Phase::ShortPrompt,
             _ => Phase::Prompt,
         }
+    }
+
+    /// Whether activations that meet bf16 weights may be rounded to bf16.
+    fn rounds_to_bf16(self) -> bool {
+        self == Phase::Prompt
     }
 
     /// Of activations that meet packed weights.
@@ -83,6 +90,7 @@ pub(super) struct Scratch {
     sin: Vec<f32>,
     /// The input of a product, in 8 bits.
     quantized: QuantizedRows,
+    gemm: GemmScratch,
 }
 
 /// `out = x · weightᵀ + bias`, replacing what `out` holds, or added to it.
@@ -107,9 +115,12 @@ fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
 /// What projections of a chunk need.
 struct Projector<'a> {
     kernels: &'a Kernels,
-    phase: Phase,
+    /// None if products are exact.
+    phase: Option<Phase>,
     /// The input, for weights that want it so.
     quantized: &'a mut QuantizedRows,
+    /// As `quantized`.
+    gemm: &'a mut GemmScratch,
     cancel: &'a Cancel<'a>,
 }
 
@@ -135,12 +146,19 @@ impl Projector<'_> {
                 View::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
             }
         }
+        let Projector { kernels, cancel, .. } = *self;
         if !products.is_empty() {
-            self.kernels.matmul(x, rows, &mut products, self.cancel);
+            match self.phase {
+                None | Some(Phase::Decode) => kernels.matmul(x, rows, &mut products, cancel),
+                Some(phase) => {
+                    kernels.gemm(x, rows, phase.rounds_to_bf16(), &mut products, self.gemm, cancel);
+                }
+            }
         }
         if !packed_products.is_empty() {
-            self.kernels.quantize(x, rows, self.phase.precision(), self.quantized, self.cancel);
-            self.kernels.matmul_packed(self.quantized, &mut packed_products, self.cancel);
+            let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
+            kernels.quantize(x, rows, precision, self.quantized, cancel);
+            kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
         }
     }
 }
@@ -210,7 +228,7 @@ impl CpuModel {
         if spans.is_empty() {
             return Ok(());
         }
-        let CpuModel { config, kernels, weights, inv_freq, block_pool, sequences, scratch } = self;
+        let CpuModel { config, kernels, exact, weights, inv_freq, block_pool, sequences, scratch } = self;
         let attention_factor = config.rope.attention_factor();
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let epsilon = config.rms_norm_eps as f32;
@@ -228,7 +246,13 @@ impl CpuModel {
         let up = grown(&mut scratch.up, rows * inner);
         let cos = grown(&mut scratch.cos, rows * head_dim / 2);
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
-        let mut projector = Projector { kernels, phase, quantized: &mut scratch.quantized, cancel };
+        let mut projector = Projector {
+            kernels,
+            phase: (!*exact).then_some(phase),
+            quantized: &mut scratch.quantized,
+            gemm: &mut scratch.gemm,
+            cancel,
+        };
 
         let ids = spans.iter().flat_map(|span| span.tokens);
         for (x, &id) in x.chunks_exact_mut(hidden).zip(ids) {

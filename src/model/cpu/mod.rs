@@ -29,7 +29,8 @@ pub struct CpuOptions {
     pub lm_head: LmHead,
     /// None keeps each weight in the checkpoint's type; F32, F16 or BF16 converts all matrices.
     pub dtype: Option<WeightType>,
-    /// Activations stay f32 in every product; else they are rounded to 8 bits where weights are blocks of 32.
+    /// Activations stay f32 in every product, and sums keep one order for prompts and for what is generated.
+    /// Else activations are rounded to 8 bits where weights are blocks of 32.
     pub exact: bool,
     /// The type of cached keys and values: F32 or F16.
     pub kv_dtype: WeightType,
@@ -41,6 +42,7 @@ pub struct CpuOptions {
 pub struct CpuModel {
     config: LlamaConfig,
     kernels: Kernels,
+    exact: bool,
     weights: Weights,
     /// `(head_dim / 2,)`
     inv_freq: Vec<f32>,
@@ -82,6 +84,7 @@ impl CpuModel {
             scratch: Scratch::default(),
             config,
             kernels,
+            exact: options.exact,
             weights,
         })
     }

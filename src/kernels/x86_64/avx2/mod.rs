@@ -5,9 +5,10 @@ mod rows16;
 
 use crate::kernels::dispatch::KernelTable;
 pub(super) use lanes::Avx2Lanes;
-pub(super) use rows16::Avx2Rows;
+pub(super) use rows16::{Avx2Rows, turn_8};
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx2Lanes, Avx2Rows<false>, 6 x 1, #[target_feature(enable = "avx2,fma,f16c")]
+    Avx2Lanes, Avx2Rows<false>, packed: 6 x 1, gemm: 6 x 1,
+    #[target_feature(enable = "avx2,fma,f16c")]
 );

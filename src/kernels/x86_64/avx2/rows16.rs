@@ -198,4 +198,62 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
         // SAFETY: FMA is enabled; see the top of this file.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
+
+    #[inline(always)]
+    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
+        unreachable!("this level's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
+    }
+}
+
+/// Turns 8 rows of 8 columns: column `k` becomes `out[k][lane..lane + 8]`.
+///
+/// Pairs, then fours, then eights of rows are interleaved.
+#[inline(always)]
+pub(in crate::kernels::x86_64) fn turn_8(
+    rows: &[f32],
+    stride: usize,
+    out: &mut [[f32; TILE_ROWS]],
+    lane: usize,
+) {
+    let row = |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("cut to its length") };
+    let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+    // SAFETY: AVX2 is enabled; every load and store goes through a slice of 8 numbers.
+    unsafe {
+        let mut a = [_mm256_setzero_ps(); 8];
+        for i in 0..4 {
+            let (x, y) = (_mm256_loadu_ps(rows[2 * i].as_ptr()), _mm256_loadu_ps(rows[2 * i + 1].as_ptr()));
+            (a[2 * i], a[2 * i + 1]) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+        }
+        for half in 0..2 {
+            for i in 0..2 {
+                // Columns 2i and 2i + 1, with 4 more each in the upper half of the register.
+                let (low, high) = (a[i], a[i + 2]);
+                let (other_low, other_high) = (a[i + 4], a[i + 6]);
+                let (x, y) = match half {
+                    0 => (
+                        _mm256_shuffle_ps::<0x44>(low, high),
+                        _mm256_shuffle_ps::<0x44>(other_low, other_high),
+                    ),
+                    _ => (
+                        _mm256_shuffle_ps::<0xee>(low, high),
+                        _mm256_shuffle_ps::<0xee>(other_low, other_high),
+                    ),
+                };
+                let column = 2 * i + half;
+                let first = out[column][lane..][..8].as_mut_ptr();
+                _mm256_storeu_ps(first, _mm256_permute2f128_ps::<0x20>(x, y));
+                let second = out[column + 4][lane..][..8].as_mut_ptr();
+                _mm256_storeu_ps(second, _mm256_permute2f128_ps::<0x31>(x, y));
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use crate::kernels::pack::TILE_ROWS;
 use crate::kernels::rows16::Rows16;
+use crate::kernels::x86_64::avx2::turn_8;
 use std::arch::x86_64::*;
 
 /// One register of 16 numbers.
@@ -123,5 +124,25 @@ impl Rows16 for Avx512Rows {
     fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512 BF16 is enabled: dispatch.rs reaches such products only after it has seen it. The
+        // three types are 512 bits, and every pattern of them is valid.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
     }
 }

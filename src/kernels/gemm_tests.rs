@@ -1,0 +1,84 @@
+//! The suite for products of many rows: every level of this CPU against plain arithmetic.
+
+use super::tests::{Random, dot_bound, element, kernels, levels, widths};
+use super::*;
+use half::bf16;
+
+fn gemm(kernels: &Kernels, x: &[f32], rows: usize, bf16: bool, product: Product) {
+    kernels.gemm(x, rows, bf16, &mut [product], &mut GemmScratch::default(), &Cancel::never());
+}
+
+#[test]
+fn gemm_is_the_sum_of_products_at_every_level() {
+    let mut random = Random(21);
+    for isa in levels() {
+        let kernels = kernels(isa, 2);
+        for dtype in WeightType::ALL {
+            for cols in widths(dtype).into_iter().chain([256 * 3]) {
+                for (rows, weight_rows) in [(1, 1), (2, 17), (5, 33), (6, 16), (12, 32), (13, 40), (25, 31)] {
+                    let bytes = random.weights(dtype, weight_rows * cols);
+                    let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+                    let w: Vec<f32> = (0..weight_rows)
+                        .flat_map(|row| (0..cols).map(move |i| element(dtype, weight.row(row), i)))
+                        .collect();
+                    // Without the instruction bf16 changes nothing.
+                    for rounded in [false, true] {
+                        let x = random.floats(rows * cols);
+                        let mut out = random.floats(rows * weight_rows);
+                        let before = out.clone();
+                        let output = if rows % 2 == 0 { Output::Set } else { Output::Add };
+                        gemm(&kernels, &x, rows, rounded, Product { weight, out: &mut out, output });
+                        let pairs = rounded
+                            && dtype == WeightType::BF16
+                            && isa == Isa::Avx512
+                            && dispatch::bf16_products();
+                        let round = |x: f32| if pairs { bf16::from_f32(x).to_f32() } else { x };
+                        for (at, got) in out.into_iter().enumerate() {
+                            let x = x[at / weight_rows * cols..][..cols].iter().map(|&x| round(x));
+                            let x: Vec<f32> = x.collect();
+                            let w = &w[at % weight_rows * cols..][..cols];
+                            let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                            let start = if output == Output::Add { f64::from(before[at]) } else { 0.0 };
+                            let error = (f64::from(got) - start - dot).abs();
+                            // One chain of sums: each may be off by half a unit of what it has come to.
+                            let bound =
+                                dot_bound(&x, w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
+                            assert!(
+                                error <= bound,
+                                "{dtype} {rows}x{weight_rows}x{cols} {}: {error} > {bound}",
+                                isa.name()
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_gemm_depends_on_nothing_but_the_row() {
+    let mut random = Random(22);
+    for isa in levels() {
+        for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q4_K] {
+            let (weight_rows, cols) = (70, if dtype.block_len() == 1 { 300 } else { 512 });
+            let bytes = random.weights(dtype, weight_rows * cols);
+            let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+            let x = random.floats(40 * cols);
+            let run = |threads: usize, rows: std::ops::Range<usize>| {
+                let mut out = vec![0.0; rows.len() * weight_rows];
+                let x = &x[rows.start * cols..rows.end * cols];
+                let product = Product { weight, out: &mut out, output: Output::Set };
+                gemm(&kernels(isa, threads), x, rows.len(), true, product);
+                out
+            };
+            let whole = run(1, 0..40);
+            for rows in [0..1, 3..5, 4..9, 2..8, 1..13, 20..38, 0..40] {
+                for threads in [1, 3] {
+                    let expected = &whole[rows.start * weight_rows..rows.end * weight_rows];
+                    assert_eq!(run(threads, rows.clone()), expected, "{dtype} {rows:?} {}", isa.name());
+                }
+            }
+        }
+    }
+}

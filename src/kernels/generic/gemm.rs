@@ -1,0 +1,261 @@
+//! `out = x · wᵀ` for many rows of f32 or bf16 activations, where sums may be in another order than in
+//! `matmul.rs`.
+//!
+//! Weights are taken 16 rows (a strip) by 256 words at a time, widened, and turned so that a lane is a row
+//! of weights; all rows of x then meet them, some rows at once, while they lie in the nearest cache.
+//! An output is the sum of its slabs, each one chain of sums with elements in increasing order, whatever the
+//! other rows are.
+//!
+//! A word is one f32, or two bf16 where the level multiplies those.
+
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::dequantize::dequantize_exactly;
+use crate::kernels::lanes::{Lanes, with_storage};
+use crate::kernels::pack::TILE_ROWS;
+use crate::kernels::pool::SharedOut;
+use crate::kernels::rows16::Rows16;
+use crate::kernels::{Output, WeightRows};
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Words of a row that are turned at once: whole blocks of every type.
+const SLAB: usize = 256;
+
+/// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
+pub(in crate::kernels) struct GemmTask<'a> {
+    /// In panels of some rows, the last of what is left: `(words, rows)`.
+    pub(in crate::kernels) x: &'a [u32],
+    pub(in crate::kernels) weight: WeightRows<'a>,
+    /// The weight's strips to do.
+    pub(in crate::kernels) strips: Range<usize>,
+    /// `(rows, weight.rows)`
+    pub(in crate::kernels) out: &'a SharedOut<'a>,
+    pub(in crate::kernels) output: Output,
+}
+
+/// A word of each row of a strip.
+type Words = [f32; TILE_ROWS];
+
+#[derive(Default)]
+struct Scratch {
+    /// `(16 rows, SLAB)`
+    rows: Vec<f32>,
+    /// `(SLAB, strips)`
+    panel: Vec<Words>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Words of a row of `cols` elements.
+pub(in crate::kernels) fn row_words(cols: usize, bf16: bool) -> usize {
+    if bf16 { cols.div_ceil(2) } else { cols }
+}
+
+/// Writes one panel: the rows of `x`, `(rows, cols)`, as words.
+#[inline(always)]
+pub(in crate::kernels) fn pack_rows(x: &[f32], rows: usize, bf16: bool, panel: &mut [u32]) {
+    for (m, row) in x.chunks_exact(x.len() / rows).enumerate() {
+        let words = panel.iter_mut().skip(m).step_by(rows);
+        if bf16 {
+            for (word, pair) in words.zip(row.chunks(2)) {
+                *word = round_to_bf16(pair[0]) | pair.get(1).map_or(0, |&x| round_to_bf16(x) << 16);
+            }
+        } else {
+            words.zip(row).for_each(|(word, x)| *word = x.to_bits());
+        }
+    }
+}
+
+/// The bf16 nearest to `x`, ties to even.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() { bits >> 16 | 0x40 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16 }
+}
+
+/// Runs one task, `PANEL` rows against `STRIPS` strips at once; the words are pairs of bf16 if `BF16`.
+#[inline(always)]
+pub(in crate::kernels) fn gemm<
+    L: Lanes,
+    R: Rows16,
+    const PANEL: usize,
+    const STRIPS: usize,
+    const BF16: bool,
+>(
+    task: &GemmTask,
+) {
+    // Taken out, not borrowed in a closure: see matmul.rs.
+    let mut scratch = SCRATCH.take();
+    scratch.rows.resize(TILE_ROWS * SLAB, 0.0);
+    scratch.panel.resize(SLAB * STRIPS, [0.0; TILE_ROWS]);
+    let words = row_words(task.weight.cols, BF16);
+    for slab in (0..words).step_by(SLAB) {
+        let len = SLAB.min(words - slab);
+        for strip in task.strips.clone().step_by(STRIPS) {
+            for n in 0..STRIPS {
+                fill::<L, R, STRIPS, BF16>(task, strip + n, slab..slab + len, n, &mut scratch);
+            }
+            let mut first = 0;
+            for x in task.x.chunks(PANEL * words) {
+                let rows = x.len() / words;
+                let at = At { slab, len, strip, first };
+                panel::<R, PANEL, STRIPS, BF16>(
+                    task,
+                    &x[slab * rows..][..len * rows],
+                    &scratch.panel,
+                    at,
+                    rows,
+                );
+                first = first.wrapping_add(rows);
+            }
+        }
+    }
+    SCRATCH.set(scratch);
+}
+
+/// Puts a slab of a strip into its place of the panel.
+#[inline(always)]
+fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
+    task: &GemmTask,
+    strip: usize,
+    slab: Range<usize>,
+    place: usize,
+    scratch: &mut Scratch,
+) {
+    let dtype = task.weight.dtype;
+    for (lane, out) in scratch.rows.chunks_exact_mut(SLAB).enumerate() {
+        let row = strip * TILE_ROWS + lane;
+        if strip >= task.strips.end || row >= task.weight.rows {
+            out.fill(0.0);
+            continue;
+        }
+        let bytes = task.weight.row(row);
+        if BF16 {
+            let bytes = &bytes[4 * slab.start..bytes.len().min(4 * slab.end)];
+            for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
+                // An odd number of columns ends in half a word.
+                let bits = pair.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
+                *out = f32::from_bits(bits);
+            }
+        } else {
+            let part = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
+            let bytes = &bytes[part(slab.start)..part(slab.end)];
+            let out = &mut out[..slab.len()];
+            with_storage!(dtype, dequantize_exactly::<L>(bytes, out));
+        }
+    }
+    // What lies behind the slab's end is turned too, and not used.
+    let mut turned = [[0.0; TILE_ROWS]; TILE_ROWS];
+    for start in (0..slab.len()).step_by(TILE_ROWS) {
+        R::turn(&scratch.rows[start..], SLAB, &mut turned);
+        for (k, turned) in turned.iter().enumerate() {
+            scratch.panel[(start + k) * STRIPS + place] = *turned;
+        }
+    }
+}
+
+/// Which part of the product a tile is.
+#[derive(Clone, Copy)]
+struct At {
+    slab: usize,
+    len: usize,
+    strip: usize,
+    /// Row of x.
+    first: usize,
+}
+
+#[inline(always)]
+fn panel<R: Rows16, const PANEL: usize, const N: usize, const BF16: bool>(
+    task: &GemmTask,
+    x: &[u32],
+    weights: &[Words],
+    at: At,
+    rows: usize,
+) {
+    if rows == PANEL {
+        return tile::<R, PANEL, N, BF16>(task, x, weights, at);
+    }
+    match rows {
+        1 => tile::<R, 1, N, BF16>(task, x, weights, at),
+        2 => tile::<R, 2, N, BF16>(task, x, weights, at),
+        3 => tile::<R, 3, N, BF16>(task, x, weights, at),
+        _ => {
+            // Four of the rows, then the others: each has its own chain of sums in any case.
+            let mut parts = [0_u32; SLAB * 4];
+            for start in (0..rows).step_by(4) {
+                let count = (rows - start).min(4);
+                for (part, words) in parts.chunks_exact_mut(count).zip(x.chunks_exact(rows)) {
+                    part.copy_from_slice(&words[start..start + count]);
+                }
+                let (x, at) = (&parts[..at.len * count], At { first: at.first + start, ..at });
+                match count {
+                    1 => tile::<R, 1, N, BF16>(task, x, weights, at),
+                    2 => tile::<R, 2, N, BF16>(task, x, weights, at),
+                    3 => tile::<R, 3, N, BF16>(task, x, weights, at),
+                    _ => tile::<R, 4, N, BF16>(task, x, weights, at),
+                }
+            }
+        }
+    }
+}
+
+/// A slab of M rows of x against N strips.
+#[inline(always)]
+fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
+    task: &GemmTask,
+    x: &[u32],
+    weights: &[Words],
+    at: At,
+) {
+    // From zero, and what the slabs before have come to is added at the end: else the compiler keeps a sum
+    // in memory, and each step waits for it to be stored and loaded.
+    let mut sums = [[R::splat(0.0); N]; M];
+    for (x, weights) in x.chunks_exact(M).zip(weights.chunks_exact(N)) {
+        // All weights first: with them inside, a dozen words of x would have to stay in registers.
+        let mut lanes = [R::splat(0.0); N];
+        for n in 0..N {
+            lanes[n] = R::load(&weights[n]);
+        }
+        for m in 0..M {
+            let word = R::splat(f32::from_bits(x[m]));
+            for n in 0..N {
+                sums[m][n] = match BF16 {
+                    true => R::dot_bf16(lanes[n], word, sums[m][n]),
+                    false => R::mul_add(lanes[n], word, sums[m][n]),
+                };
+            }
+        }
+    }
+    let adds = at.slab > 0 || task.output == Output::Add;
+    for m in 0..M {
+        for n in 0..N {
+            let out = outputs(task, at, m, n);
+            match <&mut Words>::try_from(&mut *out) {
+                Ok(out) => R::store(if adds { R::add(R::load(out), sums[m][n]) } else { sums[m][n] }, out),
+                Err(_) => {
+                    let mut values = [0.0; TILE_ROWS];
+                    R::store(sums[m][n], &mut values);
+                    for (out, value) in out.iter_mut().zip(values) {
+                        *out = if adds { *out + value } else { value };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The outputs of row `m` of a tile and its strip `n`: 16, or fewer at the end, or none beyond the task's.
+#[inline(always)]
+#[allow(clippy::mut_from_ref)] // exclusive, see below
+fn outputs<'a>(task: &GemmTask<'a>, at: At, m: usize, n: usize) -> &'a mut [f32] {
+    let features = task.weight.rows;
+    let feature = (at.strip + n) * TILE_ROWS;
+    let len = if at.strip + n < task.strips.end { TILE_ROWS.min(features - feature) } else { 0 };
+    let start = (at.first + m) * features + feature.min(features);
+    // SAFETY: this task alone has the features of its strips; one slice lives at a time.
+    unsafe { task.out.slice_mut(start, len) }
+}
