@@ -1,7 +1,9 @@
 # ruff: noqa: E501 (a template is one line)
 """Chat templates: the text that transformers' own Jinja environment gives, or an error where it raises one."""
 
+import json
 from datetime import datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -325,6 +327,32 @@ def test_the_message_of_raise_exception_is_passed_on(tokenizer: candle_llama.Tok
             tokenizer,
             "\n{% macro f() %}{{ raise_exception('Roles must <alternate> é') }}{% endmacro %}{{ f() }}",
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({"thinking": "hm"}, {"thinking": "hm", "role": "assistant", "reasoning_content": "hm"}),
+        (
+            {"reasoning": "hm"},
+            {"thinking": "hm", "role": "assistant", "reasoning": "hm", "reasoning_content": "hm"},
+        ),
+        (
+            {"reasoning_content": "a", "thinking": "b"},
+            {"thinking": "b", "role": "assistant", "reasoning_content": "a"},
+        ),
+        (
+            {"reasoning_content": None, "thinking": "b"},
+            {"thinking": "b", "role": "assistant", "reasoning_content": "b"},
+        ),
+        ({"reasoning": None}, {"role": "assistant", "reasoning": None}),
+    ],
+)
+def test_reasoning_has_the_names_that_transformers_gives_it(
+    tokenizer: candle_llama.Tokenizer, given: dict[str, Any], seen: dict[str, Any]
+) -> None:
+    text = rendered(tokenizer, "{{ messages[0] | tojson }}", [{"role": "assistant", **given}])
+    assert text == json.dumps(seen)
 
 
 def test_variables_of_the_caller(tokenizer: candle_llama.Tokenizer) -> None:

@@ -94,7 +94,7 @@ impl ChatTemplates {
         context.extend(special_tokens.clone());
         context.insert("documents".into(), Value::Null);
         context.extend(options.variables.clone());
-        context.insert("messages".into(), messages.clone());
+        context.insert("messages".into(), with_reasoning(messages));
         context.insert("tools".into(), options.tools.clone().unwrap_or(Value::Null));
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         render::render(template, &Value::Object(context))
@@ -116,6 +116,25 @@ impl ChatTemplates {
             Error::Text { reason }
         })
     }
+}
+
+/// The messages with their reasoning under each name that templates read: `reasoning_content`, and `thinking`
+/// where the message has no such key. The caller may have it under `reasoning`, too.
+///
+/// Source: transformers, `chat_template_utils.py`, `_alias_reasoning_fields`.
+fn with_reasoning(messages: &Value) -> Value {
+    let mut messages = messages.clone();
+    for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        let names = ["reasoning_content", "thinking", "reasoning"];
+        let given = names.into_iter().filter_map(|name| message.get(name)).find(|given| !given.is_null());
+        let Some(reasoning) = given.cloned() else { continue };
+        let mut renamed = Map::new();
+        renamed.insert("thinking".into(), reasoning.clone());
+        renamed.append(message);
+        renamed.insert("reasoning_content".into(), reasoning);
+        *message = renamed;
+    }
+    messages
 }
 
 fn check_messages(messages: &Value) -> Result<()> {
