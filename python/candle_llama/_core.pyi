@@ -28,6 +28,7 @@ class Llama:
         *,
         device: str,
         dtype: str,
+        quantize: str | None,
         compute: str,
         engine: str,
         threads: int | None,
@@ -80,7 +81,14 @@ class Tokenizer:
 
 def inspect(path: str) -> dict[str, Any]: ...
 def estimate_memory(
-    path: str, *, device: str, dtype: str, compute: str, engine: str, context_length: int | None
+    path: str,
+    *,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    compute: str,
+    engine: str,
+    context_length: int | None,
 ) -> dict[str, Any]: ...
 def quantize(
     source: str,

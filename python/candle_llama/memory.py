@@ -13,6 +13,7 @@ def estimate_memory(
     *,
     device: str = "auto",
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    quantize: Literal["q8_0", "q4_0"] | None = None,
     compute: Literal["auto", "exact"] = "auto",
     engine: Literal["auto", "cpu", "candle"] = "auto",
     context_length: int | None = None,
@@ -30,6 +31,7 @@ def estimate_memory(
         source: As for `load`, like all other arguments.
         device: "auto", "cpu", "cuda", "cuda:0" or "metal".
         dtype: "auto" keeps the type in which the weights are stored.
+        quantize: What float matrices are quantised to.
         compute: "exact" keeps keys and values in float32, at twice the size.
         engine: "cpu" maps the weights, "candle" copies and may widen them.
         context_length: Positions of the context; None is the model's own, which `load` shortens where
@@ -70,6 +72,7 @@ def estimate_memory(
             str(path),
             device=device,
             dtype=dtype,
+            quantize=quantize,
             compute=compute,
             engine=engine,
             context_length=context_length,

@@ -42,20 +42,22 @@ impl From<PyPrompt> for Prompt {
 #[pymethods]
 impl PyLlama {
     #[new]
-    #[pyo3(signature = (path, *, device, dtype, compute, engine, threads, context_length, strict))]
+    #[pyo3(signature = (path, *, device, dtype, quantize, compute, engine, threads, context_length, strict))]
     #[allow(clippy::too_many_arguments)] // Python's keyword arguments
     fn new(
         py: Python<'_>,
         path: PathBuf,
         device: String,
         dtype: String,
+        quantize: Option<String>,
         compute: String,
         engine: String,
         threads: Option<usize>,
         context_length: Option<usize>,
         strict: bool,
     ) -> PyResult<Self> {
-        let options = LoadOptions { device, dtype, compute, engine, threads, context_length, strict };
+        let options =
+            LoadOptions { device, dtype, quantize, compute, engine, threads, context_length, strict };
         detach_engine(py, |_| Llama::load(&path, &options)).map(PyLlama)
     }
 

@@ -52,17 +52,19 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
 
 /// What a model takes, before it is loaded.
 #[pyfunction]
-#[pyo3(signature = (path, *, device, dtype, compute, engine, context_length))]
+#[pyo3(signature = (path, *, device, dtype, quantize, compute, engine, context_length))]
 pub(super) fn estimate_memory(
     py: Python<'_>,
     path: PathBuf,
     device: String,
     dtype: String,
+    quantize: Option<String>,
     compute: String,
     engine: String,
     context_length: Option<usize>,
 ) -> PyResult<Bound<'_, PyDict>> {
-    let options = LoadOptions { device, dtype, compute, engine, context_length, ..LoadOptions::default() };
+    let options =
+        LoadOptions { device, dtype, quantize, compute, engine, context_length, ..LoadOptions::default() };
     let estimate = detach_engine(py, |_| llama::estimate_memory(&path, &options))?;
     convert::memory_estimate(py, &estimate)
 }

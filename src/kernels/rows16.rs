@@ -38,6 +38,9 @@ pub(super) trait Rows16: Copy {
     /// The sums, after a fold.
     fn to_floats(sums: Self::Sums) -> Self::Floats;
 
+    /// Brings the cache line at `address` nearer; never faults.
+    fn prefetch(address: *const u8);
+
     fn splat(value: f32) -> Self::Floats;
     fn load(values: &[f32; TILE_ROWS]) -> Self::Floats;
     /// Little-endian f16 numbers.

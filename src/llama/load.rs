@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Isa, WeightType};
 use crate::kv_cache::KvShape;
 use crate::model::candle::CandleModel;
-use crate::model::cpu::{CpuModel, CpuOptions};
+use crate::model::cpu::{CpuModel, CpuOptions, Types};
 use crate::model::{Model, Storage};
 use crate::sys::Process;
 use crate::tokenizer::Tokenizer;
@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub device: String,
     /// "auto" keeps the checkpoint's storage types; "float32", "float16", "bfloat16".
     pub dtype: String,
+    /// None, "q8_0" or "q4_0": what float matrices are quantised to, tensor by tensor.
+    pub quantize: Option<String>,
     /// "auto", or "exact": float32 activations, keys and values everywhere.
     pub compute: String,
     /// "auto", "cpu" or "candle".
@@ -45,6 +47,7 @@ impl Default for LoadOptions {
         LoadOptions {
             device: auto(),
             dtype: auto(),
+            quantize: None,
             compute: auto(),
             engine: auto(),
             threads: None,
@@ -86,6 +89,7 @@ pub struct LoadReport {
 /// The options, parsed.
 pub(super) struct Choices {
     pub(super) dtype: Option<WeightType>,
+    quantize: Option<WeightType>,
     pub(super) exact: bool,
     engine: Option<EngineKind>,
     pub(super) device: Device,
@@ -115,6 +119,16 @@ impl Choices {
             "bfloat16" => Some(WeightType::BF16),
             other => return Err(unknown("dtype", other, "auto, float32, float16, bfloat16")),
         };
+        let quantize = match options.quantize.as_deref() {
+            None => None,
+            Some("q8_0") => Some(WeightType::Q8_0),
+            Some("q4_0") => Some(WeightType::Q4_0),
+            Some(other) => return Err(unknown("quantize", other, "None, q8_0, q4_0")),
+        };
+        if let (Some(_), Some(dtype)) = (quantize, dtype) {
+            let reason = format!("cannot be with dtype {dtype}: quantised weights have one type");
+            return Err(Error::argument("quantize", reason));
+        }
         let exact = match options.compute.as_str() {
             "auto" => false,
             "exact" => true,
@@ -140,7 +154,12 @@ impl Choices {
             }
             None => sys::usable_cores(),
         };
-        Ok(Choices { dtype, exact, engine, device, threads })
+        Ok(Choices { dtype, quantize, exact, engine, device, threads })
+    }
+
+    /// In which types the cpu engine holds weights.
+    pub(super) fn types(&self) -> Types {
+        Types { dtype: self.dtype, quantize: self.quantize }
     }
 
     /// Whether Candle's Llama is tried; else it is the cpu engine.
@@ -352,7 +371,7 @@ fn load_model(
         isa: detect_isa()?,
         threads: choices.threads,
         lm_head: opened.head.lm_head,
-        dtype: choices.dtype,
+        types: choices.types(),
         exact: choices.exact,
         kv_dtype: choices.kv_dtype(),
         kv_bytes,
@@ -412,6 +431,10 @@ fn load_candle(
 
 /// The type in which Candle's Llama holds weights that are stored as `stored`.
 pub(super) fn candle_dtype(choices: &Choices, stored: Option<WeightType>) -> Result<DType> {
+    if choices.quantize.is_some() {
+        let reason = "Candle's Llama computes with floats; use engine=\"cpu\"";
+        return Err(Error::unsupported("quantize", reason));
+    }
     let on_cpu = choices.device.is_cpu();
     Ok(match (choices.exact, choices.dtype, stored) {
         (true, None | Some(WeightType::F32), _) | (false, Some(WeightType::F32), _) => DType::F32,

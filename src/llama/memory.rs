@@ -45,15 +45,25 @@ pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstim
     Ok(MemoryEstimate::new(&opened, &choices, opened.asked_context(options)?))
 }
 
-impl Choices {
-    /// The bytes of a tensor if the cpu engine packs it.
-    fn packed_bytes(&self, info: &TensorInfo, lm_head: LmHead) -> Option<u64> {
-        let packs = !self.exact && self.dtype.is_none() && Isa::detect().is_ok_and(Isa::packs);
+/// How the cpu engine holds a matrix.
+struct Held {
+    bytes: u64,
+    /// Whether it is a copy in another type or layout.
+    copied: bool,
+}
+
+impl Held {
+    /// None if it cannot be held; loading says why.
+    fn new(info: &TensorInfo, choices: &Choices, lm_head: LmHead) -> Option<Self> {
+        let &[rows, cols] = info.shape.as_slice() else { return None };
+        let stored = WeightType::named(&info.dtype)?;
         // Of an embedding that is not the head, single rows are read.
         let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
-        let &[rows, cols] = info.shape.as_slice() else { return None };
-        let dtype = WeightType::named(&info.dtype).filter(|_| packs && multiplied)?;
-        PackedRows::bytes_for(dtype, rows, cols).map(|bytes| bytes as u64)
+        let dtype = choices.types().held(stored, cols, multiplied);
+        let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs);
+        let packed = PackedRows::bytes_for(dtype, rows, cols).filter(|_| packs);
+        let bytes = packed.or_else(|| dtype.bytes_for(cols)?.checked_mul(rows))?;
+        Some(Held { bytes: bytes as u64, copied: packed.is_some() || dtype != stored })
     }
 }
 
@@ -74,24 +84,18 @@ impl MemoryEstimate {
     fn cpu(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let (mut weights, mut copied) = (0_u64, 0_u64);
         for info in used_tensors(opened) {
-            // Norms are widened; matrices keep their type unless another is asked for.
+            // Norms are widened.
             let vector = info.shape.len() == 1;
-            let converted = choices.dtype.filter(|dtype| dtype.name() != info.dtype);
-            let bytes = match converted {
-                _ if vector => elements(&info).saturating_mul(F32_BYTES),
-                Some(dtype) => {
-                    let elements = usize::try_from(elements(&info)).unwrap_or(usize::MAX);
-                    dtype.bytes_for(elements).map_or(u64::MAX, |bytes| bytes as u64)
-                }
-                None => info.bytes,
+            let as_stored = Held { bytes: info.bytes, copied: false };
+            let held = match vector {
+                true => Held { bytes: elements(&info).saturating_mul(F32_BYTES), copied: true },
+                false => Held::new(&info, choices, opened.head.lm_head).unwrap_or(as_stored),
             };
             let reordered =
                 opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();
-            let packed = choices.packed_bytes(&info, opened.head.lm_head);
-            let bytes = packed.unwrap_or(bytes);
-            weights = weights.saturating_add(bytes);
-            if vector || converted.is_some() || reordered || packed.is_some() {
-                copied = copied.saturating_add(bytes);
+            weights = weights.saturating_add(held.bytes);
+            if held.copied || reordered {
+                copied = copied.saturating_add(held.bytes);
             }
         }
         let block_bytes = opened.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX) as u64;

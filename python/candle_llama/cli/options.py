@@ -5,7 +5,7 @@ from typing import Any
 
 from candle_llama.sampling import FIELDS
 
-_LOAD_FLAGS = ("device", "dtype", "compute", "engine", "threads", "context_length", "strict")
+_LOAD_FLAGS = ("device", "dtype", "quantize", "compute", "engine", "threads", "context_length", "strict")
 _SOURCE_FLAGS = ("revision", "token", "cache_dir", "local_files_only", "progress")
 
 
@@ -29,6 +29,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "float32", "float16", "bfloat16"),
         help="auto keeps the type in which the weights are stored",
+    )
+    group.add_argument(
+        "--quantize", choices=("q8_0", "q4_0"), help="round float weights to 8 or 4 bits while loading"
     )
     group.add_argument(
         "--compute",

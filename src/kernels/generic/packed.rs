@@ -43,6 +43,8 @@ macro_rules! layouts {
 
 layouts!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1);
 
+/// How far ahead weights are asked for: on some processors their own prefetchers lose a tenth of the speed.
+const PREFETCH_BYTES: usize = 1536;
 /// Strips that all panels meet before the next ones: few enough to stay in a near cache.
 const CACHED_STRIPS: usize = 4;
 
@@ -113,8 +115,15 @@ fn tile<R: Rows16, L: Layout, const M: usize, const N: usize>(
     let mut sums = [[R::splat(0.0); N]; M];
     let streams: [&[u8]; N] = std::array::from_fn(|n| task.weight.strip(strip + n));
     let mut at = 0_usize;
+    // With more panels the strip is soon in a near cache.
+    let streams_weights = N == 1 && task.x.lines() == M;
     for words in panel.chunks_exact(BLOCK_WORDS * M) {
-        let tiles = std::array::from_fn(|n| &streams[n][at..][..L::LAYOUT.bytes]);
+        let tiles: [&[u8]; N] = std::array::from_fn(|n| &streams[n][at..][..L::LAYOUT.bytes]);
+        if streams_weights {
+            for line in (0..L::LAYOUT.bytes).step_by(64) {
+                R::prefetch(tiles[0].as_ptr().wrapping_add(PREFETCH_BYTES + line));
+            }
+        }
         at = at.wrapping_add(L::LAYOUT.bytes);
         block::<R, L, M, N>(tiles, words, &mut sums);
     }

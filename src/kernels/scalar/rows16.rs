@@ -69,6 +69,9 @@ impl Rows16 for ScalarRows {
     }
 
     #[inline(always)]
+    fn prefetch(_address: *const u8) {}
+
+    #[inline(always)]
     fn splat(value: f32) -> Self::Floats {
         [value; TILE_ROWS]
     }

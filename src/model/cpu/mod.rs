@@ -16,6 +16,7 @@ use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
 use forward::Scratch;
 pub use forward::scratch_bytes;
 use std::collections::HashMap;
+pub use weights::Types;
 use weights::Weights;
 
 /// How to hold and run a model.
@@ -27,8 +28,8 @@ pub struct CpuOptions {
     pub threads: usize,
     /// Which tensor is the output head.
     pub lm_head: LmHead,
-    /// None keeps each weight in the checkpoint's type; F32, F16 or BF16 converts all matrices.
-    pub dtype: Option<WeightType>,
+    /// In which types weights are held.
+    pub types: Types,
     /// Activations stay f32 in every product, and sums keep one order for prompts and for what is generated.
     /// Else activations are rounded to 8 bits where weights are blocks of 32.
     pub exact: bool,
@@ -69,8 +70,9 @@ impl CpuModel {
     pub fn new(config: LlamaConfig, checkpoint: &Checkpoint, options: &CpuOptions) -> Result<Self> {
         let kernels = Kernels::new(options.isa, options.threads)
             .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
-        let packer = (!options.exact && options.isa.packs()).then_some(&kernels);
-        let weights = Weights::load(&config, checkpoint, options.lm_head, options.dtype, packer)?;
+        let packs = !options.exact && options.isa.packs();
+        let (lm_head, types) = (options.lm_head, options.types);
+        let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs)?;
         let shape = KvShape {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
@@ -101,7 +103,7 @@ impl CpuModel {
 /// # Errors
 /// As [`CpuModel::new`].
 pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<Vec<String>> {
-    Ok(Weights::load(config, checkpoint, lm_head, None, None)?.unused)
+    Ok(Weights::load(config, checkpoint, lm_head, Types::default(), None, false)?.unused)
 }
 
 impl Model for CpuModel {

@@ -7,11 +7,12 @@ use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
+use crate::kernels::quantize::{Unstorable, quantize_row};
 use crate::kernels::{Cancel, Kernels, PackedRows, WeightRows, WeightType};
 use crate::model::Storage;
-use half::{bf16, f16};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, TryReserveError};
+use std::sync::{Mutex, PoisonError};
 
 /// All weights of a model.
 pub(super) struct Weights {
@@ -107,12 +108,34 @@ impl Matrix {
     }
 }
 
+/// In which types weights are held.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Types {
+    /// F32, F16 or BF16, for all matrices; None keeps the checkpoint's.
+    pub dtype: Option<WeightType>,
+    /// A type of blocks, for the float matrices that are multiplied with.
+    pub quantize: Option<WeightType>,
+}
+
+impl Types {
+    /// How a matrix is held that is stored as `stored`, in rows of `cols`. Of one that is not `multiplied`
+    /// with, single rows are read.
+    pub fn held(&self, stored: WeightType, cols: usize, multiplied: bool) -> WeightType {
+        let quantize = self
+            .quantize
+            .filter(|quantize| multiplied && stored.block_len() == 1 && quantize.bytes_for(cols).is_some());
+        quantize.or(self.dtype).unwrap_or(stored)
+    }
+}
+
 /// Reads tensors, and remembers which.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    dtype: Option<WeightType>,
-    /// Those that pack what they can, if anything is to be packed.
-    packer: Option<&'a Kernels>,
+    types: Types,
+    /// Those that convert and pack; None if nothing is to be changed.
+    kernels: Option<&'a Kernels>,
+    /// Whether what can be packed is.
+    packs: bool,
     used: RefCell<HashSet<String>>,
     /// Whether a matrix still lies in the files.
     stored: Cell<bool>,
@@ -154,68 +177,72 @@ impl Loader<'_> {
 
     /// A matrix that is multiplied with: packed if it can be.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let matrix = self.table(name, rows, cols)?;
-        let (Some(kernels), View::Rows(weight)) = (self.packer, matrix.view()) else { return Ok(matrix) };
-        let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(weight.row(row));
-        let packed = kernels.pack(matrix.dtype, rows, cols, &Cancel::never(), &fill);
-        let packed = packed.map_err(|_| Error::Generation { reason: format!("no memory to pack {name}") })?;
-        Ok(match packed {
-            Some(packed) => Matrix { data: Data::Packed(packed), ..matrix },
-            None => self.kept(matrix),
-        })
+        self.table(name, rows, cols, true)
     }
 
-    /// A matrix of which single rows are read.
-    fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        Ok(self.kept(self.table(name, rows, cols)?))
-    }
-
-    /// Remembers that what the matrix lies in is still needed.
-    fn kept(&self, matrix: Matrix) -> Matrix {
-        if matches!(matrix.data, Data::Stored(_)) {
-            self.stored.set(true);
-        }
-        matrix
-    }
-
-    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    /// A matrix; of one that is not `multiplied` with, single rows are read.
+    fn table(&self, name: &str, rows: usize, cols: usize, multiplied: bool) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         let stored = tensor.dtype();
-        let dtype = self.dtype.unwrap_or(stored);
-        if dtype.bytes_for(cols).is_none() {
-            return Err(Error::TensorType {
-                tensor: name.into(),
-                dtype: format!("{dtype} in rows of {cols}"),
-                path: self.checkpoint.path().into(),
-            });
-        }
+        let dtype = self.types.held(stored, cols, multiplied);
+        let path = || self.checkpoint.path().into();
+        let Some(row_bytes) = dtype.bytes_for(cols) else {
+            let dtype = format!("{dtype} in rows of {cols}");
+            return Err(Error::TensorType { tensor: name.into(), dtype, path: path() });
+        };
+        let refused = Mutex::new(None);
+        let fill = |row: usize, out: &mut [u8]| {
+            if dtype == stored {
+                out.copy_from_slice(&tensor.bytes()[row * row_bytes..][..row_bytes]);
+                return;
+            }
+            let mut numbers = vec![0.0; cols];
+            tensor.row_to_f32(row, &mut numbers);
+            if let Err(number) = quantize_row(dtype, &numbers, out) {
+                refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((row, number));
+            }
+        };
+        let data = self.changed(dtype, stored, rows, cols, multiplied, &fill);
         let data =
-            if dtype == stored { Data::Stored(tensor) } else { Data::Converted(convert(&tensor, dtype)?) };
+            data.map_err(|_| Error::Generation { reason: format!("no memory to hold {name} as {dtype}") })?;
+        if let Some((row, Unstorable { index, value })) =
+            refused.into_inner().unwrap_or_else(PoisonError::into_inner)
+        {
+            let (tensor, at, dtype) = (name.into(), vec![row, index], dtype.name());
+            return Err(Error::TensorValue { tensor, value, at, dtype, path: path() });
+        }
+        let data = data.unwrap_or_else(|| {
+            self.stored.set(true);
+            Data::Stored(tensor)
+        });
         Ok(Matrix { dtype, rows, cols, data })
     }
-}
 
-/// The tensor's elements in F32, F16 or BF16.
-fn convert(tensor: &Tensor, dtype: WeightType) -> Result<Vec<u8>> {
-    let len = dtype.bytes_for(tensor.elements()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::new();
-    let reserved = bytes.try_reserve_exact(len);
-    reserved
-        .map_err(|_| Error::Generation { reason: format!("no memory to convert a tensor to {dtype}") })?;
-    let cols = tensor.shape().last().copied().unwrap_or(1);
-    let mut row = vec![0.0; cols];
-    for index in 0..tensor.elements() / cols {
-        tensor.row_to_f32(index, &mut row);
-        match dtype {
-            WeightType::F32 => bytes.extend(row.iter().flat_map(|x| x.to_le_bytes())),
-            WeightType::F16 => bytes.extend(row.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-            WeightType::BF16 => bytes.extend(row.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
-            _ => {
-                return Err(Error::argument("dtype", format!("{dtype} is no float type")));
+    /// The matrix as it is held, if that is not as it is stored. `fill` gives a row.
+    fn changed(
+        &self,
+        dtype: WeightType,
+        stored: WeightType,
+        rows: usize,
+        cols: usize,
+        multiplied: bool,
+        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
+    ) -> std::result::Result<Option<Data>, TryReserveError> {
+        let (Some(kernels), Some(row_bytes)) = (self.kernels, dtype.bytes_for(cols)) else { return Ok(None) };
+        if multiplied && self.packs {
+            if let Some(packed) = kernels.pack(dtype, rows, cols, &Cancel::never(), fill)? {
+                return Ok(Some(Data::Packed(packed)));
             }
         }
+        if dtype == stored {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(rows * row_bytes)?;
+        bytes.resize(rows * row_bytes, 0);
+        kernels.pool().for_each_chunk(&mut bytes, row_bytes, &Cancel::never(), &|row, out| fill(row, out));
+        Ok(Some(Data::Converted(bytes)))
     }
-    Ok(bytes)
 }
 
 impl Weights {
@@ -223,11 +250,12 @@ impl Weights {
         config: &LlamaConfig,
         checkpoint: &Checkpoint,
         lm_head: LmHead,
-        dtype: Option<WeightType>,
-        packer: Option<&Kernels>,
+        types: Types,
+        kernels: Option<&Kernels>,
+        packs: bool,
     ) -> Result<Self> {
         let (used, stored) = (RefCell::default(), Cell::default());
-        let loader = Loader { checkpoint, dtype, packer, used, stored };
+        let loader = Loader { checkpoint, types, kernels, packs, used, stored };
         let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
@@ -254,9 +282,10 @@ impl Weights {
         };
         let (embed_tokens, lm_head) = match lm_head {
             LmHead::Tied => (loader.matrix(EMBED_TOKENS, vocab, hidden)?, None),
-            LmHead::Separate => {
-                (loader.rows(EMBED_TOKENS, vocab, hidden)?, Some(loader.matrix(LM_HEAD, vocab, hidden)?))
-            }
+            LmHead::Separate => (
+                loader.table(EMBED_TOKENS, vocab, hidden, false)?,
+                Some(loader.matrix(LM_HEAD, vocab, hidden)?),
+            ),
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         Ok(Weights {

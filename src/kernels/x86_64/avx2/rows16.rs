@@ -152,6 +152,12 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(value: f32) -> Self::Floats {
         // SAFETY: AVX2 is enabled; see the top of this file.
         unsafe { [_mm256_set1_ps(value); 2] }

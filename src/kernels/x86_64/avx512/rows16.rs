@@ -85,6 +85,12 @@ impl Rows16 for Avx512Rows {
     }
 
     #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(value: f32) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe { _mm512_set1_ps(value) }

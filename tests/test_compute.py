@@ -1,0 +1,99 @@
+"""What `compute="auto"` rounds, what it keeps, and `quantize` on load."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import candle_llama
+import tiny
+from candle_llama.bench.numpy_llama import NumpyLlama
+
+BLOCKS_OF_32 = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+# The longest prompt that is read with 16-bit activations.
+SHORT_PROMPT = 128
+
+
+def ids(count: int, seed: int = 3) -> list[int]:
+    return np.random.default_rng(seed).integers(0, tiny.VOCAB_SIZE, count).tolist()
+
+
+def error(got: np.ndarray, expected: np.ndarray) -> float:
+    """The root mean square of the difference, as a part of that of what is expected."""
+    return float(np.sqrt(((got - expected) ** 2).mean() / (expected**2).mean()))
+
+
+@pytest.mark.parametrize("type_name", BLOCKS_OF_32)
+def test_auto_is_near_exact_and_nearer_in_short_prompts(tmp_path: Path, type_name: str) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=type_name)
+    reference = NumpyLlama.load(path)
+    with candle_llama.load(path, device="cpu") as llm:
+        short, long = ids(SHORT_PROMPT), ids(SHORT_PROMPT + 1)
+        # Keys and values in float16 are within 2^-11.
+        assert error(llm.logits(short), reference.forward(short)) < 3e-3
+        assert error(llm.logits(long), reference.forward(long)) < 0.05
+
+
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "Q4_1", "Q8_0"])
+def test_auto_depends_on_the_prompt_alone(tmp_path: Path, stored: str) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=stored)
+    with candle_llama.load(path, device="cpu", threads=1) as one:
+        for count in (1, 5, SHORT_PROMPT, 200):
+            prompt = ids(count)
+            whole = one.logits(prompt)
+            assert np.array_equal(one.logits(prompt, last=1), whole[-1:])
+            greedy = one.generate(prompt, max_new_tokens=12, temperature=0, ignore_eos=True).token_ids
+            assert greedy[0] == whole[-1].argmax()
+            for threads in (2, 3):
+                with candle_llama.load(path, device="cpu", threads=threads) as llm:
+                    assert np.array_equal(llm.logits(prompt), whole)
+                    batch = llm.generate([ids(9), prompt], max_new_tokens=12, temperature=0, ignore_eos=True)
+                    assert batch[1].token_ids == greedy
+
+
+@pytest.mark.parametrize("quantize", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("compute", ["auto", "exact"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantize_on_load_is_what_quantize_writes(
+    tmp_path: Path, quantize: str, compute: str, dtype: str
+) -> None:
+    config = tiny.gguf_config(tie_word_embeddings=True)
+    path = tiny.write_checkpoint(tmp_path / "model", config, dtype=dtype)
+    candle_llama.quantize(path, tmp_path / "model.gguf", quantize, tokenizer=False)
+    prompt = ids(150)
+    with candle_llama.load(tmp_path / "model.gguf", device="cpu", compute=compute) as written:
+        expected = written.logits(prompt)
+    with candle_llama.load(path, device="cpu", compute=compute, quantize=quantize) as llm:
+        assert set(llm.load_report.storage) == {"F32", quantize.upper()}
+        assert np.array_equal(llm.logits(prompt), expected)
+    estimate = candle_llama.estimate_memory(path, device="cpu", compute=compute, quantize=quantize)
+    assert estimate.weights == llm.load_report.bytes
+
+
+def test_quantize_keeps_what_it_cannot_store(tmp_path: Path) -> None:
+    odd = tiny.write_checkpoint(tmp_path / "odd", tiny.VARIANTS["odd-sizes"])
+    with candle_llama.load(odd, device="cpu", quantize="q4_0") as llm:
+        assert "F32" in llm.load_report.storage
+        assert np.isfinite(llm.logits([1, 2, 3])).all()
+
+
+def test_quantize_names_a_weight_that_is_not_finite(tmp_path: Path) -> None:
+    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config())
+    file = next(path.glob("*.safetensors"))
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(candle_llama.CheckpointError) as caught:
+        candle_llama.load(path, device="cpu", quantize="q8_0")
+    assert caught.value.tensor == "model.layers.1.mlp.up_proj.weight"
+
+
+def test_bad_choices_are_refused(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="quantize"):
+        candle_llama.load(tiny, quantize="q3_k")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quantize"):
+        candle_llama.load(tiny, quantize="q8_0", dtype="float32")
+    with pytest.raises(candle_llama.UnsupportedModelError, match="cpu"):
+        candle_llama.load(tiny, quantize="q8_0", engine="candle")
