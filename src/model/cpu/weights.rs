@@ -229,10 +229,11 @@ impl Loader<'_> {
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
     ) -> std::result::Result<Option<Data>, TryReserveError> {
         let (Some(kernels), Some(row_bytes)) = (self.kernels, dtype.bytes_for(cols)) else { return Ok(None) };
-        if multiplied && self.packs {
-            if let Some(packed) = kernels.pack(dtype, rows, cols, &Cancel::never(), fill)? {
-                return Ok(Some(Data::Packed(packed)));
-            }
+        if multiplied
+            && self.packs
+            && let Some(packed) = kernels.pack(dtype, rows, cols, &Cancel::never(), fill)?
+        {
+            return Ok(Some(Data::Packed(packed)));
         }
         if dtype == stored {
             return Ok(None);
