@@ -53,6 +53,7 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
 /// What a model takes, before it is loaded.
 #[pyfunction]
 #[pyo3(signature = (path, *, device, dtype, quantize, compute, engine, context_length))]
+#[allow(clippy::too_many_arguments)] // the keywords of one Python call
 pub(super) fn estimate_memory(
     py: Python<'_>,
     path: PathBuf,
