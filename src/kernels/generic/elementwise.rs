@@ -77,8 +77,9 @@ pub(in crate::kernels) fn exp(x: f32) -> f32 {
         power = power * r + coefficient;
     }
     // 2^n as two factors: n itself reaches below the smallest normal exponent.
+    // The low bits hold n: cheaper than a conversion, which would have to mind numbers that no i32 holds.
     // Wrapping, though nothing wraps: a check would keep the loop from being vectorised.
-    let n = n as i32;
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
     let two_to = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
     let result = power * two_to(half) * two_to(n.wrapping_sub(half));
