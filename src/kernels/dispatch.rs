@@ -138,11 +138,13 @@ pub(super) struct KernelTable {
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
 /// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once, those
-/// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; `$bf16` are the instructions for bf16.
+/// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; attention takes `$queries` queries at
+/// once; `$bf16` are the instructions for bf16.
 macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $panel_lines:literal x $strips:literal,
-        gemm: $gemm_rows:literal x $gemm_strips:literal, #[$attribute:meta] $(, bf16: #[$bf16:meta])?
+        gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
+        #[$attribute:meta] $(, bf16: #[$bf16:meta])?
     ) => {{
         use $crate::kernels::generic;
         #[$attribute]
@@ -179,7 +181,7 @@ macro_rules! kernel_table {
         };
         #[$attribute]
         fn attention(task: &generic::attention::AttentionTask) {
-            generic::attention::attention::<$lanes>(task);
+            generic::attention::attention::<$lanes, $queries>(task);
         }
         #[$attribute]
         fn dequantize(rows: $crate::kernels::WeightRows, row: usize, out: &mut [f32]) {

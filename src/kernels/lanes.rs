@@ -22,6 +22,12 @@ pub(super) trait Lanes: Copy {
     fn mul(self, other: Self) -> Self;
     /// `self * factor + addend`; rounded once where the instruction set has FMA.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The larger of both, lane by lane; `self` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// 2^n, for lanes that hold `1.5 * 2^23 + n`; 0 for n = -127, which is the least.
+    fn two_to(self) -> Self;
+    /// The largest lane; there is no NaN.
+    fn largest(self) -> f32;
     /// The sum over the lanes, halving: lanes i and i + 16, then i + 8, and so on.
     fn sum(self) -> f32;
     /// Brings the cache line at `address` nearer; never faults.

@@ -15,6 +15,9 @@
 #![allow(unsafe_code)]
 
 mod activations;
+mod attention;
+#[cfg(test)]
+mod attention_tests;
 pub mod blocks;
 mod dispatch;
 mod gemm;
@@ -36,6 +39,7 @@ mod tests;
 mod x86_64;
 
 pub use activations::{Precision, QuantizedRows};
+pub use attention::{AttentionSpan, BLOCK_POSITIONS, KvBlock};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::GemmScratch;
@@ -44,16 +48,10 @@ pub use packed::PackedProduct;
 pub use pool::{Cancel, Pool};
 
 use dispatch::KernelTable;
-use generic::attention::AttentionTask;
 use generic::matmul::MatmulTask;
 use lanes::LANES;
 use pool::SharedOut;
 
-/// Positions in one block of keys and values.
-pub const BLOCK_POSITIONS: usize = 64;
-
-/// Rows of queries that one attention task takes: enough to pay for decoding a block of keys.
-const ATTENTION_ROWS: usize = 16;
 /// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
 const PANEL_LEN: usize = 1 << 17;
 
@@ -162,41 +160,6 @@ pub struct Product<'a> {
     pub output: Output,
 }
 
-/// The keys and values of 64 positions in one layer.
-#[derive(Clone, Copy, Debug)]
-pub struct KvBlock<'a> {
-    /// F32 or F16.
-    pub dtype: WeightType,
-    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
-    pub keys: &'a [u8],
-    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
-    pub values: &'a [u8],
-}
-
-impl<'a> KvBlock<'a> {
-    #[inline(always)]
-    fn keys(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
-        let len = self.keys.len() / kv_heads;
-        &self.keys[kv_head * len..][..len]
-    }
-
-    #[inline(always)]
-    fn values(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
-        let len = self.values.len() / kv_heads;
-        &self.values[kv_head * len..][..len]
-    }
-}
-
-/// One sequence's part of [`Kernels::attention`].
-pub struct AttentionSpan<'a> {
-    /// How many rows of the queries are this sequence's; the spans' rows follow each other.
-    pub rows: usize,
-    /// The position of the first row.
-    pub position: usize,
-    /// Blocks that reach over all positions up to the last row's, itself included.
-    pub blocks: Vec<KvBlock<'a>>,
-}
-
 /// The kernels of one level, and the threads they run on.
 pub struct Kernels {
     isa: Isa,
@@ -282,64 +245,6 @@ impl Kernels {
             // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
             // ranges of columns do not overlap.
             unsafe { (self.table.matmul)(&tasks[task]) }
-        });
-    }
-
-    /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
-    ///
-    /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
-    ///
-    /// # Panics
-    /// If a length disagrees with these shapes or with [`AttentionSpan`].
-    #[allow(clippy::too_many_arguments)] // two buffers and the four sizes that give them shape
-    pub fn attention(
-        &self,
-        queries: &[f32],
-        spans: &[AttentionSpan],
-        query_heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        out: &mut [f32],
-        cancel: &Cancel,
-    ) {
-        assert!(kv_heads > 0 && query_heads.is_multiple_of(kv_heads), "query heads come in whole groups");
-        let rows: usize = spans.iter().map(|span| span.rows).sum();
-        assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
-        assert_eq!(queries.len(), out.len(), "out is as the queries");
-        for span in spans {
-            let positions = span.position + span.rows;
-            assert!(span.blocks.len() * BLOCK_POSITIONS >= positions, "blocks reach over all positions");
-            for block in &span.blocks {
-                let len = block.dtype.bytes_for(kv_heads * head_dim * BLOCK_POSITIONS);
-                assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, BLOCK_POSITIONS)");
-                assert_eq!(Some(block.values.len()), len, "(kv_heads, BLOCK_POSITIONS, head_dim)");
-            }
-        }
-        let out = SharedOut::new(out);
-        let mut tasks = Vec::new();
-        let mut first = 0;
-        for span in spans {
-            for start in (0..span.rows).step_by(ATTENTION_ROWS) {
-                let end = (start + ATTENTION_ROWS).min(span.rows);
-                tasks.extend((0..kv_heads).map(|kv_head| AttentionTask {
-                    queries,
-                    query_heads,
-                    head_dim,
-                    rows: first + start..first + end,
-                    position: span.position + start,
-                    blocks: &span.blocks,
-                    kv_head,
-                    kv_heads,
-                    out: &out,
-                }));
-            }
-            first += span.rows;
-        }
-        // Late rows see the most keys: begin with them, so that the threads end together.
-        self.pool.run(tasks.len(), cancel, &|task| {
-            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
-            // (rows, heads) do not overlap.
-            unsafe { (self.table.attention)(&tasks[tasks.len() - 1 - task]) }
         });
     }
 

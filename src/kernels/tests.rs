@@ -1,7 +1,8 @@
 //! One suite for every level of this CPU: against plain f64 arithmetic, and against itself for the
 //! promise that a row's result depends on nothing but the row.
 
-use super::generic::elementwise::exp;
+use super::generic::elementwise::{exp, exp_of_negative};
+use super::lanes::{Lanes, load_partial};
 use super::*;
 use half::{bf16, f16};
 use std::cell::Cell;
@@ -281,123 +282,6 @@ fn a_row_of_matmul_depends_on_nothing_but_the_row() {
     }
 }
 
-/// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and their blocks' bytes.
-struct Cache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    blocks: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Cache {
-    fn new(random: &mut Random, positions: usize, kv_heads: usize, head_dim: usize) -> Self {
-        let keys = random.floats(positions * kv_heads * head_dim);
-        let values = random.floats(positions * kv_heads * head_dim);
-        let blocks = (0..positions.div_ceil(BLOCK_POSITIONS))
-            .map(|block| {
-                // Unused positions hold what an earlier sequence left there.
-                let mut k = vec![f32::NAN; kv_heads * head_dim * BLOCK_POSITIONS];
-                let mut v = k.clone();
-                for p in 0..BLOCK_POSITIONS.min(positions - block * BLOCK_POSITIONS) {
-                    for head in 0..kv_heads {
-                        for d in 0..head_dim {
-                            let from = ((block * BLOCK_POSITIONS + p) * kv_heads + head) * head_dim + d;
-                            k[(head * head_dim + d) * BLOCK_POSITIONS + p] = keys[from];
-                            v[(head * BLOCK_POSITIONS + p) * head_dim + d] = values[from];
-                        }
-                    }
-                }
-                let bytes = |x: Vec<f32>| x.into_iter().flat_map(f32::to_le_bytes).collect();
-                (bytes(k), bytes(v))
-            })
-            .collect();
-        Cache { keys, values, blocks }
-    }
-
-    fn span(&self, position: usize, rows: usize) -> AttentionSpan<'_> {
-        let blocks =
-            self.blocks.iter().map(|(keys, values)| KvBlock { dtype: WeightType::F32, keys, values });
-        AttentionSpan { rows, position, blocks: blocks.collect() }
-    }
-}
-
-#[test]
-fn attention_is_softmax_of_scores_times_values() {
-    let mut random = Random(4);
-    for isa in levels() {
-        for (kv_heads, group, head_dim) in [(1, 1, 2), (2, 3, 10), (3, 2, 64), (1, 4, 80)] {
-            let heads = kv_heads * group;
-            let cache = Cache::new(&mut random, 150, kv_heads, head_dim);
-            let (first, rows) = (60, 90);
-            let mut queries = random.floats(rows * heads * head_dim);
-            queries.iter_mut().for_each(|q| *q *= 4.0);
-            let mut out = vec![0.0; queries.len()];
-            let span = [cache.span(first, rows)];
-            kernels(isa, 2).attention(&queries, &span, heads, kv_heads, head_dim, &mut out, &Cancel::never());
-            for row in 0..rows {
-                for head in 0..heads {
-                    let at = |p: usize| (p * kv_heads + head / group) * head_dim;
-                    let q = &queries[(row * heads + head) * head_dim..][..head_dim];
-                    let scores: Vec<f64> = (0..=first + row)
-                        .map(|p| {
-                            let k = &cache.keys[at(p)..][..head_dim];
-                            let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
-                            dot / (head_dim as f64).sqrt()
-                        })
-                        .collect();
-                    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let total: f64 = scores.iter().map(|s| (s - maximum).exp()).sum();
-                    for d in 0..head_dim {
-                        let expected: f64 = scores
-                            .iter()
-                            .enumerate()
-                            .map(|(p, s)| (s - maximum).exp() / total * f64::from(cache.values[at(p) + d]))
-                            .sum();
-                        let got = f64::from(out[(row * heads + head) * head_dim + d]);
-                        // Values are below 1 and the weights sum to 1: the error is that of f32 exps.
-                        assert!((got - expected).abs() < 4e-6, "{got} {expected} {}", isa.name());
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_row_of_attention_depends_on_nothing_but_the_row() {
-    let mut random = Random(5);
-    let (kv_heads, heads, head_dim) = (2, 4, 64);
-    let width = heads * head_dim;
-    for isa in levels() {
-        let cache = Cache::new(&mut random, 200, kv_heads, head_dim);
-        let queries = random.floats(200 * width);
-        let run = |threads: usize, spans: &[(usize, usize)]| {
-            let queries: Vec<f32> = spans
-                .iter()
-                .flat_map(|&(position, rows)| queries[position * width..(position + rows) * width].to_vec())
-                .collect();
-            let mut out = vec![0.0; queries.len()];
-            let spans: Vec<_> = spans.iter().map(|&(position, rows)| cache.span(position, rows)).collect();
-            kernels(isa, threads).attention(
-                &queries,
-                &spans,
-                heads,
-                kv_heads,
-                head_dim,
-                &mut out,
-                &Cancel::never(),
-            );
-            out
-        };
-        let whole = run(1, &[(0, 200)]);
-        let rows = |first: usize, count: usize| &whole[first * width..(first + count) * width];
-        for threads in [1, 2, 3] {
-            assert_eq!(run(threads, &[(0, 200)]), whole);
-            assert_eq!(run(threads, &[(199, 1)]), rows(199, 1));
-            assert_eq!(run(threads, &[(63, 2), (100, 17)]), [rows(63, 2), rows(100, 17)].concat());
-        }
-    }
-}
-
 #[test]
 fn exp_is_within_two_units_in_the_last_place() {
     let mut worst = 0.0_f64;
@@ -414,6 +298,29 @@ fn exp_is_within_two_units_in_the_last_place() {
         assert_eq!(exp(x), expected, "exp({x})");
     }
     assert!(exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn exp_of_negative_numbers_is_within_two_units_in_the_last_place() {
+    fn check<L: Lanes>(first: f32) {
+        let x: [f32; LANES] = std::array::from_fn(|i| first - i as f32 * 1e-3);
+        let mut out = [0.0; LANES];
+        exp_of_negative(L::load(&x)).store(&mut out);
+        for (x, got) in x.into_iter().zip(out) {
+            let expected = f64::from(x).exp();
+            // What is no normal number may be 0.
+            let bound = expected * 2.0 * f64::from(f32::EPSILON) + f64::from(f32::MIN_POSITIVE);
+            assert!((f64::from(got) - expected).abs() <= bound, "exp({x}) is not {got}");
+        }
+    }
+    for step in 0..3200 {
+        check::<super::scalar::ScalarLanes>(step as f32 * -0.032);
+    }
+    let special = [0.0, -0.0, -87.9, f32::NEG_INFINITY, f32::NAN];
+    let mut out = [0.0; LANES];
+    exp_of_negative(load_partial::<super::scalar::ScalarLanes>(&special)).store(&mut out);
+    assert_eq!(out[..4], [1.0, 1.0, 0.0, 0.0]);
+    assert!(out[4].is_nan());
 }
 
 #[test]

@@ -1,17 +1,35 @@
-//! Causal attention of a few rows of queries over blocks of cached keys and values.
+//! Causal attention of some rows of queries over blocks of cached keys and values.
 //!
-//! Keys lie transposed inside a block, `(head_dim, BLOCK_POSITIONS)`: a lane is a position, so
-//! scores need no sums across lanes. The softmax runs block by block with a running maximum (Milakov
-//! and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867). Blocks start at
-//! fixed positions, so that a row's result does not depend on how the prompt was cut.
+//! Keys lie transposed inside a block, `(head_dim, BLOCK_POSITIONS)`: a lane is a position, so scores need
+//! no sums across lanes. Block by block, all queries that share a head of keys and values get their scores,
+//! then their weights, then their sums of values; a vector of keys or values, once loaded, serves a tile of
+//! queries. The softmax keeps a running maximum, from block to block and from unit to unit (`attended.rs`).
+//! Blocks and units begin at fixed positions and queries never mix, so a row's result depends neither on its
+//! neighbours nor on how the prompt or the work was cut.
 
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::attended::{Attended, part_start};
 use super::dequantize::dequantize_row;
-use super::elementwise::exp;
-use crate::kernels::lanes::{LANES, Lanes, load_partial, with_storage};
+use super::elementwise::exp_of_negative;
+use crate::kernels::lanes::{Bf16, F16, F32, LANES, Lanes, Storage};
 use crate::kernels::pool::SharedOut;
-use crate::kernels::{BLOCK_POSITIONS, KvBlock};
+use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
 use std::cell::Cell;
 use std::ops::Range;
+
+/// Blocks in a unit: what one task of a single row reads. Results hang on it, so it is the same for all.
+const UNIT_BLOCKS: usize = 8;
+/// Positions in a unit.
+pub(in crate::kernels) const UNIT_POSITIONS: usize = UNIT_BLOCKS * BLOCK_POSITIONS;
+/// Vectors of positions in a block.
+const BLOCK_LANES: usize = BLOCK_POSITIONS / LANES;
+/// For up to so many queries, a block in 16 bits is widened wherever it is used; for more, once before. Plain
+/// Rust, whose tile is 1, widens too slowly to do it twice.
+const fn few_queries(tile: usize) -> usize {
+    8 * (tile - 1)
+}
 
 /// Some rows of one sequence against one head of keys and values, for all query heads that share it.
 pub(in crate::kernels) struct AttentionTask<'a> {
@@ -27,164 +45,352 @@ pub(in crate::kernels) struct AttentionTask<'a> {
     pub(in crate::kernels) blocks: &'a [KvBlock<'a>],
     pub(in crate::kernels) kv_head: usize,
     pub(in crate::kernels) kv_heads: usize,
-    /// As `queries`.
-    pub(in crate::kernels) out: &'a SharedOut<'a>,
+    pub(in crate::kernels) output: AttentionOutput<'a>,
 }
 
-/// What is kept between tasks: the block in f32, and for each (row, head) its running softmax.
+/// How much a task does, and where it puts that.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) enum AttentionOutput<'a> {
+    /// All units; the outcome goes to the rows' heads in a slice as `queries`.
+    Rows(&'a SharedOut<'a>),
+    /// One unit, which is put at `slot`, to be merged with the others.
+    Unit { unit: usize, units: &'a SharedOut<'a, Attended>, slot: usize },
+}
+
+impl AttentionTask<'_> {
+    /// Query heads that share a head of keys and values.
+    #[inline(always)]
+    fn group(&self) -> usize {
+        self.query_heads / self.kv_heads
+    }
+
+    /// Where the heads of the task in row `row` begin, in `queries` and in `out`.
+    #[inline(always)]
+    fn heads_at(&self, row: usize) -> usize {
+        ((self.rows.start + row) * self.query_heads + self.kv_head * self.group()) * self.head_dim
+    }
+
+    /// The queries, `(rows, group)`, that see `position`: from this one on.
+    #[inline(always)]
+    fn first_that_sees(&self, position: usize) -> usize {
+        position.saturating_sub(self.position).min(self.rows.len()) * self.group()
+    }
+
+    /// Elements from one position's values to the next one's, as [`attend_block`] takes them.
+    #[inline(always)]
+    fn values_len(&self) -> usize {
+        self.head_dim.max(LANES)
+    }
+
+    /// Blocks that the last row sees.
+    #[inline(always)]
+    fn seen_blocks(&self) -> usize {
+        (self.position + self.rows.len()).div_ceil(BLOCK_POSITIONS)
+    }
+
+    #[inline(always)]
+    fn units(&self) -> Range<usize> {
+        match self.output {
+            AttentionOutput::Rows(_) => 0..self.seen_blocks().div_ceil(UNIT_BLOCKS),
+            AttentionOutput::Unit { unit, .. } => unit..unit + 1,
+        }
+    }
+}
+
+/// What is kept between tasks, to save allocations. A query is a (row, head) of the task.
 #[derive(Default)]
 struct Scratch {
     /// `(head_dim, BLOCK_POSITIONS)`
     keys: Vec<[f32; LANES]>,
-    /// `(BLOCK_POSITIONS, head_dim)`
+    /// `(BLOCK_POSITIONS, head_dim)`, padded if head_dim is less than lanes.
     values: Vec<[f32; LANES]>,
-    /// `(rows, heads)`
-    maximum: Vec<f32>,
-    sum: Vec<f32>,
-    /// `(rows, heads, head_dim)`
-    weighted: Vec<f32>,
+    queries: Queries,
+    total: Attended,
+}
+
+/// The queries of a task and what becomes of them.
+#[derive(Default)]
+struct Queries {
+    /// `(queries, head_dim)`, divided by the square root of head_dim.
+    scaled: Vec<f32>,
+    /// `(queries, BLOCK_POSITIONS)`: scores of a block, then weights.
+    weights: Vec<[[f32; LANES]; BLOCK_LANES]>,
+    /// How many positions of the block a query sees.
+    visible: Vec<usize>,
+    /// What remains of the earlier blocks' sums, now that the maximum is another.
+    kept: Vec<[f32; LANES]>,
+    /// Of the block's weights.
+    sums: Vec<f32>,
+    unit: Attended,
 }
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task.
+/// Runs one task, `TILE` queries at a time.
 #[inline(always)]
-pub(in crate::kernels) fn attention<L: Lanes>(task: &AttentionTask) {
+pub(in crate::kernels) fn attention<L: Lanes, const TILE: usize>(task: &AttentionTask) {
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
-    attention_with::<L>(task, &mut scratch);
+    attention_with::<L, TILE>(task, &mut scratch);
     SCRATCH.set(scratch);
 }
 
 #[inline(always)]
-fn attention_with<L: Lanes>(task: &AttentionTask, scratch: &mut Scratch) {
+fn attention_with<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut Scratch) {
     let head_dim = task.head_dim;
-    let group = task.query_heads / task.kv_heads;
-    let cells = task.rows.len() * group;
-    // 64 positions: always whole lanes.
-    let block_lanes = head_dim * BLOCK_POSITIONS / LANES;
-    scratch.keys.resize(block_lanes, [0.0; LANES]);
-    scratch.values.resize(block_lanes, [0.0; LANES]);
-    for (buffer, len, value) in [
-        (&mut scratch.maximum, cells, f32::NEG_INFINITY),
-        (&mut scratch.sum, cells, 0.0),
-        (&mut scratch.weighted, cells * head_dim, 0.0),
-    ] {
-        buffer.clear();
-        buffer.resize(len, value);
-    }
+    let heads_len = task.group() * head_dim;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let query = |row: usize, head: usize| {
-        let head = task.kv_head * group + head;
-        (task.rows.start + row) * task.query_heads * head_dim + head * head_dim
-    };
-
-    let last = task.position + task.rows.len() - 1;
-    for (index, block) in task.blocks[..=last / BLOCK_POSITIONS].iter().enumerate() {
-        let first = index * BLOCK_POSITIONS;
-        let (keys, values) = (&mut scratch.keys[..], &mut scratch.values[..]);
-        with_storage!(block.dtype, dequantize_row::<L>(block.keys(task.kv_head, task.kv_heads), keys));
-        with_storage!(block.dtype, dequantize_row::<L>(block.values(task.kv_head, task.kv_heads), values));
-        for row in first.saturating_sub(task.position)..task.rows.len() {
-            let visible = (task.position + row + 1 - first).min(BLOCK_POSITIONS);
-            for head in 0..group {
-                let cell = row * group + head;
-                let q = &task.queries[query(row, head)..][..head_dim];
-                let mut weights = scores::<L>(q, &scratch.keys, scale);
-                weights[visible..].fill(f32::NEG_INFINITY);
-                let before = scratch.maximum[cell];
-                let maximum = largest(&weights, before);
-                for weight in &mut weights {
-                    *weight = exp(*weight - maximum);
-                }
-                let kept = exp(before - maximum);
-                scratch.maximum[cell] = maximum;
-                scratch.sum[cell] = scratch.sum[cell] * kept + sum::<L>(&weights);
-                let weighted = &mut scratch.weighted[cell * head_dim..][..head_dim];
-                add_values::<L>(weighted, kept, &weights[..visible], scratch.values.as_flattened());
-            }
-        }
-    }
-
+    let scaled = &mut scratch.queries.scaled;
+    scaled.clear();
     for row in 0..task.rows.len() {
-        for head in 0..group {
-            let cell = row * group + head;
-            let inverse = 1.0 / scratch.sum[cell];
-            // SAFETY: this task alone writes these rows' heads; `mod.rs` checked that `out` is as
-            // long as `queries`, into which the same range was just read.
-            let out = unsafe { task.out.slice_mut(query(row, head), head_dim) };
-            for (out, &value) in out.iter_mut().zip(&scratch.weighted[cell * head_dim..]) {
-                *out = value * inverse;
+        scaled.extend(task.queries[task.heads_at(row)..][..heads_len].iter().map(|q| q * scale));
+    }
+    let count = task.rows.len() * task.group();
+    scratch.total.clear(count, head_dim.div_ceil(LANES));
+    for unit in task.units() {
+        attend_unit::<L, TILE>(task, scratch, unit);
+        let seen_by = task.first_that_sees(unit * UNIT_POSITIONS)..count;
+        match task.output {
+            AttentionOutput::Rows(_) => scratch.total.merge(&scratch.queries.unit, seen_by),
+            AttentionOutput::Unit { units, slot, .. } => {
+                // SAFETY: this task alone has this slot.
+                let slot = unsafe { &mut units.slice_mut(slot, 1)[0] };
+                *slot = std::mem::take(&mut scratch.queries.unit);
             }
         }
     }
-}
-
-/// `q · keys * scale` for every position of a block.
-#[inline(always)]
-fn scores<L: Lanes>(q: &[f32], keys: &[[f32; LANES]], scale: f32) -> [f32; BLOCK_POSITIONS] {
-    let (mut low, mut high) = (L::splat(0.0), L::splat(0.0));
-    let (keys, _) = keys.as_chunks::<{ BLOCK_POSITIONS / LANES }>();
-    for (&q, [first, second]) in q.iter().zip(keys) {
-        let q = L::splat(q);
-        low = L::load(first).mul_add(q, low);
-        high = L::load(second).mul_add(q, high);
-    }
-    let mut scores = [0.0; BLOCK_POSITIONS];
-    let (first, second) = scores.split_at_mut(LANES);
-    low.mul(L::splat(scale)).store(first.try_into().expect("LANES long"));
-    high.mul(L::splat(scale)).store(second.try_into().expect("LANES long"));
-    scores
-}
-
-/// The largest weight, or `least`. NaN is left out, as it would be by f32::max, which is not vectorised.
-#[inline(always)]
-fn largest(weights: &[f32; BLOCK_POSITIONS], least: f32) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut largest = [least; 16];
-    let (parts, _) = weights.as_chunks::<16>();
-    for part in parts {
-        for i in 0..16 {
-            largest[i] = larger(largest[i], part[i]);
+    let AttentionOutput::Rows(out) = task.output else { return };
+    for row in 0..task.rows.len() {
+        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, into which the
+        // same range was just read.
+        let heads = unsafe { out.slice_mut(task.heads_at(row), heads_len) };
+        for (head, out) in heads.chunks_exact_mut(head_dim).enumerate() {
+            scratch.total.write(row * task.group() + head, out);
         }
     }
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            largest[i] = larger(largest[i], largest[i + half]);
-        }
-        half /= 2;
-    }
-    largest[0]
 }
 
+/// Leaves in `scratch.queries.unit` what the queries attend to in one unit.
 #[inline(always)]
-fn sum<L: Lanes>(weights: &[f32; BLOCK_POSITIONS]) -> f32 {
-    let (low, high) = weights.split_at(LANES);
-    let low = L::load(low.try_into().expect("LANES long"));
-    low.add(L::load(high.try_into().expect("LANES long"))).sum()
-}
-
-/// `weighted = weighted * kept + weights · values`
-#[inline(always)]
-fn add_values<L: Lanes>(weighted: &mut [f32], kept: f32, weights: &[f32], values: &[f32]) {
-    let head_dim = weighted.len();
-    for (index, chunk) in weighted.chunks_mut(LANES).enumerate() {
-        let rows = || values.chunks_exact(head_dim).map(|row| &row[index * LANES..][..chunk.len()]);
-        let mut sums = load_partial::<L>(chunk).mul(L::splat(kept));
-        if chunk.len() == LANES {
-            for (&weight, row) in weights.iter().zip(rows()) {
-                sums = L::load(row.try_into().expect("LANES long")).mul_add(L::splat(weight), sums);
+fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
+    let count = task.rows.len() * task.group();
+    let Scratch { keys, values, queries, .. } = scratch;
+    queries.weights.resize(count, [[0.0; LANES]; BLOCK_LANES]);
+    queries.visible.resize(count, 0);
+    queries.kept.resize(count.div_ceil(LANES), [0.0; LANES]);
+    queries.sums.resize(count, 0.0);
+    queries.unit.clear(count, task.head_dim.div_ceil(LANES));
+    for index in unit * UNIT_BLOCKS..((unit + 1) * UNIT_BLOCKS).min(task.seen_blocks()) {
+        let block = &task.blocks[index];
+        let (mut dtype, first) = (block.dtype, index * BLOCK_POSITIONS);
+        let mut block_keys = block.keys(task.kv_head, task.kv_heads);
+        let mut block_values = block.values(task.kv_head, task.kv_heads);
+        if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(TILE) {
+            match dtype {
+                WeightType::F32 => widen::<L, F32>(task, block_keys, block_values, keys, values),
+                WeightType::F16 => widen::<L, F16>(task, block_keys, block_values, keys, values),
+                _ => widen::<L, Bf16>(task, block_keys, block_values, keys, values),
             }
-        } else {
-            for (&weight, row) in weights.iter().zip(rows()) {
-                sums = load_partial::<L>(row).mul_add(L::splat(weight), sums);
-            }
+            (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
+            dtype = WeightType::F32;
         }
-        let mut out = [0.0; LANES];
-        sums.store(&mut out);
-        chunk.copy_from_slice(&out[..chunk.len()]);
+        match dtype {
+            WeightType::F32 => attend_block::<L, F32, TILE>(task, queries, first, block_keys, block_values),
+            WeightType::F16 => attend_block::<L, F16, TILE>(task, queries, first, block_keys, block_values),
+            _ => attend_block::<L, Bf16, TILE>(task, queries, first, block_keys, block_values),
+        }
+    }
+}
+
+/// Writes a block's keys and values as f32; rows of values that are shorter than lanes are padded.
+#[inline(always)]
+fn widen<L: Lanes, S: Storage>(
+    task: &AttentionTask,
+    stored_keys: &[u8],
+    stored_values: &[u8],
+    keys: &mut Vec<[f32; LANES]>,
+    values: &mut Vec<[f32; LANES]>,
+) {
+    keys.resize(task.head_dim * BLOCK_LANES, [0.0; LANES]);
+    values.resize(task.values_len() * BLOCK_LANES, [0.0; LANES]);
+    dequantize_row::<L, S>(stored_keys, keys);
+    if task.head_dim >= LANES {
+        dequantize_row::<L, S>(stored_values, values);
+    } else {
+        let rows = stored_values.chunks_exact(stored_values.len() / BLOCK_POSITIONS);
+        for (row, out) in rows.zip(values.chunks_exact_mut(1)) {
+            dequantize_row::<L, S>(row, out);
+        }
+    }
+}
+
+/// Calls `$function::<..., N>($args)` for N queries from `$query` on at a time, at most `$tile`, which is at most 4.
+macro_rules! in_tiles {
+    ($queries:expr, $tile:ident, $query:ident => $function:ident::<$($type:ty),*>($($arg:expr),*)) => {{
+        let Range { start: mut $query, end } = $queries;
+        while $query < end {
+            let left = end - $query;
+            // Not one by itself, if it can be helped: its sums would wait for each other.
+            let count = if left == $tile + 1 && $tile > 2 { $tile - 1 } else { left.min($tile) };
+            match count {
+                1 => $function::<$($type,)* 1>($($arg),*),
+                2 => $function::<$($type,)* 2>($($arg),*),
+                3 => $function::<$($type,)* 3>($($arg),*),
+                _ => $function::<$($type,)* 4>($($arg),*),
+            }
+            $query += count;
+        }
+    }};
+}
+
+/// One block: keys `(head_dim, BLOCK_POSITIONS)`, values `(BLOCK_POSITIONS, values_len)`.
+#[inline(always)]
+fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
+    task: &AttentionTask,
+    queries: &mut Queries,
+    first: usize,
+    keys: &[u8],
+    values: &[u8],
+) {
+    let count = queries.sums.len();
+    for part in 0..BLOCK_LANES {
+        let seen_by = task.first_that_sees(first + part * LANES)..count;
+        in_tiles!(seen_by, TILE, query => scores::<L, S>(queries, query, task.head_dim, part, keys));
+    }
+    let seen_by = task.first_that_sees(first)..count;
+    for query in seen_by.clone() {
+        let position = task.position + query / task.group();
+        queries.visible[query] = (position + 1 - first).min(BLOCK_POSITIONS);
+        weigh::<L>(queries, query);
+    }
+    // Some of the first lanes may be of queries that see nothing here: nobody reads those.
+    for kept in &mut queries.kept[seen_by.start / LANES..] {
+        exp_of_negative(L::load(kept)).store(kept);
+    }
+    for query in seen_by.clone() {
+        let kept = queries.kept.as_flattened()[query];
+        queries.unit.sum[query] = queries.unit.sum[query] * kept + queries.sums[query];
+    }
+    let (row_len, width) = (task.values_len(), task.head_dim.div_ceil(LANES));
+    for index in 0..width {
+        let part = ValuesPart { index, width, row_len };
+        in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S>(queries, query, part, values));
+    }
+}
+
+/// 32 elements of every position's values.
+#[derive(Clone, Copy)]
+struct ValuesPart {
+    index: usize,
+    /// How many such parts there are.
+    width: usize,
+    /// Elements from one position's values to the next one's.
+    row_len: usize,
+}
+
+impl ValuesPart {
+    /// Where row `row` of a block has this part.
+    #[inline(always)]
+    fn of_row<'a, S: Storage>(&self, row: &'a [u8]) -> &'a [u8] {
+        let start = part_start(self.index, self.row_len);
+        &row[start * S::BLOCK_BYTES / LANES..][..S::BLOCK_BYTES]
+    }
+}
+
+/// `q · keys` for `N` queries and 32 positions of a block.
+#[inline(always)]
+fn scores<L: Lanes, S: Storage, const N: usize>(
+    queries: &mut Queries,
+    query: usize,
+    head_dim: usize,
+    part: usize,
+    keys: &[u8],
+) {
+    let mut q: [&[f32]; N] = [&[]; N];
+    for i in 0..N {
+        q[i] = &queries.scaled[(query + i) * head_dim..][..head_dim];
+    }
+    let mut sums = [L::splat(0.0); N];
+    for (d, keys) in keys.chunks_exact(BLOCK_LANES * S::BLOCK_BYTES).take(head_dim).enumerate() {
+        let keys = S::lanes::<L>(&keys[part * S::BLOCK_BYTES..][..S::BLOCK_BYTES], 0);
+        for i in 0..N {
+            sums[i] = keys.mul_add(L::splat(q[i][d]), sums[i]);
+        }
+    }
+    for i in 0..N {
+        sums[i].store(&mut queries.weights[query + i][part]);
+    }
+}
+
+/// Makes weights of a query's scores; leaves in `kept` the logarithm of what it is to be.
+#[inline(always)]
+fn weigh<L: Lanes>(queries: &mut Queries, query: usize) {
+    let visible = queries.visible[query];
+    if visible < BLOCK_POSITIONS {
+        queries.weights[query].as_flattened_mut()[visible..].fill(f32::NEG_INFINITY);
+    }
+    let [first, second] = &mut queries.weights[query];
+    let (low, high) = (L::load(first), L::load(second));
+    let before = queries.unit.maximum[query];
+    // NaN is left out: the weights will be NaN in any case.
+    let maximum = L::splat(before).max(low).max(high).largest();
+    let minus = L::splat(-maximum);
+    let (low, high) = (exp_of_negative(low.add(minus)), exp_of_negative(high.add(minus)));
+    low.store(first);
+    high.store(second);
+    queries.unit.maximum[query] = maximum;
+    queries.sums[query] = low.add(high).sum();
+    queries.kept.as_flattened_mut()[query] = before - maximum;
+}
+
+/// `weighted = weighted * kept + weights · values` for `N` queries and a part of the values.
+#[inline(always)]
+fn add_values<L: Lanes, S: Storage, const N: usize>(
+    queries: &mut Queries,
+    query: usize,
+    part: ValuesPart,
+    values: &[u8],
+) {
+    let mut kept = [0.0; N];
+    kept.copy_from_slice(&queries.kept.as_flattened()[query..][..N]);
+    // The first sees least. What a query does not see it must not even multiply by zero: it may be NaN.
+    let common = queries.visible[query];
+    add_seen::<L, S, N>(queries, query, part, values, 0..common, kept);
+    for query in query + 1..query + N {
+        let more = common..queries.visible[query];
+        if !more.is_empty() {
+            add_seen::<L, S, 1>(queries, query, part, values, more, [1.0]);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_seen<L: Lanes, S: Storage, const N: usize>(
+    queries: &mut Queries,
+    query: usize,
+    part: ValuesPart,
+    values: &[u8],
+    positions: Range<usize>,
+    kept: [f32; N],
+) {
+    let mut weights: [&[f32]; N] = [&[]; N];
+    let mut sums = [L::splat(0.0); N];
+    for i in 0..N {
+        weights[i] = &queries.weights[query + i].as_flattened()[positions.clone()];
+        sums[i] =
+            L::load(&queries.unit.weighted[(query + i) * part.width + part.index]).mul(L::splat(kept[i]));
+    }
+    let row_bytes = part.row_len * S::BLOCK_BYTES / LANES;
+    let seen = &values[positions.start * row_bytes..positions.end * row_bytes];
+    for (p, row) in seen.chunks_exact(row_bytes).take(positions.len()).enumerate() {
+        let values = S::lanes::<L>(part.of_row::<S>(row), 0);
+        for i in 0..N {
+            sums[i] = values.mul_add(L::splat(weights[i][p]), sums[i]);
+        }
+    }
+    for i in 0..N {
+        sums[i].store(&mut queries.unit.weighted[(query + i) * part.width + part.index]);
     }
 }

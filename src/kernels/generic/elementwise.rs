@@ -62,18 +62,13 @@ pub(in crate::kernels) fn gate_mul(activation: Activation, gate: &mut [f32], up:
 /// 2^-26); n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
 #[inline(always)]
 pub(in crate::kernels) fn exp(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts; the first has zeros behind, so that n * LN2_HIGH is exact.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
     // Kept inside [-150 ln 2, 129 ln 2], where the two factors below still are normal numbers.
     let clamped = x.clamp(-104.0, 89.0);
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let mut power = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    let mut power = COEFFICIENTS[0];
+    for &coefficient in &COEFFICIENTS[1..] {
         power = power * r + coefficient;
     }
     // 2^n as two factors: n itself reaches below the smallest normal exponent.
@@ -85,3 +80,26 @@ pub(in crate::kernels) fn exp(x: f32) -> f32 {
     let result = power * two_to(half) * two_to(n.wrapping_sub(half));
     if x.is_nan() { x } else { result }
 }
+
+/// e^x for x <= 0, as [`exp`]; below the smallest normal number it is 0.
+#[inline(always)]
+pub(in crate::kernels) fn exp_of_negative<L: Lanes>(x: L) -> L {
+    // Here n is -127, of which `two_to` makes 0. NaN stays NaN.
+    let clamped = x.max(L::splat(-88.0));
+    let shifted = clamped.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUND));
+    let n = shifted.add(L::splat(-ROUND));
+    let r = n.mul_add(L::splat(-LN2_LOW), n.mul_add(L::splat(-LN2_HIGH), clamped));
+    let mut power = L::splat(COEFFICIENTS[0]);
+    for &coefficient in &COEFFICIENTS[1..] {
+        power = power.mul_add(r, L::splat(coefficient));
+    }
+    power.mul(shifted.two_to())
+}
+
+// Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+// ln 2 in two parts; the first has zeros behind, so that n * LN2_HIGH is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Of e^r, the highest power's first.
+const COEFFICIENTS: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];

@@ -3,6 +3,7 @@
 //! Everything here is `#[inline(always)]`: it must become part of the level's own function to be
 //! compiled with the level's instructions.
 
+pub(super) mod attended;
 pub(super) mod attention;
 pub(super) mod decode;
 pub(super) mod dequantize;

@@ -47,6 +47,30 @@ impl Lanes for ScalarLanes {
     }
 
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        ScalarLanes(std::array::from_fn(|i| if other.0[i] > self.0[i] { other.0[i] } else { self.0[i] }))
+    }
+
+    #[inline(always)]
+    fn two_to(self) -> Self {
+        // The lowest bits are n's: they become the exponent, the others fall away.
+        ScalarLanes(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))))
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut largest = self.0;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                largest[i] = if largest[i + half] > largest[i] { largest[i + half] } else { largest[i] };
+            }
+            half /= 2;
+        }
+        largest[0]
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         let mut sums = self.0;
         let mut half = LANES / 2;

@@ -4,9 +4,10 @@ mod lanes;
 mod rows16;
 
 use super::dispatch::KernelTable;
-use lanes::ScalarLanes;
+pub(super) use lanes::ScalarLanes;
 use rows16::ScalarRows;
 
 /// Every kernel of this level.
-pub(super) const TABLE: KernelTable =
-    super::dispatch::kernel_table!(ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, #[inline]);
+pub(super) const TABLE: KernelTable = super::dispatch::kernel_table!(
+    ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, attention: 1, #[inline]
+);

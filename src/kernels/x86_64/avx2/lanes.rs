@@ -110,6 +110,35 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // The instruction gives its second operand where either is NaN.
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(other, |a, b| unsafe { _mm256_max_ps(b, a) })
+    }
+
+    #[inline(always)]
+    fn two_to(self) -> Self {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(Self::splat(1.0), |x, one| unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(one)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let low = _mm256_max_ps(self.0[0], self.0[2]);
+            let high = _mm256_max_ps(self.0[1], self.0[3]);
+            let eight = _mm256_max_ps(low, high);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: AVX2 is enabled; see the top of this file.
         unsafe {

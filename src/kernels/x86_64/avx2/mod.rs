@@ -9,6 +9,6 @@ pub(super) use rows16::{Avx2Rows, turn_8};
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx2Lanes, Avx2Rows<false>, packed: 6 x 1, gemm: 6 x 1,
+    Avx2Lanes, Avx2Rows<false>, packed: 6 x 1, gemm: 6 x 1, attention: 2,
     #[target_feature(enable = "avx2,fma,f16c")]
 );

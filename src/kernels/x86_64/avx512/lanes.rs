@@ -87,6 +87,29 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // The instruction gives its second operand where either is NaN.
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { Avx512Lanes(_mm512_max_ps(other.0, self.0), _mm512_max_ps(other.1, self.1)) }
+    }
+
+    #[inline(always)]
+    fn two_to(self) -> Self {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe {
+            let one = _mm512_castps_si512(_mm512_set1_ps(1.0));
+            let power = |x| _mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(x)), one);
+            Avx512Lanes(_mm512_castsi512_ps(power(self.0)), _mm512_castsi512_ps(power(self.1)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_reduce_max_ps(_mm512_max_ps(self.0, self.1)) }
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe {

@@ -9,7 +9,7 @@ use rows16::Avx512Rows;
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2,
+    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2, attention: 4,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
     bf16: #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 );

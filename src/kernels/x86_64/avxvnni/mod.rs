@@ -5,6 +5,6 @@ use crate::kernels::dispatch::KernelTable;
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx2Lanes, Avx2Rows<true>, packed: 6 x 1, gemm: 6 x 1,
+    Avx2Lanes, Avx2Rows<true>, packed: 6 x 1, gemm: 6 x 1, attention: 2,
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 );

@@ -1,0 +1,186 @@
+//! The facade of the attention kernel: keys and values in blocks, sequences side by side.
+
+use super::generic::attended::Attended;
+use super::generic::attention::{AttentionOutput, AttentionTask, UNIT_POSITIONS};
+use super::lanes::LANES;
+use super::pool::{Cancel, SharedOut};
+use super::{Kernels, WeightType};
+use std::ops::Range;
+
+/// Positions in one block of keys and values.
+pub const BLOCK_POSITIONS: usize = 64;
+
+/// Queries, (row, head), that one task takes: enough to pay for widening a block of keys and values, few
+/// enough that their scores and sums stay near.
+const TASK_QUERIES: usize = 96;
+/// Up to so many rows of a sequence may have its units as tasks of their own; what those leave behind, to be
+/// merged, takes memory.
+const FEW_ROWS: usize = 4;
+/// They have, where threads would draw fewer tasks than this: three heads cannot be shared by two threads.
+const DRAWS: usize = 4;
+
+/// The keys and values of 64 positions in one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct KvBlock<'a> {
+    /// F32, F16 or BF16.
+    pub dtype: WeightType,
+    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
+    pub keys: &'a [u8],
+    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
+    pub values: &'a [u8],
+}
+
+impl<'a> KvBlock<'a> {
+    #[inline(always)]
+    pub(super) fn keys(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.keys.len() / kv_heads;
+        &self.keys[kv_head * len..][..len]
+    }
+
+    #[inline(always)]
+    pub(super) fn values(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.values.len() / kv_heads;
+        &self.values[kv_head * len..][..len]
+    }
+}
+
+/// One sequence's part of [`Kernels::attention`].
+pub struct AttentionSpan<'a> {
+    /// How many rows of the queries are this sequence's; the spans' rows follow each other.
+    pub rows: usize,
+    /// The position of the first row.
+    pub position: usize,
+    /// Blocks that reach over all positions up to the last row's, itself included.
+    pub blocks: Vec<KvBlock<'a>>,
+}
+
+impl AttentionSpan<'_> {
+    /// Units that the last row sees.
+    fn units(&self) -> usize {
+        (self.position + self.rows).div_ceil(UNIT_POSITIONS)
+    }
+}
+
+/// Rows of one head of keys and values whose units were tasks of their own.
+struct Split {
+    rows: Range<usize>,
+    position: usize,
+    kv_head: usize,
+    /// Their units.
+    slots: Range<usize>,
+}
+
+impl Kernels {
+    /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
+    ///
+    /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
+    ///
+    /// A row's output depends on its query, its keys and its values alone, bit for bit. If `cancel` fires,
+    /// `out` is left unfinished.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes or with [`AttentionSpan`].
+    #[allow(clippy::too_many_arguments)] // two buffers and the four sizes that give them shape
+    pub fn attention(
+        &self,
+        queries: &[f32],
+        spans: &[AttentionSpan],
+        query_heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        out: &mut [f32],
+        cancel: &Cancel,
+    ) {
+        assert!(kv_heads > 0 && query_heads.is_multiple_of(kv_heads), "query heads come in whole groups");
+        let rows: usize = spans.iter().map(|span| span.rows).sum();
+        assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
+        assert_eq!(queries.len(), out.len(), "out is as the queries");
+        check_blocks(spans, kv_heads * head_dim);
+        if queries.is_empty() {
+            return;
+        }
+        let group = query_heads / kv_heads;
+        let task_rows = (TASK_QUERIES / group).max(1);
+        let unsplit: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
+        let threads = self.pool().threads();
+        let may_split = threads > 1 && unsplit < DRAWS * threads;
+        let is_split =
+            |span: &AttentionSpan| may_split && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1;
+
+        let slots = spans.iter().filter(|span| is_split(span)).map(|span| span.units() * kv_heads).sum();
+        let mut units: Vec<Attended> = Vec::new();
+        units.resize_with(slots, Attended::default);
+        let shared_units = SharedOut::new(&mut units);
+        let shared_out = SharedOut::new(&mut *out);
+        let (mut tasks, mut splits) = (Vec::new(), Vec::new());
+        let (mut first, mut slot) = (0, 0);
+        for span in spans {
+            let step = if is_split(span) { span.rows } else { task_rows };
+            for start in (0..span.rows).step_by(step) {
+                let end = (start + step).min(span.rows);
+                for kv_head in 0..kv_heads {
+                    let (rows, position) = (first + start..first + end, span.position + start);
+                    let task = |output| AttentionTask {
+                        queries,
+                        query_heads,
+                        head_dim,
+                        rows: rows.clone(),
+                        position,
+                        blocks: &span.blocks,
+                        kv_head,
+                        kv_heads,
+                        output,
+                    };
+                    if is_split(span) {
+                        let of_unit =
+                            |unit| AttentionOutput::Unit { unit, units: &shared_units, slot: slot + unit };
+                        tasks.extend((0..span.units()).map(|unit| task(of_unit(unit))));
+                        splits.push(Split { rows, position, kv_head, slots: slot..slot + span.units() });
+                        slot += span.units();
+                    } else {
+                        tasks.push(task(AttentionOutput::Rows(&shared_out)));
+                    }
+                }
+            }
+            first += span.rows;
+        }
+        // Late rows see the most keys: begin with them, so that the threads end together.
+        self.pool.run(tasks.len(), cancel, &|task| {
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
+            // (rows, heads) or slots do not overlap.
+            unsafe { (self.table.attention)(&tasks[tasks.len() - 1 - task]) }
+        });
+        if cancel.is_cancelled() {
+            return;
+        }
+        let mut total = Attended::default();
+        for split in splits {
+            total.clear(split.rows.len() * group, head_dim.div_ceil(LANES));
+            for (unit, attended) in units[split.slots].iter().enumerate() {
+                let first_row = (unit * UNIT_POSITIONS).saturating_sub(split.position);
+                total.merge(attended, first_row * group..split.rows.len() * group);
+            }
+            for (index, row) in split.rows.enumerate() {
+                let heads = &mut out[(row * query_heads + split.kv_head * group) * head_dim..];
+                for (head, out) in heads.chunks_exact_mut(head_dim).take(group).enumerate() {
+                    total.write(index * group + head, out);
+                }
+            }
+        }
+    }
+}
+
+/// Asserts that blocks are there for all positions, of a float type, and with `width` elements for each position.
+fn check_blocks(spans: &[AttentionSpan], width: usize) {
+    for span in spans {
+        let positions = span.position + span.rows;
+        assert!(span.blocks.len() * BLOCK_POSITIONS >= positions, "blocks reach over all positions");
+        for block in &span.blocks {
+            let floats = matches!(block.dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
+            assert!(floats, "keys and values are of a float type");
+            let len = block.dtype.bytes_for(width * BLOCK_POSITIONS);
+            assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, BLOCK_POSITIONS)");
+            assert_eq!(Some(block.values.len()), len, "(kv_heads, BLOCK_POSITIONS, head_dim)");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Attention at every level of this CPU: against plain f64 arithmetic, and against itself.
+
+use super::tests::{Random, kernels, levels};
+use super::*;
+use half::{bf16, f16};
+
+/// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and their blocks' bytes.
+struct Cache {
+    dtype: WeightType,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    blocks: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Cache {
+    fn new(
+        random: &mut Random,
+        dtype: WeightType,
+        positions: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        // Numbers that every type holds exactly.
+        let mut numbers = || -> Vec<f32> {
+            let numbers = random.floats(positions * kv_heads * head_dim);
+            numbers.into_iter().map(|x| (x * 128.0).round() / 128.0).collect()
+        };
+        let (keys, values) = (numbers(), numbers());
+        let blocks = (0..positions.div_ceil(BLOCK_POSITIONS))
+            .map(|block| {
+                // Unused positions hold what an earlier sequence left there.
+                let mut k = vec![f32::NAN; kv_heads * head_dim * BLOCK_POSITIONS];
+                let mut v = k.clone();
+                for p in 0..BLOCK_POSITIONS.min(positions - block * BLOCK_POSITIONS) {
+                    for head in 0..kv_heads {
+                        for d in 0..head_dim {
+                            let from = ((block * BLOCK_POSITIONS + p) * kv_heads + head) * head_dim + d;
+                            k[(head * head_dim + d) * BLOCK_POSITIONS + p] = keys[from];
+                            v[(head * BLOCK_POSITIONS + p) * head_dim + d] = values[from];
+                        }
+                    }
+                }
+                let bytes = |x: Vec<f32>| -> Vec<u8> {
+                    let stored = |x: f32| match dtype {
+                        WeightType::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+                        WeightType::BF16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+                        _ => x.to_le_bytes().to_vec(),
+                    };
+                    x.into_iter().flat_map(stored).collect()
+                };
+                (bytes(k), bytes(v))
+            })
+            .collect();
+        Cache { dtype, keys, values, blocks }
+    }
+
+    /// Makes NaN of all keys and values from `position` on: all bits set, in every type.
+    fn forget_from(&mut self, position: usize, head_dim: usize) {
+        let size = self.dtype.block_bytes();
+        for (block, (keys, values)) in self.blocks.iter_mut().enumerate() {
+            let from = position.saturating_sub(block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
+            for row in keys.chunks_exact_mut(BLOCK_POSITIONS * size) {
+                row[from * size..].fill(0xff);
+            }
+            for head in values.chunks_exact_mut(BLOCK_POSITIONS * head_dim * size) {
+                head[from * head_dim * size..].fill(0xff);
+            }
+        }
+    }
+
+    fn span(&self, position: usize, rows: usize) -> AttentionSpan<'_> {
+        let blocks = self.blocks.iter().map(|(keys, values)| KvBlock { dtype: self.dtype, keys, values });
+        AttentionSpan { rows, position, blocks: blocks.collect() }
+    }
+}
+
+#[test]
+fn attention_is_softmax_of_scores_times_values() {
+    let mut random = Random(4);
+    for isa in levels() {
+        for (kv_heads, group, head_dim, dtype, first, rows) in [
+            (1, 1, 2, WeightType::F32, 60, 90),
+            (2, 3, 10, WeightType::F16, 60, 90),
+            (3, 2, 64, WeightType::BF16, 60, 90),
+            (1, 4, 80, WeightType::F32, 60, 90),
+            (1, 1, 34, WeightType::F16, 0, 70),
+            // More than one unit, read whole and, by a single row, in parts.
+            (1, 5, 32, WeightType::F16, 500, 40),
+            (2, 3, 80, WeightType::BF16, 1100, 1),
+            (2, 1, 12, WeightType::F16, 1023, 2),
+            (1, 12, 32, WeightType::F32, 0, 1),
+        ] {
+            let heads = kv_heads * group;
+            let cache = Cache::new(&mut random, dtype, first + rows, kv_heads, head_dim);
+            let mut queries = random.floats(rows * heads * head_dim);
+            queries.iter_mut().for_each(|q| *q *= 4.0);
+            let mut out = vec![0.0; queries.len()];
+            let span = [cache.span(first, rows)];
+            kernels(isa, 2).attention(&queries, &span, heads, kv_heads, head_dim, &mut out, &Cancel::never());
+            for row in 0..rows {
+                for head in 0..heads {
+                    let at = |p: usize| (p * kv_heads + head / group) * head_dim;
+                    let q = &queries[(row * heads + head) * head_dim..][..head_dim];
+                    let scores: Vec<f64> = (0..=first + row)
+                        .map(|p| {
+                            let k = &cache.keys[at(p)..][..head_dim];
+                            let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
+                            dot / (head_dim as f64).sqrt()
+                        })
+                        .collect();
+                    let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores.iter().map(|s| (s - maximum).exp()).sum();
+                    for d in 0..head_dim {
+                        let expected: f64 = scores
+                            .iter()
+                            .enumerate()
+                            .map(|(p, s)| (s - maximum).exp() / total * f64::from(cache.values[at(p) + d]))
+                            .sum();
+                        let got = f64::from(out[(row * heads + head) * head_dim + d]);
+                        // Values are below 1 and the weights sum to 1: the error is that of f32 exps.
+                        assert!((got - expected).abs() < 4e-6, "{got} {expected} {dtype} {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_attention_depends_on_nothing_but_the_row() {
+    let mut random = Random(5);
+    for isa in levels() {
+        for (dtype, group, head_dim) in
+            [(WeightType::F32, 2, 64), (WeightType::F16, 3, 48), (WeightType::BF16, 1, 6)]
+        {
+            let (positions, kv_heads) = (1100, 2);
+            let heads = kv_heads * group;
+            let width = heads * head_dim;
+            let mut cache = Cache::new(&mut random, dtype, positions, kv_heads, head_dim);
+            let mut queries = random.floats(positions * width);
+            let run = |cache: &Cache, queries: &[f32], threads: usize, spans: &[(usize, usize)]| {
+                let rows = |&(position, rows): &(usize, usize)| {
+                    &queries[position * width..(position + rows) * width]
+                };
+                let queries = spans.iter().map(rows).collect::<Vec<_>>().concat();
+                let mut out = vec![0.0; queries.len()];
+                let spans: Vec<_> =
+                    spans.iter().map(|&(position, rows)| cache.span(position, rows)).collect();
+                let kernels = kernels(isa, threads);
+                kernels.attention(&queries, &spans, heads, kv_heads, head_dim, &mut out, &Cancel::never());
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let whole = run(&cache, &queries, 1, &[(0, positions)]);
+            let rows = |first: usize, count: usize| &whole[first * width..(first + count) * width];
+            for threads in [1, 2, 3] {
+                for cut in [
+                    &[(0, positions)][..],
+                    &[(0, 1), (63, 2), (100, 17)],
+                    &[(511, 1)],
+                    &[(510, 4)],
+                    &[(512, 1), (1023, 3)],
+                    &[(1099, 1), (600, 0), (300, 200)],
+                ] {
+                    let expected: Vec<_> = cut.iter().map(|&(first, count)| rows(first, count)).collect();
+                    assert_eq!(
+                        run(&cache, &queries, threads, cut),
+                        expected.concat(),
+                        "{cut:?} {}",
+                        isa.name()
+                    );
+                }
+            }
+            // Not even on what no number is, in rows that it does not see.
+            let seen = 590;
+            queries[seen * width..].fill(f32::NAN);
+            cache.forget_from(seen, head_dim);
+            assert_eq!(run(&cache, &queries, 2, &[(0, positions)])[..seen * width], *rows(0, seen));
+        }
+    }
+}
