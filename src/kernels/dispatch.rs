@@ -4,6 +4,7 @@ use super::generic::attention::AttentionTask;
 use super::generic::gemm::GemmTask;
 use super::generic::matmul::MatmulTask;
 use super::generic::packed::PackedTask;
+use super::roofline::Peaks;
 use super::{Activation, Precision, WeightRows};
 use std::sync::OnceLock;
 
@@ -134,17 +135,19 @@ pub(super) struct KernelTable {
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
+    pub(super) peaks: Peaks,
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
 /// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once, those
 /// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; attention takes `$queries` queries at
 /// once; `$bf16` are the instructions for bf16.
+/// `$peaks` are the level's own [`Peaks`].
 macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $panel_lines:literal x $strips:literal,
         gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
-        #[$attribute:meta] $(, bf16: #[$bf16:meta])?
+        peaks: $peaks:expr,         #[$attribute:meta] $(, bf16: #[$bf16:meta])?
     ) => {{
         use $crate::kernels::generic;
         #[$attribute]
@@ -208,6 +211,7 @@ macro_rules! kernel_table {
             dequantize,
             rms_norm,
             gate_mul,
+            peaks: $peaks,
         }
     }};
 }

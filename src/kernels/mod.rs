@@ -6,6 +6,7 @@
 //! - `scalar/`, `x86_64/{avx2,avx512}/`: the lanes of each level; `dispatch.rs` chooses one
 //! - `pool.rs`: the threads
 //! - `quantize.rs`: float32 to storage types
+//! - `roofline.rs`: how fast the machine is at most
 //! - this file: the facade, which checks every length before a kernel runs
 //!
 //! Start reading at [`Kernels`], then `generic/matmul.rs`.
@@ -31,6 +32,7 @@ mod packed;
 mod packed_tests;
 mod pool;
 pub mod quantize;
+mod roofline;
 mod rows16;
 mod scalar;
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub use gemm::GemmScratch;
 pub use pack::PackedRows;
 pub use packed::PackedProduct;
 pub use pool::{Cancel, Pool};
+pub use roofline::{Limits, LimitsError};
 
 use dispatch::KernelTable;
 use generic::matmul::MatmulTask;

@@ -1,6 +1,7 @@
 //! The algorithms on plain Rust lanes and rows: runs everywhere, and is what the others are tested against.
 
 mod lanes;
+mod peak;
 mod rows16;
 
 use super::dispatch::KernelTable;
@@ -9,5 +10,6 @@ use rows16::ScalarRows;
 
 /// Every kernel of this level.
 pub(super) const TABLE: KernelTable = super::dispatch::kernel_table!(
-    ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, attention: 1, #[inline]
+    ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
+    #[inline]
 );

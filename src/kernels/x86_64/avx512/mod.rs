@@ -1,6 +1,7 @@
 //! The algorithms with AVX-512F, BW and VNNI (and what comes with them: AVX2, FMA, F16C).
 
 mod lanes;
+mod peak;
 mod rows16;
 
 use crate::kernels::dispatch::KernelTable;
@@ -9,7 +10,7 @@ use rows16::Avx512Rows;
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2, attention: 4,
+    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2, attention: 4, peaks: peak::PEAKS,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
     bf16: #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 );
