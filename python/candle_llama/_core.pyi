@@ -15,6 +15,7 @@ __all__ = [
     "doctor",
     "estimate_memory",
     "inspect",
+    "limits",
     "quantize",
 ]
 
@@ -101,5 +102,6 @@ def quantize(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]: ...
+def limits(*, threads: int | None, buffer_bytes: int) -> dict[str, Any]: ...
 def check_sampling(given: dict[str, Any]) -> None: ...
 def doctor() -> dict[str, Any]: ...

@@ -3,11 +3,12 @@
 //! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
 //! - `error.rs`: our errors as the classes of `candle_llama.errors`
 //! - `convert.rs`: JSON values and records to Python's and back
-//! - `llama.rs`, `tokenizer.rs`: the classes; `quantize.rs`, `system.rs`: functions without one
+//! - `llama.rs`, `tokenizer.rs`: the classes; `limits.rs`, `quantize.rs`, `system.rs`: functions without one
 
 mod convert;
 mod detach;
 mod error;
+mod limits;
 mod llama;
 mod quantize;
 mod system;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use super::limits::limits;
     #[pymodule_export]
     use super::llama::{PyLlama, PyStream};
     #[pymodule_export]

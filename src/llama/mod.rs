@@ -21,6 +21,7 @@
 //! ```
 
 mod inspect;
+mod limits;
 mod load;
 mod memory;
 mod quantize;
@@ -29,6 +30,7 @@ mod stop_strings;
 mod text_stream;
 
 pub use inspect::{Inspection, inspect};
+pub use limits::limits;
 pub use load::{LoadOptions, LoadReport};
 pub use memory::{MemoryEstimate, estimate_memory};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};

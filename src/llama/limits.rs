@@ -1,0 +1,81 @@
+//! How fast this machine is at most.
+
+use super::load::MOST_THREADS;
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, Kernels, Limits, LimitsError};
+use crate::model::Cancel;
+use crate::sys;
+
+/// Fewer bytes are no stream.
+const FEWEST_BYTES: usize = 1 << 20;
+
+/// Measures what `threads` threads can read and compute at most; None takes the cores that this process may use.
+///
+/// The instructions are the best that this CPU has, whichever level is forced for models. `buffer_bytes` are read;
+/// to find the limit of memory, more than any cache holds.
+///
+/// # Errors
+/// - [`Error::InvalidArgument`] for `threads` and `buffer_bytes`
+/// - [`Error::OutOfMemory`] if there is no room for the buffer
+/// - [`Error::Cancelled`]
+pub fn limits(threads: Option<usize>, buffer_bytes: usize, cancel: &Cancel) -> Result<(Isa, Limits)> {
+    let threads = match threads {
+        Some(threads @ 1..=MOST_THREADS) => threads,
+        Some(other) => {
+            return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}")));
+        }
+        None => sys::usable_cores(),
+    };
+    if buffer_bytes < FEWEST_BYTES {
+        let reason = format!("{buffer_bytes} is less than {FEWEST_BYTES}");
+        return Err(Error::argument("buffer_bytes", reason));
+    }
+    let needed = buffer_bytes as u64;
+    let out_of_memory = |available| Error::OutOfMemory {
+        what: "the buffer that is read to measure memory".to_owned(),
+        needed,
+        available,
+    };
+    // Asked first: the system may promise what is not there, and end the process when it is touched.
+    let free = sys::memory().map_or(u64::MAX, |memory| memory.available);
+    let free = free.min(sys::address_space_left().unwrap_or(u64::MAX));
+    if needed > free {
+        return Err(out_of_memory(free));
+    }
+    let isa = Isa::available().last().unwrap_or(Isa::Scalar);
+    let kernels = Kernels::new(isa, threads)
+        .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
+    match kernels.limits(buffer_bytes, cancel) {
+        Ok(limits) => Ok((isa, limits)),
+        Err(LimitsError::NoMemory) => Err(out_of_memory(free)),
+        Err(LimitsError::Cancelled) => Err(Error::Cancelled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_of_the_best_level_that_the_cpu_has() {
+        let (isa, limits) = limits(Some(1), FEWEST_BYTES, &Cancel::never()).unwrap();
+        assert_eq!(Some(isa), Isa::available().last());
+        assert!(limits.read_bytes_per_second > 0.0);
+    }
+
+    #[test]
+    fn limits_refuse_bad_arguments_and_more_memory_than_there_is() {
+        for (threads, bytes, name) in [
+            (0, FEWEST_BYTES, "threads"),
+            (MOST_THREADS + 1, FEWEST_BYTES, "threads"),
+            (1, 0, "buffer_bytes"),
+        ] {
+            match limits(Some(threads), bytes, &Cancel::never()) {
+                Err(Error::InvalidArgument { argument, .. }) => assert_eq!(argument, name),
+                other => panic!("{other:?}"),
+            }
+        }
+        let huge = limits(Some(1), usize::MAX, &Cancel::never());
+        assert!(matches!(huge, Err(Error::OutOfMemory { .. })), "{huge:?}");
+    }
+}
