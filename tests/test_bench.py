@@ -18,7 +18,11 @@ from candle_llama.bench import command, runner, worker
 from candle_llama.bench.engines import ENGINES
 from candle_llama.bench.report import table
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
+from candle_llama.bench.roofline import BUFFER_BYTES, Limits, Roofline, Work
 from candle_llama.bench.subject import Subject
+
+# Bytes a second that the scripted worker measures.
+READ_RATE = 2e9
 
 # A worker that does as it is told by files beside it, and writes down what it was asked.
 SCRIPTED_WORKER = """
@@ -41,6 +45,9 @@ for line in sys.stdin:
     if request["do"] == "load":
         answer |= {{"import_seconds": 1.0, "load_seconds": 2.0, "versions": {{engine: "1"}}}}
         answer |= {{"weights": "F32", "isa": "none"}}
+    elif request["do"] == "limits":
+        answer |= {{"isa": "avx2", "read_bytes_per_second": {read_rate!r}, "int8_operations_per_second": 4e9}}
+        answer |= {{"bf16_operations_per_second": None, "f32_operations_per_second": 1e9}}
     else:
         ids = list(range(new_tokens))
         if engine == "numpy":
@@ -61,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Replaces the worker by the scripted one; returns the folder of its log and its switches."""
     script = tmp_path / "worker.py"
-    script.write_text(SCRIPTED_WORKER.format(folder=str(tmp_path)))
+    script.write_text(SCRIPTED_WORKER.format(folder=str(tmp_path), read_rate=READ_RATE))
     monkeypatch.setattr(runner, "worker_module", SimpleNamespace(__file__=str(script)))
     monkeypatch.setattr(runner, "SETTLE_SECONDS", 0)
     return tmp_path
@@ -206,6 +213,139 @@ def test_no_process_outlives_an_interrupt(folder: Path, scripted: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             bench.run_bench(folder, against=["numpy"], note=interrupt)
     assert [process.process.returncode is not None for process in started] == [True, True]
+
+
+def test_the_machine_is_measured_in_turn_with_the_engines(folder: Path, scripted: Path) -> None:
+    bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=3, threads=2, roofline=True)
+    turns = [line.split()[0:2] for line in log(scripted)][4:]
+    # The process of the limits holds no engine.
+    run = {"cpu": ["cpu", "run"], "numpy": ["numpy", "run"], "limits": ["None", "limits"]}
+    order = ("cpu", "numpy", "limits", "numpy", "limits", "cpu", "limits", "cpu", "numpy")
+    assert turns == [run[name] for name in order]
+
+
+def test_fractions_come_from_the_checkpoint_and_the_best_round(folder: Path, scripted: Path) -> None:
+    result = bench.run_bench(
+        folder, against=["numpy"], prompt_tokens=100, new_tokens=8, runs=2, roofline=True
+    )
+    roofline = result.roofline
+    assert roofline is not None
+    assert roofline.warnings == ()
+    assert [one.read_bytes_per_second for one in roofline.rounds] == [READ_RATE, READ_RATE]
+    tensors = tiny.tiny_tensors(tiny.tiny_config())
+    body = sum(values.size for name, values in tensors.items() if name.endswith("_proj.weight"))
+    head = tensors["model.embed_tokens.weight"].size
+    assert roofline.work.bytes_per_token == 4 * (body + head)
+    assert roofline.work.operations_per_prompt_token == {"F32": 2 * body}
+    assert roofline.work.operations_per_prompt == {"F32": 2 * head}
+    for engine in result.engines:
+        # 2 tokens a second; 100 prompt tokens in half a second at 1e9 operations a second.
+        assert engine.decode_of_bandwidth == pytest.approx(4 * (body + head) * 2 / READ_RATE)
+        assert engine.prefill_of_peak == pytest.approx((200 * body + 2 * head) / 1e9 / 0.5)
+    assert json.loads(json.dumps(dataclasses.asdict(result)))["roofline"]["best"]["isa"] == "avx2"
+
+
+@pytest.mark.parametrize(
+    ("bf16", "type_name", "peak"),
+    [(8.0, "Q4_0", 16.0), (8.0, "BF16", 8.0), (None, "BF16", 4.0), (8.0, "F16", 4.0), (8.0, "F32", 4.0)],
+)
+def test_each_type_of_weights_has_its_own_peak(bf16: float | None, type_name: str, peak: float) -> None:
+    limits = Limits("avx512", 1.0, 16.0, bf16, 4.0)
+    work = Work(0, {type_name: 10}, {"F32": 20})
+    assert work.least_prefill_seconds(3, limits) == pytest.approx(30 / peak + 20 / 4)
+
+
+def test_quantised_weights_may_be_multiplied_as_floats_where_bytes_are_slower() -> None:
+    assert Work(0, {"Q4_0": 8}, {}).least_prefill_seconds(1, Limits("scalar", 1.0, 1.0, None, 4.0)) == 2.0
+
+
+def test_the_best_of_the_rounds_counts() -> None:
+    rounds = [Limits("avx2", 1.0, 5.0, None, 3.0), Limits("avx2", 2.0, 4.0, 7.0, 2.0)]
+    assert Limits.best(rounds) == Limits("avx2", 2.0, 5.0, 7.0, 3.0)
+
+
+def test_an_untied_head_is_read_instead_of_the_embedding(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf", matrix_type="Q8_0", embedding_type="F16")
+    tensors = dict(Subject.open(path).tensors)
+    tied = Work.of(tensors)
+    embedding = tensors["model.embed_tokens.weight"]
+    assert tied.operations_per_prompt == {"F16": 2 * embedding.size}
+    tensors["lm_head.weight"] = dataclasses.replace(embedding, type_name="Q8_0")
+    untied = Work.of(tensors)
+    assert untied.operations_per_prompt == {"Q8_0": 2 * embedding.size}
+    assert tied.bytes_per_token - untied.bytes_per_token == 2 * embedding.size - embedding.size // 32 * 34
+    with pytest.raises(ValueError, match=r"neither lm_head\.weight nor"):
+        Work.of({})
+    tensors["lm_head.weight"] = dataclasses.replace(embedding, type_name="F8_E4M3")
+    with pytest.raises(ValueError, match="the size of F8_E4M3 is not known"):
+        Work.of(tensors)
+
+
+def test_a_fraction_above_1_is_called_a_bug(
+    folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = scripted / "worker.py"
+    script.write_text(SCRIPTED_WORKER.format(folder=str(scripted), read_rate=10.0).replace("e9", "e0"))
+    words = (str(folder), "--against", "none", "--runs", "1", "--new-tokens", "8", "--roofline")
+    assert run_command(*words) == 0
+    printed = capsys.readouterr().out
+    assert "warning: cpu: prefill is " in printed
+    assert "warning: cpu: decode is " in printed
+    assert "a bug in the measurement, unless a cache keeps the " in printed
+    assert run_command(*words, "--json", "-") == 0
+    captured = capsys.readouterr()
+    over = json.loads(captured.out)["roofline"]["warnings"]
+    assert len(over) == 2
+    assert captured.err.splitlines() == [f"warning: {line}" for line in over]
+
+
+def test_limits_that_cannot_be_measured_do_not_end_the_engines(
+    folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scripted / "None-limits-dies").touch()
+    assert run_command(str(folder), "--against", "none", "--new-tokens", "8", "--roofline") == 1
+    printed = capsys.readouterr().out
+    assert "the machine's limits were not measured: its process ended: last words" in printed
+    assert "of bandwidth" not in printed
+    assert "3 runs" in printed
+
+
+def test_the_buffer_of_the_limits_counts_as_memory(
+    folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES + BUFFER_BYTES)
+    assert bench.run_bench(folder, against=[], new_tokens=8, runs=1).together
+    assert not bench.run_bench(folder, against=[], new_tokens=8, runs=1, roofline=True).together
+
+
+def test_real_limits_are_measured_beside_a_real_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "BUFFER_BYTES", 64 << 20)
+    words = ("--prompt-tokens", "24", "--new-tokens", "6", "--runs", "1", "--threads", "1", "--json", "-")
+    assert run_command(str(folder), "--against", "none", "--roofline", *words) == 0
+    printed = json.loads(capsys.readouterr().out)
+    best = printed["roofline"]["best"]
+    assert best["isa"] in printed["machine"]["isa_available"]
+    assert 1e8 < best["read_bytes_per_second"] < 1e13
+    assert best["f32_operations_per_second"] > 1e7
+    for figure in ("prefill_of_peak", "decode_of_bandwidth"):
+        assert printed["engines"][0][figure] > 0
+
+
+def test_ctrl_c_ends_the_measurement_of_the_limits() -> None:
+    program = (
+        "import signal, threading, time\n"
+        "from candle_llama import _core\n"
+        "threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()\n"
+        "try:\n"
+        "    while True:\n"
+        "        _core.limits(threads=2, buffer_bytes=8 << 20)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert output.stdout == "interrupted\n"
 
 
 @pytest.mark.parametrize(
@@ -377,6 +517,28 @@ def test_table_has_a_row_per_engine_and_compares() -> None:
         "llama-cpp-python was skipped: not there: install it",
         "",
         "cpu against numpy: prefill 3x, decode 7.5x",
+    ]
+
+
+def test_table_has_fractions_of_the_limits() -> None:
+    limits = Limits("avx512", 76.4e9, 1850e9, 930e9, 460e9)
+    slow = dataclasses.replace(limits, read_bytes_per_second=70e9)
+    work = Work(76_000_000, {}, {})
+    engine = dataclasses.replace(
+        measured("cpu", 600.0, 90.0), prefill_of_peak=0.456, decode_of_bandwidth=0.789
+    )
+    result = dataclasses.replace(
+        result_of(engine), roofline=Roofline(work, (slow, limits), limits, warnings=("too fast",))
+    )
+    assert table(result).splitlines()[3:] == [
+        "limits of these threads, avx512: memory 76.4 GB/s (rounds: 70-76.4), "
+        "int8 1850, bf16 930, f32 460 Gop/s; a token reads 76 MB",
+        "",
+        "engine  weights  load s  first token ms  prefill tok/s  of peak  decode tok/s  of bandwidth  "
+        "peak MB  same tokens",
+        "cpu     BF16       0.50   853 (853-853)  600 (540-660)     0.46    90 (90-90)          0.79  "
+        "   1234        64/64",
+        "warning: too fast",
     ]
 
 

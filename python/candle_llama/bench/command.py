@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=OPPONENTS,
         help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)})",
     )
+    parser.add_argument(
+        "--roofline",
+        action="store_true",
+        help="also measure in each round what memory and arithmetic can do at most on those threads, "
+        "and show each engine's decode and prefill as fractions of it",
+    )
     parser.add_argument("--runs", metavar="N", type=_positive, default=3, help="rounds (default: 3)")
     parser.add_argument(
         "--threads", metavar="N", type=_positive, help="for every engine (default: the cores allowed)"
@@ -58,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     """Measures, then prints a table or writes JSON.
 
     Returns:
-        0, or 1 if an engine failed. Skipped engines are no failure.
+        0, or 1 if an engine or the measurement of the limits failed. Skipped engines are no failure.
     """
     if args.synthetic:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
@@ -71,17 +77,24 @@ def main(args: argparse.Namespace) -> int:
         new_tokens=args.new_tokens,
         runs=args.runs,
         threads=args.threads,
+        roofline=args.roofline,
         note=_note,
     )
+    roofline = result.roofline
     if args.json != "-":
         print(table(result))
+    elif roofline:
+        # What is in the JSON too must not be overlooked.
+        for warning in roofline.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     if args.json:
         text = json.dumps(dataclasses.asdict(result), indent=2)
         if args.json == "-":
             print(text)
         else:
             Path(args.json).write_text(text + "\n", encoding="utf-8")
-    return 1 if any(engine.failed for engine in result.engines) else 0
+    failed = [engine.failed for engine in result.engines] + [roofline.failed if roofline else None]
+    return 1 if any(failed) else 0
 
 
 def _note(line: str) -> None:

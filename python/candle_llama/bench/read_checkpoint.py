@@ -88,6 +88,18 @@ class StoredTensor:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the file.
+
+        Raises:
+            ValueError: If the type is not supported.
+        """
+        storage = STORAGE_TYPES.get(self.type_name)
+        if storage is None:
+            raise ValueError(f"{self.path}: the size of {self.type_name} is not known")
+        return self.size // storage.block_len * storage.block.itemsize
+
     def read(self, dtype: DTypeLike = np.float32) -> Array:
         """Reads and widens the tensor.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from candle_llama.bench.result import BenchResult, EngineResult, Spread
+from candle_llama.bench.roofline import Roofline
 
 HEADINGS = (
     "engine",
@@ -10,10 +11,14 @@ HEADINGS = (
     "load s",
     "first token ms",
     "prefill tok/s",
+    "of peak",
     "decode tok/s",
+    "of bandwidth",
     "peak MB",
     "same tokens",
 )
+# Columns that are there only if the machine was measured too.
+OF_LIMITS = (5, 7)
 
 
 def table(result: BenchResult) -> str:
@@ -32,15 +37,22 @@ def table(result: BenchResult) -> str:
     ]
     if not result.together:
         lines.append("for want of memory the engines took turns, each loading anew")
+    if result.roofline:
+        lines += _limits(result.roofline)
     lines.append("")
     ran = [engine for engine in result.engines if engine.runs]
     if ran:
-        lines += _aligned([HEADINGS, *(_row(engine, result.new_tokens) for engine in ran)])
+        rows = [HEADINGS, *(_row(engine, result.new_tokens) for engine in ran)]
+        if not (result.roofline and result.roofline.best):
+            rows = [tuple(cell for i, cell in enumerate(row) if i not in OF_LIMITS) for row in rows]
+        lines += _aligned(rows)
     for engine in result.engines:
         if engine.skipped:
             lines.append(f"{engine.engine} was skipped: {engine.skipped}")
         elif engine.failed:
             lines.append(f"{engine.engine} failed: {engine.failed}")
+    if result.roofline:
+        lines += [f"warning: {warning}" for warning in result.roofline.warnings]
     if ran and ran[0].engine == "cpu" and len(ran) > 1:
         lines.append("")
         lines += [_comparison(ran[0], other) for other in ran[1:]]
@@ -54,10 +66,37 @@ def _row(engine: EngineResult, new_tokens: int) -> tuple[str, ...]:
         f"{engine.load_seconds.median:.2f}" if engine.load_seconds else "",
         _spread(engine.time_to_first_token, 1000.0),
         _spread(engine.prefill_tokens_per_second),
+        _fraction(engine.prefill_of_peak),
         _spread(engine.decode_tokens_per_second),
+        _fraction(engine.decode_of_bandwidth),
         f"{engine.peak_memory / 1e6:.0f}" if engine.peak_memory else "",
         f"{min(run.same_tokens for run in engine.runs)}/{new_tokens}",
     )
+
+
+def _limits(roofline: Roofline) -> list[str]:
+    if roofline.best is None:
+        return [f"the machine's limits were not measured: {roofline.failed}"]
+    best = roofline.best
+    peaks = [
+        f"{name} {_number(rate / 1e9)}"
+        for name, rate in (
+            ("int8", best.int8_operations_per_second),
+            ("bf16", best.bf16_operations_per_second),
+            ("f32", best.f32_operations_per_second),
+        )
+        if rate is not None
+    ]
+    reads = [one.read_bytes_per_second / 1e9 for one in roofline.rounds]
+    return [
+        f"limits of these threads, {best.isa}: memory {_number(max(reads))} GB/s (rounds: "
+        f"{_number(min(reads))}-{_number(max(reads))}), {', '.join(peaks)} Gop/s; "
+        f"a token reads {_number(roofline.work.bytes_per_token / 1e6)} MB"
+    ]
+
+
+def _fraction(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.2f}"
 
 
 def _spread(spread: Spread | None, scale: float = 1.0) -> str:

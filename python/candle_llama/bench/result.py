@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from candle_llama.bench.roofline import Roofline
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -58,6 +60,10 @@ class EngineResult:
     time_to_first_token: Spread | None = None
     prefill_tokens_per_second: Spread | None = None
     decode_tokens_per_second: Spread | None = None
+    prefill_of_peak: float | None = None
+    """The median as a part of what the machine's arithmetic can do; None if that was not measured."""
+    decode_of_bandwidth: float | None = None
+    """The median as a part of what the machine's memory can do; None if that was not measured."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class BenchResult:
     """Whether the engines stayed loaded side by side; False: for want of memory they took turns."""
     machine: dict[str, Any]
     engines: tuple[EngineResult, ...]
+    roofline: Roofline | None = None
+    """What the machine can do at most; None if that was not asked for."""
 
     def engine(self, name: str) -> EngineResult:
         """Returns an engine's result.

@@ -6,6 +6,7 @@ so that nothing an engine remembers can help it.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from candle_llama import _core
 from candle_llama.bench import worker as worker_module
 from candle_llama.bench.engines import ENGINES, OPPONENTS
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
+from candle_llama.bench.roofline import BUFFER_BYTES, Limits, Roofline, Work, limits_from
 from candle_llama.bench.subject import Subject
 
 # New tokens of the warm-up: enough to have run every step of decoding.
@@ -152,6 +154,19 @@ class Contestant:
         return answer
 
 
+class LimitsProbe(Contestant):
+    """Takes its turn among the engines, and measures what the machine can do."""
+
+    def start(self) -> None:
+        """Starts the process."""
+        self.worker = WorkerProcess(self.engine, self.load_request["threads"])
+
+    def run(self, prompt: list[int], new_tokens: int) -> None:
+        """Takes one turn; there is nothing to read."""
+        request = {"do": "limits", "threads": self.load_request["threads"], "buffer_bytes": BUFFER_BYTES}
+        self.answers.append(self._ask(request))
+
+
 def run_bench(
     path: str | os.PathLike[str],
     *,
@@ -161,6 +176,7 @@ def run_bench(
     runs: int = 3,
     threads: int | None = None,
     seed: int = 0,
+    roofline: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> BenchResult:
     """Compares the default engine, `cpu`, with others on one checkpoint.
@@ -177,6 +193,7 @@ def run_bench(
         runs: Rounds.
         threads: For every engine; None takes the cores that this process may really use.
         seed: Of the prompts.
+        roofline: Whether to measure in each round, besides, what memory and arithmetic can do at most.
         note: Called with a line about every step.
 
     Returns:
@@ -185,7 +202,8 @@ def run_bench(
 
     Raises:
         FileNotFoundError: If a file of the checkpoint is missing.
-        ValueError: If a number is not positive, an engine unknown, or the context too short.
+        ValueError: If a number is not positive, an engine unknown, or the context too short; with `roofline`
+            also if a tensor's type is not known.
     """
     for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("runs", runs)):
         if value < 1:
@@ -221,16 +239,23 @@ def run_bench(
         if name not in skipped
     ]
     needed = sum(ENGINES[c.engine].memory_needed(subject) + OVERHEAD_BYTES for c in contestants)
-    together = needed <= available
+    work = Work.of(subject.tensors) if roofline else None
+    probe = LimitsProbe("limits", load_request, {})
+    probes = [probe] if work else []
+    together = needed + len(probes) * BUFFER_BYTES <= available
     subject.warm_page_cache()
     prompts = [subject.prompt(prompt_tokens, (seed, turn)) for turn in range(runs)]
     try:
-        _take_turns(contestants, prompts, new_tokens, together, tell)
+        _take_turns([*contestants, *probes], prompts, new_tokens, together, tell)
     finally:
-        for contestant in contestants:
+        for contestant in (*contestants, probe):
             contestant.stop()
     results = {c.engine: _result(c, contestants, subject, prompt_tokens, new_tokens) for c in contestants}
     results |= {name: EngineResult(name, skipped=reason) for name, reason in skipped.items()}
+    engines = [results[name] for name in names]
+    limits = None
+    if work:
+        engines, limits = _beside_limits(engines, work, probe, prompt_tokens)
     return BenchResult(
         model=subject.path.name,
         parameters=subject.parameters,
@@ -246,7 +271,8 @@ def run_bench(
             "platform": platform.platform(),
             "python": platform.python_version(),
         },
-        engines=tuple(results[name] for name in names),
+        engines=tuple(engines),
+        roofline=limits,
     )
 
 
@@ -326,6 +352,31 @@ def _result(
         prefill_tokens_per_second=Spread.of([run.prefill_tokens_per_second for run in runs]),
         decode_tokens_per_second=Spread.of(decode),
     )
+
+
+def _beside_limits(
+    engines: list[EngineResult], work: Work, probe: LimitsProbe, prompt_tokens: int
+) -> tuple[list[EngineResult], Roofline]:
+    """Compares every engine's medians with the best that was measured of the machine."""
+    if probe.failed:
+        return engines, Roofline(work, failed=probe.failed)
+    rounds = tuple(limits_from(answer) for answer in probe.answers)
+    roofline = Roofline(work, rounds, Limits.best(rounds))
+    engines = [
+        dataclasses.replace(
+            engine,
+            prefill_of_peak=roofline.prefill_fraction(prompt_tokens, prefill.median) if prefill else None,
+            decode_of_bandwidth=roofline.decode_fraction(decode.median) if decode else None,
+        )
+        for engine in engines
+        for prefill, decode in [(engine.prefill_tokens_per_second, engine.decode_tokens_per_second)]
+    ]
+    over = [
+        line
+        for engine in engines
+        for line in roofline.over_limit(engine.engine, engine.prefill_of_peak, engine.decode_of_bandwidth)
+    ]
+    return engines, dataclasses.replace(roofline, warnings=tuple(over))
 
 
 def _run(answer: dict[str, Any], reference: list[int], prompt_tokens: int, new_tokens: int) -> Run:

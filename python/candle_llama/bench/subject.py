@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +32,7 @@ class Subject:
     token_ids: NDArray[np.int64]
     """Tokens that stand for text: no special ones, whose meaning engines may act upon."""
     weight_files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -55,6 +56,7 @@ class Subject:
             context_length=config.get("max_position_embeddings", 2048),
             token_ids=token_ids,
             weight_files=files,
+            tensors=tensors,
         )
 
     def prompt(self, length: int, seed: Sequence[int]) -> list[int]:
