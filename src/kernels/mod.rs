@@ -2,17 +2,18 @@
 //! nothing of Candle.
 //!
 //! - `blocks.rs`: how weights are stored
-//! - `generic/`: the algorithms, written once over `lanes.rs`
-//! - `scalar/`, `x86_64/{avx2,avx512}/`: the lanes of each level; `dispatch.rs` chooses one
+//! - `generic/`: the algorithms, written once over `lanes.rs` and `rows16.rs`
+//! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level; `dispatch.rs` chooses one
+//! - `pack.rs`, `activations.rs`: weights in tiles, activations in 8 bits
 //! - `pool.rs`: the threads
 //! - `quantize.rs`: float32 to storage types
 //! - `roofline.rs`: how fast the machine is at most
-//! - this file: the facade, which checks every length before a kernel runs
+//! - this file, `packed.rs`, `gemm.rs`, `attention.rs`: the facade, which checks every length before a kernel runs
 //!
 //! Start reading at [`Kernels`], then `generic/matmul.rs`.
 //!
 //! This module and its children are the home of SIMD `unsafe`: a kernel is called through a table
-//! that [`Isa::detect`] chose for this CPU, on lengths that this file has checked.
+//! that [`Isa::detect`] chose for this CPU, on lengths that the facade has checked.
 #![allow(unsafe_code)]
 
 mod activations;
