@@ -119,6 +119,8 @@ def test_load_flags_are_used(command, tiny):
         "candle",
         "--compute",
         "exact",
+        "--kv-dtype",
+        "float32",
         "--device",
         "cpu",
         "--threads",

@@ -1,6 +1,8 @@
-"""What `compute="auto"` rounds, what it keeps, and `quantize` on load."""
+"""What `compute="auto"` rounds, what it keeps, `quantize` on load, and `kv_dtype`."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +92,58 @@ def test_quantize_names_a_weight_that_is_not_finite(tmp_path: Path) -> None:
     assert caught.value.tensor == "model.layers.1.mlp.up_proj.weight"
 
 
+# Rounding is off by 2^-24, 2^-11 and 2^-8 at most; with the large scores here, by a few times that.
+@pytest.mark.parametrize(
+    ("kv_dtype", "least", "most"),
+    [("float32", 0, 1e-5), ("float16", 2**-12, 6 * 2**-11), ("bfloat16", 2**-9, 6 * 2**-8)],
+)
+def test_keys_and_values_are_rounded_to_their_type(
+    tmp_path: Path, kv_dtype: Any, least: float, most: float
+) -> None:
+    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config())
+    prompt = ids(200)
+    expected = NumpyLlama.load(path).forward(prompt)
+    with candle_llama.load(path, device="cpu", kv_dtype=kv_dtype) as llm:
+        assert llm.load_report.kv_dtype == kv_dtype
+        logits = llm.logits(prompt)
+        assert least <= error(logits, expected) < most
+        assert np.array_equal(pickle.loads(pickle.dumps(llm)).logits(prompt), logits)
+    width = {"float32": 4}.get(kv_dtype, 2)
+    half = candle_llama.estimate_memory(path, device="cpu").kv_cache
+    assert candle_llama.estimate_memory(path, device="cpu", kv_dtype=kv_dtype).kv_cache == half * width // 2
+
+
+def test_auto_keeps_keys_and_values_in_float16_and_exact_in_float32(tiny: Path) -> None:
+    for options, kv_dtype in (({}, "float16"), ({"compute": "exact"}, "float32")):
+        with candle_llama.load(tiny, device="cpu", **options) as llm:
+            assert llm.load_report.kv_dtype == kv_dtype
+
+
+def test_bfloat16_holds_keys_that_float16_does_not(tmp_path: Path) -> None:
+    config = tiny.gguf_config()
+    tensors = tiny.tiny_tensors(config)
+    # The scores are the same: what keys gain, queries lose.
+    for name in tensors:
+        if "k_proj" in name:
+            tensors[name] = tensors[name] * np.float32(2**20)
+        if "q_proj" in name:
+            tensors[name] = tensors[name] * np.float32(2**-20)
+    path = tiny.write_checkpoint(tmp_path / "model", config, tensors=tensors)
+    prompt = ids(100)
+    expected = NumpyLlama.load(path).forward(prompt)
+    with candle_llama.load(path, device="cpu") as llm:
+        assert not np.isfinite(llm.logits(prompt)).all()
+    with candle_llama.load(path, device="cpu", kv_dtype="bfloat16") as llm:
+        assert error(llm.logits(prompt), expected) < 6 * 2**-8
+
+
+def test_candle_keeps_keys_and_values_in_what_it_computes_with(tiny: Path) -> None:
+    with candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype="float32") as llm:
+        assert llm.load_report.kv_dtype == "float32"
+    with pytest.raises(candle_llama.UnsupportedModelError, match=r"kv_dtype.*bfloat16.*float32.*cpu"):
+        candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype="bfloat16")
+
+
 def test_bad_choices_are_refused(tiny: Path) -> None:
     with pytest.raises(ValueError, match="quantize"):
         candle_llama.load(tiny, quantize="q3_k")  # type: ignore[arg-type]
@@ -97,3 +151,9 @@ def test_bad_choices_are_refused(tiny: Path) -> None:
         candle_llama.load(tiny, quantize="q8_0", dtype="float32")
     with pytest.raises(candle_llama.UnsupportedModelError, match="cpu"):
         candle_llama.load(tiny, quantize="q8_0", engine="candle")
+    with pytest.raises(ValueError, match="kv_dtype"):
+        candle_llama.load(tiny, kv_dtype="q8_0")  # type: ignore[arg-type]
+    for kv_dtype in ("float16", "bfloat16"):
+        for function in (candle_llama.load, candle_llama.estimate_memory):
+            with pytest.raises(ValueError, match=f'kv_dtype.*{kv_dtype}.*compute="exact"'):
+                function(tiny, kv_dtype=kv_dtype, compute="exact")

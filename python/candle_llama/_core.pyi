@@ -31,6 +31,7 @@ class Llama:
         dtype: str,
         quantize: str | None,
         compute: str,
+        kv_dtype: str,
         engine: str,
         threads: int | None,
         context_length: int | None,
@@ -88,6 +89,7 @@ def estimate_memory(
     dtype: str,
     quantize: str | None,
     compute: str,
+    kv_dtype: str,
     engine: str,
     context_length: int | None,
 ) -> dict[str, Any]: ...

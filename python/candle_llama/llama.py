@@ -37,6 +37,7 @@ def load(
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     quantize: Literal["q8_0", "q4_0"] | None = None,
     compute: Literal["auto", "exact"] = "auto",
+    kv_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     engine: Literal["auto", "cpu", "candle"] = "auto",
     threads: int | None = None,
     context_length: int | None = None,
@@ -58,6 +59,10 @@ def load(
             quarter of bfloat16's memory, and faster by as much. `candle_llama.quantize` writes a file.
         compute: "auto" rounds activations to 8 bits (16 in prompts of up to 128 tokens) where weights are in
             blocks of 32; "exact" computes with float32 activations and KV cache everywhere.
+        kv_dtype: The type of cached keys and values. "auto" is float16, with compute="exact" float32, which
+            allows no other. float16 holds 11 bits of a number up to 65504, beyond which keys become
+            infinite and logits NaN; bfloat16 holds 8 bits of any. The candle engine takes the type that it
+            computes with and refuses others.
         engine: "cpu" is this package's own decoder, "candle" Candle's Llama; "auto" takes "cpu" on the CPU.
         threads: None takes the cores that this process may really use.
         context_length: Positions of the context; None is the model's own, bounded by memory.
@@ -102,6 +107,7 @@ def load(
         "dtype": dtype,
         "quantize": quantize,
         "compute": compute,
+        "kv_dtype": kv_dtype,
         "engine": engine,
         "threads": threads,
         "context_length": context_length,

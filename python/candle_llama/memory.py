@@ -15,6 +15,7 @@ def estimate_memory(
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
     quantize: Literal["q8_0", "q4_0"] | None = None,
     compute: Literal["auto", "exact"] = "auto",
+    kv_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
     engine: Literal["auto", "cpu", "candle"] = "auto",
     context_length: int | None = None,
     revision: str | None = None,
@@ -33,6 +34,7 @@ def estimate_memory(
         dtype: "auto" keeps the type in which the weights are stored.
         quantize: What float matrices are quantised to.
         compute: "exact" keeps keys and values in float32, at twice the size.
+        kv_dtype: The type of keys and values; "float32" is twice as large as the others.
         engine: "cpu" maps the weights, "candle" copies and may widen them.
         context_length: Positions of the context; None is the model's own, which `load` shortens where
             memory is short.
@@ -74,6 +76,7 @@ def estimate_memory(
             dtype=dtype,
             quantize=quantize,
             compute=compute,
+            kv_dtype=kv_dtype,
             engine=engine,
             context_length=context_length,
         )

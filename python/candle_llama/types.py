@@ -194,6 +194,7 @@ class LoadReport:
         engine: "cpu" or "candle".
         device: Where the model runs.
         compute: "auto" or "exact".
+        kv_dtype: The type of cached keys and values: "float16", "bfloat16" or "float32".
         lm_head: "separate", or "tied" if the embedding is the output head.
         lm_head_reason: Why.
         storage: Tensor types in memory, by name such as "BF16" or "Q4_1".
@@ -208,6 +209,7 @@ class LoadReport:
     engine: str
     device: str
     compute: str
+    kv_dtype: str
     lm_head: Literal["separate", "tied"]
     lm_head_reason: str
     storage: dict[str, StorageType]

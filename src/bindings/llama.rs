@@ -42,7 +42,7 @@ impl From<PyPrompt> for Prompt {
 #[pymethods]
 impl PyLlama {
     #[new]
-    #[pyo3(signature = (path, *, device, dtype, quantize, compute, engine, threads, context_length, strict))]
+    #[pyo3(signature = (path, *, device, dtype, quantize, compute, kv_dtype, engine, threads, context_length, strict))]
     #[allow(clippy::too_many_arguments)] // Python's keyword arguments
     fn new(
         py: Python<'_>,
@@ -51,13 +51,23 @@ impl PyLlama {
         dtype: String,
         quantize: Option<String>,
         compute: String,
+        kv_dtype: String,
         engine: String,
         threads: Option<usize>,
         context_length: Option<usize>,
         strict: bool,
     ) -> PyResult<Self> {
-        let options =
-            LoadOptions { device, dtype, quantize, compute, engine, threads, context_length, strict };
+        let options = LoadOptions {
+            device,
+            dtype,
+            quantize,
+            compute,
+            kv_dtype,
+            engine,
+            threads,
+            context_length,
+            strict,
+        };
         detach_engine(py, |_| Llama::load(&path, &options)).map(PyLlama)
     }
 
@@ -80,6 +90,7 @@ impl PyLlama {
         dict.set_item("engine", report.engine)?;
         dict.set_item("device", &report.device)?;
         dict.set_item("compute", report.compute)?;
+        dict.set_item("kv_dtype", report.kv_dtype)?;
         dict.set_item("isa", report.isa)?;
         dict.set_item("threads", report.threads)?;
         dict.set_item("lm_head", head_name(report.lm_head))?;

@@ -13,7 +13,7 @@ pub struct KvShape {
     pub kv_heads: usize,
     /// Elements of one head.
     pub head_dim: usize,
-    /// F32 or F16.
+    /// F32, F16 or BF16.
     pub dtype: WeightType,
 }
 

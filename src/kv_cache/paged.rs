@@ -3,8 +3,8 @@
 use super::block_pool::{Block, BlockPool, KvShape};
 use crate::error::Result;
 use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 /// The blocks of one sequence, in the order of their positions.
 #[derive(Debug, Default)]
@@ -34,17 +34,22 @@ impl PagedKv {
         let width = shape.kv_heads * shape.head_dim;
         assert_eq!(keys.len(), values.len(), "a value for each key");
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        let mut half_keys = vec![f16::ZERO; width];
-        let mut half_values = half_keys.clone();
+        let (mut f16_keys, mut f16_values) = (vec![f16::ZERO; width], vec![f16::ZERO; width]);
+        let (mut bf16_keys, mut bf16_values) = (vec![bf16::ZERO; width], vec![bf16::ZERO; width]);
         for (position, (keys, values)) in (position..).zip(rows) {
             let at = position % BLOCK_POSITIONS;
             let (block_keys, block_values) = self.blocks[position / BLOCK_POSITIONS].layer_mut(layer);
             match shape.dtype {
                 WeightType::F32 => scatter(block_keys, block_values, shape, at, keys, values),
                 WeightType::F16 => {
-                    half_keys.convert_from_f32_slice(keys);
-                    half_values.convert_from_f32_slice(values);
-                    scatter(block_keys, block_values, shape, at, &half_keys, &half_values);
+                    f16_keys.convert_from_f32_slice(keys);
+                    f16_values.convert_from_f32_slice(values);
+                    scatter(block_keys, block_values, shape, at, &f16_keys, &f16_values);
+                }
+                WeightType::BF16 => {
+                    bf16_keys.convert_from_f32_slice(keys);
+                    bf16_values.convert_from_f32_slice(values);
+                    scatter(block_keys, block_values, shape, at, &bf16_keys, &bf16_values);
                 }
                 other => unreachable!("a cache of {other} is never made"),
             }
@@ -92,17 +97,18 @@ mod tests {
 
     #[test]
     fn what_is_written_stands_where_the_kernels_read_it() {
-        for dtype in [WeightType::F32, WeightType::F16] {
+        for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16] {
             let shape = shape(dtype);
             let mut pool = BlockPool::new(shape, u64::MAX).unwrap();
             let mut kv = PagedKv::default();
             kv.reserve(70, &mut pool).unwrap();
-            // Small integers, exact in f16 too.
+            // Small integers, exact in 16 bits too.
             let keys: Vec<f32> = (0..10 * 8).map(|i| i as f32).collect();
             let values: Vec<f32> = keys.iter().map(|k| -k).collect();
             kv.write(&shape, 1, 60, &keys, &values);
             let number = |bytes: &[u8], at: usize| match dtype {
                 WeightType::F32 => f32::from_le_bytes(bytes[4 * at..4 * at + 4].try_into().unwrap()),
+                WeightType::BF16 => bf16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
                 _ => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
             };
             for row in 0..10 {

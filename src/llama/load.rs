@@ -31,6 +31,9 @@ pub struct LoadOptions {
     pub quantize: Option<String>,
     /// "auto", or "exact": float32 activations, keys and values everywhere.
     pub compute: String,
+    /// The type of cached keys and values: "auto" is float16, in exact mode float32; "float16", "bfloat16",
+    /// "float32".
+    pub kv_dtype: String,
     /// "auto", "cpu" or "candle".
     pub engine: String,
     /// None: the cores that this process may use.
@@ -49,6 +52,7 @@ impl Default for LoadOptions {
             dtype: auto(),
             quantize: None,
             compute: auto(),
+            kv_dtype: auto(),
             engine: auto(),
             threads: None,
             context_length: None,
@@ -66,6 +70,8 @@ pub struct LoadReport {
     pub device: String,
     /// "auto" or "exact".
     pub compute: &'static str,
+    /// The type of cached keys and values, as [`LoadOptions::kv_dtype`] spells it.
+    pub kv_dtype: &'static str,
     /// The level of the kernels; None for Candle's own.
     pub isa: Option<&'static str>,
     /// Threads that share the work.
@@ -91,6 +97,8 @@ pub(super) struct Choices {
     pub(super) dtype: Option<WeightType>,
     quantize: Option<WeightType>,
     pub(super) exact: bool,
+    /// As asked for.
+    kv_dtype: Option<WeightType>,
     engine: Option<EngineKind>,
     pub(super) device: Device,
     threads: usize,
@@ -112,13 +120,15 @@ impl Choices {
         let unknown = |argument: &str, value: &str, known: &str| {
             Error::argument(argument, format!("{value:?} is not one of {known}"))
         };
-        let dtype = match options.dtype.as_str() {
-            "auto" => None,
-            "float32" => Some(WeightType::F32),
-            "float16" => Some(WeightType::F16),
-            "bfloat16" => Some(WeightType::BF16),
-            other => return Err(unknown("dtype", other, "auto, float32, float16, bfloat16")),
+        let float = |argument: &str, value: &str| match value {
+            "auto" => Ok(None),
+            "float32" => Ok(Some(WeightType::F32)),
+            "float16" => Ok(Some(WeightType::F16)),
+            "bfloat16" => Ok(Some(WeightType::BF16)),
+            other => Err(unknown(argument, other, "auto, float32, float16, bfloat16")),
         };
+        let dtype = float("dtype", &options.dtype)?;
+        let kv_dtype = float("kv_dtype", &options.kv_dtype)?;
         let quantize = match options.quantize.as_deref() {
             None => None,
             Some("q8_0") => Some(WeightType::Q8_0),
@@ -134,6 +144,13 @@ impl Choices {
             "exact" => true,
             other => return Err(unknown("compute", other, "auto, exact")),
         };
+        if exact && !matches!(kv_dtype, None | Some(WeightType::F32)) {
+            let reason = format!(
+                "{:?} cannot be with compute=\"exact\", which keeps keys and values in float32",
+                options.kv_dtype
+            );
+            return Err(Error::argument("kv_dtype", reason));
+        }
         let engine = match options.engine.as_str() {
             "auto" => None,
             "cpu" => Some(EngineKind::Cpu),
@@ -154,7 +171,7 @@ impl Choices {
             }
             None => sys::usable_cores(),
         };
-        Ok(Choices { dtype, quantize, exact, engine, device, threads })
+        Ok(Choices { dtype, quantize, exact, kv_dtype, engine, device, threads })
     }
 
     /// In which types the cpu engine holds weights.
@@ -169,7 +186,7 @@ impl Choices {
 
     /// The type of the cpu engine's keys and values.
     pub(super) fn kv_dtype(&self) -> WeightType {
-        if self.exact { WeightType::F32 } else { WeightType::F16 }
+        self.kv_dtype.unwrap_or(if self.exact { WeightType::F32 } else { WeightType::F16 })
     }
 }
 
@@ -285,7 +302,8 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
     let mut notes = Vec::new();
 
     let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings, &mut notes)?;
-    let (model, kind) = load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
+    let (model, kind, kv_dtype) =
+        load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
@@ -318,6 +336,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
         engine: if cpu { "cpu" } else { "candle" },
         device: if cpu { "cpu".into() } else { device::name(&choices.device) },
         compute: if choices.exact { "exact" } else { "auto" },
+        kv_dtype: float_name(kv_dtype),
         isa: if cpu { Some(detect_isa()?.name()) } else { None },
         threads: choices.threads,
         lm_head: opened.head.lm_head,
@@ -350,12 +369,12 @@ fn load_model(
     kv_bytes: u64,
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
-) -> Result<(Box<dyn Model>, EngineKind)> {
+) -> Result<(Box<dyn Model>, EngineKind, WeightType)> {
     if choices.tries_candle() {
         match load_candle(opened, choices, context_length, notes) {
-            Ok(model) => {
+            Ok((model, dtype)) => {
                 warnings.extend(unused_tensors(model.unused_tensors()));
-                return Ok((Box::new(model), EngineKind::Candle));
+                return Ok((Box::new(model), EngineKind::Candle, dtype));
             }
             // "auto" may fall back to what can express the config.
             Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
@@ -378,7 +397,7 @@ fn load_model(
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
     warnings.extend(unused_tensors(model.unused_tensors()));
-    Ok((Box::new(model), EngineKind::Cpu))
+    Ok((Box::new(model), EngineKind::Cpu, choices.kv_dtype()))
 }
 
 /// A larger model is padded; a larger tokenizer gives ids that the model refuses.
@@ -401,12 +420,13 @@ fn unused_tensors(names: &[String]) -> Option<String> {
 /// The process that Candle's threads are in, once it has some.
 static CANDLE_THREADS: OnceLock<Process> = OnceLock::new();
 
+/// The model, and the type that it computes with, and keeps keys and values in.
 fn load_candle(
     opened: &Opened,
     choices: &Choices,
     context_length: usize,
     notes: &mut Vec<String>,
-) -> Result<CandleModel> {
+) -> Result<(CandleModel, WeightType)> {
     if !CANDLE_THREADS.get_or_init(Process::current).is_current() {
         let reason = "Candle's threads stayed in the process that this one was forked from; use \
                       engine=\"cpu\", or start processes with multiprocessing's \"spawn\" method";
@@ -414,19 +434,39 @@ fn load_candle(
     }
     let stored = stored_type(&opened.checkpoint);
     let dtype = candle_dtype(choices, stored)?;
+    let computes_with = match dtype {
+        DType::F16 => WeightType::F16,
+        DType::BF16 => WeightType::BF16,
+        _ => WeightType::F32,
+    };
+    if let Some(asked) = choices.kv_dtype.filter(|&asked| asked != computes_with) {
+        let reason = format!(
+            "{}: Candle's Llama keeps keys and values in the type that it computes with, here {}; use \
+             engine=\"cpu\"",
+            float_name(asked),
+            float_name(computes_with)
+        );
+        return Err(Error::unsupported("kv_dtype", reason));
+    }
     let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
-    if !matches!(
-        (stored, dtype),
-        (Some(WeightType::F16), DType::F16)
-            | (Some(WeightType::BF16), DType::BF16)
-            | (Some(WeightType::F32), DType::F32)
-    ) {
+    if stored != Some(computes_with) {
         notes.push(format!(
             "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
         ));
     }
     let checkpoint = Arc::clone(&opened.checkpoint);
-    CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)
+    let model =
+        CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)?;
+    Ok((model, computes_with))
+}
+
+/// A float type, as the options spell it.
+fn float_name(dtype: WeightType) -> &'static str {
+    match dtype {
+        WeightType::F16 => "float16",
+        WeightType::BF16 => "bfloat16",
+        _ => "float32",
+    }
 }
 
 /// The type in which Candle's Llama holds weights that are stored as `stored`.

@@ -102,6 +102,8 @@ fn options_out_of_range_are_refused_by_name() {
     let cases = [
         ("dtype", LoadOptions { dtype: "int8".into(), ..default() }),
         ("compute", LoadOptions { compute: "fast".into(), ..default() }),
+        ("kv_dtype", LoadOptions { kv_dtype: "int8".into(), ..default() }),
+        ("kv_dtype", LoadOptions { kv_dtype: "float16".into(), compute: "exact".into(), ..default() }),
         ("engine", LoadOptions { engine: "gpu".into(), ..default() }),
         ("threads", LoadOptions { threads: Some(0), ..default() }),
         ("context_length", LoadOptions { context_length: Some(0), ..default() }),

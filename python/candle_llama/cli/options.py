@@ -5,7 +5,17 @@ from typing import Any
 
 from candle_llama.sampling import FIELDS
 
-_LOAD_FLAGS = ("device", "dtype", "quantize", "compute", "engine", "threads", "context_length", "strict")
+_LOAD_FLAGS = (
+    "device",
+    "dtype",
+    "quantize",
+    "compute",
+    "kv_dtype",
+    "engine",
+    "threads",
+    "context_length",
+    "strict",
+)
 _SOURCE_FLAGS = ("revision", "token", "cache_dir", "local_files_only", "progress")
 
 
@@ -38,6 +48,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "exact"),
         help="exact: float32 activations and KV cache everywhere",
+    )
+    group.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=("auto", "float16", "bfloat16", "float32"),
+        help="type of cached keys and values (default: float16; with --compute exact: float32)",
     )
     group.add_argument(
         "--engine", default="auto", choices=("auto", "cpu", "candle"), help="our own decoder, or Candle's"

@@ -33,7 +33,7 @@ pub struct CpuOptions {
     /// Activations stay f32 in every product, and sums keep one order for prompts and for what is generated.
     /// Else activations are rounded to 8 bits where weights are blocks of 32.
     pub exact: bool,
-    /// The type of cached keys and values: F32 or F16.
+    /// The type of cached keys and values: F32, F16 or BF16.
     pub kv_dtype: WeightType,
     /// The most bytes that keys and values of all sequences may take.
     pub kv_bytes: u64,
