@@ -60,10 +60,7 @@ impl Kernels {
         if rows == 0 {
             return;
         }
-        for product in products.iter() {
-            assert_eq!(x.len(), rows * product.weight.cols, "x is (rows, in_features)");
-            assert_eq!(product.out.len(), rows * product.weight.rows, "out is (rows, out_features)");
-        }
+        products.iter().for_each(|product| product.check(x, rows));
         let cols = x.len() / rows;
         let words = row_words(cols, bf16);
         let (panel_rows, tile_strips) = self.table.gemm_tile;

@@ -164,6 +164,15 @@ pub struct Product<'a> {
     pub output: Output,
 }
 
+impl Product<'_> {
+    /// # Panics
+    /// If `x` is not `(rows, in_features)`, or `out` not `(rows, out_features)`.
+    fn check(&self, x: &[f32], rows: usize) {
+        assert_eq!(x.len(), rows * self.weight.cols, "x is (rows, in_features)");
+        assert_eq!(self.out.len(), rows * self.weight.rows, "out is (rows, out_features)");
+    }
+}
+
 /// The kernels of one level, and the threads they run on.
 pub struct Kernels {
     isa: Isa,
@@ -208,10 +217,7 @@ impl Kernels {
         if rows == 0 {
             return;
         }
-        for product in products.iter() {
-            assert_eq!(x.len(), rows * product.weight.cols, "x is (rows, in_features)");
-            assert_eq!(product.out.len(), rows * product.weight.rows, "out is (rows, out_features)");
-        }
+        products.iter().for_each(|product| product.check(x, rows));
         let cols = x.len() / rows;
         let mut padded = Vec::new();
         let x = if cols.is_multiple_of(LANES) {

@@ -3,7 +3,7 @@
 use super::block_pool::{Block, BlockPool, KvShape};
 use crate::error::Result;
 use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
-use half::slice::HalfFloatSliceExt;
+use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
 /// The blocks of one sequence, in the order of their positions.
@@ -31,28 +31,41 @@ impl PagedKv {
     /// # Panics
     /// If there is no room ([`Self::reserve`]) or the lengths disagree with the shape.
     pub fn write(&mut self, shape: &KvShape, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        let width = shape.kv_heads * shape.head_dim;
         assert_eq!(keys.len(), values.len(), "a value for each key");
+        match shape.dtype {
+            WeightType::F32 => self.write_as(shape, layer, position, keys, values),
+            WeightType::F16 => self.write_as(
+                shape,
+                layer,
+                position,
+                &Vec::<f16>::from_f32_slice(keys),
+                &Vec::<f16>::from_f32_slice(values),
+            ),
+            WeightType::BF16 => self.write_as(
+                shape,
+                layer,
+                position,
+                &Vec::<bf16>::from_f32_slice(keys),
+                &Vec::<bf16>::from_f32_slice(values),
+            ),
+            other => unreachable!("a cache of {other} is never made"),
+        }
+    }
+
+    /// As [`Self::write`], in the cache's own type.
+    fn write_as<T: bytemuck::NoUninit>(
+        &mut self,
+        shape: &KvShape,
+        layer: usize,
+        position: usize,
+        keys: &[T],
+        values: &[T],
+    ) {
+        let width = shape.kv_heads * shape.head_dim;
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        let (mut f16_keys, mut f16_values) = (vec![f16::ZERO; width], vec![f16::ZERO; width]);
-        let (mut bf16_keys, mut bf16_values) = (vec![bf16::ZERO; width], vec![bf16::ZERO; width]);
         for (position, (keys, values)) in (position..).zip(rows) {
-            let at = position % BLOCK_POSITIONS;
             let (block_keys, block_values) = self.blocks[position / BLOCK_POSITIONS].layer_mut(layer);
-            match shape.dtype {
-                WeightType::F32 => scatter(block_keys, block_values, shape, at, keys, values),
-                WeightType::F16 => {
-                    f16_keys.convert_from_f32_slice(keys);
-                    f16_values.convert_from_f32_slice(values);
-                    scatter(block_keys, block_values, shape, at, &f16_keys, &f16_values);
-                }
-                WeightType::BF16 => {
-                    bf16_keys.convert_from_f32_slice(keys);
-                    bf16_values.convert_from_f32_slice(values);
-                    scatter(block_keys, block_values, shape, at, &bf16_keys, &bf16_values);
-                }
-                other => unreachable!("a cache of {other} is never made"),
-            }
+            scatter(block_keys, block_values, shape, position % BLOCK_POSITIONS, keys, values);
         }
     }
 
