@@ -10,6 +10,7 @@ use super::Output;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,10 +78,16 @@ const OPEN: u64 = 1 << 16;
 const NEXT: u64 = 1 << 17;
 const JOINED: u64 = OPEN - 1;
 
+/// Alone on its cache lines: two, as processors fetch them in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+struct OwnLine<T>(T);
+
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next_task: AtomicUsize,
+    /// Of every thread, the next task of those that are its own; the caller's come first.
+    next_tasks: Box<[OwnLine<AtomicUsize>]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: Box<[AtomicBool]>,
     shutdown: AtomicBool,
@@ -112,7 +119,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next_task: AtomicUsize::new(0),
+            next_tasks: (0..=workers).map(|_| OwnLine::default()).collect(),
             panic: Mutex::new(None),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             shutdown: AtomicBool::new(false),
@@ -159,7 +166,9 @@ impl Pool {
         let job = Job { run: run_for_workers, tasks, stop: cancel.flag };
         // SAFETY: we hold the lock, the last job is closed, and all its workers have left.
         unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.next_task.store(0, Ordering::Relaxed);
+        for (thread, next) in self.shared.next_tasks.iter().enumerate() {
+            next.0.store(self.shared.own_tasks(thread, tasks).start, Ordering::Relaxed);
+        }
         let state = self.shared.state.load(Ordering::Relaxed);
         self.shared.state.store((state & !OPEN).wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
         for (parked, handle) in self.shared.parked.iter().zip(&self.handles) {
@@ -168,13 +177,7 @@ impl Pool {
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.shared.next_task.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks || cancel.is_cancelled() {
-                    return;
-                }
-                run(task);
-            }
+            self.shared.draw_tasks(0, tasks, || cancel.is_cancelled(), run);
         }));
         self.shared.close();
         let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -228,7 +231,7 @@ impl Shared {
                     self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
                 if joined.is_ok() {
                     seen = state / NEXT;
-                    self.draw();
+                    self.draw(index + 1);
                     self.state.fetch_sub(1, Ordering::Release);
                     idle_since = Instant::now();
                 }
@@ -250,24 +253,47 @@ impl Shared {
         }
     }
 
+    /// The tasks of `tasks` that `thread` draws before any other's: neighbours, so that it reads memory in
+    /// one long stream.
+    fn own_tasks(&self, thread: usize, tasks: usize) -> Range<usize> {
+        let threads = self.next_tasks.len();
+        let end = |thread| tasks / threads * thread + (tasks % threads).min(thread);
+        end(thread)..end(thread + 1)
+    }
+
+    /// Draws and runs tasks, first those of `thread`, then what others have left, until there are no more
+    /// or `stop` says so.
+    fn draw_tasks(&self, thread: usize, tasks: usize, stop: impl Fn() -> bool, run: &(dyn Fn(usize) + Sync)) {
+        let threads = self.next_tasks.len();
+        for owner in (thread..threads).chain(0..thread) {
+            let end = self.own_tasks(owner, tasks).end;
+            loop {
+                let task = self.next_tasks[owner].0.fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                if stop() {
+                    return;
+                }
+                run(task);
+            }
+        }
+    }
+
     /// Draws tasks of the job that this worker joined, until none is left.
-    fn draw(&self) {
+    fn draw(&self, thread: usize) {
         // SAFETY: this worker has joined, so the job stays as it is until it leaves.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
         // SAFETY: the caller keeps both alive until every worker that joined has left.
         let (run, stop) = unsafe { (&*job.run, &*job.stop) };
         let drawn = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next_task.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks || stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                run(task);
-            }
+            self.draw_tasks(thread, job.tasks, || stop.load(Ordering::Relaxed), run);
         }));
         if let Err(panic) = drawn {
             // No task after a panic makes sense.
-            self.next_task.store(job.tasks, Ordering::Relaxed);
+            for next in &*self.next_tasks {
+                next.0.store(job.tasks, Ordering::Relaxed);
+            }
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
     }

@@ -187,6 +187,7 @@ fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut 
         let (mut dtype, first) = (block.dtype, index * BLOCK_POSITIONS);
         let mut block_keys = block.keys(task.kv_head, task.kv_heads);
         let mut block_values = block.values(task.kv_head, task.kv_heads);
+        let next_keys = task.blocks.get(index + 1).unwrap_or(block).keys(task.kv_head, task.kv_heads);
         if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(TILE) {
             match dtype {
                 WeightType::F32 => widen::<L, F32>(task, block_keys, block_values, keys, values),
@@ -196,10 +197,11 @@ fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut 
             (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             dtype = WeightType::F32;
         }
+        let bytes = [block_keys, block_values, next_keys];
         match dtype {
-            WeightType::F32 => attend_block::<L, F32, TILE>(task, queries, first, block_keys, block_values),
-            WeightType::F16 => attend_block::<L, F16, TILE>(task, queries, first, block_keys, block_values),
-            _ => attend_block::<L, Bf16, TILE>(task, queries, first, block_keys, block_values),
+            WeightType::F32 => attend_block::<L, F32, TILE>(task, queries, first, bytes),
+            WeightType::F16 => attend_block::<L, F16, TILE>(task, queries, first, bytes),
+            _ => attend_block::<L, Bf16, TILE>(task, queries, first, bytes),
         }
     }
 }
@@ -245,15 +247,37 @@ macro_rules! in_tiles {
     }};
 }
 
-/// One block: keys `(head_dim, BLOCK_POSITIONS)`, values `(BLOCK_POSITIONS, values_len)`.
+/// Elements of keys or values, and how many bytes behind each the one lies that will soon be read instead:
+/// what a thread alone asks for, memory brings no faster than its latency allows.
+#[derive(Clone, Copy)]
+struct Stream<'a> {
+    bytes: &'a [u8],
+    ahead: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn new(bytes: &'a [u8], next: &[u8]) -> Self {
+        Stream { bytes, ahead: next.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr()) }
+    }
+
+    /// 32 elements of `row`, which is a part of the stream, from byte `at` on.
+    #[inline(always)]
+    fn lanes<L: Lanes, S: Storage>(&self, row: &[u8], at: usize) -> L {
+        let block = &row[at..][..S::BLOCK_BYTES];
+        L::prefetch(block.as_ptr().wrapping_add(self.ahead));
+        S::lanes::<L>(block, 0)
+    }
+}
+
+/// One block: keys `(head_dim, BLOCK_POSITIONS)`, values `(BLOCK_POSITIONS, values_len)`, the next block's keys.
 #[inline(always)]
 fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
     task: &AttentionTask,
     queries: &mut Queries,
     first: usize,
-    keys: &[u8],
-    values: &[u8],
+    [keys, values, next_keys]: [&[u8]; 3],
 ) {
+    let (keys, values) = (Stream::new(keys, values), Stream::new(values, next_keys));
     let count = queries.sums.len();
     for part in 0..BLOCK_LANES {
         let seen_by = task.first_that_sees(first + part * LANES)..count;
@@ -290,15 +314,6 @@ struct ValuesPart {
     row_len: usize,
 }
 
-impl ValuesPart {
-    /// Where row `row` of a block has this part.
-    #[inline(always)]
-    fn of_row<'a, S: Storage>(&self, row: &'a [u8]) -> &'a [u8] {
-        let start = part_start(self.index, self.row_len);
-        &row[start * S::BLOCK_BYTES / LANES..][..S::BLOCK_BYTES]
-    }
-}
-
 /// `q · keys` for `N` queries and 32 positions of a block.
 #[inline(always)]
 fn scores<L: Lanes, S: Storage, const N: usize>(
@@ -306,15 +321,15 @@ fn scores<L: Lanes, S: Storage, const N: usize>(
     query: usize,
     head_dim: usize,
     part: usize,
-    keys: &[u8],
+    keys: Stream,
 ) {
     let mut q: [&[f32]; N] = [&[]; N];
     for i in 0..N {
         q[i] = &queries.scaled[(query + i) * head_dim..][..head_dim];
     }
     let mut sums = [L::splat(0.0); N];
-    for (d, keys) in keys.chunks_exact(BLOCK_LANES * S::BLOCK_BYTES).take(head_dim).enumerate() {
-        let keys = S::lanes::<L>(&keys[part * S::BLOCK_BYTES..][..S::BLOCK_BYTES], 0);
+    for (d, row) in keys.bytes.chunks_exact(BLOCK_LANES * S::BLOCK_BYTES).take(head_dim).enumerate() {
+        let keys = keys.lanes::<L, S>(row, part * S::BLOCK_BYTES);
         for i in 0..N {
             sums[i] = keys.mul_add(L::splat(q[i][d]), sums[i]);
         }
@@ -351,7 +366,7 @@ fn add_values<L: Lanes, S: Storage, const N: usize>(
     queries: &mut Queries,
     query: usize,
     part: ValuesPart,
-    values: &[u8],
+    values: Stream,
 ) {
     let mut kept = [0.0; N];
     kept.copy_from_slice(&queries.kept.as_flattened()[query..][..N]);
@@ -371,7 +386,7 @@ fn add_seen<L: Lanes, S: Storage, const N: usize>(
     queries: &mut Queries,
     query: usize,
     part: ValuesPart,
-    values: &[u8],
+    values: Stream,
     positions: Range<usize>,
     kept: [f32; N],
 ) {
@@ -383,9 +398,10 @@ fn add_seen<L: Lanes, S: Storage, const N: usize>(
             L::load(&queries.unit.weighted[(query + i) * part.width + part.index]).mul(L::splat(kept[i]));
     }
     let row_bytes = part.row_len * S::BLOCK_BYTES / LANES;
-    let seen = &values[positions.start * row_bytes..positions.end * row_bytes];
+    let part_at = part_start(part.index, part.row_len) * S::BLOCK_BYTES / LANES;
+    let seen = &values.bytes[positions.start * row_bytes..positions.end * row_bytes];
     for (p, row) in seen.chunks_exact(row_bytes).take(positions.len()).enumerate() {
-        let values = S::lanes::<L>(part.of_row::<S>(row), 0);
+        let values = values.lanes::<L, S>(row, part_at);
         for i in 0..N {
             sums[i] = values.mul_add(L::splat(weights[i][p]), sums[i]);
         }
