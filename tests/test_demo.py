@@ -1,5 +1,9 @@
 """The demo model, SmolLM2-135M-Instruct, does what it is known to do."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 import candle_llama
@@ -24,6 +28,37 @@ def test_the_name_demo_is_that_file(demo):
         assert llm.config.num_hidden_layers == 30
         assert llm.config.rope_theta == 100000.0
         assert llm.config.max_position_embeddings == 8192
+
+
+MEMORY = """
+import json, sys
+import candle_llama
+
+def resident(kind):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+files, own = resident("RssFile"), resident("RssAnon")
+llm = candle_llama.load(sys.argv[1], context_length=1024)
+files, loaded = resident("RssFile") - files, resident("RssAnon")
+llm.logits([5] * 600, last=1)
+isa, used = llm.load_report.isa, resident("RssAnon") - loaded
+print(json.dumps({"isa": isa, "files": files, "loaded": loaded - own, "used": used}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_memory_is_what_was_estimated(demo):
+    estimate = candle_llama.estimate_memory(demo, context_length=1024)
+    # In a process of its own, which has no memory to use again.
+    child = subprocess.run([sys.executable, "-c", MEMORY, str(demo)], capture_output=True, text=True, check=True)
+    got = json.loads(child.stdout)
+    if got["isa"] != "scalar":
+        # Packed weights are no longer needed in the file's pages.
+        assert got["files"] < 0.1 * estimate.weights
+        assert 0.9 < got["loaded"] / estimate.weights < 1.3
+    # The cache's blocks and the chunk's buffers, of which a chunk of 512 rows uses nearly all.
+    assert 0.6 * estimate.scratch < got["used"] < estimate.scratch + estimate.kv_cache
 
 
 def test_greedy_is_reproducible_also_with_another_number_of_threads(demo, demo_llm):

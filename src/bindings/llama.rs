@@ -68,7 +68,7 @@ impl PyLlama {
             context_length,
             strict,
         };
-        detach_engine(py, |_| Llama::load(&path, &options)).map(PyLlama)
+        detach_engine(py, |cancel| Llama::load(&path, &options, cancel)).map(PyLlama)
     }
 
     /// The config: config.json's keys, and what was derived.

@@ -1,9 +1,10 @@
 //! Opening files that came from somebody else, and mapping them into memory.
 //!
-//! The only unsafe code of `checkpoint/` is the call that maps a file.
+//! The only unsafe code of `checkpoint/` is here: the calls that map a file and let its pages go.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,6 +72,23 @@ impl Mmap {
         }
         let what = "the model in use".into();
         Err(Error::Truncated { path: self.path.clone(), what, expected, got: metadata.len() })
+    }
+
+    /// Lets go of the pages of `range`, which will hardly be read again: they no longer count as this process's
+    /// memory. Whoever reads them all the same gets them from the file anew.
+    #[allow(unsafe_code)]
+    pub(crate) fn forget(&self, range: &Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the advice loses what was written to private pages. The map is read-only, so nothing was:
+            // a page that is dropped comes back from the file with the same bytes, whoever is reading it.
+            let advised = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
+            // Where the system refuses the hint, the pages stay: no harm done.
+            let _ = advised;
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     /// The file's bytes. Never empty.
@@ -172,6 +190,19 @@ mod tests {
         map.check().unwrap();
         std::fs::remove_file(&path).unwrap();
         map.check().unwrap();
+    }
+
+    #[test]
+    fn pages_that_were_let_go_come_back() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let map = Mmap::open(file.path()).unwrap();
+        for range in [0..0, 0..bytes.len(), 4000..9000, bytes.len() - 1..bytes.len()] {
+            assert!(map.bytes() == bytes);
+            map.forget(&range);
+        }
+        assert!(map.bytes() == bytes);
     }
 
     #[test]

@@ -45,6 +45,13 @@ impl Tensor {
         }
     }
 
+    /// Says that the bytes will hardly be read again.
+    pub fn forget(&self) {
+        if let Data::Mapped { map, range } = &self.data {
+            map.forget(range);
+        }
+    }
+
     /// How many elements the shape has.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()

@@ -46,7 +46,7 @@ pub use attention::{AttentionSpan, BLOCK_POSITIONS, KvBlock};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::GemmScratch;
-pub use pack::PackedRows;
+pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
 pub use pool::{Cancel, Pool};
 pub use roofline::{Limits, LimitsError};

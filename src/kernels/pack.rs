@@ -19,7 +19,7 @@
 
 use super::WeightType;
 use super::blocks::f16_at;
-use std::collections::TryReserveError;
+use std::fmt;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -76,7 +76,20 @@ impl TileLayout {
         }
     }
 
+    /// As [`PackedRows::pack_strip`]. Everything but the bytes is known where this is inlined.
+    #[inline(always)]
+    fn pack_strip<const BLOCK_BYTES: usize>(self, blocks: &[u8], strip: &mut [u8]) {
+        let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
+        let row_blocks = strip.len() / self.bytes;
+        for (index, tile) in strip.chunks_exact_mut(self.bytes).enumerate() {
+            for lane in 0..blocks.len() / row_blocks {
+                self.put_block(&blocks[lane * row_blocks + index], tile, lane);
+            }
+        }
+    }
+
     /// Moves one block into lane `lane` of a tile.
+    #[inline(always)]
     fn put_block(&self, block: &[u8], tile: &mut [u8], lane: usize) {
         tile[2 * lane..][..2].copy_from_slice(&block[..2]);
         let mut at = 2;
@@ -87,8 +100,7 @@ impl TileLayout {
         if let Some(plane) = self.high_bits {
             let bits = word(block, at);
             for j in 0..4 {
-                let byte = (0..8).fold(0, |byte, group| byte | (bits >> (4 * group + j) & 1) << group);
-                tile[plane + 4 * lane + j] = byte as u8;
+                tile[plane + 4 * lane + j] = every_fourth_bit(bits >> j);
             }
             at += 4;
         }
@@ -97,11 +109,15 @@ impl TileLayout {
             tile[self.groups + 64 * index + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
         };
         if self.wide {
-            (0..8).for_each(|group| put(group, word(quants, 4 * group) ^ 0x8080_8080));
-        } else {
+            for group in 0..8 {
+                put(group, word(quants, 4 * group) ^ 0x8080_8080);
+            }
+            return;
+        }
+        for pair in 0..4 {
             // Elements 0..16 stand in the low, 16..32 in the high halves of a block's bytes.
             let group = |g: usize| word(quants, 4 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f;
-            (0..4).for_each(|pair| put(pair, group(2 * pair) | group(2 * pair + 1) << 4));
+            put(pair, group(2 * pair) | group(2 * pair + 1) << 4);
         }
     }
 
@@ -121,14 +137,34 @@ impl TileLayout {
     }
 }
 
+/// Bits 0, 4, 8, ..., 28, moved together.
+#[inline(always)]
+fn every_fourth_bit(bits: u32) -> u8 {
+    let pairs = bits & 0x1111_1111;
+    let fours = (pairs | pairs >> 3) & 0x0303_0303;
+    let eights = (fours | fours >> 6) & 0x000f_000f;
+    (eights | eights >> 12) as u8
+}
+
+#[inline(always)]
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// A cache line: tiles begin at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Tiles begin at cache lines.
+const ALIGNMENT: usize = 64;
+
+/// There is no memory for so many bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMemory(pub usize);
+
+impl fmt::Display for NoMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no memory for {} bytes", self.0)
+    }
+}
+
+impl std::error::Error for NoMemory {}
 
 /// A weight matrix in tiles, `(rows, cols)`.
 pub struct PackedRows {
@@ -136,7 +172,9 @@ pub struct PackedRows {
     layout: TileLayout,
     rows: usize,
     cols: usize,
-    lines: Vec<Line>,
+    /// The strips, from `start` on.
+    bytes: Vec<u8>,
+    start: usize,
 }
 
 impl PackedRows {
@@ -155,19 +193,16 @@ impl PackedRows {
     ///
     /// # Errors
     /// If there is no memory.
-    pub(super) fn zeroed(
-        dtype: WeightType,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Option<Self>, TryReserveError> {
+    pub(super) fn zeroed(dtype: WeightType, rows: usize, cols: usize) -> Result<Option<Self>, NoMemory> {
         let layout = TileLayout::of(dtype);
-        let (Some(layout), Some(bytes)) = (layout, Self::bytes_for(dtype, rows, cols)) else {
+        let (Some(layout), Some(len)) = (layout, Self::bytes_for(dtype, rows, cols)) else {
             return Ok(None);
         };
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(bytes.div_ceil(64))?;
-        lines.resize(bytes.div_ceil(64), Line([0; 64]));
-        Ok(Some(PackedRows { dtype, layout, rows, cols, lines }))
+        // The system's own zeros: its pages come one by one, to the threads that first write to them.
+        let bytes: Vec<u8> =
+            bytemuck::try_zeroed_vec(len.saturating_add(ALIGNMENT)).map_err(|()| NoMemory(len))?;
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Ok(Some(PackedRows { dtype, layout, rows, cols, bytes, start }))
     }
 
     /// The type of the blocks.
@@ -200,33 +235,28 @@ impl PackedRows {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: lines are initialised bytes without padding; `zeroed` made as many as the strips need.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len_bytes()) }
-    }
-
+    /// All strips.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.len_bytes();
-        // SAFETY: as in `bytes`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+        &mut self.bytes[self.start..][..len]
     }
 
     /// The tiles of rows `16 * strip` on.
     #[inline(always)]
     pub(super) fn strip(&self, strip: usize) -> &[u8] {
         let len = self.strip_bytes();
-        &self.bytes()[strip * len..][..len]
+        &self.bytes[self.start + strip * len..][..len]
     }
 
     /// Rearranges up to 16 rows of blocks, `(lanes, cols)`, into a strip.
     pub(super) fn pack_strip(dtype: WeightType, blocks: &[u8], strip: &mut [u8]) {
-        let layout = TileLayout::of(dtype).expect("only what can be packed has strips");
-        let block_bytes = dtype.block_bytes();
-        let row_bytes = strip.len() / layout.bytes * block_bytes;
-        for (lane, row) in blocks.chunks_exact(row_bytes).enumerate() {
-            for (block, tile) in row.chunks_exact(block_bytes).zip(strip.chunks_exact_mut(layout.bytes)) {
-                layout.put_block(block, tile, lane);
-            }
+        match dtype {
+            WeightType::Q8_0 => Q8_0.pack_strip::<34>(blocks, strip),
+            WeightType::Q4_0 => Q4_0.pack_strip::<18>(blocks, strip),
+            WeightType::Q4_1 => Q4_1.pack_strip::<20>(blocks, strip),
+            WeightType::Q5_0 => Q5_0.pack_strip::<22>(blocks, strip),
+            WeightType::Q5_1 => Q5_1.pack_strip::<24>(blocks, strip),
+            _ => unreachable!("only what can be packed has strips"),
         }
     }
 

@@ -2,10 +2,9 @@
 
 use super::activations::{BLOCK_WORDS, MOST_PANEL_LINES, Precision, QuantizedRows};
 use super::generic::packed::PackedTask;
-use super::pack::{PackedRows, TILE_COLS, TILE_ROWS};
+use super::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
 use super::pool::{Cancel, SharedOut};
 use super::{Kernels, Output, WeightType};
-use std::collections::TryReserveError;
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 8;
@@ -33,7 +32,7 @@ impl Kernels {
         cols: usize,
         cancel: &Cancel,
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
-    ) -> Result<Option<PackedRows>, TryReserveError> {
+    ) -> Result<Option<PackedRows>, NoMemory> {
         let Some(mut packed) = PackedRows::zeroed(dtype, rows, cols)? else { return Ok(None) };
         let row_bytes = dtype.bytes_for(cols).expect("its blocks are those of the tiles");
         let strip_bytes = packed.strip_bytes();

@@ -7,7 +7,7 @@ use crate::checkpoint::{Checkpoint, Format};
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, WeightType};
+use crate::kernels::{Cancel, Isa, WeightType};
 use crate::kv_cache::KvShape;
 use crate::model::candle::CandleModel;
 use crate::model::cpu::{CpuModel, CpuOptions, Types};
@@ -292,7 +292,7 @@ pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> 
     Ok((checkpoint, config))
 }
 
-pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
+pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Llama> {
     let started = Instant::now();
     let choices = Choices::new(options)?;
     let opened = Opened::new(path, options.strict)?;
@@ -303,7 +303,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<Llama> {
 
     let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings, &mut notes)?;
     let (model, kind, kv_dtype) =
-        load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings)?;
+        load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings, cancel)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
@@ -369,6 +369,7 @@ fn load_model(
     kv_bytes: u64,
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
+    cancel: &Cancel,
 ) -> Result<(Box<dyn Model>, EngineKind, WeightType)> {
     if choices.tries_candle() {
         match load_candle(opened, choices, context_length, notes) {
@@ -395,7 +396,7 @@ fn load_model(
         kv_dtype: choices.kv_dtype(),
         kv_bytes,
     };
-    let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options)?;
+    let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;
     warnings.extend(unused_tensors(model.unused_tensors()));
     Ok((Box::new(model), EngineKind::Cpu, choices.kv_dtype()))
 }

@@ -13,7 +13,7 @@
 //! use candle_llama::model::Cancel;
 //! use candle_llama::sampling::SamplingOptions;
 //!
-//! let llama = Llama::load("Llama-3.2-1B".as_ref(), &LoadOptions::default())?;
+//! let llama = Llama::load("Llama-3.2-1B".as_ref(), &LoadOptions::default(), &Cancel::never())?;
 //! let options = SamplingOptions { max_new_tokens: Some(32), ..Default::default() };
 //! let prompt = Prompt::Text("The capital of France is".into());
 //! println!("{}", llama.generate(prompt, &options, &Cancel::never())?.text);
@@ -71,9 +71,9 @@ impl Llama {
     /// Loads a folder or a GGUF file.
     ///
     /// # Errors
-    /// Whatever is wrong with the files, the config or the options, as a typed [`Error`].
-    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self> {
-        load::load(path, options)
+    /// Whatever is wrong with the files, the config or the options, as a typed [`Error`]; [`Error::Cancelled`].
+    pub fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Self> {
+        load::load(path, options, cancel)
     }
 
     /// The model's config.

@@ -104,7 +104,7 @@ fn run(path: &Path, engine: &str) -> bool {
         device: "cpu".into(),
         ..LoadOptions::default()
     };
-    let Some(llama) = checked(Llama::load(path, &options)) else { return false };
+    let Some(llama) = checked(Llama::load(path, &options, &Cancel::never())) else { return false };
     let three = SamplingOptions { max_new_tokens: Some(3), seed: Some(1), ..SamplingOptions::default() };
     match llama.generate(Prompt::TokenIds(vec![0]), &three, &Cancel::never()) {
         Ok(completion) => assert!(completion.token_ids.len() <= 3),

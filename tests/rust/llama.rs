@@ -4,6 +4,7 @@ use candle_llama::error::Error;
 use candle_llama::model::Cancel;
 use candle_llama::sampling::SamplingOptions;
 use candle_llama::{Llama, LoadOptions, Prompt};
+use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use crate::checkpoint_files::{Entry, VOCAB, llama_config, llama_weights, write_safetensors};
@@ -27,7 +28,7 @@ fn load(dir: &TempDir, engine: &str, compute: &str) -> Llama {
         device: "cpu".into(),
         ..LoadOptions::default()
     };
-    Llama::load(dir.path(), &options).unwrap()
+    Llama::load(dir.path(), &options, &Cancel::never()).unwrap()
 }
 
 fn greedy(tokens: i64) -> SamplingOptions {
@@ -87,7 +88,7 @@ fn dtype_changes_how_weights_are_held() {
         [("float16", "F16", 5e-3), ("bfloat16", "BF16", 4e-2), ("float32", "F32", 0.0)]
     {
         let options = LoadOptions { dtype: dtype.into(), compute: "exact".into(), ..LoadOptions::default() };
-        let llama = Llama::load(dir.path(), &options).unwrap();
+        let llama = Llama::load(dir.path(), &options, &Cancel::never()).unwrap();
         assert!(llama.load_report().storage.iter().any(|storage| storage.dtype == name));
         let values = llama.logits(&PROMPT, None, &Cancel::never()).unwrap().values;
         let difference = exact.iter().zip(&values).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
@@ -109,23 +110,38 @@ fn options_out_of_range_are_refused_by_name() {
         ("context_length", LoadOptions { context_length: Some(0), ..default() }),
     ];
     for (argument, options) in cases {
-        match Llama::load(dir.path(), &options).err() {
+        match Llama::load(dir.path(), &options, &Cancel::never()).err() {
             Some(Error::InvalidArgument { argument: named, .. }) => assert_eq!(named, argument),
             other => panic!("{argument}: {other:?}"),
         }
     }
     let unknown = LoadOptions { device: "tpu".into(), ..default() };
-    assert!(matches!(Llama::load(dir.path(), &unknown), Err(Error::Device { .. })));
+    assert!(matches!(Llama::load(dir.path(), &unknown, &Cancel::never()), Err(Error::Device { .. })));
+}
+
+#[test]
+fn a_load_can_be_cancelled() {
+    let dir = folder();
+    let flag = AtomicBool::new(true);
+    // Some that convert, some that pack, some that have nothing to do.
+    for (dtype, quantize) in [("auto", None), ("bfloat16", None), ("auto", Some("q8_0"))] {
+        let quantize = quantize.map(String::from);
+        let options =
+            LoadOptions { dtype: dtype.into(), quantize, engine: "cpu".into(), ..LoadOptions::default() };
+        let cancelled = Llama::load(dir.path(), &options, &Cancel::new(&flag));
+        assert!(matches!(cancelled, Err(Error::Cancelled)), "{options:?}");
+        Llama::load(dir.path(), &options, &Cancel::never()).unwrap();
+    }
 }
 
 #[test]
 fn a_context_beyond_the_model_s_own_is_a_warning_and_strict_refuses_it() {
     let dir = folder();
     let longer = LoadOptions { context_length: Some(128), ..LoadOptions::default() };
-    let llama = Llama::load(dir.path(), &longer).unwrap();
+    let llama = Llama::load(dir.path(), &longer, &Cancel::never()).unwrap();
     assert_eq!((llama.context_length(), llama.load_report().warnings.len()), (128, 1));
     let strict = LoadOptions { strict: true, ..longer };
-    assert!(matches!(Llama::load(dir.path(), &strict), Err(Error::Strict { .. })));
+    assert!(matches!(Llama::load(dir.path(), &strict, &Cancel::never()), Err(Error::Strict { .. })));
 }
 
 #[test]
@@ -169,7 +185,7 @@ fn the_estimate_is_what_is_held() {
             ..LoadOptions::default()
         };
         let estimate = candle_llama::llama::estimate_memory(dir.path(), &options).unwrap();
-        let report = Llama::load(dir.path(), &options).unwrap().load_report().clone();
+        let report = Llama::load(dir.path(), &options, &Cancel::never()).unwrap().load_report().clone();
         assert_eq!((estimate.engine, estimate.weights), (report.engine, report.bytes), "{engine} {dtype}");
         assert_eq!(estimate.context_length, 64);
         assert_eq!(estimate.total(), estimate.weights + estimate.kv_cache + estimate.scratch);

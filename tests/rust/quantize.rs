@@ -30,7 +30,11 @@ fn a_folder_becomes_a_file_with_the_same_logits() {
     assert!(told.last().is_some_and(|(done, total)| done == total && *done > 0), "{told:?}");
     let exact = LoadOptions { compute: "exact".into(), device: "cpu".into(), ..LoadOptions::default() };
     let logits = |path: &Path| {
-        Llama::load(path, &exact).unwrap().logits(&[3, 1, 4, 1, 5], None, &Cancel::never()).unwrap().values
+        Llama::load(path, &exact, &Cancel::never())
+            .unwrap()
+            .logits(&[3, 1, 4, 1, 5], None, &Cancel::never())
+            .unwrap()
+            .values
     };
     assert_eq!(logits(&folder), logits(&path));
 

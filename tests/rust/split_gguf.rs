@@ -64,14 +64,14 @@ fn any_part_stands_for_the_whole_model() {
     std::fs::write(&whole, Gguf::llama_with_tokenizer().weights(&llama_weights()).bytes()).unwrap();
     let options = LoadOptions { threads: Some(1), ..LoadOptions::default() };
     let logits = |llama: &Llama| llama.logits(&[3, 1, 4], None, &Cancel::never()).unwrap().values;
-    let expected = Llama::load(&whole, &options).unwrap();
+    let expected = Llama::load(&whole, &options, &Cancel::never()).unwrap();
     let expected_ids = expected.tokenizer().unwrap().encode("hello a", true, false).unwrap();
     assert_eq!(expected_ids.len(), 4);
 
     let dir = write(&parts());
     for no in 0..PARTS {
         let path = path_of(dir.path(), no);
-        let llama = Llama::load(&path, &options).unwrap();
+        let llama = Llama::load(&path, &options, &Cancel::never()).unwrap();
         assert_eq!(logits(&llama), logits(&expected));
         assert_eq!(llama.load_report().bytes, expected.load_report().bytes);
         assert_eq!(llama.eos_token_ids(), [1]);

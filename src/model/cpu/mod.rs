@@ -66,13 +66,18 @@ impl CpuModel {
     ///
     /// # Errors
     /// A checkpoint error for a tensor that is missing, misshaped or of a type that is not supported;
-    /// [`Error::Internal`] if no thread can be started.
-    pub fn new(config: LlamaConfig, checkpoint: &Checkpoint, options: &CpuOptions) -> Result<Self> {
+    /// [`Error::Internal`] if no thread can be started; [`Error::Cancelled`].
+    pub fn new(
+        config: LlamaConfig,
+        checkpoint: &Checkpoint,
+        options: &CpuOptions,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let kernels = Kernels::new(options.isa, options.threads)
             .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
         let packs = !options.exact && options.isa.packs();
         let (lm_head, types) = (options.lm_head, options.types);
-        let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs)?;
+        let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs, cancel)?;
         let shape = KvShape {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
@@ -103,7 +108,8 @@ impl CpuModel {
 /// # Errors
 /// As [`CpuModel::new`].
 pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmHead) -> Result<Vec<String>> {
-    Ok(Weights::load(config, checkpoint, lm_head, Types::default(), None, false)?.unused)
+    let weights = Weights::load(config, checkpoint, lm_head, Types::default(), None, false, &Cancel::never());
+    Ok(weights?.unused)
 }
 
 impl Model for CpuModel {

@@ -8,10 +8,10 @@ use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
 use crate::kernels::quantize::{Unstorable, quantize_row};
-use crate::kernels::{Cancel, Kernels, PackedRows, WeightRows, WeightType};
+use crate::kernels::{Cancel, Kernels, NoMemory, PackedRows, WeightRows, WeightType};
 use crate::model::Storage;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet, TryReserveError};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 /// All weights of a model.
@@ -136,6 +136,7 @@ struct Loader<'a> {
     kernels: Option<&'a Kernels>,
     /// Whether what can be packed is.
     packs: bool,
+    cancel: &'a Cancel<'a>,
     used: RefCell<HashSet<String>>,
     /// Whether a matrix still lies in the files.
     stored: Cell<bool>,
@@ -203,22 +204,32 @@ impl Loader<'_> {
             }
         };
         let data = self.changed(dtype, stored, rows, cols, multiplied, &fill);
-        let data =
-            data.map_err(|_| Error::Generation { reason: format!("no memory to hold {name} as {dtype}") })?;
+        let data = data.map_err(|error| Error::Generation {
+            reason: format!("cannot hold {name} as {dtype}: {error}"),
+        })?;
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
         if let Some((row, Unstorable { index, value })) =
             refused.into_inner().unwrap_or_else(PoisonError::into_inner)
         {
             let (tensor, at, dtype) = (name.into(), vec![row, index], dtype.name());
             return Err(Error::TensorValue { tensor, value, at, dtype, path: path() });
         }
-        let data = data.unwrap_or_else(|| {
-            self.stored.set(true);
-            Data::Stored(tensor)
-        });
+        let data = match data {
+            Some(data) => {
+                tensor.forget();
+                data
+            }
+            None => {
+                self.stored.set(true);
+                Data::Stored(tensor)
+            }
+        };
         Ok(Matrix { dtype, rows, cols, data })
     }
 
-    /// The matrix as it is held, if that is not as it is stored. `fill` gives a row.
+    /// The matrix as it is held, if that is not as it is stored; if cancelled, anything. `fill` gives a row.
     fn changed(
         &self,
         dtype: WeightType,
@@ -227,11 +238,11 @@ impl Loader<'_> {
         cols: usize,
         multiplied: bool,
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
-    ) -> std::result::Result<Option<Data>, TryReserveError> {
+    ) -> std::result::Result<Option<Data>, NoMemory> {
         let (Some(kernels), Some(row_bytes)) = (self.kernels, dtype.bytes_for(cols)) else { return Ok(None) };
         if multiplied
             && self.packs
-            && let Some(packed) = kernels.pack(dtype, rows, cols, &Cancel::never(), fill)?
+            && let Some(packed) = kernels.pack(dtype, rows, cols, self.cancel, fill)?
         {
             return Ok(Some(Data::Packed(packed)));
         }
@@ -239,9 +250,9 @@ impl Loader<'_> {
             return Ok(None);
         }
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(rows * row_bytes)?;
+        bytes.try_reserve_exact(rows * row_bytes).map_err(|_| NoMemory(rows * row_bytes))?;
         bytes.resize(rows * row_bytes, 0);
-        kernels.pool().for_each_chunk(&mut bytes, row_bytes, &Cancel::never(), &|row, out| fill(row, out));
+        kernels.pool().for_each_chunk(&mut bytes, row_bytes, self.cancel, &|row, out| fill(row, out));
         Ok(Some(Data::Converted(bytes)))
     }
 }
@@ -254,9 +265,10 @@ impl Weights {
         types: Types,
         kernels: Option<&Kernels>,
         packs: bool,
+        cancel: &Cancel,
     ) -> Result<Self> {
         let (used, stored) = (RefCell::default(), Cell::default());
-        let loader = Loader { checkpoint, types, kernels, packs, used, stored };
+        let loader = Loader { checkpoint, types, kernels, packs, cancel, used, stored };
         let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
         let query = config.num_attention_heads * config.head_dim;
         let key_value = config.num_key_value_heads * config.head_dim;
