@@ -8,6 +8,8 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+/// Logits that are looked at together.
+const LANES: usize = 32;
 /// The nucleus is nearly always smaller than this, so one selection finds it.
 const FIRST_NUCLEUS: usize = 256;
 const NUCLEUS_GROWTH: usize = 8;
@@ -161,15 +163,15 @@ pub fn min_p(logits: &mut [f32], min_p: f32) {
 
 /// The id of the largest logit, the lowest such id if several are equal; `None` if every token is masked.
 pub fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut best = None;
-    let mut best_logit = f32::NEG_INFINITY;
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > best_logit {
-            best_logit = logit;
-            best = Some(id);
-        }
+    let best = max(logits);
+    if best == f32::NEG_INFINITY {
+        return None;
     }
-    best
+    // Part by part, without leaving a part early: the compiler then compares several at once.
+    let is_in = |part: &[f32]| part.iter().fold(false, |found, &logit| found | (logit == best));
+    let start = logits.chunks(LANES).position(is_in)? * LANES;
+    let id = logits.iter().skip(start).position(|&logit| logit == best)?;
+    u32::try_from(start + id).ok()
 }
 
 /// Descending by logit, then ascending by id: a total order, so that partial selection has one answer.
@@ -179,7 +181,20 @@ pub(crate) fn more_likely_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 
 /// The largest logit; negative infinity if there is none.
 pub(crate) fn max(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    // A running maximum for each lane: they do not wait for each other.
+    let (parts, rest) = logits.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for part in parts {
+        for (largest, &logit) in largest.iter_mut().zip(part) {
+            *largest = if logit > *largest { logit } else { *largest };
+        }
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Whether all are numbers or negative infinity.
+pub(crate) fn are_below_infinity(logits: &[f32]) -> bool {
+    logits.iter().fold(true, |all, &logit| all & (logit < f32::INFINITY))
 }
 
 #[cfg(test)]
@@ -281,6 +296,27 @@ mod tests {
     }
 
     proptest! {
+        /// Maximum, position and check, taken in parts, against their definitions.
+        #[test]
+        fn the_largest_is_found_in_parts(
+            mut logits in prop::collection::vec((-5i32..5).prop_map(|x| x as f32), 0..200),
+            masked in 0usize..200,
+        ) {
+            logits.iter_mut().take(masked).for_each(|logit| *logit = MASKED);
+            let best = logits.iter().copied().fold(MASKED, f32::max);
+            prop_assert_eq!(max(&logits), best);
+            let first = logits.iter().position(|&logit| logit == best && best > MASKED);
+            prop_assert_eq!(argmax(&logits), first.map(|id| id as u32));
+            prop_assert!(are_below_infinity(&logits));
+            for (id, bad) in [(0, f32::NAN), (logits.len() / 2, f32::INFINITY), (logits.len().max(1) - 1, f32::NAN)] {
+                let mut logits = logits.clone();
+                if let Some(logit) = logits.get_mut(id) {
+                    *logit = bad;
+                    prop_assert!(!are_below_infinity(&logits));
+                }
+            }
+        }
+
         /// Partial selection against the definition, which sorts everything.
         #[test]
         fn top_p_equals_its_definition(

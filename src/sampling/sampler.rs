@@ -9,6 +9,9 @@ use super::SamplingParams;
 use super::processors::{self, more_likely_first};
 use crate::error::{Error, Result};
 
+/// Tokens whose probabilities are summed before one of them is drawn: exponentials cost too much to do twice.
+const DRAW_PART: usize = 256;
+
 /// PCG's default stream; the seed chooses the state.
 const PCG_STREAM: u128 = 0xa02_bdbf_7bb3_c0a7_ac28_fa16_a64a_bf96;
 
@@ -89,6 +92,9 @@ impl Sampler {
 }
 
 fn check(logits: &[f32]) -> Result<()> {
+    if processors::are_below_infinity(logits) {
+        return Ok(());
+    }
     match logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
         None => Ok(()),
         Some(id) => Err(Error::Generation {
@@ -118,17 +124,28 @@ fn draw(logits: &[f32], unit: f64) -> Option<u32> {
     if max == f32::NEG_INFINITY {
         return None;
     }
-    let weight = |logit: f32| f64::from(logit - max).exp();
-    let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
-    let target = unit * total;
-    let mut mass = 0.0;
+    // Most are masked where top_k or the like has been.
+    let weight = |logit: f32| if logit == f32::NEG_INFINITY { 0.0 } else { f64::from(logit - max).exp() };
+    let mass_of = |part: &[f32]| part.iter().map(|&logit| weight(logit)).sum::<f64>();
+    let masses: Vec<f64> = logits.chunks(DRAW_PART).map(mass_of).collect();
+    let target = unit * masses.iter().sum::<f64>();
+    // The part, then the token, in whose share the target lies; where rounding leaves it in none, the last.
+    let (mut reached, mut chosen) = (0.0, None);
+    for (part, &mass) in masses.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+        chosen = Some((part * DRAW_PART, reached));
+        reached += mass;
+        if reached > target {
+            break;
+        }
+    }
+    let (start, mut reached) = chosen?;
     let mut last = None;
-    for (id, &logit) in (0..).zip(logits) {
+    for (id, &logit) in logits.iter().enumerate().skip(start).take(DRAW_PART) {
         let weight = weight(logit);
         if weight > 0.0 {
-            mass += weight;
-            last = Some(id);
-            if mass > target {
+            reached += weight;
+            last = u32::try_from(id).ok();
+            if reached > target {
                 break;
             }
         }
@@ -235,6 +252,22 @@ mod tests {
             assert!(matches!(error, Err(Error::Generation { .. })));
             assert!(sampler(sampled(temperature, 0)).sample(&mut [], &[], &[]).is_err());
         }
+    }
+
+    #[test]
+    fn a_draw_falls_where_its_number_says_whatever_part_that_is_in() {
+        // Four equal shares; the tokens between them are masked.
+        for ids in [[0, 1, 2, 3], [0, 255, 256, 999], [300, 301, 700, 998], [255, 511, 767, 768]] {
+            let mut logits = vec![f32::NEG_INFINITY; 1000];
+            ids.iter().for_each(|&id| logits[id] = -7.0);
+            for (share, id) in ids.iter().enumerate() {
+                for unit in [0.25 * share as f64, 0.25 * share as f64 + 0.249] {
+                    assert_eq!(draw(&logits, unit), Some(*id as u32), "{ids:?} at {unit}");
+                }
+            }
+            assert_eq!(draw(&logits, 1.0), Some(ids[3] as u32), "by rounding, the last");
+        }
+        assert_eq!(draw(&[f32::NEG_INFINITY; 600], 0.5), None);
     }
 
     #[test]
