@@ -80,8 +80,9 @@ ruff: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.PHONY: stubtest
-stubtest: $(VENV)/.installed-test  ## compare the type stubs with the compiled module
+.PHONY: mypy
+mypy: $(VENV)/.installed-test  ## check the types, and the type stubs against the compiled module
+	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy.stubtest candle_llama._core
 
 .PHONY: cuda-check

@@ -5,8 +5,8 @@
 //! multiplication and an addition.
 
 use candle_llama::kernels::{
-    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmScratch, Isa, Kernels, KvBlock, Output, PackedProduct, Precision,
-    Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
+    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmScratch, Isa, Kernels, KvBlock, Output, PackedProduct,
+    Precision, Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -132,7 +132,15 @@ fn attention(criterion: &mut Criterion) {
             }];
             group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
                 bencher.iter(|| {
-                    kernels.attention(&queries, &spans, HEADS, KV_HEADS, HEAD_DIM, &mut out, &Cancel::never());
+                    kernels.attention(
+                        &queries,
+                        &spans,
+                        HEADS,
+                        KV_HEADS,
+                        HEAD_DIM,
+                        &mut out,
+                        &Cancel::never(),
+                    );
                 });
             });
         }

@@ -73,24 +73,15 @@ impl Kernels {
         });
         let targets: Vec<_> =
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
-        let strips_of = |rows: usize| rows.div_ceil(TILE_ROWS);
-        let strips: usize = targets.iter().map(|(weight, ..)| strips_of(weight.rows)).sum();
-        let per_task = (strips / (DRAWS * self.pool.threads())).clamp(1, 8).next_multiple_of(tile_strips);
-        let tasks: usize = targets.iter().map(|(weight, ..)| strips_of(weight.rows).div_ceil(per_task)).sum();
-        self.pool.run(tasks, cancel, &|mut task| {
-            for (weight, output, out) in &targets {
-                let strips = strips_of(weight.rows);
-                let own = strips.div_ceil(per_task);
-                if task < own {
-                    let strips = task * per_task..((task + 1) * per_task).min(strips);
-                    let task = GemmTask { x: &scratch.words, weight: *weight, strips, out, output: *output };
-                    // SAFETY: the table was chosen for this CPU, which has what `kernel` needs; lengths were
-                    // asserted above; the tasks' strips do not overlap.
-                    unsafe { kernel(&task) }
-                    return;
-                }
-                task -= own;
-            }
+        let strips: Vec<usize> = targets.iter().map(|(weight, ..)| weight.rows.div_ceil(TILE_ROWS)).collect();
+        let draws = DRAWS * self.pool.threads();
+        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, 8).next_multiple_of(tile_strips);
+        self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
+            let (weight, output, out) = &targets[product];
+            let task = GemmTask { x: &scratch.words, weight: *weight, strips, out, output: *output };
+            // SAFETY: the table was chosen for this CPU, which has what `kernel` needs; lengths were
+            // asserted above; the tasks' strips do not overlap.
+            unsafe { kernel(&task) }
         });
     }
 }

@@ -239,22 +239,13 @@ impl Kernels {
             * 3;
         let targets: Vec<_> =
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
-        let tasks: Vec<MatmulTask> = targets
-            .iter()
-            .flat_map(|(weight, output, out)| {
-                (0..weight.rows).step_by(per_task).map(move |start| MatmulTask {
-                    x,
-                    weight: *weight,
-                    range: start..(start + per_task).min(weight.rows),
-                    out,
-                    output: *output,
-                })
-            })
-            .collect();
-        self.pool.run(tasks.len(), cancel, &|task| {
+        let features: Vec<usize> = targets.iter().map(|(weight, ..)| weight.rows).collect();
+        self.pool.for_each_range(&features, per_task, cancel, &|product, range| {
+            let (weight, output, out) = &targets[product];
+            let task = MatmulTask { x, weight: *weight, range, out, output: *output };
             // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
             // ranges of columns do not overlap.
-            unsafe { (self.table.matmul)(&tasks[task]) }
+            unsafe { (self.table.matmul)(&task) }
         });
     }
 

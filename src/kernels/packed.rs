@@ -99,23 +99,16 @@ impl Kernels {
         }
         let targets: Vec<_> =
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
-        let strips: usize = targets.iter().map(|(weight, ..)| weight.strips()).sum();
+        let strips: Vec<usize> = targets.iter().map(|(weight, ..)| weight.strips()).collect();
+        let draws = DRAWS * self.pool.threads();
         // Even, for those levels that take two strips at once.
-        let per_task = (strips / (DRAWS * self.pool.threads())).clamp(1, 64).next_multiple_of(2);
-        let tasks: usize = targets.iter().map(|(weight, ..)| weight.strips().div_ceil(per_task)).sum();
-        self.pool.run(tasks, cancel, &|mut task| {
-            for (weight, output, out) in &targets {
-                let own = weight.strips().div_ceil(per_task);
-                if task < own {
-                    let strips = task * per_task..((task + 1) * per_task).min(weight.strips());
-                    let task = PackedTask { x, weight, strips, out, output: *output };
-                    // SAFETY: the table was chosen for this CPU; lengths were asserted above; the
-                    // tasks' strips do not overlap.
-                    unsafe { (self.table.packed)(&task) }
-                    return;
-                }
-                task -= own;
-            }
+        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, 64).next_multiple_of(2);
+        self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
+            let (weight, output, out) = &targets[product];
+            let task = PackedTask { x, weight, strips, out, output: *output };
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks' strips do
+            // not overlap.
+            unsafe { (self.table.packed)(&task) }
         });
     }
 }

@@ -205,6 +205,29 @@ impl Pool {
             run(chunk, unsafe { out.slice_mut(start, len.min(total - start)) });
         });
     }
+
+    /// Calls `run(i, range)` for ranges of at most `step` that cover `0..lens[i]`, for every i, on all threads.
+    ///
+    /// # Panics
+    /// If `step` is 0, or `run` panics.
+    pub fn for_each_range(
+        &self,
+        lens: &[usize],
+        step: usize,
+        cancel: &Cancel,
+        run: &(dyn Fn(usize, Range<usize>) + Sync),
+    ) {
+        let tasks = lens.iter().map(|len| len.div_ceil(step)).sum();
+        self.run(tasks, cancel, &|mut task| {
+            for (index, len) in lens.iter().enumerate() {
+                let own = len.div_ceil(step);
+                if task < own {
+                    return run(index, task * step..((task + 1) * step).min(*len));
+                }
+                task -= own;
+            }
+        });
+    }
 }
 
 impl Drop for Pool {

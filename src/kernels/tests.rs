@@ -7,6 +7,7 @@ use super::*;
 use half::{bf16, f16};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// A small generator, so that a failing case can be run again: Marsaglia's xorshift64.
 pub(super) struct Random(pub(super) u64);
@@ -407,6 +408,36 @@ fn the_pool_runs_every_task_once_whoever_calls() {
             });
         }
     });
+}
+
+#[test]
+fn what_a_thread_leaves_the_others_do() {
+    let pool = Pool::new(2).unwrap();
+    let done = AtomicUsize::new(0);
+    // The caller's first task ends only when all others have been done, its own next ones too.
+    pool.run(100, &Cancel::never(), &|task| {
+        let started = Instant::now();
+        while task == 0 && done.load(Ordering::SeqCst) < 99 {
+            assert!(started.elapsed() < Duration::from_secs(60), "nobody does the rest");
+            std::thread::yield_now();
+        }
+        done.fetch_add(1, Ordering::SeqCst);
+    });
+    assert_eq!(done.into_inner(), 100);
+}
+
+#[test]
+fn ranges_cover_every_length_once() {
+    let pool = Pool::new(3).unwrap();
+    for (lens, step) in [(&[][..], 1), (&[0, 7, 0, 1, 12], 5), (&[1, 1, 1], 64), (&[300], 7)] {
+        let seen: Vec<Vec<AtomicUsize>> =
+            lens.iter().map(|&len| (0..len).map(|_| AtomicUsize::new(0)).collect()).collect();
+        pool.for_each_range(lens, step, &Cancel::never(), &|index, range| {
+            assert!(range.len() <= step && range.start.is_multiple_of(step));
+            seen[index][range].iter().for_each(|count| _ = count.fetch_add(1, Ordering::Relaxed));
+        });
+        assert!(seen.iter().flatten().all(|count| count.load(Ordering::Relaxed) == 1), "{lens:?} by {step}");
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ def sigmoid(x: Array) -> Array:
 
 def erf(x: Array) -> Array:
     """The error function; NumPy has none for arrays."""
-    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype)
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype))
 
 
 def gelu_tanh(x: Array) -> Array:

@@ -49,7 +49,7 @@ def _unpack(packed: Array, bits: int, run: int) -> Array:
 
 def _five_bits(blocks: Array) -> Array:
     high = np.unpackbits(blocks["qh"], axis=1, bitorder="little")
-    return _unpack(blocks["qs"], 4, 16) | high << 4
+    return np.asarray(_unpack(blocks["qs"], 4, 16) | high << 4)
 
 
 def _scaled(quants: Array, scales: Array, mins: Array | None = None) -> Array:
@@ -57,7 +57,7 @@ def _scaled(quants: Array, scales: Array, mins: Array | None = None) -> Array:
     grouped = quants.astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
     if mins is not None:
         grouped -= mins[..., None]
-    return grouped.reshape(len(quants), -1)
+    return np.asarray(grouped.reshape(len(quants), -1))
 
 
 def _q2_k(blocks: Array) -> Array:
