@@ -51,7 +51,9 @@ print(json.dumps({"isa": isa, "files": files, "loaded": loaded - own, "used": us
 def test_memory_is_what_was_estimated(demo):
     estimate = candle_llama.estimate_memory(demo, context_length=1024)
     # In a process of its own, which has no memory to use again.
-    child = subprocess.run([sys.executable, "-c", MEMORY, str(demo)], capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(demo)], capture_output=True, text=True, check=True
+    )
     got = json.loads(child.stdout)
     if got["isa"] != "scalar":
         # Packed weights are no longer needed in the file's pages.
