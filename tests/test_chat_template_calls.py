@@ -2,6 +2,8 @@
 """Filters, tests and Python's methods in chat templates: what transformers' own Jinja environment gives."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import candle_llama
 from jinja_reference import check
@@ -135,9 +137,182 @@ CALLS = r"""
 {{ [] | tojson }}{{ [1, 'é', none, true, 1.0, {'a': ()}] | tojson }}{{ {1: 2, none: 3, 1.5: 5} | tojson }}{{ (1, 2) | tojson }}
 {{ 'a' is lt 1 }}
 {{ 1 is lt 2 }}{{ 2 is ge 2 }}{{ 'b' is gt 'a' }}{{ 1 is le 0 }}
+{{ '{!r}'.format('a') }}{{ '{!s:>5}'.format('a') }}{{ '{!a}'.format('é\u200b') }}{{ '{0!r}{1!s}'.format([1], none) }}{{ '{a!r:>6}'.format(a='x') }}
+{{ '{:,}'.format(1234567) }}{{ '{:_}'.format(1234567) }}{{ '{:,.2f}'.format(1234567.891) }}{{ '{:_x}'.format(123456789) }}{{ '{:>12,}'.format(1234567) }}{{ '{:012,}'.format(1234567) }}{{ '{:,}'.format(12.5) }}{{ '{:,d}'.format(-1234) }}
+{{ '{:{}}'.format('a', 5) }}|{{ '{:{w}.{p}f}'.format(1.2345, w=8, p=2) }}|{{ '{:{f}{a}{w}}'.format('x', f='*', a='^', w=7) }}
+{{ '{:{:{}}}'.format(1, 2, 3) }}
+{{ '{:{:{:{}}}}'.format(1, 2, 3, 4) }}
+{{ '{0}{}'.format(1, 2) }}
+{{ '{}{0}'.format(1, 2) }}
+{{ '{a.b}{a[b]}{a[c][0]}'.format(a={'b': 1, 'c': [5]}) }}
+{{ '{0[0]}{0[1]}{1.x}'.format([1, 2], namespace(x=3)) }}
+{{ '{a.x}|'.format(a={}) }}
+{{ '{a[x]}|'.format(a={}) }}
+{{ '{a.x.y}|'.format(a={}) }}
+{{ '{.x}'.format({'x': 1}) }}
+{{ '{[x]}'.format({'x': 1}) }}
+{{ '{a.}'.format(a=1) }}
+{{ '{a[]}'.format(a=1) }}
+{{ '{a[0}'.format(a=1) }}
+{{ '{a[0]x}'.format(a=[1]) }}
+{{ '{'.format() }}
+{{ '}'.format() }}
+{{ '{a'.format(a=1) }}
+{{ '{a!}'.format(a=1) }}
+{{ '{a!r'.format(a=1) }}
+{{ '{a!rx}'.format(a=1) }}
+{{ '{a!x}'.format(a=1) }}
+{{ '{a!}}'.format(a=1) }}
+{{ '{{}}{{{}}}'.format(1) }}{{ '{{'.format() }}
+{{ '{} {}'.format(1) }}
+{{ '{x}'.format(1) }}
+{{ '{}'.format(none) }}{{ '{}'.format(true) }}{{ '{:>5}'.format(true) }}{{ '{:d}'.format(true) }}{{ '{}'.format([1, 'a']) }}{{ '{}'.format({'a': 1}) }}{{ '{}'.format(undefined_name) }}{{ '{}'.format(1.0) }}{{ '{}'.format(1e20) }}
+{{ '{:>5}'.format(none) }}
+{{ '{:>5}'.format([1]) }}
+{{ '{:d}'.format('a') }}
+{{ '{:s}'.format(1) }}
+{{ '{:d}'.format(1.5) }}
+{{ '{:.2}'.format('abc') }}{{ '{:5.1}'.format('abc') }}|{{ '{:x}{:X}{:o}{:b}{:#x}{:#b}'.format(255, 255, 8, 5, 255, 5) }}{{ '{:e}{:E}{:g}{:G}{:%}'.format(1234.5, 1234.5, 1234.5, 1e20, 0.5) }}
+{{ '{:+}{: }{:-}{:+.1f}'.format(1, 1, 1, 1.25) }}{{ '{:=+8}'.format(5) }}{{ '{:^7}'.format('ab') }}|{{ '{:*<6}'.format(3) }}{{ '{:c}'.format(65) }}{{ '{:n}'.format(1234) }}{{ '{:08.3f}'.format(3.14159) }}{{ '{:.0f}'.format(2.5) }}{{ '{:.3}'.format(1234.5) }}{{ '{:g}'.format(0.00001) }}
+{{ '{:,}'.format('a') }}
+{{ '{:.2d}'.format(1) }}
+{{ '{:,s}'.format('a') }}
+{{ '{:q}'.format(1) }}
+{{ '{:5%}'.format(0.25) }}{{ '{:.1%}'.format(0.256) }}{{ '{:,}'.format(0) }}{{ '{:,}'.format(999) }}{{ '{:_b}'.format(255) }}{{ '{:,.0f}'.format(1e6) }}
+{{ '{:,x}'.format(255) }}
+{{ '{a}{b}'.format_map({'a': 1, 'b': 2}) }}{{ ''.format_map({}) }}{{ 'x'.format_map(5) }}{{ '{a.b}'.format_map({'a': {'b': 1}}) }}
+{{ '{}'.format_map({}) }}
+{{ '{a}'.format_map({}) }}
+{{ '{a}'.format_map([1]) }}
+{{ '{a}'.format_map(a=1) }}
+{{ 'a'.format_map() }}
+{{ 'a'.format_map({}, {}) }}
+{{ ('<{}>' | safe).format('<') }}{{ ('{}' | safe).format('<' | safe) }}{{ ('{!r}' | safe).format('<') }}{{ ('{:>5}' | safe).format('<') }}{{ ('{a}' | safe).format_map({'a': '<'}) }}{{ ('{}' | safe).format(1) + '<' }}{{ '{}'.format('<' | safe) + '<' }}
+{{ ('{:>5}' | safe).format('<' | safe) }}
+{{ 'ßẞ\u0131İΣςǅǈﬁKÅ'.casefold() }}{{ 'Ꭰꭰᏸ'.casefold() }}{{ 'ABC'.casefold() == 'abc' }}{{ ('<A' | e).casefold() + '<' }}
+{{ 'a'.casefold(1) }}
+{{ 100 | filesizeformat }}{{ 1 | filesizeformat }}{{ 1000 | filesizeformat }}{{ 1024 | filesizeformat(true) }}{{ 1000000 | filesizeformat }}{{ 1048576 | filesizeformat(binary=true) }}{{ '1500' | filesizeformat }}{{ 1e30 | filesizeformat }}{{ 1e27 | filesizeformat }}{{ 1.5 | filesizeformat }}{{ -5 | filesizeformat }}{{ -5000 | filesizeformat }}{{ 0 | filesizeformat }}{{ true | filesizeformat }}{{ 999.9 | filesizeformat }}{{ 999999 | filesizeformat }}{{ 'inf' | float | filesizeformat }}{{ 'nan' | filesizeformat }}{{ -0.5 | filesizeformat }}{{ 1023 | filesizeformat(true) }}{{ 123456789012345678901234 | filesizeformat(true) }}
+{{ 'a' | filesizeformat }}
+{{ none | filesizeformat }}
+{{ undefined_name | filesizeformat }}
+{{ [] | filesizeformat }}
+{{ '-inf' | filesizeformat }}
+{{ '<b>Hi</b>  <!-- c > --> x\n\ty &amp; &lt;b&gt; &#38; &#x26; &#x1F600; & a<b' | striptags }}{{ '<' | striptags }}{{ 'a <!-- b' | striptags }}{{ 5 | striptags }}{{ none | striptags }}{{ undefined_name | striptags }}{{ '<p>&amp;lt;</p>' | striptags }}{{ ('<b>x</b>' | e) | striptags }}{{ '&#0;&#xd800;&#99999999999;&#13;a&#1;b&#x;&#;&;' | striptags }}{{ '<a><b>' | striptags }}{{ '&lt;' | striptags + '<' }}{{ '&lt;' | striptags | e }}{{ '<!-->x-->y' | striptags }}{{ '&#x41 &#65b' | striptags }}
+{{ 'a b/c?d=é&f+~' | urlencode }}{{ {'a b': 'c/d', 'e': 1} | urlencode }}{{ [('a', 1), ['b', none]] | urlencode }}{{ ['ab', 'cd'] | urlencode }}{{ 5 | urlencode }}{{ none | urlencode }}{{ undefined_name | urlencode }}{{ {} | urlencode }}{{ '' | urlencode }}{{ ('<' | e) | urlencode }}{{ {'a': [1, 2]} | urlencode }}{{ 1.5 | urlencode }}{{ {'a': undefined_name} | urlencode }}
+{{ [1] | urlencode }}
+{{ ['a'] | urlencode }}
+{{ [(1, 2, 3)] | urlencode }}
+{{ {'a': 1, 'b': none, 'c': undefined_name, 'd': '<"'} | xmlattr }}|{{ {'a': 1} | xmlattr(false) }}|{{ {} | xmlattr }}|{{ {'a': none} | xmlattr }}|{{ {'a&': '<' | safe} | xmlattr(autospace=false) }}|{{ {'a': [1]} | xmlattr }}{{ {'a': 1, 'b': 2} | xmlattr }}
+{{ {'a b': 1} | xmlattr }}
+{{ {'a>': 1} | xmlattr }}
+{{ {1: 1} | xmlattr }}
+{{ {1: none} | xmlattr }}
+{{ [] | xmlattr }}
+{{ undefined_name | xmlattr }}
+{% autoescape true %}{{ {'a': '<'} | xmlattr }}{{ {'a': '<'} | xmlattr + '<' }}{% endautoescape %}
+{{ 'hello world foo bar' | wordwrap(10) }}|{{ 'hello world' | wordwrap(5, false) }}|{{ 'abcdefghij' | wordwrap(4) }}|{{ 'abcdefghij kl' | wordwrap(4, false) }}|{{ 'a\nb c\n\nd' | wordwrap(3) }}|{{ 'well-known fact-based thing' | wordwrap(8) }}|{{ 'well-known fact-based' | wordwrap(8, break_on_hyphens=false) }}|{{ 'a b c' | wordwrap(3, wrapstring='<br>') }}|{{ 'x--y foo---bar' | wordwrap(4) }}|{{ '' | wordwrap }}|{{ '   lead' | wordwrap(5) }}|{{ 'trail   ' | wordwrap(6) }}
+{{ 'a' | wordwrap(0) }}
+{{ '' | wordwrap(0) }}
+{{ '\n' | wordwrap(0) }}
+{{ 5 | wordwrap }}
+{{ undefined_name | wordwrap }}
+{{ none | wordwrap }}
+{{ ('<a> b' | safe) | wordwrap(3) + '<' }}{{ 'a < b' | wordwrap(3, wrapstring='<br>' | safe) + '<' }}
+{{ [1, 2] | truncate(5) }}{{ undefined_name | truncate }}{{ {'a': 1} | truncate }}{{ (1, 2) | truncate(3) }}{{ range(3) | truncate(5) }}
+{{ [1, 2, 3] | truncate(3, false, '...', 0) }}{{ 'abcdef' | truncate(3, false, '...', 0) }}
+{{ [1, 2, 3, 4] | truncate(3, false, '...', 0) }}
+{{ 5 | truncate }}
+{{ none | truncate }}
+{{ 'a' | truncate(5, false, '...', -1) }}
+{{ 5 is filter }}{{ none is filter }}{{ undefined_name is filter }}{{ 'upper' is filter }}{{ '+' is filter }}{{ ':iter' is filter }}{{ 1.5 is test }}{{ '==' is test }}{{ 'in' is test }}{{ 'x' is test }}{{ (1,) is filter }}{{ 'tojson' is filter }}{{ 'wordwrap' is filter }}{{ 'random' is filter }}{{ 'endingwith' is test }}{{ true is test }}
+{{ [] is filter }}
+{{ {} is test }}
+{{ undefined_name is callable }}{{ none is callable }}{{ range is callable }}{{ namespace is callable }}{{ [] is callable }}{{ 'a' is callable }}{{ cycler is callable }}{{ joiner is callable }}{{ dict is callable }}{{ 5 is callable }}{{ undefined_name.x is callable }}
+{{ none[1:] }}
+{% set n = none %}{{ n[1:] }}
+{{ none[1:] is defined }}{{ none[:] }}{{ none[1:2:3] }}{{ 5[1:] }}{{ true[1:] }}{{ 1.5[:2] }}
+{{ none[1:x] }}
+{{ {}[1:] }}
+{{ {'a': 1}[1:] }}
+{{ (1)[1:] }}
+{{ undefined_name[1:] }}
+{{ [1,2][1:] }}{{ 'abc'[1:] }}
+{{ 'abc'[::0] }}
+{{ 'abc'['a':] }}
+{{ none[1] }}{{ none['a'] }}{{ 5[0] }}
+{{ {'b': 'x' * 60, 'a': [1, 'word ' * 30, ('a' * 50, 'b' * 50)], 3: none} | pprint }}{{ 'one\ntwo ' * 20 | pprint }}{{ ('x' * 100,) | pprint }}{{ {} | pprint }}{{ undefined_name | pprint }}{{ {'a': ['y' * 30] * 4} | pprint }}
 """.strip().split("\n")
 
 
+# Python warns of a subscript of None that a template has.
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @pytest.mark.parametrize("template", CALLS)
 def test_a_call(tokenizer: candle_llama.Tokenizer, special_tokens: dict[str, str], template: str) -> None:
     check(tokenizer, special_tokens, template)
+
+
+# What lines are broken at, and what is quoted in them.
+PIECES = [
+    "word ",
+    "  ",
+    "\n",
+    "-",
+    "--",
+    "é",
+    "well-known ",
+    "x" * 25,
+    '"',
+    "it's ",
+    "日本 ",
+    "0",
+    "... ",
+    "?--w",
+    "A-b-c",
+]
+TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | TEXT,
+    lambda values: (
+        st.lists(values, max_size=5)
+        | st.tuples(values, values)
+        | st.dictionaries(st.sampled_from("abcdef") | st.integers(0, 5), values, max_size=4)
+    ),
+    max_leaves=12,
+)
+NUMBER = st.integers(-(10**12), 10**12) | st.floats(-1e20, 1e20)
+SPEC = st.tuples(
+    st.sampled_from(["", "", "<", ">", "=", "^", "*<", "é>", "0=", "-^"]),
+    st.sampled_from(["", "", "+", "-", " "]),
+    st.sampled_from(["", "", "0"]),
+    st.sampled_from(["", "1", "8", "17"]),
+    st.sampled_from(["", "", ",", "_"]),
+    st.sampled_from(["", "", ".0", ".1", ".3"]),
+    st.sampled_from(["", *"bcdeEfFgGnoxX%s"]),
+).map("".join)
+
+
+@given(VALUE)
+def test_printing_pretty(
+    tokenizer: candle_llama.Tokenizer, special_tokens: dict[str, str], value: object
+) -> None:
+    check(tokenizer, special_tokens, "{{ " + repr(value) + " | pprint }}")
+
+
+@given(TEXT, st.integers(1, 30), st.booleans(), st.booleans())
+def test_wrapping(
+    tokenizer: candle_llama.Tokenizer,
+    special_tokens: dict[str, str],
+    text: str,
+    width: int,
+    in_words: bool,
+    at_hyphens: bool,
+) -> None:
+    arguments = f"{width}, {in_words}, break_on_hyphens={at_hyphens}"
+    check(tokenizer, special_tokens, "{{ " + repr(text) + f" | wordwrap({arguments})" + " }}")
+
+
+@given(SPEC, NUMBER | st.booleans() | st.sampled_from(["", "abc", "é"]))
+def test_formatting(
+    tokenizer: candle_llama.Tokenizer, special_tokens: dict[str, str], spec: str, value: object
+) -> None:
+    check(tokenizer, special_tokens, "{{ " + repr(f"{{:{spec}}}") + f".format({value!r})" + " }}")

@@ -1,24 +1,26 @@
 //! Messages to a prompt, through the model's own Jinja template, as transformers renders it.
 //!
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, generation tags, the
-//! globals `raise_exception`, `strftime_now` and `namespace`, and a `tojson` that is Python's `json.dumps`.
-//! minijinja parses and runs the template. In between, [`compiler`], [`expressions`] and [`statements`] make
-//! the program, with the scopes of Jinja and with [`operators`] and [`comparison`]s of ours. Filters and methods
-//! are ours too, in [`sequences`], [`scalars`] and [`text`]; [`calls`] brings them together with what minijinja
-//! has and checks what that is given, and [`budget`] bounds what all of them make and look at. [`json`],
-//! [`printf`] and [`python`] write values as Python does.
+//! globals `raise_exception` and `strftime_now`, and a `tojson` that is Python's `json.dumps`.
+//! minijinja parses and runs the template. In between, [`compiler`], [`expressions`], [`statements`] and
+//! [`definitions`] make the program, with the scopes of Jinja and with [`operators`] and [`comparison`]s of
+//! ours. [`macros`], [`namespace`]s, [`cycles`] and [`views`] of dicts are ours too, and so are filters and
+//! methods, in [`sequences`], [`scalars`], [`text`], [`web`], [`wrapping`] and [`pretty`]; [`calls`] brings
+//! them together with what minijinja has and checks what that is given, and [`budget`] bounds what all of
+//! them make and look at. [`json`], [`printf`], [`str_format`], [`format_spec`] and [`python`] write values
+//! as Python does.
 //!
 //! What still differs from Jinja:
-//! - An error instead: complex numbers; integers beyond 128 bits; `varargs` and `kwargs` in macros;
-//!   `joiner`, `cycler` and `lipsum`; the filters `filesizeformat`, `pprint`, `random`, `striptags`,
-//!   `urlencode`, `urlize`, `wordwrap` and `xmlattr`; the methods `casefold`, `encode`, `format_map`,
-//!   `fromkeys`, `translate`, and those of numbers; `{!r}` and `{:,}` in `format`; an attribute of a method;
-//!   a namespace in a namespace; `%*d`; widths above 10,000; `loop` as the name of a variable.
-//! - Another result: an undefined argument of a macro takes the parameter's default; a generator may be gone
-//!   through twice, and is computed at once; a loop can be left from inside of a generation tag; what `keys()`,
-//!   `items()`, a namespace and an iterator print as; `true` and 1 as two keys of one literal dict;
-//!   `none[1:]`, which Jinja's own optimizer makes undefined, is an error; `repr` and `isalpha` and the like go
-//!   by this crate's Unicode tables.
+//! - An error instead: complex numbers; integers beyond 128 bits; `lipsum`; the filters `random` and `urlize`;
+//!   names of characters in `striptags`, but for the most common; the methods `encode`, `fromkeys`,
+//!   `translate`, and those of numbers; in `format`, `z`, and `#` with a float; an attribute of a method;
+//!   `%*d`; widths above 10,000; `loop` as the name of a variable; operators of sets with the keys and items
+//!   of dicts.
+//! - Another result: a generator may be gone through twice, and is computed at once; a loop can be left from
+//!   inside of a generation tag; what a generator, a cycler, a joiner and a function print as; `true` and 1 as
+//!   two keys of one literal dict; a macro that assigns `caller`, `kwargs` or `varargs` from itself; a slice of
+//!   a constant that is computed, not written out, where Jinja's own optimizer makes an error undefined; `repr`
+//!   and `isalpha` and the like go by this crate's Unicode tables.
 
 mod arguments;
 mod budget;
@@ -26,9 +28,15 @@ mod calls;
 mod characters;
 mod comparison;
 mod compiler;
+mod cycles;
+mod definitions;
 mod expressions;
+mod format_spec;
 mod json;
+mod macros;
+mod namespace;
 mod operators;
+mod pretty;
 mod printf;
 mod program;
 mod python;
@@ -37,7 +45,11 @@ mod render;
 mod scalars;
 mod sequences;
 mod statements;
+mod str_format;
 mod text;
+mod views;
+mod web;
+mod wrapping;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -26,7 +26,7 @@ const MATCH: u64 = 32;
 const ITEM: usize = 32;
 
 /// Counts what a rendering uses.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Budget {
     memory: AtomicU64,
     work: AtomicU64,
@@ -113,6 +113,9 @@ impl Budget {
         }
         self.glance(value)?;
         let mut length = value.as_str().map_or(8, str::len);
+        for item in super::cycles::held(value) {
+            length = length.saturating_add(self.walk_at(item, depth + 1)?);
+        }
         let kind = value.kind();
         if matches!(kind, ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
             for item in value.try_iter()? {

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, State, Value, filters, functions, tests};
+use minijinja::{AutoEscape, Environment, Error, State, Value, filters, tests};
 use minijinja_contrib::pycompat;
 
 use super::arguments::bind;
-use super::budget::{Budget, MAX_BYTES, MAX_ITEMS};
+use super::budget::{Budget, MAX_ITEMS};
+use super::namespace::Namespaces;
 use super::operators::{self, invalid};
-use super::{comparison, json, printf, python, range, scalars, sequences, text};
+use super::{comparison, compiler, cycles, json, python, range, scalars, sequences, text, views, web};
 
 /// Filters that do not make a list at once.
 const GENERATORS: [&str; 9] =
@@ -51,13 +52,26 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         finish(&shared, "map", Value::from(mapped))
     });
     // What Jinja does not know.
-    for name in ["bool", "chain", "lines", "pprint", "split", "zip"] {
+    for name in ["bool", "chain", "lines", "split", "zip"] {
         environment.remove_filter(name);
     }
     for name in ["endingwith", "int", "safe", "startingwith"] {
         environment.remove_test(name);
     }
-    environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
+    environment.add_test("callable", python::is_callable);
+    for (name, known) in [("filter", &compiler::FILTERS[..]), ("test", &compiler::TESTS[..])] {
+        environment.add_test(name, move |value: &Value| {
+            operators::check_key(value).map(|()| value.as_str().is_some_and(|name| known.contains(&name)))
+        });
+    }
+    let shared = Arc::clone(budget);
+    environment.add_filter("xmlattr", move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
+        let written = web::xml_attributes(&shared, &all_arguments(given, keywords))?;
+        Ok(match state.auto_escape() {
+            AutoEscape::Html => Value::from_safe_string(written),
+            _ => Value::from(written),
+        })
+    });
     for (name, rest) in [("even", 0), ("odd", 1)] {
         let shared = Arc::clone(budget);
         environment.add_test(name, move |value: &Value| {
@@ -107,15 +121,22 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment
         .add_function("dict", move |given: Rest<Value>, keywords: Kwargs| dict(&shared, &given, &keywords));
     let shared = Arc::clone(budget);
-    let namespace = Value::from_function(functions::namespace);
-    environment.add_function("namespace", move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
-        let given = all_arguments(given, keywords);
-        given.iter().try_for_each(|argument| shared.walk(argument).map(|_| ()))?;
-        namespace.call(state, &given)
+    environment.add_function("cycler", move |given: Rest<Value>, keywords: Kwargs| {
+        keywords.assert_all_used()?;
+        cycles::cycler(&shared, given.0)
+    });
+    let shared = Arc::clone(budget);
+    environment.add_function("joiner", move |given: Rest<Value>, keywords: Kwargs| {
+        cycles::joiner(&shared, &all_arguments(given, keywords))
+    });
+    let shared = Arc::clone(budget);
+    let namespaces = Arc::new(Namespaces::default());
+    environment.add_function("namespace", move |given: Rest<Value>, keywords: Kwargs| {
+        namespaces.make(&shared, &dict(&shared, &given, &keywords)?)
     });
     let shared = Arc::clone(budget);
     environment.set_unknown_method_callback(move |state, value, method, arguments| {
-        check_method(&shared, value, method, arguments)?;
+        check_method(&shared, value, arguments)?;
         if let Some(result) = text::call(&shared, value, method, arguments) {
             return result;
         }
@@ -140,6 +161,9 @@ fn list_method(
     match method {
         "copy" if value.kind() == ValueKind::Map || (is_list && !python::is_tuple(value)) => {
             bind(method, [], arguments).map(|[]| Some(value.clone()))
+        }
+        "keys" | "values" | "items" if value.kind() == ValueKind::Map => {
+            bind(method, [], arguments).map(|[]| views::new(value, method))
         }
         "count" | "index" if is_list => {
             let [wanted] = bind(method, [""], arguments)?;
@@ -185,11 +209,12 @@ fn dict(budget: &Budget, given: &[Value], keywords: &Kwargs) -> Result<Value, Er
     Ok(Value::from_pairs(entries))
 }
 
-/// Of Python's own values only a few have attributes that are no methods, and the keys of a dict are none.
+/// Of Python's own values only a few have attributes that are no methods, and the keys of a dict are none;
+/// Jinja's objects have some.
 fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
-    match value.as_object().is_some_and(|object| object.type_name().contains("minijinja::value::namespace")) {
-        true => value.get_attr(name),
-        false => Ok(Value::UNDEFINED),
+    match value.kind() {
+        ValueKind::Plain => value.get_attr(name),
+        _ => Ok(Value::UNDEFINED),
     }
 }
 
@@ -291,26 +316,8 @@ fn largest_number(value: &Value) -> usize {
     }
 }
 
-/// Each field of a format may write each argument, as wide as it likes.
-fn check_format(budget: &Budget, format: &str, arguments: &[Value]) -> Result<(), Error> {
-    let mut numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
-    if numbers.any(|number| number.parse().unwrap_or(usize::MAX) > printf::MAX_WIDTH) {
-        return Err(invalid(format!("format: a width beyond {} is not supported", printf::MAX_WIDTH)));
-    }
-    let mut length = printf::MAX_WIDTH;
-    for argument in arguments {
-        length = length.saturating_add(budget.walk(argument)?).saturating_add(largest_number(argument));
-    }
-    let fields = format.matches(['{', '%']).count();
-    if fields.saturating_mul(length) > 4 * MAX_BYTES {
-        return Err(invalid("format: the result may be too long"));
-    }
-    Ok(())
-}
-
-fn check_method(budget: &Budget, value: &Value, method: &str, arguments: &[Value]) -> Result<(), Error> {
+fn check_method(budget: &Budget, value: &Value, arguments: &[Value]) -> Result<(), Error> {
     look(budget, arguments)?;
     let Some(text) = value.as_str() else { return budget.visit() };
-    budget.characters(text)?;
-    if method == "format" { check_format(budget, text, arguments) } else { Ok(()) }
+    budget.characters(text)
 }

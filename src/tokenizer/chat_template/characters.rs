@@ -40,6 +40,17 @@ pub(super) fn push_title_case(text: &mut String, c: char) {
     text.extend(upper.flat_map(char::to_lowercase));
 }
 
+/// `str.casefold` of one character: its lower case, the same for all that have one upper case.
+pub(super) fn push_folded(text: &mut String, c: char) {
+    match c {
+        'ı' => text.push(c),
+        'ẞ' => text.push_str("ss"),
+        // Cherokee had no lower case at first.
+        '\u{13a0}'..='\u{13fd}' | '\u{ab70}'..='\u{abbf}' => text.extend(c.to_uppercase()),
+        c => text.extend(c.to_uppercase().flat_map(char::to_lowercase)),
+    }
+}
+
 /// The first character in title case, the others in lower case.
 pub(super) fn capitalize(text: &str) -> String {
     let mut capitalized = String::with_capacity(text.len());

@@ -3,11 +3,12 @@
 use std::cmp::Ordering;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, Value};
+use minijinja::{Error, Value, tests};
 
 use super::budget::{Budget, MAX_NESTING};
 use super::operators::{invalid, number, unsupported};
 use super::python;
+use super::views::View;
 
 type Outcome = Result<Value, Error>;
 /// Which results of a comparison an operator takes for true.
@@ -81,6 +82,13 @@ fn are_equal(budget: &Budget, a: &Value, b: &Value, depth: usize) -> Result<bool
             }
             Ok(true)
         }
+        (ValueKind::Iterable, ValueKind::Iterable) => {
+            if let (Some(a), Some(b)) = (a.downcast_object_ref::<View>(), b.downcast_object_ref::<View>()) {
+                return a.equals(budget, b);
+            }
+            Ok(a == b)
+        }
+        (ValueKind::Plain, ValueKind::Plain) => Ok(tests::is_sameas(a, b)),
         (a_kind, b_kind) => Ok(a_kind == b_kind && a == b),
     }
 }

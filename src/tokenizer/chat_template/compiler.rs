@@ -19,7 +19,7 @@ pub(super) const UNCACHED: u8 = u8::MAX;
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// Jinja's filters. Any other is an error even where it is not reached.
-const FILTERS: [&str; 54] = [
+pub(super) const FILTERS: [&str; 54] = [
     "abs",
     "attr",
     "batch",
@@ -76,7 +76,7 @@ const FILTERS: [&str; 54] = [
     "xmlattr",
 ];
 /// Jinja's tests.
-const TESTS: [&str; 39] = [
+pub(super) const TESTS: [&str; 39] = [
     "!=",
     "<",
     "<=",

@@ -40,7 +40,8 @@ impl<'a> Compiler<'a> {
                 self.optional(slice.start.as_ref())?;
                 self.optional(slice.stop.as_ref())?;
                 self.optional(slice.step.as_ref())?;
-                self.apply("[:]", 4);
+                // Jinja computes what is constant ahead, and takes an error there for undefined.
+                self.apply(if is_constant(expression) { ":[:]" } else { "[:]" }, 4);
             }
             Expr::UnaryOp(operation) => {
                 self.expression(&operation.expr)?;
@@ -299,7 +300,7 @@ impl<'a> Compiler<'a> {
         }
         if let Some(caller) = caller {
             self.add(Instruction::LoadConst(Value::from("caller")));
-            self.macro_value(caller)?;
+            self.macro_value(caller, None)?;
             pending += 1;
         }
         if pending > 0 {
@@ -309,5 +310,21 @@ impl<'a> Compiler<'a> {
             self.add(Instruction::MergeKwargs(maps + usize::from(pending > 0)));
         }
         Ok(pending > 0 || maps > 0)
+    }
+}
+
+/// Whether an expression is written out, without a name in it.
+fn is_constant(expression: &Expr<'_>) -> bool {
+    let all = |expressions: &[Expr<'_>]| expressions.iter().all(is_constant);
+    match expression {
+        Expr::Const(_) => true,
+        Expr::List(list) => all(&list.items),
+        Expr::Tuple(tuple) => all(&tuple.items),
+        Expr::Map(map) => all(&map.keys) && all(&map.values),
+        Expr::Slice(slice) => {
+            let bounds = [&slice.start, &slice.stop, &slice.step];
+            is_constant(&slice.expr) && bounds.into_iter().flatten().all(is_constant)
+        }
+        _ => false,
     }
 }

@@ -8,7 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use super::budget::Budget;
 use super::comparison::{equal, greater, greater_or_equal, is_in, is_not_in, less, less_or_equal, not_equal};
 use super::range::Range;
-use super::{printf, python, text};
+use super::{macros, namespace, printf, python, text};
 
 type Outcome = Result<Value, Error>;
 
@@ -76,6 +76,14 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         slice(&shared, value, [start, stop, step])
     });
     let shared = Arc::clone(budget);
+    environment.add_filter(":[:]", move |value: &Value, start: &Value, stop: &Value, step: &Value| {
+        let is_sliced = value.as_str().is_some() || is_list(value);
+        match is_sliced && [start, stop, step].iter().all(|at| at.is_none() || integer(at).is_some()) {
+            true => slice(&shared, value, [start, stop, step]),
+            false => Ok(Value::UNDEFINED),
+        }
+    });
+    let shared = Arc::clone(budget);
     environment.add_filter(":walk", move |value: Value| shared.walk(&value).map(|_| value));
     let shared = Arc::clone(budget);
     environment.add_filter(":iter", move |value: Value| {
@@ -83,12 +91,11 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         python::check_iterable(&value).map(|()| value)
     });
     let shared = Arc::clone(budget);
-    environment.add_filter(":attribute", move |value: Value| {
-        // A namespace in itself would never be freed.
-        if value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace")) {
-            return Err(invalid("a namespace cannot be kept in a namespace"));
-        }
-        shared.walk(&value).map(|_| value)
+    environment
+        .add_filter(":macro", move |body: Value, signature: &Value| macros::new(&shared, body, signature));
+    let shared = Arc::clone(budget);
+    environment.add_filter(":set", move |value: Value, target: &Value, name: Value| {
+        namespace::set(&shared, value, target, name)
     });
 }
 
@@ -295,7 +302,7 @@ fn join(budget: &Budget, a: &Value, b: &Value) -> Outcome {
 }
 
 /// `value[key]`, undefined if there is none.
-fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
+pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
     budget.glance(value)?;
     budget.walk(key)?;
     // Neither generators nor what dicts list can be looked up in.

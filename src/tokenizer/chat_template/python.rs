@@ -6,11 +6,14 @@ use std::sync::Arc;
 use minijinja::value::{Enumerator, Object, ObjectExt as _, ObjectRepr, ValueKind};
 use minijinja::{Error, Value};
 
-use super::budget::Budget;
+use super::budget::{Budget, MAX_NESTING};
 use super::characters::is_printable;
+use super::cycles::Cycler;
+use super::namespace::Namespace;
 use super::operators::invalid;
 use super::range::Range;
 use super::sequences::Group;
+use super::views::View;
 
 /// Longest format of a time: what it writes is at most some tens of times as long.
 const MAX_TIME_FORMAT: usize = 1000;
@@ -36,7 +39,8 @@ pub(super) fn type_name(value: &Value) -> &'static str {
         ValueKind::Map => "dict",
         _ if is_tuple(value) => "tuple",
         _ if value.downcast_object_ref::<Range>().is_some() => "range",
-        ValueKind::Seq | ValueKind::Iterable => "list",
+        ValueKind::Seq => "list",
+        ValueKind::Iterable => value.downcast_object_ref::<View>().map_or("generator", View::type_name),
         _ => "object",
     }
 }
@@ -44,6 +48,13 @@ pub(super) fn type_name(value: &Value) -> &'static str {
 /// A tuple, or a group of `groupby`, which is one with names.
 pub(super) fn is_tuple(value: &Value) -> bool {
     value.is_tuple() || value.downcast_object_ref::<Group>().is_some()
+}
+
+/// What can be called. Undefined is asked for an attribute that tells so, and seems to have it.
+pub(super) fn is_callable(value: &Value) -> bool {
+    let is_data =
+        value.downcast_object_ref::<Namespace>().is_some() || value.downcast_object_ref::<Cycler>().is_some();
+    value.is_undefined() || (value.kind() == ValueKind::Plain && !is_data)
 }
 
 /// What can only be gone through from its start.
@@ -78,12 +89,25 @@ pub(super) fn repr(budget: &Budget, value: &Value) -> Result<String, Error> {
     budget.string(length)?;
     budget.work(16 * length as u64)?;
     let mut text = String::new();
-    write_repr(&mut text, value)?;
+    write_repr(&mut Writing { budget, around: vec![] }, &mut text, value)?;
     budget.string(text.len())?;
     Ok(text)
 }
 
-fn write_repr(text: &mut String, value: &Value) -> Result<(), Error> {
+/// What is being written: the budget, and the namespaces around the value, from the outside in.
+struct Writing<'b> {
+    budget: &'b Budget,
+    around: Vec<usize>,
+}
+
+fn write_repr(writing: &mut Writing<'_>, text: &mut String, value: &Value) -> Result<(), Error> {
+    if let Some(namespace) = value.downcast_object_ref::<Namespace>() {
+        return write_namespace(writing, text, namespace);
+    }
+    let view = value.downcast_object_ref::<View>().map(View::type_name);
+    if let Some(name) = view {
+        text.extend([name, "("]);
+    }
     let (open, close) = match value.kind() {
         ValueKind::String if value.is_safe() => {
             text.push_str("Markup(");
@@ -118,14 +142,69 @@ fn write_repr(text: &mut String, value: &Value) -> Result<(), Error> {
         if index > 0 {
             text.push_str(", ");
         }
-        write_repr(text, &item)?;
+        write_repr(writing, text, &item)?;
         if value.kind() == ValueKind::Map {
             text.push_str(": ");
-            write_repr(text, &value.get_item(&item)?)?;
+            write_repr(writing, text, &value.get_item(&item)?)?;
         }
     }
     text.push_str(close);
+    if view.is_some() {
+        text.push(')');
+    }
     Ok(())
+}
+
+/// A namespace may be in itself, where its attributes are left out.
+fn write_namespace(writing: &mut Writing<'_>, text: &mut String, namespace: &Namespace) -> Result<(), Error> {
+    if writing.around.contains(&namespace.index()) {
+        text.push_str("<Namespace {...}>");
+        return Ok(());
+    }
+    if writing.around.len() > MAX_NESTING {
+        return Err(invalid(format!("namespaces nested deeper than {MAX_NESTING} levels")));
+    }
+    writing.around.push(namespace.index());
+    text.push_str("<Namespace {");
+    for (index, (name, value)) in namespace.entries().iter().enumerate() {
+        if index > 0 {
+            text.push_str(", ");
+        }
+        let length = writing.budget.walk(name)?.saturating_add(writing.budget.walk(value)?);
+        writing.budget.room(text.len().saturating_add(length))?;
+        writing.budget.work(16 * length as u64)?;
+        write_repr(writing, text, name)?;
+        text.push_str(": ");
+        write_repr(writing, text, value)?;
+    }
+    text.push_str("}>");
+    writing.around.pop();
+    Ok(())
+}
+
+/// Python's `ascii`: a `repr` with escapes for all characters beyond ASCII.
+pub(super) fn ascii(repr: &str) -> String {
+    let mut text = String::with_capacity(repr.len());
+    for c in repr.chars() {
+        if c.is_ascii() { text.push(c) } else { write_escape(&mut text, c) }
+    }
+    text
+}
+
+fn write_escape(text: &mut String, c: char) {
+    let code = u32::from(c);
+    let _ = match code {
+        0..=0xff => write!(text, "\\x{code:02x}"),
+        0x100..=0xffff => write!(text, "\\u{code:04x}"),
+        _ => write!(text, "\\U{code:08x}"),
+    };
+}
+
+/// Python's `repr` of a string.
+pub(super) fn quoted(string: &str) -> String {
+    let mut text = String::new();
+    write_quoted(&mut text, string);
+    text
 }
 
 fn write_quoted(text: &mut String, string: &str) {
@@ -139,14 +218,7 @@ fn write_quoted(text: &mut String, string: &str) {
             '\t' => text.push_str("\\t"),
             c if c == quote => text.extend(['\\', c]),
             c if is_printable(c) => text.push(c),
-            c => {
-                let code = u32::from(c);
-                let _ = match code {
-                    0..=0xff => write!(text, "\\x{code:02x}"),
-                    0x100..=0xffff => write!(text, "\\u{code:04x}"),
-                    _ => write!(text, "\\U{code:08x}"),
-                };
-            }
+            c => write_escape(text, c),
         }
     }
     text.push(quote);

@@ -9,16 +9,17 @@ use super::characters::{self, is_space};
 use super::operators::{from_integer, integer, invalid, number};
 use super::sequences::Filter;
 use super::text::{self, like};
-use super::{printf, python};
+use super::{pretty, printf, python, web, wrapping};
 
 type Outcome = Result<Value, Error>;
 
-pub(super) const FILTERS: [(&str, Filter); 21] = [
+pub(super) const FILTERS: [(&str, Filter); 26] = [
     ("abs", absolute),
     ("capitalize", |budget, given| on_text(budget, "capitalize", given, characters::capitalize)),
     ("center", center),
     ("e", escape),
     ("escape", escape),
+    ("filesizeformat", web::file_size),
     ("float", float),
     ("forceescape", |budget, given| {
         let [value] = bind("forceescape", [""], given)?;
@@ -28,9 +29,11 @@ pub(super) const FILTERS: [(&str, Filter); 21] = [
     ("indent", indent),
     ("int", int),
     ("lower", |budget, given| on_text(budget, "lower", given, str::to_lowercase)),
+    ("pprint", pretty::pretty_print),
     ("replace", replace),
     ("round", round),
     ("string", |budget, given| on_text(budget, "string", given, str::to_owned)),
+    ("striptags", web::strip_tags),
     ("title", |budget, given| {
         let [value] = bind("title", [""], given)?;
         Ok(Value::from(title(&soft(budget, &value)?)))
@@ -38,6 +41,7 @@ pub(super) const FILTERS: [(&str, Filter); 21] = [
     ("trim", trim),
     ("truncate", truncate),
     ("upper", |budget, given| on_text(budget, "upper", given, str::to_uppercase)),
+    ("urlencode", web::url_encode),
     ("wordcount", |budget, given| {
         let [value] = bind("wordcount", [""], given)?;
         let text = soft(budget, &value)?;
@@ -45,6 +49,7 @@ pub(super) const FILTERS: [(&str, Filter); 21] = [
         let is_part = |c: char| c == '_' || characters::is_alphabetic(c) || characters::is_numeric(c);
         Ok(Value::from(text.split(|c: char| !is_part(c)).filter(|word| !word.is_empty()).count()))
     }),
+    ("wordwrap", wrapping::word_wrap),
     ("count", length),
     ("length", length),
 ];
@@ -151,17 +156,19 @@ fn indent(budget: &Budget, given: &[Value]) -> Outcome {
 fn truncate(budget: &Budget, given: &[Value]) -> Outcome {
     let names = ["", "length", "killwords", "end", "leeway"];
     let [value, length, kill_words, end, leeway] = bind("truncate", names, given)?;
-    let text = arguments::text("truncate", &value)?;
-    budget.characters(text)?;
     let length = arguments::length("truncate", &length, 255)?;
-    let leeway = if leeway.is_none() { 5 } else { arguments::length("truncate", &leeway, 5)? };
+    let leeway = if leeway.is_none() { 5 } else { arguments::int("truncate", &leeway, 5)? };
+    let leeway = usize::try_from(leeway).map_err(|_| invalid("truncate: the leeway is negative"))?;
     let end = if end.is_undefined() { "..." } else { arguments::text("truncate", &end)? };
     let Some(kept) = length.checked_sub(end.chars().count()) else {
         return Err(invalid("truncate: the length is less than that of the end"));
     };
-    if text.chars().count() <= length.saturating_add(leeway) {
+    // What is short enough may be of any type that has a length.
+    if self::length(budget, std::slice::from_ref(&value))?.as_usize() <= Some(length.saturating_add(leeway)) {
         return Ok(value.clone());
     }
+    let text = arguments::text("truncate", &value)?;
+    budget.characters(text)?;
     let cut = text.char_indices().nth(kept).map_or(text.len(), |(at, _)| at);
     let part = text.get(..cut).unwrap_or_default();
     let part = match part.rsplit_once(' ') {
@@ -229,7 +236,7 @@ fn parse_int(text: &str, base: u32) -> Option<i128> {
     i128::from_str_radix(&format!("{sign}{digits}"), base).ok()
 }
 
-fn parse_float(text: &str) -> Option<f64> {
+pub(super) fn parse_float(text: &str) -> Option<f64> {
     without_underscores(text.trim_matches(is_space))?.parse().ok()
 }
 

@@ -8,6 +8,7 @@ use minijinja::{Error, Value};
 
 use super::arguments::{self, bind, needed};
 use super::budget::{Budget, MAX_ITEMS};
+use super::namespace::Namespace;
 use super::operators::{self, integer, invalid};
 use super::{comparison, python};
 
@@ -104,25 +105,29 @@ fn sort_pairs(
     if is_reversed {
         pairs.reverse();
     }
-    let mut pairs = merge_sort(budget, pairs)?;
+    let less = |a: &Value, b: &Value| comparison::less(budget, a, b).map(|is_less| is_less.is_true());
+    let mut pairs = merge_sort(pairs, &less)?;
     if is_reversed {
         pairs.reverse();
     }
     Ok(pairs)
 }
 
-/// A sort of our own, as a comparison may fail and need not be an order (of numbers that are none).
-fn merge_sort(budget: &Budget, mut pairs: Vec<(Value, Value)>) -> Result<Vec<(Value, Value)>, Error> {
+/// A sort of our own by the first of each pair, as a comparison may fail and need not be an order (of numbers
+/// that are none).
+pub(super) fn merge_sort(
+    mut pairs: Vec<(Value, Value)>,
+    less: &impl Fn(&Value, &Value) -> Result<bool, Error>,
+) -> Result<Vec<(Value, Value)>, Error> {
     if pairs.len() < 2 {
         return Ok(pairs);
     }
-    let right = merge_sort(budget, pairs.split_off(pairs.len() / 2))?;
-    let left = merge_sort(budget, pairs)?;
+    let right = merge_sort(pairs.split_off(pairs.len() / 2), less)?;
+    let left = merge_sort(pairs, less)?;
     let mut merged = Vec::with_capacity(left.len() + right.len());
     let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
     while let (Some((a, _)), Some((b, _))) = (left.peek(), right.peek()) {
-        let is_less = comparison::less(budget, b, a)?.is_true();
-        merged.extend(if is_less { right.next() } else { left.next() });
+        merged.extend(if less(b, a)? { right.next() } else { left.next() });
     }
     merged.extend(left);
     merged.extend(right);
@@ -294,6 +299,7 @@ fn unique(budget: &Budget, given: &[Value]) -> Outcome {
 
 /// A name that is the same for equal values, and for no others; lists and dicts have none.
 fn write_name(name: &mut String, value: &Value) -> Result<(), Error> {
+    let unknown = || invalid(format!("a {} cannot be looked up", python::type_name(value)));
     match (value.as_str(), value.kind()) {
         (Some(text), _) => name.extend(["s", &text.len().to_string(), ":", text]),
         (_, ValueKind::Bool | ValueKind::Number) => {
@@ -309,6 +315,10 @@ fn write_name(name: &mut String, value: &Value) -> Result<(), Error> {
         }
         (_, ValueKind::None) => name.push('N'),
         (_, ValueKind::Undefined) => name.push('U'),
+        (_, ValueKind::Plain) => {
+            let namespace = value.downcast_object_ref::<Namespace>().ok_or_else(unknown)?;
+            name.extend(["o", &namespace.index().to_string(), ";"]);
+        }
         _ if python::is_tuple(value) => {
             name.push('(');
             for item in value.try_iter()? {
@@ -316,7 +326,7 @@ fn write_name(name: &mut String, value: &Value) -> Result<(), Error> {
             }
             name.push(')');
         }
-        _ => return Err(invalid(format!("a {} cannot be looked up", python::type_name(value)))),
+        _ => return Err(unknown()),
     }
     Ok(())
 }

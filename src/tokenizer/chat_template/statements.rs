@@ -1,18 +1,15 @@
 //! Statements to instructions, with Jinja's scopes: loops and their `else`, `with`, blocks that capture, macros
 //! and calls have one of their own, `if` has none.
 
-use std::collections::BTreeSet;
-
 use minijinja::Value;
 use minijinja::machinery::Instruction;
-use minijinja::machinery::ast::{Expr, ForLoop, IfCond, Macro, Spanned, Stmt, WithBlock};
+use minijinja::machinery::ast::{Expr, ForLoop, IfCond, Spanned, Stmt, WithBlock};
 
 use super::compiler::{Compiler, Open, Outcome, UNKNOWN};
 
-/// The interpreter's flags: the loop has a variable `loop`; it calls itself; a macro takes a `caller`.
+/// The interpreter's flags: the loop has a variable `loop`; it calls itself.
 const WITH_LOOP_VARIABLE: u8 = 1;
 const RECURSIVE: u8 = 2;
-const WITH_CALLER: u8 = 2;
 
 impl<'a> Compiler<'a> {
     pub(super) fn statements(&mut self, statements: &[Stmt<'a>]) -> Outcome {
@@ -20,7 +17,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Statements in a scope that has been opened.
-    fn scope(&mut self, statements: &[Stmt<'a>]) -> Outcome {
+    pub(super) fn scope(&mut self, statements: &[Stmt<'a>]) -> Outcome {
         let is_soft = std::mem::replace(&mut self.is_soft, false);
         self.statements(statements)?;
         self.is_soft = is_soft;
@@ -91,7 +88,7 @@ impl<'a> Compiler<'a> {
             Stmt::Import(import) => self.other_template(&import.expr)?,
             Stmt::FromImport(import) => self.other_template(&import.expr)?,
             Stmt::Macro(definition) => {
-                self.macro_value(definition)?;
+                self.macro_value(definition, Some(definition.name))?;
                 self.add(Instruction::StoreLocal(definition.name));
             }
             Stmt::CallBlock(block) => {
@@ -224,9 +221,11 @@ impl<'a> Compiler<'a> {
                 }
             }
             Expr::GetAttr(attribute) => {
-                self.apply(":attribute", 1);
+                let Expr::Var(_) = &attribute.expr else { return Err(self.fail("cannot assign to this")) };
                 self.expression(&attribute.expr)?;
-                self.add(Instruction::SetAttr(attribute.name));
+                self.add(Instruction::LoadConst(Value::from(attribute.name)));
+                self.apply(":set", 3);
+                self.add(Instruction::DiscardTop);
             }
             _ => return Err(self.fail("cannot assign to this")),
         }
@@ -306,57 +305,6 @@ impl<'a> Compiler<'a> {
         self.land(start);
         self.add(Instruction::PopLoopFrame);
         self.add(Instruction::BuildList(None));
-        Ok(())
-    }
-
-    /// Leaves a macro on the stack.
-    pub(super) fn macro_value(&mut self, definition: &Spanned<Macro<'a>>) -> Outcome {
-        self.span = definition.span();
-        let outer = std::mem::take(&mut self.open);
-        let over = self.add(Instruction::Jump(UNKNOWN));
-        let start = self.next();
-        let mut names = Vec::new();
-        for argument in definition.args.iter().rev() {
-            self.assign(argument)?;
-        }
-        // Defaults belong to the last parameters; each may name those before it.
-        let without_default = definition.args.len().saturating_sub(definition.defaults.len());
-        for argument in &definition.args {
-            if let Expr::Var(variable) = argument {
-                names.push(variable.id);
-            }
-        }
-        for (name, default) in names.iter().skip(without_default).zip(&definition.defaults) {
-            self.add(Instruction::Lookup(name));
-            self.add(Instruction::IsUndefined);
-            let given = self.add(Instruction::JumpIfFalse(UNKNOWN));
-            self.expression(default)?;
-            self.add(Instruction::StoreLocal(name));
-            self.land(given);
-        }
-        self.scope(&definition.body)?;
-        self.add(Instruction::Return);
-        let end = self.next();
-        self.land(over);
-        self.open = outer;
-        // What is assigned in the macro is found there first, so it does no harm among the names of outside.
-        let mut used = BTreeSet::new();
-        for index in start..end {
-            if let Some(Instruction::Lookup(name) | Instruction::CallFunction(name, _)) =
-                self.program.get(index)
-            {
-                used.insert(*name);
-            }
-        }
-        let takes_caller = used.remove("caller") && !names.contains(&"caller");
-        for name in used {
-            self.add(Instruction::Enclose(name));
-        }
-        self.add(Instruction::GetClosure);
-        let names: Vec<Value> = names.into_iter().map(Value::from).collect();
-        self.add(Instruction::LoadConst(Value::from(names)));
-        let flags = if takes_caller { WITH_CALLER } else { 0 };
-        self.add(Instruction::BuildMacro(definition.name, start, flags));
         Ok(())
     }
 }

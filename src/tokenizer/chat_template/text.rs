@@ -9,7 +9,7 @@ use super::arguments::{self, bind, needed};
 use super::budget::Budget;
 use super::characters::{self, is_space};
 use super::operators::{integer, invalid};
-use super::python;
+use super::{python, str_format};
 
 type Outcome = Result<Value, Error>;
 
@@ -59,6 +59,12 @@ fn known(
                 swapped
             }))
         }),
+        "casefold" => none().and_then(|()| {
+            let mut folded = String::with_capacity(text.len());
+            text.chars().for_each(|c| characters::push_folded(&mut folded, c));
+            made(folded)
+        }),
+        "format" | "format_map" => str_format::format(budget, value, text, method, given).map(Some),
         "strip" | "lstrip" | "rstrip" => {
             let [set] = bind(method, [""], given)?;
             let ends = (method != "rstrip", method != "lstrip");
