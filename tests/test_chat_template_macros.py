@@ -128,6 +128,22 @@ TEMPLATES = r"""
 {{ {'a': 1}.items() | list | tojson }}{{ dict(a=1).keys() | join }}{{ {'a': 1}.values() | max }}{{ {'x': 1}.keys() | length == 1 }}{{ {'a': 1}.keys() is sameas {'a': 1}.keys() }}{{ {}.items() | string }}{{ {'a': {'b': 1}}.items() | string }}
 {{ loop }}|{% for i in [1] %}{% set a = loop.index %}{{ a }}{% endfor %}
 {% macro f(a) %}{% endmacro %}{{ f | attr('name') }}{{ cycler(1, 2) | attr('current') }}{{ joiner() | attr('sep') }}{{ [f] | map(attribute='arguments') | list }}{{ f | attr('x') }}
+{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(*[1], **{'a': 2}) }}{{ f(a=1, *[2]) }}{{ f(1, *[2], b=3, **{'c': 4}) }}
+{% macro f() %}{{ varargs }}{% endmacro %}{{ f(*[1], 2) }}
+{% macro f() %}{{ varargs }}{% endmacro %}{{ f(*[1], *[2]) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**{'a': 1}, **{'b': 1}) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**{'a': 1}, b=1) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(a=1, a=2) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(a=1, **{'a': 2}) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**{1: 2}) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**undefined_name) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**none) }}
+{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(**[('a', 1)]) }}
+{{ dict(**{'a': 1}) }}{{ dict(b=2, **{'a': 1}) }}{{ namespace(**{'x': 1}).x }}{{ '{a}'.format(**{'a': 1}) }}{{ '%(a)s' | format(**{'a': 1}) }}{{ [3, 1] | sort(**{'reverse': true}) }}{{ dict(**{}) }}
+{% macro f(x) %}{{ caller(x) }}{% endmacro %}{% call(y) f(caller=1) %}{{ y }}{% endcall %}
+{% macro f() %}{{ kwargs.keys() | list }}{{ caller }}{% endmacro %}{{ f(**{'caller': 5}) }}{{ f(a=1, **{'z': 2, 'b': 3}) }}
+{% macro f() %}{% macro g(varargs) %}{{ varargs }}{% endmacro %}{{ g(1) }}{% endmacro %}{{ f(1) }}
+{% macro f() %}{% macro g(varargs) %}{{ varargs }}{% endmacro %}{{ g(1) }}{% endmacro %}{{ f() }}
 """.strip().split("\n")
 
 

@@ -1,9 +1,13 @@
 //! The arguments of a call, by Python's rules of names and places.
 
-use minijinja::value::Kwargs;
+use std::collections::BTreeSet;
+
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
+use super::budget::Budget;
 use super::operators::{integer, invalid};
+use super::python;
 
 /// The arguments for the parameters `names`; undefined where none is given.
 pub(super) fn bind<const N: usize>(
@@ -29,6 +33,28 @@ pub(super) fn bind<const N: usize>(
         }
     }
     Ok(bound)
+}
+
+/// One set of keyword arguments of dicts that share no name.
+pub(super) fn merge(budget: &Budget, maps: &[Value]) -> Result<Value, Error> {
+    let (mut names, mut all) = (BTreeSet::new(), Vec::new());
+    for map in maps {
+        if map.kind() != ValueKind::Map {
+            return Err(invalid(format!("a {} is no dict of arguments", python::type_name(map))));
+        }
+        budget.list(map.len().unwrap_or(0))?;
+        for key in map.try_iter()? {
+            let Some(name) = key.as_str() else {
+                return Err(invalid("the name of an argument is no string"));
+            };
+            budget.string(name.len())?;
+            if !names.insert(name.to_owned()) {
+                return Err(invalid(format!("the argument {name:?} is given twice")));
+            }
+            all.push((name.to_owned(), map.get_item(&key)?));
+        }
+    }
+    Ok(Value::from(Kwargs::from_iter(all)))
 }
 
 /// An argument that must be there.

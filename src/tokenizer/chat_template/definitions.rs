@@ -25,6 +25,10 @@ impl<'a> Compiler<'a> {
         }
         let outer = std::mem::take(&mut self.open);
         let over = self.add(Instruction::Jump(UNKNOWN));
+        // Never run: a macro around this one takes these names for its own no more.
+        for name in parameters.iter().filter(|name| SPECIAL.contains(name)) {
+            self.add(Instruction::StoreLocal(name));
+        }
         let body = self.next();
         self.scope(&definition.body)?;
         self.add(Instruction::Return);

@@ -1,5 +1,7 @@
 //! Expressions to instructions that leave a value on the stack.
 
+use std::collections::BTreeSet;
+
 use minijinja::machinery::Instruction;
 use minijinja::machinery::ast::{
     BinOpKind, Call, CallArg, CallType, Compare, CompareOpKind, Expr, Macro, Spanned, UnaryOpKind,
@@ -236,6 +238,7 @@ impl<'a> Compiler<'a> {
         before: usize,
         caller: Option<&Spanned<Macro<'a>>>,
     ) -> Result<Option<u16>, Error> {
+        self.check_order(arguments)?;
         let mut pending = before;
         // Lists of arguments, which are joined at the end; there are none without a star.
         let mut lists = 0;
@@ -272,44 +275,54 @@ impl<'a> Compiler<'a> {
         Ok(None)
     }
 
+    /// Checks that one star comes after all places and two stars after everything.
+    fn check_order(&self, arguments: &[CallArg<'a>]) -> Outcome {
+        let (mut has_star, mut has_two) = (false, false);
+        for argument in arguments {
+            if has_two || (has_star && matches!(argument, CallArg::Pos(_) | CallArg::PosSplat(_))) {
+                return Err(self.fail("an argument after those of a star"));
+            }
+            has_star |= matches!(argument, CallArg::PosSplat(_));
+            has_two |= matches!(argument, CallArg::KwargSplat(_));
+        }
+        Ok(())
+    }
+
     /// Leaves keyword arguments on the stack as one value, if there are any.
     fn keywords(
         &mut self,
         arguments: &[CallArg<'a>],
         caller: Option<&Spanned<Macro<'a>>>,
     ) -> Result<bool, Error> {
-        let (mut pending, mut maps) = (0, 0);
+        let mut pending = 0;
+        let mut names = BTreeSet::new();
         for argument in arguments {
-            match argument {
-                CallArg::Kwarg(name, expression) => {
-                    self.add(Instruction::LoadConst(Value::from(*name)));
-                    self.expression(expression)?;
-                    pending += 1;
-                }
-                CallArg::KwargSplat(expression) => {
-                    if pending > 0 {
-                        self.add(Instruction::BuildKwargs(pending));
-                        maps += 1;
-                    }
-                    pending = 0;
-                    self.expression(expression)?;
-                    maps += 1;
-                }
-                CallArg::Pos(_) | CallArg::PosSplat(_) => {}
+            let CallArg::Kwarg(name, expression) = argument else { continue };
+            self.add(Instruction::LoadConst(Value::from(*name)));
+            self.expression(expression)?;
+            pending += 1;
+            if !names.insert(*name) {
+                return Err(self.fail(&format!("the argument {name:?} is given twice")));
             }
         }
         if let Some(caller) = caller {
             self.add(Instruction::LoadConst(Value::from("caller")));
             self.macro_value(caller, None)?;
             pending += 1;
+            if !names.insert("caller") {
+                return Err(self.fail("the argument \"caller\" is given twice"));
+            }
+        }
+        if let Some(CallArg::KwargSplat(expression)) = arguments.last() {
+            self.add(Instruction::BuildMap(pending));
+            self.expression(expression)?;
+            self.apply(":merge", 2);
+            return Ok(true);
         }
         if pending > 0 {
             self.add(Instruction::BuildKwargs(pending));
         }
-        if maps > 0 {
-            self.add(Instruction::MergeKwargs(maps + usize::from(pending > 0)));
-        }
-        Ok(pending > 0 || maps > 0)
+        Ok(pending > 0)
     }
 }
 

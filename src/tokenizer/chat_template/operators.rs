@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Tuple, ValueKind};
+use minijinja::value::{Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::budget::Budget;
 use super::comparison::{equal, greater, greater_or_equal, is_in, is_not_in, less, less_or_equal, not_equal};
 use super::range::Range;
-use super::{macros, namespace, printf, python, text};
+use super::{arguments, macros, namespace, printf, python, text};
 
 type Outcome = Result<Value, Error>;
 
@@ -90,6 +90,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         shared.glance(&value)?;
         python::check_iterable(&value).map(|()| value)
     });
+    let shared = Arc::clone(budget);
+    environment.add_filter(":merge", move |maps: Rest<Value>| arguments::merge(&shared, &maps));
     let shared = Arc::clone(budget);
     environment
         .add_filter(":macro", move |body: Value, signature: &Value| macros::new(&shared, body, signature));
