@@ -1,7 +1,5 @@
 //! The arguments of a call, by Python's rules of names and places.
 
-use std::collections::BTreeSet;
-
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
@@ -35,20 +33,21 @@ pub(super) fn bind<const N: usize>(
     Ok(bound)
 }
 
-/// One set of keyword arguments of dicts that share no name.
-pub(super) fn merge(budget: &Budget, maps: &[Value]) -> Result<Value, Error> {
-    let (mut names, mut all) = (BTreeSet::new(), Vec::new());
-    for map in maps {
-        if map.kind() != ValueKind::Map {
-            return Err(invalid(format!("a {} is no dict of arguments", python::type_name(map))));
-        }
+/// One set of keyword arguments of those written out and those of a dict, which share no name.
+pub(super) fn merge(budget: &Budget, named: &Value, others: &Value) -> Result<Value, Error> {
+    if others.kind() != ValueKind::Map {
+        return Err(invalid(format!("a {} is no dict of arguments", python::type_name(others))));
+    }
+    let mut all = Vec::new();
+    for (map, is_named) in [(named, true), (others, false)] {
         budget.list(map.len().unwrap_or(0))?;
         for key in map.try_iter()? {
+            budget.visit()?;
             let Some(name) = key.as_str() else {
                 return Err(invalid("the name of an argument is no string"));
             };
             budget.string(name.len())?;
-            if !names.insert(name.to_owned()) {
+            if !is_named && named.as_object().is_some_and(|named| named.get_value(&key).is_some()) {
                 return Err(invalid(format!("the argument {name:?} is given twice")));
             }
             all.push((name.to_owned(), map.get_item(&key)?));

@@ -60,6 +60,7 @@ impl Macro {
         let places = given.get(..given.len() - usize::from(keywords.is_some())).unwrap_or_default();
         let keyword_count = keywords.iter().flat_map(Kwargs::args).count();
         self.budget.list(given.len().saturating_add(keyword_count).saturating_add(parameters.len()))?;
+        (0..keyword_count).try_for_each(|_| self.budget.visit())?;
         let keyword = |name: &str| keywords.as_ref().filter(|all| all.has(name)).map(|all| all.peek(name));
 
         let mut bound: Vec<Value> = places.iter().take(parameters.len()).cloned().collect();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Rest, Tuple, ValueKind};
+use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::budget::Budget;
@@ -91,7 +91,8 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         python::check_iterable(&value).map(|()| value)
     });
     let shared = Arc::clone(budget);
-    environment.add_filter(":merge", move |maps: Rest<Value>| arguments::merge(&shared, &maps));
+    environment
+        .add_filter(":merge", move |named: &Value, others: &Value| arguments::merge(&shared, named, others));
     let shared = Arc::clone(budget);
     environment
         .add_filter(":macro", move |body: Value, signature: &Value| macros::new(&shared, body, signature));
