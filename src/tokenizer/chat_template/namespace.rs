@@ -111,7 +111,6 @@ pub(super) fn set(budget: &Budget, value: Value, target: &Value, name: Value) ->
     };
     budget.walk(&value)?;
     budget.string(MEMORY)?;
-    // What was there before is dropped outside of the lock.
     namespace.with(|attributes| attributes.set(name, value));
     Ok(Value::UNDEFINED)
 }
