@@ -45,8 +45,12 @@ fn levels() -> Vec<(Isa, Kernels)> {
     Isa::available().map(|isa| (isa, Kernels::new(isa, threads).expect("threads can be started"))).collect()
 }
 
-fn operations(rows: usize, features: usize) -> Throughput {
-    Throughput::Elements(2 * (rows * features * COLS) as u64)
+/// Of a product with `stored`: a prompt's operations, else the weights' bytes.
+fn throughput(rows: usize, features: usize, stored: &[u8]) -> Throughput {
+    match rows {
+        PROMPT => Throughput::Elements(2 * (rows * features * COLS) as u64),
+        _ => Throughput::Bytes(stored.len() as u64),
+    }
 }
 
 /// Weights in tiles: a row, eight rows, a prompt.
@@ -55,10 +59,7 @@ fn packed(criterion: &mut Criterion) {
         for (rows, features) in [(1, MANY_ROWS), (8, MANY_ROWS), (PROMPT, FEW_ROWS)] {
             let stored = weights(dtype, features);
             let mut group = criterion.benchmark_group(format!("packed/{dtype}/{rows} rows"));
-            group.sample_size(20).throughput(match rows {
-                PROMPT => operations(rows, features),
-                _ => Throughput::Bytes(stored.len() as u64),
-            });
+            group.sample_size(20).throughput(throughput(rows, features, &stored));
             let x = numbers(rows * COLS);
             let mut out = vec![0.0; rows * features];
             for (isa, kernels) in levels().into_iter().filter(|(isa, _)| isa.packs()) {
@@ -88,10 +89,7 @@ fn floats(criterion: &mut Criterion) {
             let stored = weights(dtype, features);
             let weight = WeightRows::new(dtype, &stored, features, COLS).expect("as many bytes");
             let mut group = criterion.benchmark_group(format!("floats/{dtype}/{rows} rows"));
-            group.sample_size(20).throughput(match rows {
-                PROMPT => operations(rows, features),
-                _ => Throughput::Bytes(stored.len() as u64),
-            });
+            group.sample_size(20).throughput(throughput(rows, features, &stored));
             let x = numbers(rows * COLS);
             let mut out = vec![0.0; rows * features];
             for (isa, kernels) in levels() {

@@ -103,6 +103,7 @@ impl Tensor {
             let source = gguf_row(row, head_dim);
             owned.extend_from_slice(&bytes[source * row_bytes..(source + 1) * row_bytes]);
         }
+        self.forget();
         Ok(Self { dtype: self.dtype, shape: self.shape, data: Data::Owned(owned.into()) })
     }
 }

@@ -264,7 +264,10 @@ impl<'a> Stream<'a> {
     #[inline(always)]
     fn lanes<L: Lanes, S: Storage>(&self, row: &[u8], at: usize) -> L {
         let block = &row[at..][..S::BLOCK_BYTES];
-        L::prefetch(block.as_ptr().wrapping_add(self.ahead));
+        // What is f32 was mostly widened just before, for many queries: it is near, and they have no time to ask.
+        if S::BLOCK_BYTES < F32::BLOCK_BYTES {
+            L::prefetch(block.as_ptr().wrapping_add(self.ahead));
+        }
         S::lanes::<L>(block, 0)
     }
 }
