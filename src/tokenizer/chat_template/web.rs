@@ -2,6 +2,7 @@
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::arguments::{self, bind};
 use super::budget::Budget;
@@ -10,6 +11,11 @@ use super::operators::{integer, invalid};
 use super::python;
 
 type Outcome = Result<Value, Error>;
+
+/// What Python's `urllib.parse.quote` quotes.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'_').remove(b'.').remove(b'-').remove(b'~').remove(b'/');
+/// What its `quote_plus` quotes, but for spaces.
+const QUERY: &AsciiSet = &PATH.add(b'/').remove(b' ');
 
 /// Named characters that `striptags` knows. HTML has two thousand, some of which need no semicolon.
 const NAMED: [(&str, char); 6] =
@@ -53,16 +59,11 @@ fn quoted(budget: &Budget, value: &Value, for_query: bool) -> Result<String, Err
     let text = python::str(budget, value)?;
     budget.characters(&text)?;
     budget.string(text.len().saturating_mul(3))?;
-    let mut quoted = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'/' if !for_query => quoted.push('/'),
-            b' ' if for_query => quoted.push('+'),
-            byte if byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte) => quoted.push(char::from(byte)),
-            byte => quoted.push_str(&format!("%{byte:02X}")),
-        }
+    if for_query {
+        // A plus of the text's own is quoted, so each that is here now stands for a space.
+        return Ok(utf8_percent_encode(&text, QUERY).to_string().replace(' ', "+"));
     }
-    Ok(quoted)
+    Ok(utf8_percent_encode(&text, PATH).to_string())
 }
 
 /// `xmlattr`: a dict as attributes of a tag, without those that are none.
