@@ -5,7 +5,7 @@ use super::generic::gemm::GemmTask;
 use super::generic::matmul::MatmulTask;
 use super::generic::packed::PackedTask;
 use super::roofline::Peaks;
-use super::{Activation, Precision, WeightRows};
+use super::{Activation, Precision, WeightRows, WeightType};
 use std::sync::OnceLock;
 
 /// A level of instructions that the kernels exist in, lowest first.
@@ -19,6 +19,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512F, BW and VNNI.
     Avx512,
+    /// AVX-512 and BF16, and tiles of bf16 and bytes.
+    Amx,
 }
 
 /// The environment variable that forces a level, by [`Isa::name`].
@@ -26,7 +28,7 @@ pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
 
 impl Isa {
     /// Every level, lowest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx];
 
     /// The level's name, as `CANDLE_LLAMA_ISA` spells it.
     pub const fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -63,6 +66,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_available() && bf16_products() && super::x86_64::amx::are_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -85,6 +90,8 @@ impl Isa {
     pub(super) fn table(self) -> &'static KernelTable {
         assert!(self.is_available(), "{} is not available on this CPU", self.name());
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &super::x86_64::amx::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &super::x86_64::avx512::TABLE,
             #[cfg(target_arch = "x86_64")]
@@ -124,18 +131,37 @@ pub(super) struct KernelTable {
     pub(super) panel_lines: usize,
     /// `(rows, cols)`, rows, and their panel.
     pub(super) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
-    pub(super) gemm: unsafe fn(&GemmTask),
-    /// The same on words of two bf16, where the CPU has [`bf16_products`].
-    pub(super) gemm_bf16: Option<unsafe fn(&GemmTask)>,
-    /// Rows of x that `gemm` takes at once, and strips.
-    pub(super) gemm_tile: (usize, usize),
-    /// `(rows, cols)`, rows, whether a word is two bf16, and their panel.
-    pub(super) pack_rows: unsafe fn(&[f32], usize, bool, &mut [u32]),
+    /// Products in f32.
+    pub(super) gemm: Gemm,
+    /// Products of bf16, where the CPU has [`bf16_products`].
+    pub(super) gemm_bf16: Option<Gemm>,
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
     pub(super) peaks: Peaks,
+}
+
+/// Products of many rows of activations. A strip is 16 rows of weights.
+#[derive(Clone, Copy)]
+pub(super) struct Gemm {
+    pub(super) run: unsafe fn(&GemmTask),
+    /// Which weights it takes in rows.
+    pub(super) takes: fn(WeightType) -> bool,
+    /// Whether it takes packed weights too.
+    pub(super) takes_packed: bool,
+    /// Writes a panel: `(rows, cols)`, rows, and the panel.
+    pub(super) pack_rows: unsafe fn(&[f32], usize, &mut [u32]),
+    /// Words that a row of so many columns has in a panel.
+    pub(super) row_words: fn(usize) -> usize,
+    /// Rows of a panel.
+    pub(super) panel_rows: usize,
+    /// Whether the last panel is as large as the others.
+    pub(super) whole_panels: bool,
+    /// Strips done at once: tasks have a multiple.
+    pub(super) strips: usize,
+    /// The most strips of a task.
+    pub(super) task_strips: usize,
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
@@ -167,20 +193,41 @@ macro_rules! kernel_table {
             generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, false>(task);
         }
         #[$attribute]
-        fn pack_rows(x: &[f32], rows: usize, bf16: bool, panel: &mut [u32]) {
-            generic::gemm::pack_rows(x, rows, bf16, panel);
+        fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
+            generic::gemm::pack_rows::<false>(x, rows, panel);
         }
+        let gemm = $crate::kernels::dispatch::Gemm {
+            run: gemm,
+            takes: |_| true,
+            takes_packed: false,
+            pack_rows,
+            row_words: generic::gemm::row_words::<false>,
+            panel_rows: $gemm_rows,
+            whole_panels: false,
+            strips: $gemm_strips,
+            task_strips: 8,
+        };
         #[allow(unused_mut, unused_assignments)] // without the instructions
         let gemm_bf16 = {
-            let mut gemm: Option<unsafe fn(&generic::gemm::GemmTask)> = None;
+            let mut gemm_bf16 = None;
             $(
                 #[$bf16]
-                fn gemm_bf16(task: &generic::gemm::GemmTask) {
+                fn run(task: &generic::gemm::GemmTask) {
                     generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, true>(task);
                 }
-                gemm = Some(gemm_bf16);
+                #[$bf16]
+                fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
+                    generic::gemm::pack_rows::<true>(x, rows, panel);
+                }
+                gemm_bf16 = Some($crate::kernels::dispatch::Gemm {
+                    run,
+                    takes: |dtype| matches!(dtype, $crate::kernels::WeightType::BF16),
+                    pack_rows,
+                    row_words: generic::gemm::row_words::<true>,
+                    ..gemm
+                });
             )?
-            gemm
+            gemm_bf16
         };
         #[$attribute]
         fn attention(task: &generic::attention::AttentionTask) {
@@ -205,8 +252,6 @@ macro_rules! kernel_table {
             quantize,
             gemm,
             gemm_bf16,
-            gemm_tile: ($gemm_rows, $gemm_strips),
-            pack_rows,
             attention,
             dequantize,
             rms_norm,

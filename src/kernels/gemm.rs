@@ -1,25 +1,29 @@
 //! The facade of the kernels for many rows of float activations.
 
-use super::generic::gemm::{GemmTask, row_words};
+use super::dispatch::Gemm;
+use super::generic::gemm::{GemmTask, GemmWeight};
 use super::pack::TILE_ROWS;
 use super::pool::{Cancel, SharedOut};
-use super::{Kernels, Product, WeightType, dispatch};
+use super::{Kernels, Output, PackedProduct, Product, WeightType, dispatch};
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 4;
-
 /// Rows of activations as [`Kernels::gemm`] lays them out; kept to be reused.
 #[derive(Debug, Default)]
 pub struct GemmScratch {
     words: Vec<u32>,
 }
 
+/// A weight, `(rows, weight.rows())` outputs, and what becomes of what they hold.
+type Target<'a> = (GemmWeight<'a>, SharedOut<'a>, Output);
+
 impl Kernels {
     /// Computes `out = x · wᵀ` as [`Kernels::matmul`] does, several times as fast where rows are many. Sums are
     /// in another order, so an output's last bits are not those of `matmul`; they too depend on nothing but
     /// the row and the weight's row.
     ///
-    /// With `bf16` activations are rounded to bf16 for weights that are, if the processor multiplies such.
+    /// With `bf16`, activations that meet weights in bf16 are rounded to it, if the processor multiplies such; where
+    /// it does so in tiles, weights in blocks and activations that meet them are too.
     ///
     /// # Panics
     /// As `matmul`.
@@ -32,56 +36,90 @@ impl Kernels {
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let bf16_gemm = self.table.gemm_bf16.filter(|_| bf16 && dispatch::bf16_products());
-        let pairs =
-            |product: &Product| bf16_gemm.filter(|_| product.weight.dtype == WeightType::BF16).is_some();
+        products.iter().for_each(|product| product.check(x, rows));
+        let rounding = self.gemm_bf16().filter(|_| bf16);
+        let rounds = |dtype: WeightType| rounding.is_some_and(|gemm| (gemm.takes)(dtype));
         // Mixed types are rare; each kind has its own layout of x.
-        for words_are_pairs in [true, false] {
-            let chosen = products.iter_mut().filter(|product| pairs(product) == words_are_pairs);
-            let kernel = if words_are_pairs { bf16_gemm } else { Some(self.table.gemm) };
-            let mut chosen: Vec<&mut Product> = chosen.collect();
-            if let (Some(kernel), false) = (kernel, chosen.is_empty()) {
-                self.gemm_with(kernel, x, rows, words_are_pairs, &mut chosen, scratch, cancel);
+        for rounded in [true, false] {
+            let chosen = products.iter_mut().filter(|product| rounds(product.weight.dtype) == rounded);
+            let targets: Vec<Target> =
+                chosen.map(|p| (GemmWeight::Rows(p.weight), SharedOut::new(p.out), p.output)).collect();
+            let gemm = if rounded { rounding } else { Some(&self.table.gemm) };
+            if let (Some(gemm), false) = (gemm, targets.is_empty()) {
+                self.gemm_with(gemm, x, rows, &targets, scratch, cancel);
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // those of `gemm`, and the kernel
-    fn gemm_with(
+    /// Whether [`Kernels::gemm_packed`] can be had.
+    pub fn has_gemm_packed(&self) -> bool {
+        self.gemm_bf16().is_some_and(|gemm| gemm.takes_packed)
+    }
+
+    /// As [`Kernels::gemm`] with `bf16`, for packed weights.
+    ///
+    /// # Panics
+    /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_packed`].
+    pub fn gemm_packed(
         &self,
-        kernel: unsafe fn(&GemmTask),
         x: &[f32],
         rows: usize,
-        bf16: bool,
-        products: &mut [&mut Product],
+        products: &mut [PackedProduct],
+        scratch: &mut GemmScratch,
+        cancel: &Cancel,
+    ) {
+        let gemm = self.gemm_bf16().filter(|gemm| gemm.takes_packed).expect("there are such products");
+        for product in products.iter() {
+            assert_eq!(x.len(), rows * product.weight.cols(), "x is (rows, in_features)");
+            assert_eq!(product.out.len(), rows * product.weight.rows(), "out is (rows, out_features)");
+        }
+        let targets: Vec<Target> = products
+            .iter_mut()
+            .map(|p| (GemmWeight::Packed(p.weight), SharedOut::new(p.out), p.output))
+            .collect();
+        if !targets.is_empty() {
+            self.gemm_with(gemm, x, rows, &targets, scratch, cancel);
+        }
+    }
+
+    fn gemm_bf16(&self) -> Option<&'static Gemm> {
+        self.table.gemm_bf16.as_ref().filter(|_| dispatch::bf16_products())
+    }
+
+    /// At least one product; their lengths have been checked.
+    fn gemm_with(
+        &self,
+        gemm: &Gemm,
+        x: &[f32],
+        rows: usize,
+        targets: &[Target],
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
         if rows == 0 {
             return;
         }
-        products.iter().for_each(|product| product.check(x, rows));
         let cols = x.len() / rows;
-        let words = row_words(cols, bf16);
-        let (panel_rows, tile_strips) = self.table.gemm_tile;
-        scratch.words.resize(rows * words, 0);
-        self.pool.for_each_chunk(&mut scratch.words, panel_rows * words, cancel, &|panel, out| {
-            let rows = out.len() / words;
-            let x = &x[panel * panel_rows * cols..][..rows * cols];
+        let words = (gemm.row_words)(cols);
+        let laid_out = if gemm.whole_panels { rows.next_multiple_of(gemm.panel_rows) } else { rows };
+        scratch.words.resize(laid_out * words, 0);
+        self.pool.for_each_chunk(&mut scratch.words, gemm.panel_rows * words, cancel, &|panel, out| {
+            let first = panel * gemm.panel_rows;
+            let rows = gemm.panel_rows.min(rows - first);
             // SAFETY: the table was chosen for this CPU.
-            unsafe { (self.table.pack_rows)(x, rows, bf16, out) }
+            unsafe { (gemm.pack_rows)(&x[first * cols..][..rows * cols], rows, out) }
         });
-        let targets: Vec<_> =
-            products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
-        let strips: Vec<usize> = targets.iter().map(|(weight, ..)| weight.rows.div_ceil(TILE_ROWS)).collect();
+        let strips: Vec<usize> =
+            targets.iter().map(|(weight, ..)| weight.rows().div_ceil(TILE_ROWS)).collect();
         let draws = DRAWS * self.pool.threads();
-        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, 8).next_multiple_of(tile_strips);
+        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, gemm.task_strips);
+        let per_task = per_task.next_multiple_of(gemm.strips);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
-            let (weight, output, out) = &targets[product];
-            let task = GemmTask { x: &scratch.words, weight: *weight, strips, out, output: *output };
-            // SAFETY: the table was chosen for this CPU, which has what `kernel` needs; lengths were
-            // asserted above; the tasks' strips do not overlap.
-            unsafe { kernel(&task) }
+            let (weight, out, output) = &targets[product];
+            let task = GemmTask { x: &scratch.words, rows, weight: *weight, strips, out, output: *output };
+            // SAFETY: the table was chosen for this CPU, which has what `gemm` needs; lengths were asserted before;
+            // the tasks' strips do not overlap.
+            unsafe { (gemm.run)(&task) }
         });
     }
 }

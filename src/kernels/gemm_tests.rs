@@ -8,6 +8,15 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, bf16: bool, product: Product)
     kernels.gemm(x, rows, bf16, &mut [product], &mut GemmScratch::default(), &Cancel::never());
 }
 
+/// Whether a level rounds such weights and their activations to bf16, if it may.
+fn rounds(isa: Isa, dtype: WeightType) -> bool {
+    match isa {
+        Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
+        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_products(),
+        _ => false,
+    }
+}
+
 #[test]
 fn gemm_is_the_sum_of_products_at_every_level() {
     let mut random = Random(21);
@@ -15,7 +24,9 @@ fn gemm_is_the_sum_of_products_at_every_level() {
         let kernels = kernels(isa, 2);
         for dtype in WeightType::ALL {
             for cols in widths(dtype).into_iter().chain([256 * 3]) {
-                for (rows, weight_rows) in [(1, 1), (2, 17), (5, 33), (6, 16), (12, 32), (13, 40), (25, 31)] {
+                for (rows, weight_rows) in
+                    [(1, 1), (2, 17), (5, 33), (6, 16), (12, 32), (13, 40), (33, 31), (64, 64)]
+                {
                     let bytes = random.weights(dtype, weight_rows * cols);
                     let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
                     let w: Vec<f32> = (0..weight_rows)
@@ -28,21 +39,19 @@ fn gemm_is_the_sum_of_products_at_every_level() {
                         let before = out.clone();
                         let output = if rows % 2 == 0 { Output::Set } else { Output::Add };
                         gemm(&kernels, &x, rows, rounded, Product { weight, out: &mut out, output });
-                        let pairs = rounded
-                            && dtype == WeightType::BF16
-                            && isa == Isa::Avx512
-                            && dispatch::bf16_products();
-                        let round = |x: f32| if pairs { bf16::from_f32(x).to_f32() } else { x };
+                        let rounds = rounded && rounds(isa, dtype);
+                        let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
                         for (at, got) in out.into_iter().enumerate() {
                             let x = x[at / weight_rows * cols..][..cols].iter().map(|&x| round(x));
                             let x: Vec<f32> = x.collect();
-                            let w = &w[at % weight_rows * cols..][..cols];
-                            let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                            let w = w[at % weight_rows * cols..][..cols].iter().map(|&w| round(w));
+                            let w: Vec<f32> = w.collect();
+                            let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
                             let start = if output == Output::Add { f64::from(before[at]) } else { 0.0 };
                             let error = (f64::from(got) - start - dot).abs();
                             // One chain of sums: each may be off by half a unit of what it has come to.
                             let bound =
-                                dot_bound(&x, w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
+                                dot_bound(&x, &w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
                             assert!(
                                 error <= bound,
                                 "{dtype} {rows}x{weight_rows}x{cols} {}: {error} > {bound}",
@@ -60,8 +69,8 @@ fn gemm_is_the_sum_of_products_at_every_level() {
 fn a_row_of_gemm_depends_on_nothing_but_the_row() {
     let mut random = Random(22);
     for isa in levels() {
-        for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q4_K] {
-            let (weight_rows, cols) = (70, if dtype.block_len() == 1 { 300 } else { 512 });
+        for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q4_0, WeightType::Q4_K] {
+            let (weight_rows, cols) = (70, if dtype.block_len() == 1 { 900 } else { 1280 });
             let bytes = random.weights(dtype, weight_rows * cols);
             let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
             let x = random.floats(40 * cols);
@@ -77,6 +86,38 @@ fn a_row_of_gemm_depends_on_nothing_but_the_row() {
                 for threads in [1, 3] {
                     let expected = &whole[rows.start * weight_rows..rows.end * weight_rows];
                     assert_eq!(run(threads, rows.clone()), expected, "{dtype} {rows:?} {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gemm_packed_is_gemm_bit_for_bit() {
+    let mut random = Random(23);
+    let packable = || WeightType::ALL.into_iter().filter(|&dtype| PackedRows::can_hold(dtype));
+    for isa in levels() {
+        let kernels = kernels(isa, 2);
+        if !kernels.has_gemm_packed() {
+            assert_ne!(isa, Isa::Amx);
+            continue;
+        }
+        for dtype in packable() {
+            for (rows, weight_rows, cols) in [(1, 1, 32), (33, 50, 576), (64, 64, 1024), (40, 130, 1056)] {
+                let bytes = random.weights(dtype, weight_rows * cols);
+                let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+                let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(weight.row(row));
+                let packed =
+                    kernels.pack(dtype, weight_rows, cols, &Cancel::never(), &fill).unwrap().unwrap();
+                let x = random.floats(rows * cols);
+                let before = random.floats(rows * weight_rows);
+                for output in [Output::Set, Output::Add] {
+                    let (mut expected, mut got) = (before.clone(), before.clone());
+                    gemm(&kernels, &x, rows, true, Product { weight, out: &mut expected, output });
+                    let product = PackedProduct { weight: &packed, out: &mut got, output };
+                    let mut scratch = GemmScratch::default();
+                    kernels.gemm_packed(&x, rows, &mut [product], &mut scratch, &Cancel::never());
+                    assert_eq!(got, expected, "{dtype} {rows}x{weight_rows}x{cols} {output:?}");
                 }
             }
         }

@@ -31,6 +31,7 @@ mod pack;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
+mod pages;
 mod pool;
 pub mod quantize;
 mod roofline;
@@ -105,6 +106,11 @@ impl<'a> WeightRows<'a> {
             cols,
             row_bytes,
         })
+    }
+
+    /// How the weights are stored.
+    pub fn dtype(&self) -> WeightType {
+        self.dtype
     }
 
     /// Output features.

@@ -19,6 +19,7 @@
 
 use super::WeightType;
 use super::blocks::f16_at;
+use super::pages;
 use std::fmt;
 
 /// Rows of a tile.
@@ -57,21 +58,54 @@ const fn layout(mins: bool, high_bits: bool, wide: bool, zero_point: i32) -> Til
     }
 }
 
-pub(super) const Q8_0: TileLayout = layout(false, false, true, 128);
-pub(super) const Q4_0: TileLayout = layout(false, false, false, 8);
-pub(super) const Q4_1: TileLayout = layout(true, false, false, 0);
-pub(super) const Q5_0: TileLayout = layout(false, true, false, 16);
-pub(super) const Q5_1: TileLayout = layout(true, true, false, 0);
+/// A layout at compile time.
+pub(super) trait Layout {
+    const LAYOUT: TileLayout;
+}
+
+macro_rules! layouts {
+    ($($name:ident: $layout:expr;)*) => {$(
+        #[allow(non_camel_case_types)] // ggml's spelling
+        pub(super) enum $name {}
+        impl Layout for $name {
+            const LAYOUT: TileLayout = $layout;
+        }
+    )*};
+}
+
+layouts! {
+    Q8_0: layout(false, false, true, 128);
+    Q4_0: layout(false, false, false, 8);
+    Q4_1: layout(true, false, false, 0);
+    Q5_0: layout(false, true, false, 16);
+    Q5_1: layout(true, true, false, 0);
+}
+
+/// Calls `$function::<Layout, ...>($args)` for the type of packed weights.
+macro_rules! with_layout {
+    ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?)) => {{
+        use $crate::kernels::{WeightType, pack};
+        match $dtype {
+            WeightType::Q8_0 => $function::<pack::Q8_0 $(, $generic)*>($($arg),*),
+            WeightType::Q4_0 => $function::<pack::Q4_0 $(, $generic)*>($($arg),*),
+            WeightType::Q4_1 => $function::<pack::Q4_1 $(, $generic)*>($($arg),*),
+            WeightType::Q5_0 => $function::<pack::Q5_0 $(, $generic)*>($($arg),*),
+            WeightType::Q5_1 => $function::<pack::Q5_1 $(, $generic)*>($($arg),*),
+            _ => unreachable!("only what can be packed has strips"),
+        }
+    }};
+}
+pub(super) use with_layout;
 
 impl TileLayout {
     /// That of `dtype`, if it can be packed.
     fn of(dtype: WeightType) -> Option<Self> {
         match dtype {
-            WeightType::Q8_0 => Some(Q8_0),
-            WeightType::Q4_0 => Some(Q4_0),
-            WeightType::Q4_1 => Some(Q4_1),
-            WeightType::Q5_0 => Some(Q5_0),
-            WeightType::Q5_1 => Some(Q5_1),
+            WeightType::Q8_0 => Some(Q8_0::LAYOUT),
+            WeightType::Q4_0 => Some(Q4_0::LAYOUT),
+            WeightType::Q4_1 => Some(Q4_1::LAYOUT),
+            WeightType::Q5_0 => Some(Q5_0::LAYOUT),
+            WeightType::Q5_1 => Some(Q5_1::LAYOUT),
             _ => None,
         }
     }
@@ -135,6 +169,12 @@ impl TileLayout {
         let scaled = (quant - self.zero_point) as f32 * f16_at(tile, 2 * lane);
         self.mins.map_or(scaled, |mins| scaled + f16_at(tile, mins + 2 * lane))
     }
+}
+
+/// `LEN` bytes of a tile.
+#[inline(always)]
+pub(super) fn part<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
+    tile[at..][..LEN].try_into().expect("cut to its length")
 }
 
 /// Bits 0, 4, 8, ..., 28, moved together.
@@ -201,6 +241,7 @@ impl PackedRows {
         // The system's own zeros: its pages come one by one, to the threads that first write to them.
         let bytes: Vec<u8> =
             bytemuck::try_zeroed_vec(len.saturating_add(ALIGNMENT)).map_err(|()| NoMemory(len))?;
+        pages::prefer_huge(bytes.as_ptr(), bytes.len());
         let start = bytes.as_ptr().align_offset(ALIGNMENT);
         Ok(Some(PackedRows { dtype, layout, rows, cols, bytes, start }))
     }
@@ -251,11 +292,11 @@ impl PackedRows {
     /// Rearranges up to 16 rows of blocks, `(lanes, cols)`, into a strip.
     pub(super) fn pack_strip(dtype: WeightType, blocks: &[u8], strip: &mut [u8]) {
         match dtype {
-            WeightType::Q8_0 => Q8_0.pack_strip::<34>(blocks, strip),
-            WeightType::Q4_0 => Q4_0.pack_strip::<18>(blocks, strip),
-            WeightType::Q4_1 => Q4_1.pack_strip::<20>(blocks, strip),
-            WeightType::Q5_0 => Q5_0.pack_strip::<22>(blocks, strip),
-            WeightType::Q5_1 => Q5_1.pack_strip::<24>(blocks, strip),
+            WeightType::Q8_0 => Q8_0::LAYOUT.pack_strip::<34>(blocks, strip),
+            WeightType::Q4_0 => Q4_0::LAYOUT.pack_strip::<18>(blocks, strip),
+            WeightType::Q4_1 => Q4_1::LAYOUT.pack_strip::<20>(blocks, strip),
+            WeightType::Q5_0 => Q5_0::LAYOUT.pack_strip::<22>(blocks, strip),
+            WeightType::Q5_1 => Q5_1::LAYOUT.pack_strip::<24>(blocks, strip),
             _ => unreachable!("only what can be packed has strips"),
         }
     }

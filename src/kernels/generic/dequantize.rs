@@ -12,7 +12,7 @@ pub(in crate::kernels) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out
 
 /// Writes a part of a row, whole blocks, as f32.
 #[inline(always)]
-pub(super) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
+pub(in crate::kernels) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut();
     let (whole, partial) = bytes.split_at(chunks.len() / S::UNITS * S::BLOCK_BYTES);
     dequantize_row::<L, S>(whole, chunks);

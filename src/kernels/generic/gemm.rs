@@ -13,7 +13,7 @@
 
 use super::dequantize::dequantize_exactly;
 use crate::kernels::lanes::{Lanes, with_storage};
-use crate::kernels::pack::TILE_ROWS;
+use crate::kernels::pack::{PackedRows, TILE_ROWS};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::rows16::Rows16;
 use crate::kernels::{Output, WeightRows};
@@ -25,14 +25,44 @@ const SLAB: usize = 256;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(in crate::kernels) struct GemmTask<'a> {
-    /// In panels of some rows, the last of what is left: `(words, rows)`.
+    /// In panels of some rows; here `(words, rows)`, the last of what is left.
     pub(in crate::kernels) x: &'a [u32],
-    pub(in crate::kernels) weight: WeightRows<'a>,
+    /// Rows of x.
+    pub(in crate::kernels) rows: usize,
+    pub(in crate::kernels) weight: GemmWeight<'a>,
     /// The weight's strips to do.
     pub(in crate::kernels) strips: Range<usize>,
     /// `(rows, weight.rows)`
     pub(in crate::kernels) out: &'a SharedOut<'a>,
     pub(in crate::kernels) output: Output,
+}
+
+/// A weight, `(out_features, in_features)`.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) enum GemmWeight<'a> {
+    Rows(WeightRows<'a>),
+    /// Only for those that take it, see [`crate::kernels::dispatch::Gemm`].
+    Packed(&'a PackedRows),
+}
+
+impl GemmWeight<'_> {
+    /// Output features.
+    #[inline(always)]
+    pub(in crate::kernels) fn rows(&self) -> usize {
+        match self {
+            GemmWeight::Rows(weight) => weight.rows(),
+            GemmWeight::Packed(weight) => weight.rows(),
+        }
+    }
+
+    /// Input features.
+    #[inline(always)]
+    pub(in crate::kernels) fn cols(&self) -> usize {
+        match self {
+            GemmWeight::Rows(weight) => weight.cols(),
+            GemmWeight::Packed(weight) => weight.cols(),
+        }
+    }
 }
 
 /// A word of each row of a strip.
@@ -51,16 +81,16 @@ thread_local! {
 }
 
 /// Words of a row of `cols` elements.
-pub(in crate::kernels) fn row_words(cols: usize, bf16: bool) -> usize {
-    if bf16 { cols.div_ceil(2) } else { cols }
+pub(in crate::kernels) fn row_words<const BF16: bool>(cols: usize) -> usize {
+    if BF16 { cols.div_ceil(2) } else { cols }
 }
 
 /// Writes one panel: the rows of `x`, `(rows, cols)`, as words.
 #[inline(always)]
-pub(in crate::kernels) fn pack_rows(x: &[f32], rows: usize, bf16: bool, panel: &mut [u32]) {
+pub(in crate::kernels) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
     for (m, row) in x.chunks_exact(x.len() / rows).enumerate() {
         let words = panel.iter_mut().skip(m).step_by(rows);
-        if bf16 {
+        if BF16 {
             for (word, pair) in words.zip(row.chunks(2)) {
                 *word = round_to_bf16(pair[0]) | pair.get(1).map_or(0, |&x| round_to_bf16(x) << 16);
             }
@@ -88,16 +118,18 @@ pub(in crate::kernels) fn gemm<
 >(
     task: &GemmTask,
 ) {
+    let GemmWeight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
     scratch.rows.resize(TILE_ROWS * SLAB, 0.0);
     scratch.panel.resize(SLAB * STRIPS, [0.0; TILE_ROWS]);
-    let words = row_words(task.weight.cols, BF16);
+    let words = row_words::<BF16>(weight.cols());
     for slab in (0..words).step_by(SLAB) {
         let len = SLAB.min(words - slab);
         for strip in task.strips.clone().step_by(STRIPS) {
             for n in 0..STRIPS {
-                fill::<L, R, STRIPS, BF16>(task, strip + n, slab..slab + len, n, &mut scratch);
+                let rows = if strip + n < task.strips.end { Some(weight) } else { None };
+                fill::<L, R, STRIPS, BF16>(rows, strip + n, slab..slab + len, n, &mut scratch);
             }
             let mut first = 0;
             for x in task.x.chunks(PANEL * words) {
@@ -117,23 +149,22 @@ pub(in crate::kernels) fn gemm<
     SCRATCH.set(scratch);
 }
 
-/// Puts a slab of a strip into its place of the panel.
+/// Puts a slab of a strip, or zeros, into its place of the panel.
 #[inline(always)]
 fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
-    task: &GemmTask,
+    weight: Option<WeightRows>,
     strip: usize,
     slab: Range<usize>,
     place: usize,
     scratch: &mut Scratch,
 ) {
-    let dtype = task.weight.dtype;
     for (lane, out) in scratch.rows.chunks_exact_mut(SLAB).enumerate() {
         let row = strip * TILE_ROWS + lane;
-        if strip >= task.strips.end || row >= task.weight.rows {
+        let Some(weight) = weight.filter(|weight| row < weight.rows()) else {
             out.fill(0.0);
             continue;
-        }
-        let bytes = task.weight.row(row);
+        };
+        let (bytes, dtype) = (weight.row(row), weight.dtype());
         if BF16 {
             let bytes = &bytes[4 * slab.start..bytes.len().min(4 * slab.end)];
             for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
@@ -252,7 +283,7 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
 #[inline(always)]
 #[allow(clippy::mut_from_ref)] // exclusive, see below
 fn outputs<'a>(task: &GemmTask<'a>, at: At, m: usize, n: usize) -> &'a mut [f32] {
-    let features = task.weight.rows;
+    let features = task.weight.rows();
     let feature = (at.strip + n) * TILE_ROWS;
     let len = if at.strip + n < task.strips.end { TILE_ROWS.min(features - feature) } else { 0 };
     let start = (at.first + m) * features + feature.min(features);

@@ -8,11 +8,11 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
+use crate::kernels::Output;
 use crate::kernels::activations::{BLOCK_WORDS, GROUPS, QuantizedRows};
-use crate::kernels::pack::{self, PackedRows, TILE_ROWS, TileLayout};
+use crate::kernels::pack::{Layout, PackedRows, TILE_ROWS, part, with_layout};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::rows16::Rows16;
-use crate::kernels::{Output, WeightType};
 use std::ops::Range;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
@@ -26,43 +26,17 @@ pub(in crate::kernels) struct PackedTask<'a> {
     pub(in crate::kernels) output: Output,
 }
 
-/// A layout at compile time.
-trait Layout {
-    const LAYOUT: TileLayout;
-}
-
-macro_rules! layouts {
-    ($($name:ident),*) => {$(
-        #[allow(non_camel_case_types)] // ggml's spelling
-        struct $name;
-        impl Layout for $name {
-            const LAYOUT: TileLayout = pack::$name;
-        }
-    )*};
-}
-
-layouts!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1);
-
-/// How far ahead weights are asked for: on some processors their own prefetchers lose a tenth of the speed.
-const PREFETCH_BYTES: usize = 1536;
 /// Strips that all panels meet before the next ones: few enough to stay in a near cache.
 const CACHED_STRIPS: usize = 4;
 
 /// Runs one task. Whole panels of `PANEL` lines, where there are more than one, meet `STRIPS` strips together.
 #[inline(always)]
 pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
-    match task.weight.dtype() {
-        WeightType::Q8_0 => strips::<R, Q8_0, PANEL, STRIPS>(task),
-        WeightType::Q4_0 => strips::<R, Q4_0, PANEL, STRIPS>(task),
-        WeightType::Q4_1 => strips::<R, Q4_1, PANEL, STRIPS>(task),
-        WeightType::Q5_0 => strips::<R, Q5_0, PANEL, STRIPS>(task),
-        WeightType::Q5_1 => strips::<R, Q5_1, PANEL, STRIPS>(task),
-        _ => unreachable!("only what can be packed has strips"),
-    }
+    with_layout!(task.weight.dtype(), strips::<_, R, PANEL, STRIPS>(task));
 }
 
 #[inline(always)]
-fn strips<R: Rows16, L: Layout, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
     // A single panel reads each weight once: one stream.
     let many = task.x.lines() > PANEL;
     let mut strip = task.strips.start;
@@ -121,7 +95,7 @@ fn tile<R: Rows16, L: Layout, const M: usize, const N: usize>(
         let tiles: [&[u8]; N] = std::array::from_fn(|n| &streams[n][at..][..L::LAYOUT.bytes]);
         if streams_weights {
             for line in (0..L::LAYOUT.bytes).step_by(64) {
-                R::prefetch(tiles[0].as_ptr().wrapping_add(PREFETCH_BYTES + line));
+                R::prefetch(tiles[0].as_ptr().wrapping_add(R::PREFETCH_BYTES + line));
             }
         }
         at = at.wrapping_add(L::LAYOUT.bytes);
@@ -217,12 +191,6 @@ fn fold<R: Rows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M])
             dots[m][n] = R::fold(dots[m][n]);
         }
     }
-}
-
-/// `LEN` bytes of a tile.
-#[inline(always)]
-fn part<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
-    tile[at..][..LEN].try_into().expect("cut to its length")
 }
 
 /// Sets or adds to the outputs of `row` for the 16 features from `feature` on, or those that there are.

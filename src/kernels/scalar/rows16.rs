@@ -68,6 +68,8 @@ impl Rows16 for ScalarRows {
         sums.map(|sum| sum as f32)
     }
 
+    const PREFETCH_BYTES: usize = 0;
+
     #[inline(always)]
     fn prefetch(_address: *const u8) {}
 

@@ -51,7 +51,7 @@ impl Phase {
         }
     }
 
-    /// Whether activations that meet bf16 weights may be rounded to bf16.
+    /// Whether products may be of bf16, see [`Kernels::gemm`].
     fn rounds_to_bf16(self) -> bool {
         self == Phase::Prompt
     }
@@ -155,7 +155,12 @@ impl Projector<'_> {
                 }
             }
         }
-        if !packed_products.is_empty() {
+        if packed_products.is_empty() {
+            return;
+        }
+        if self.phase.is_some_and(Phase::rounds_to_bf16) && kernels.has_gemm_packed() {
+            kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
+        } else {
             let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
             kernels.quantize(x, rows, precision, self.quantized, cancel);
             kernels.matmul_packed(self.quantized, &mut packed_products, cancel);

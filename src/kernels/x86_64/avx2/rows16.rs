@@ -151,6 +151,8 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
         unsafe { [_mm256_cvtepi32_ps(wide[0]), _mm256_cvtepi32_ps(wide[1])] }
     }
 
+    const PREFETCH_BYTES: usize = 1536;
+
     #[inline(always)]
     fn prefetch(address: *const u8) {
         // SAFETY: a prefetch is a hint; it never faults, whatever the address.

@@ -5,12 +5,13 @@ mod peak;
 mod rows16;
 
 use crate::kernels::dispatch::KernelTable;
-use lanes::Avx512Lanes;
-use rows16::Avx512Rows;
+pub(super) use lanes::Avx512Lanes;
+pub(super) use peak::PEAKS;
+pub(super) use rows16::Avx512Rows;
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(
-    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2, attention: 4, peaks: peak::PEAKS,
+    Avx512Lanes, Avx512Rows, packed: 6 x 2, gemm: 12 x 2, attention: 4, peaks: PEAKS,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
     bf16: #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 );

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 
 /// This level's loops.
-pub(super) const PEAKS: Peaks = Peaks {
+pub(in crate::kernels::x86_64) const PEAKS: Peaks = Peaks {
     reads: &[read::<0>, read::<1024>, read::<8192>],
     int8: PeakLoop { run: int8, operations: 2 * 64 * SUMS as u64 },
     bf16: || {

@@ -84,10 +84,13 @@ impl Rows16 for Avx512Rows {
         unsafe { _mm512_cvtepi32_ps(sums) }
     }
 
+    const PREFETCH_BYTES: usize = 4096;
+
     #[inline(always)]
     fn prefetch(address: *const u8) {
+        // Into the second-level cache: more lines can be on their way there than to the first.
         // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]

@@ -1,0 +1,36 @@
+//! AVX-512 with Intel's Advanced Matrix Extensions: products of many rows in tiles of bf16. All else is that of
+//! `avx512/`.
+//!
+//! A tile product does sixteen times the operations of an AVX-512 instruction. Blocks of integers have a scale for
+//! each 32 columns, which products of bytes would have to leave the tiles for, at most of their speed. So weights in
+//! blocks are widened to bf16, and sums stay in the tiles; of the activations bf16 keeps more than 8-bit integers do.
+//!
+//! Source: Intel, "Architecture Instruction Set Extensions Programming Reference", 319433, chapter 3.
+
+mod gemm;
+mod peak;
+mod tiles;
+mod widen;
+
+use super::avx512;
+use crate::kernels::WeightType;
+use crate::kernels::dispatch::{Gemm, KernelTable};
+
+/// Every kernel of this level.
+pub(in crate::kernels) const TABLE: KernelTable = KernelTable {
+    gemm_bf16: Some(Gemm {
+        run: gemm::gemm,
+        pack_rows: gemm::pack_rows,
+        takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
+        row_words: gemm::row_words,
+        panel_rows: gemm::PANEL_ROWS,
+        whole_panels: true,
+        takes_packed: true,
+        strips: gemm::STRIPS,
+        task_strips: gemm::TASK_STRIPS,
+    }),
+    peaks: peak::PEAKS,
+    ..avx512::TABLE
+};
+
+pub(in crate::kernels) use tiles::are_available;
