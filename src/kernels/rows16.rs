@@ -38,11 +38,9 @@ pub(super) trait Rows16: Copy {
     /// The sums, after a fold.
     fn to_floats(sums: Self::Sums) -> Self::Floats;
 
-    /// How far ahead weights are asked for that are read once: on some processors their own prefetchers lose a
-    /// tenth of the speed, on others a third.
-    const PREFETCH_BYTES: usize;
-    /// Brings the cache line at `address` nearer; never faults.
-    fn prefetch(address: *const u8);
+    /// Asks for the lines that a stream of weights, now at `address`, will come to; never faults. Processors' own
+    /// prefetchers lose a tenth of the speed without it, some a third or half.
+    fn prefetch_stream(address: *const u8);
 
     fn splat(value: f32) -> Self::Floats;
     fn load(values: &[f32; TILE_ROWS]) -> Self::Floats;

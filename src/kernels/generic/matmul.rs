@@ -32,9 +32,6 @@ const PANEL_FROM: usize = 4;
 /// Rows of x, and of the panel, in one register tile: 4 x 3 accumulators of two AVX-512 registers.
 const TILE_X: usize = 4;
 const TILE_W: usize = 3;
-/// How far ahead a row of weights is asked for: hardware prefetchers alone reach half the speed on
-/// row-major weights.
-const PREFETCH_BYTES: usize = 2048;
 
 thread_local! {
     static PANEL: Cell<Vec<[f32; LANES]>> = const { Cell::new(Vec::new()) };
@@ -103,7 +100,7 @@ fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8],
     let tail = blocks.remainder();
     for (block, first) in blocks.zip((0..whole).step_by(S::UNITS)) {
         for line in (0..S::BLOCK_BYTES).step_by(64) {
-            L::prefetch(block.as_ptr().wrapping_add(PREFETCH_BYTES + line));
+            L::prefetch_stream(block.as_ptr().wrapping_add(line));
         }
         for unit in 0..S::UNITS {
             let w = S::lanes::<L>(block, unit);

@@ -95,7 +95,7 @@ fn tile<R: Rows16, L: Layout, const M: usize, const N: usize>(
         let tiles: [&[u8]; N] = std::array::from_fn(|n| &streams[n][at..][..L::LAYOUT.bytes]);
         if streams_weights {
             for line in (0..L::LAYOUT.bytes).step_by(64) {
-                R::prefetch(tiles[0].as_ptr().wrapping_add(R::PREFETCH_BYTES + line));
+                R::prefetch_stream(tiles[0].as_ptr().wrapping_add(line));
             }
         }
         at = at.wrapping_add(L::LAYOUT.bytes);

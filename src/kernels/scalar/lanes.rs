@@ -87,6 +87,9 @@ impl Lanes for ScalarLanes {
     fn prefetch(_address: *const u8) {}
 
     #[inline(always)]
+    fn prefetch_stream(_address: *const u8) {}
+
+    #[inline(always)]
     fn f32(unit: &[u8; 128]) -> Self {
         ScalarLanes(std::array::from_fn(|i| {
             f32::from_le_bytes([unit[4 * i], unit[4 * i + 1], unit[4 * i + 2], unit[4 * i + 3]])

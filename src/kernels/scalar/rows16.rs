@@ -68,10 +68,8 @@ impl Rows16 for ScalarRows {
         sums.map(|sum| sum as f32)
     }
 
-    const PREFETCH_BYTES: usize = 0;
-
     #[inline(always)]
-    fn prefetch(_address: *const u8) {}
+    fn prefetch_stream(_address: *const u8) {}
 
     #[inline(always)]
     fn splat(value: f32) -> Self::Floats {

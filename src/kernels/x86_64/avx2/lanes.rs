@@ -158,6 +158,11 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        Self::prefetch(address.wrapping_add(2048));
+    }
+
+    #[inline(always)]
     fn f32(unit: &[u8; 128]) -> Self {
         // SAFETY: AVX2 is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {

@@ -151,12 +151,10 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
         unsafe { [_mm256_cvtepi32_ps(wide[0]), _mm256_cvtepi32_ps(wide[1])] }
     }
 
-    const PREFETCH_BYTES: usize = 1536;
-
     #[inline(always)]
-    fn prefetch(address: *const u8) {
+    fn prefetch_stream(address: *const u8) {
         // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(1536).cast()) }
     }
 
     #[inline(always)]

@@ -130,6 +130,11 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        super::prefetch_stream(address);
+    }
+
+    #[inline(always)]
     fn f32(unit: &[u8; 128]) -> Self {
         // SAFETY: AVX-512F is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {

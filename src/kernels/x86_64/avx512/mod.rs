@@ -8,6 +8,18 @@ use crate::kernels::dispatch::KernelTable;
 pub(super) use lanes::Avx512Lanes;
 pub(super) use peak::PEAKS;
 pub(super) use rows16::Avx512Rows;
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
+/// See [`crate::kernels::rows16::Rows16::prefetch_stream`]. More lines can be on their way to the second-level cache
+/// than to the first: far ahead they are brought to the one, then to the other.
+#[inline(always)]
+fn prefetch_stream(address: *const u8) {
+    // SAFETY: a prefetch is a hint; it never faults, whatever the address.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(4096).cast());
+        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(768).cast());
+    }
+}
 
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = crate::kernels::dispatch::kernel_table!(

@@ -84,13 +84,9 @@ impl Rows16 for Avx512Rows {
         unsafe { _mm512_cvtepi32_ps(sums) }
     }
 
-    const PREFETCH_BYTES: usize = 4096;
-
     #[inline(always)]
-    fn prefetch(address: *const u8) {
-        // Into the second-level cache: more lines can be on their way there than to the first.
-        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    fn prefetch_stream(address: *const u8) {
+        super::prefetch_stream(address);
     }
 
     #[inline(always)]
