@@ -67,7 +67,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Isa::Avx512.is_available() && bf16_products() && super::x86_64::amx::are_available(),
+            Isa::Amx => {
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && super::x86_64::amx::are_available()
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -113,12 +117,19 @@ fn choose() -> Result<Isa, String> {
         .ok_or_else(|| format!("{ISA_VARIABLE}={}: this CPU has {}", name.to_string_lossy(), available()))
 }
 
-/// Whether this CPU multiplies pairs of bf16: some processors with AVX-512 do not.
-pub(super) fn bf16_products() -> bool {
+/// Whether this CPU multiplies pairs of bf16 faster than floats. Some with AVX-512 have no such instruction, and
+/// Intel's do half of FMA's operations with it (Sapphire Rapids and later, measured: docs/performance.md).
+pub(super) fn bf16_pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16");
+    return is_x86_feature_detected!("avx512bf16") && !is_of_intel();
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_of_intel() -> bool {
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
 /// One level's kernels. Every pointer needs the level's instructions; lengths are the callers' care
@@ -133,7 +144,7 @@ pub(super) struct KernelTable {
     pub(super) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
     /// Products in f32.
     pub(super) gemm: Gemm,
-    /// Products of bf16, where the CPU has [`bf16_products`].
+    /// Products of bf16: at AVX-512 only where [`bf16_pairs_are_fast`].
     pub(super) gemm_bf16: Option<Gemm>,
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),

@@ -4,7 +4,7 @@ use super::dispatch::Gemm;
 use super::generic::gemm::{GemmTask, GemmWeight};
 use super::pack::TILE_ROWS;
 use super::pool::{Cancel, SharedOut};
-use super::{Kernels, Output, PackedProduct, Product, WeightType, dispatch};
+use super::{Isa, Kernels, Output, PackedProduct, Product, WeightType, dispatch};
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 4;
@@ -83,7 +83,8 @@ impl Kernels {
     }
 
     fn gemm_bf16(&self) -> Option<&'static Gemm> {
-        self.table.gemm_bf16.as_ref().filter(|_| dispatch::bf16_products())
+        let is_fast = self.isa == Isa::Amx || dispatch::bf16_pairs_are_fast();
+        self.table.gemm_bf16.as_ref().filter(|_| is_fast)
     }
 
     /// At least one product; their lengths have been checked.

@@ -12,7 +12,7 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, bf16: bool, product: Product)
 fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
-        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_products(),
+        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_pairs_are_fast(),
         _ => false,
     }
 }

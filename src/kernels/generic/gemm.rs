@@ -245,7 +245,8 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     // From zero, and what the slabs before have come to is added at the end: else the compiler keeps a sum
     // in memory, and each step waits for it to be stored and loaded.
     let mut sums = [[R::splat(0.0); N]; M];
-    for (x, weights) in x.chunks_exact(M).zip(weights.chunks_exact(N)) {
+    // Arrays, not slices: what may be out of bounds keeps the sums out of registers.
+    for (x, weights) in x.as_chunks::<M>().0.iter().zip(weights.as_chunks::<N>().0) {
         // All weights first: with them inside, a dozen words of x would have to stay in registers.
         let mut lanes = [R::splat(0.0); N];
         for n in 0..N {
