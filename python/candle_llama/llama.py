@@ -58,7 +58,8 @@ def load(
         quantize: Round float matrices to blocks of 8 or 4 bits while they load, one at a time: half or a
             quarter of bfloat16's memory, and faster by as much. `candle_llama.quantize` writes a file.
         compute: "auto" rounds activations to 8 bits (16 in prompts of up to 128 tokens) where weights are in
-            blocks of 32; "exact" computes with float32 activations and KV cache everywhere.
+            blocks of 32, and on processors that are fast at it both to bfloat16 in longer prompts (see
+            docs/kernels.md); "exact" computes with float32 activations and KV cache everywhere.
         kv_dtype: The type of cached keys and values. "auto" is float16, with compute="exact" float32, which
             allows no other. float16 holds 11 bits of a number up to 65504, beyond which keys become
             infinite and logits NaN; bfloat16 holds 8 bits of any. The candle engine takes the type that it

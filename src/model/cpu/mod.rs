@@ -31,7 +31,7 @@ pub struct CpuOptions {
     /// In which types weights are held.
     pub types: Types,
     /// Activations stay f32 in every product, and sums keep one order for prompts and for what is generated.
-    /// Else activations are rounded to 8 bits where weights are blocks of 32.
+    /// Else both may be rounded, see docs/kernels.md.
     pub exact: bool,
     /// The type of cached keys and values: F32, F16 or BF16.
     pub kv_dtype: WeightType,

@@ -147,16 +147,27 @@ fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
 /// As [`widen_strip`], of weights as they are stored.
 #[inline(always)]
 fn turn_rows(weight: WeightRows, strip: usize, step: usize, lines: &mut [Line]) {
-    let mut rows = [[0_u32; TILE_WORDS * STEPS]; TILE_ROWS];
     let (first, cols) = (strip * TILE_ROWS, weight.cols());
-    for (at, lines) in lines.chunks_mut(TILE_WORDS * STEPS).enumerate() {
-        let start = TILE_COLS * (step + at * STEPS);
-        let columns = start.min(cols)..(start + 2 * lines.len()).min(cols);
-        for (row, words) in (first..weight.rows()).zip(&mut rows) {
-            widen_row(weight, row, columns.clone(), &mut words[..lines.len()]);
+    let (steps, _) = lines.as_chunks_mut::<TILE_WORDS>();
+    let is_whole = first + TILE_ROWS <= weight.rows() && (step + steps.len()) * TILE_COLS <= cols;
+    if weight.dtype() == WeightType::BF16 && is_whole {
+        let rows: [&[u8]; TILE_ROWS] =
+            std::array::from_fn(|row| &weight.row(first + row)[4 * TILE_WORDS * step..]);
+        for (at, lines) in steps.iter_mut().enumerate() {
+            turn(rows.map(|row| part(row, 4 * TILE_WORDS * at)), lines);
         }
-        for (at, lines) in lines.as_chunks_mut::<TILE_WORDS>().0.iter_mut().enumerate() {
-            turn(&rows, TILE_WORDS * at, lines);
+        return;
+    }
+    let mut rows = [[0_u32; TILE_WORDS * STEPS]; TILE_ROWS];
+    for (at, steps) in steps.chunks_mut(STEPS).enumerate() {
+        let start = TILE_COLS * (step + at * STEPS);
+        let columns = start.min(cols)..(start + TILE_COLS * steps.len()).min(cols);
+        for (row, words) in (first..weight.rows()).zip(&mut rows) {
+            widen_row(weight, row, columns.clone(), &mut words[..TILE_WORDS * steps.len()]);
+        }
+        let rows: &[[u8; 4 * TILE_WORDS * STEPS]; TILE_ROWS] = bytemuck::cast_ref(&rows);
+        for (at, lines) in steps.iter_mut().enumerate() {
+            turn(rows.each_ref().map(|row| part(row, 4 * TILE_WORDS * at)), lines);
         }
     }
 }
@@ -168,8 +179,8 @@ const STEPS: usize = 8;
 #[inline(always)]
 fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut [u32]) {
     let dtype = weight.dtype();
-    let part = |column: usize| column / dtype.block_len() * dtype.block_bytes();
-    let bytes = &weight.row(row)[part(columns.start)..part(columns.end)];
+    let at = |column: usize| column / dtype.block_len() * dtype.block_bytes();
+    let bytes = &weight.row(row)[at(columns.start)..at(columns.end)];
     if dtype == WeightType::BF16 {
         let out: &mut [u8] = bytemuck::cast_slice_mut(words);
         out[..bytes.len()].copy_from_slice(bytes);
@@ -183,19 +194,16 @@ fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut 
     }
 }
 
-/// Turns 16 words, from `at` on, of 16 rows.
+/// Turns 16 words of 16 rows.
 ///
 /// A quarter of a row's words is a quarter of a register: four registers take rows `i`, `4 + i`, `8 + i` and
 /// `12 + i` each, so that only fours are interleaved.
 #[inline(always)]
-fn turn(rows: &[[u32; TILE_WORDS * STEPS]; TILE_ROWS], at: usize, lines: &mut [Line; TILE_WORDS]) {
+fn turn(rows: [&[u8; 4 * TILE_WORDS]; TILE_ROWS], lines: &mut [Line; TILE_WORDS]) {
     for quarter in 0..4 {
-        let part = |row: usize| -> &[u32; 4] {
-            rows[row][at + 4 * quarter..][..4].try_into().expect("cut to its length")
-        };
-        // SAFETY: see the top of this file.
+        // SAFETY: see the top of this file; a quarter is 16 of a row's 64 bytes.
         unsafe {
-            let load = |row: usize| _mm_loadu_si128(part(row).as_ptr().cast());
+            let load = |row: usize| _mm_loadu_si128(rows[row].as_ptr().cast::<__m128i>().add(quarter));
             let fours = |i: usize| {
                 let pair = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(load(i)), load(4 + i));
                 _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(pair, load(8 + i)), load(12 + i))

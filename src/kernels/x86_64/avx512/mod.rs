@@ -17,7 +17,7 @@ fn prefetch_stream(address: *const u8) {
     // SAFETY: a prefetch is a hint; it never faults, whatever the address.
     unsafe {
         _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(4096).cast());
-        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(768).cast());
+        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(1536).cast());
     }
 }
 

@@ -4,13 +4,14 @@
 //! table, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU, and [`bf16`] only
 //! after BF16 was seen here.
 
+use super::prefetch_stream;
 use crate::kernels::roofline::{PeakLoop, Peaks};
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
 /// This level's loops.
 pub(in crate::kernels::x86_64) const PEAKS: Peaks = Peaks {
-    reads: &[read::<0>, read::<1024>, read::<8192>],
+    reads: &[read::<0>, read::<1024>, read::<8192>, read::<STREAM>],
     int8: PeakLoop { run: int8, operations: 2 * 64 * SUMS as u64 },
     bf16: || {
         is_x86_feature_detected!("avx512bf16")
@@ -24,6 +25,9 @@ const SUMS: usize = 16;
 /// Words of the lines that one iteration of `read` takes.
 const READ_WORDS: usize = 64;
 
+/// Says to [`read`] that lines are fetched as the kernels do it.
+const STREAM: usize = usize::MAX;
+
 /// Fetches lines that many bytes ahead, unless that is 0.
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
@@ -33,7 +37,9 @@ fn read<const AHEAD: usize>(words: &[u64]) -> u64 {
     for run in runs {
         let start = run.as_ptr();
         for (i, all) in all.iter_mut().enumerate() {
-            if AHEAD > 0 {
+            if AHEAD == STREAM {
+                prefetch_stream(start.wrapping_add(8 * i).cast());
+            } else if AHEAD > 0 {
                 // SAFETY: fetching ahead touches nothing, wherever it points.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD / 8 + 8 * i).cast()) };
             }
