@@ -127,8 +127,10 @@ pub(super) fn bf16_pairs_are_fast() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe)] // asking is safe in later versions of Rust
 fn is_of_intel() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
+    // SAFETY: every x86-64 has the instruction, and leaf 0.
+    let id = unsafe { std::arch::x86_64::__cpuid(0) };
     [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 

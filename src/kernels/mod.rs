@@ -3,9 +3,10 @@
 //!
 //! - `blocks.rs`: how weights are stored
 //! - `generic/`: the algorithms, written once over `lanes.rs` and `rows16.rs`
-//! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level; `dispatch.rs` chooses one
+//! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level, `x86_64/amx/`: tiles;
+//!   `dispatch.rs` chooses one
 //! - `pack.rs`, `activations.rs`: weights in tiles, activations in 8 bits
-//! - `pool.rs`: the threads
+//! - `pool.rs`: the threads; `pages.rs`: what is asked of the system's memory
 //! - `quantize.rs`: float32 to storage types
 //! - `roofline.rs`: how fast the machine is at most
 //! - this file, `packed.rs`, `gemm.rs`, `attention.rs`: the facade, which checks every length before a kernel runs

@@ -5,6 +5,8 @@
 
 use super::widen::Line;
 use std::arch::asm;
+#[cfg(target_os = "linux")]
+use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -39,12 +41,14 @@ pub(in crate::kernels) fn are_available() -> bool {
 
 /// Whether CPUID shows AMX-TILE, AMX-BF16 and AMX-INT8.
 #[cfg(target_os = "linux")]
+#[allow(unused_unsafe)] // asking is safe in later versions of Rust
 fn exist() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
     const INT8: u32 = 1 << 25;
     let all = BF16 | TILE | INT8;
-    std::arch::x86_64::__get_cpuid_max(0).0 >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & all == all
+    // SAFETY: every x86-64 has the instruction, and leaf 7 is asked for only if there is one.
+    unsafe { __get_cpuid_max(0).0 >= 7 && __cpuid_count(7, 0).edx & all == all }
 }
 
 /// Asks Linux for the 8 KiB of registers, which it saves for those processes only that have asked. All threads, and

@@ -8,7 +8,7 @@ use super::tiles::TILE_WORDS;
 use crate::kernels::activations::GROUPS;
 use crate::kernels::generic::dequantize::dequantize_exactly;
 use crate::kernels::generic::gemm::{GemmTask, GemmWeight};
-use crate::kernels::lanes::with_storage;
+use crate::kernels::lanes::{padded, with_storage};
 use crate::kernels::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::rows16::Rows16;
 use crate::kernels::x86_64::avx512::{Avx512Lanes, Avx512Rows};
@@ -28,13 +28,11 @@ impl Line {
 /// Rounds to bf16, ties to even: two neighbours are a word. Zeros follow.
 #[inline(always)]
 pub(super) fn round_pairs(x: &[f32], words: &mut [u32; TILE_WORDS]) {
-    let whole: [f32; 2 * TILE_WORDS];
-    let x = match x.try_into() {
+    let whole;
+    let x: &[f32; 2 * TILE_WORDS] = match x.try_into() {
         Ok(x) => x,
         Err(_) => {
-            let mut padded = [0.0; 2 * TILE_WORDS];
-            padded[..x.len()].copy_from_slice(x);
-            whole = padded;
+            whole = padded(x);
             &whole
         }
     };
