@@ -6,7 +6,7 @@
 //! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level, `x86_64/amx/`: tiles;
 //!   `dispatch.rs` chooses one
 //! - `pack.rs`, `activations.rs`: weights in tiles, activations in 8 bits
-//! - `pool.rs`: the threads; `pages.rs`: what is asked of the system's memory
+//! - `pool.rs`: the threads; `pages.rs`: memory for weights
 //! - `quantize.rs`: float32 to storage types
 //! - `roofline.rs`: how fast the machine is at most
 //! - this file, `packed.rs`, `gemm.rs`, `attention.rs`: the facade, which checks every length before a kernel runs
@@ -56,6 +56,7 @@ pub use roofline::{Limits, LimitsError};
 use dispatch::KernelTable;
 use generic::matmul::MatmulTask;
 use lanes::LANES;
+use pages::Arena;
 use pool::SharedOut;
 
 /// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
@@ -185,6 +186,8 @@ pub struct Kernels {
     isa: Isa,
     table: &'static KernelTable,
     pool: Pool,
+    /// Of packed weights.
+    arena: Arena,
 }
 
 impl Kernels {
@@ -196,7 +199,7 @@ impl Kernels {
     /// # Panics
     /// If this CPU has not that level.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
-        Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)? })
+        Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)?, arena: Arena::default() })
     }
 
     /// The level in use.

@@ -19,7 +19,7 @@
 
 use super::WeightType;
 use super::blocks::f16_at;
-use super::pages;
+use super::pages::{Arena, Piece};
 use std::fmt;
 
 /// Rows of a tile.
@@ -191,9 +191,6 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Tiles begin at cache lines.
-const ALIGNMENT: usize = 64;
-
 /// There is no memory for so many bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct NoMemory(pub usize);
@@ -212,9 +209,8 @@ pub struct PackedRows {
     layout: TileLayout,
     rows: usize,
     cols: usize,
-    /// The strips, from `start` on.
-    bytes: Vec<u8>,
-    start: usize,
+    /// The strips.
+    bytes: Piece,
 }
 
 impl PackedRows {
@@ -233,17 +229,18 @@ impl PackedRows {
     ///
     /// # Errors
     /// If there is no memory.
-    pub(super) fn zeroed(dtype: WeightType, rows: usize, cols: usize) -> Result<Option<Self>, NoMemory> {
+    pub(super) fn zeroed(
+        arena: &Arena,
+        dtype: WeightType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Self>, NoMemory> {
         let layout = TileLayout::of(dtype);
         let (Some(layout), Some(len)) = (layout, Self::bytes_for(dtype, rows, cols)) else {
             return Ok(None);
         };
-        // The system's own zeros: its pages come one by one, to the threads that first write to them.
-        let bytes: Vec<u8> =
-            bytemuck::try_zeroed_vec(len.saturating_add(ALIGNMENT)).map_err(|()| NoMemory(len))?;
-        pages::prefer_huge(bytes.as_ptr(), bytes.len());
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        Ok(Some(PackedRows { dtype, layout, rows, cols, bytes, start }))
+        let bytes = arena.piece(len).ok_or(NoMemory(len))?;
+        Ok(Some(PackedRows { dtype, layout, rows, cols, bytes }))
     }
 
     /// The type of the blocks.
@@ -278,15 +275,14 @@ impl PackedRows {
 
     /// All strips.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.len_bytes();
-        &mut self.bytes[self.start..][..len]
+        &mut self.bytes
     }
 
     /// The tiles of rows `16 * strip` on.
     #[inline(always)]
     pub(super) fn strip(&self, strip: usize) -> &[u8] {
         let len = self.strip_bytes();
-        &self.bytes[self.start + strip * len..][..len]
+        &self.bytes[strip * len..][..len]
     }
 
     /// Rearranges up to 16 rows of blocks, `(lanes, cols)`, into a strip.

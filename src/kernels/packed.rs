@@ -33,7 +33,7 @@ impl Kernels {
         cancel: &Cancel,
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
     ) -> Result<Option<PackedRows>, NoMemory> {
-        let Some(mut packed) = PackedRows::zeroed(dtype, rows, cols)? else { return Ok(None) };
+        let Some(mut packed) = PackedRows::zeroed(&self.arena, dtype, rows, cols)? else { return Ok(None) };
         let row_bytes = dtype.bytes_for(cols).expect("its blocks are those of the tiles");
         let strip_bytes = packed.strip_bytes();
         self.pool.for_each_chunk(packed.bytes_mut(), strip_bytes, cancel, &|strip, tiles| {

@@ -1,7 +1,12 @@
-//! What the system is asked of memory that is read from end to end, again and again.
+//! Memory for what is read from end to end, again and again: in pages of 2 MiB, where the system has them. They
+//! spare the processor most of its looking up of addresses, and its prefetchers do not stop every 4 KiB.
 
-/// Asks for pages of 2 MiB where `len` bytes from `start` on will be written: they spare the processor most of its
-/// looking up of addresses, and its prefetchers do not stop every 4 KiB. Nothing is lost where there are none.
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Asks for large pages where `len` bytes from `start` on will be written. Nothing is lost where there are none.
 pub(super) fn prefer_huge(start: *const u8, len: usize) {
     #[cfg(target_os = "linux")]
     {
@@ -17,4 +22,150 @@ pub(super) fn prefer_huge(start: *const u8, len: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (start, len);
+}
+
+/// Bytes that pieces begin at a multiple of: a cache line.
+const PIECE_ALIGNMENT: usize = 64;
+/// Bytes that chunks begin at a multiple of: a large page.
+const CHUNK_ALIGNMENT: usize = 2 << 20;
+/// The least bytes of a chunk. What is never handed out of it is never touched, so takes no memory.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// Zeroed memory, handed out in pieces that lie side by side, so that small ones share large pages. It goes when the
+/// arena and all pieces are gone.
+#[derive(Default)]
+pub(super) struct Arena {
+    /// Each with how many bytes of it were handed out.
+    chunks: Mutex<Vec<(Arc<Chunk>, usize)>>,
+}
+
+impl Arena {
+    /// `len` zeros; None if there is no memory.
+    pub(super) fn piece(&self, len: usize) -> Option<Piece> {
+        let taken = len.checked_next_multiple_of(PIECE_ALIGNMENT)?;
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let with_room = chunks.iter_mut().find(|(chunk, used)| taken <= chunk.len - *used);
+        let (chunk, used) = match with_room {
+            Some(chunk) => chunk,
+            None => {
+                chunks.push((Arc::new(Chunk::new(taken.max(CHUNK_BYTES))?), 0));
+                chunks.last_mut()?
+            }
+        };
+        // SAFETY: so much is left of the chunk.
+        let start = unsafe { chunk.start.add(*used) };
+        *used += taken;
+        Some(Piece { _chunk: Arc::clone(chunk), start, len })
+    }
+}
+
+/// A stretch of zeros that came untouched from the system: its pages come one by one, to the threads that first write
+/// to them.
+struct Chunk {
+    /// A Vec's, taken apart: as a whole it would be a second way to the bytes.
+    allocation: NonNull<u8>,
+    capacity: usize,
+    /// Inside the allocation, aligned.
+    start: NonNull<u8>,
+    /// From `start` on.
+    len: usize,
+}
+
+impl Chunk {
+    fn new(len: usize) -> Option<Self> {
+        let bytes: Vec<u8> = bytemuck::try_zeroed_vec(len.checked_add(CHUNK_ALIGNMENT)?).ok()?;
+        prefer_huge(bytes.as_ptr(), bytes.len());
+        let mut bytes = ManuallyDrop::new(bytes);
+        let (allocation, capacity) = (NonNull::new(bytes.as_mut_ptr())?, bytes.capacity());
+        // Less than the alignment, which was allocated beside `len`.
+        let start = NonNull::new(bytes.as_mut_ptr().wrapping_add(allocation.align_offset(CHUNK_ALIGNMENT)))?;
+        Some(Chunk { allocation, capacity, start, len })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: the Vec's own, which nobody else drops; no piece is left, as each keeps the chunk.
+        drop(unsafe { Vec::from_raw_parts(self.allocation.as_ptr(), 0, self.capacity) });
+    }
+}
+
+// SAFETY: a chunk's bytes are reached through its pieces alone, and each byte through one of them.
+unsafe impl Send for Chunk {}
+// SAFETY: as above.
+unsafe impl Sync for Chunk {}
+
+/// Bytes of a chunk that nothing else reaches.
+pub(super) struct Piece {
+    /// Keeps them.
+    _chunk: Arc<Chunk>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a piece is its bytes' only owner, as a Vec is.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+impl Deref for Piece {
+    type Target = [u8];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: inside the chunk, which is kept; all of it is initialised; borrowed as `self` is.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Piece {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and no other piece has these bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_zeros_of_their_own() {
+        let arena = Arena::default();
+        let lens = [0, 1, 63, 64, 65, 3 << 20, CHUNK_BYTES - 100, CHUNK_BYTES + 1, 7];
+        let mut pieces: Vec<Piece> = lens.iter().map(|&len| arena.piece(len).unwrap()).collect();
+        for (piece, len) in pieces.iter_mut().zip(lens) {
+            assert_eq!(piece.len(), len);
+            assert_eq!(piece.as_ptr().align_offset(PIECE_ALIGNMENT), 0);
+            assert!(piece.iter().all(|&byte| byte == 0));
+        }
+        for (piece, i) in pieces.iter_mut().zip(1..) {
+            piece.fill(i);
+        }
+        drop(arena);
+        for (piece, i) in pieces.iter().zip(1..) {
+            assert!(piece.iter().all(|&byte| byte == i), "piece {i}");
+        }
+    }
+
+    #[test]
+    fn small_pieces_fill_what_large_ones_left() {
+        let arena = Arena::default();
+        let most = CHUNK_BYTES - (1 << 20);
+        let (first, second) = (arena.piece(most).unwrap(), arena.piece(most).unwrap());
+        let small = arena.piece(1 << 20).unwrap();
+        assert_eq!(small.as_ptr() as usize, first.as_ptr() as usize + most);
+        assert_eq!(first.as_ptr().align_offset(CHUNK_ALIGNMENT), 0);
+        assert_eq!(second.as_ptr().align_offset(CHUNK_ALIGNMENT), 0);
+    }
+
+    #[test]
+    fn more_than_there_is_gives_none() {
+        let arena = Arena::default();
+        for len in [usize::MAX, usize::MAX - 63, isize::MAX as usize] {
+            assert!(arena.piece(len).is_none());
+        }
+        assert!(arena.piece(10).is_some());
+    }
 }
