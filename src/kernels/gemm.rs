@@ -8,6 +8,7 @@ use super::{Isa, Kernels, Output, PackedProduct, Product, WeightType, dispatch};
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 4;
+
 /// Rows of activations as [`Kernels::gemm`] lays them out; kept to be reused.
 #[derive(Debug, Default)]
 pub struct GemmScratch {

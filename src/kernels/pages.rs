@@ -48,7 +48,9 @@ impl Arena {
         let (chunk, used) = match with_room {
             Some(chunk) => chunk,
             None => {
-                chunks.push((Arc::new(Chunk::new(taken.max(CHUNK_BYTES))?), 0));
+                // Where a whole one cannot be had, what was asked for perhaps can.
+                let chunk = Chunk::new(taken.max(CHUNK_BYTES)).or_else(|| Chunk::new(taken))?;
+                chunks.push((Arc::new(chunk), 0));
                 chunks.last_mut()?
             }
         };

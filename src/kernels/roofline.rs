@@ -93,7 +93,7 @@ impl Kernels {
         let words = (bytes / size_of::<u64>()).max(1);
         let mut buffer: Vec<u64> = Vec::new();
         buffer.try_reserve_exact(words).map_err(|_| LimitsError::NoMemory)?;
-        pages::prefer_huge(buffer.as_ptr().cast(), bytes);
+        pages::prefer_huge(buffer.as_ptr().cast(), size_of::<u64>() * words);
         let spare = &mut buffer.spare_capacity_mut()[..words];
         self.pool.for_each_chunk(spare, self.part_words(words), cancel, &|_, part| {
             for word in part {
