@@ -27,6 +27,9 @@ HOSTILE = {
     "shared lists": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     "deep lists": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
     "deep dicts": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}{{ ns.x }}",
+    "deep methods": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = {'a': ns.x}.items %}{% endfor %}",
+    "deep generators": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = [ns.x] | select %}{% for y in ns.x %}{% endfor %}{% endfor %}",
+    "batches of batches": "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = ns.x | batch(1) %}{% endfor %}",
     "deep namespaces": "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = namespace(x=ns.x) %}{% endfor %}{{ ns }}",
     "a chain of namespaces": "{% set root = namespace() %}{% set end = namespace(n=[root]) %}{% for i in range(9) %}{% for j in range(99999) %}"
     "{% set last = end.n[0] %}{% set next = namespace() %}{% set last.x = [next] %}{% set end.n = [next] %}{% endfor %}{% endfor %}",

@@ -5,33 +5,36 @@
 //! minijinja parses and runs the template. In between, [`compiler`], [`expressions`], [`statements`] and
 //! [`definitions`] make the program, with the scopes of Jinja and with [`operators`] and [`comparison`]s of
 //! ours. [`macros`], [`namespace`]s, [`cycles`] and [`views`] of dicts are ours too, and so are filters and
-//! methods, in [`sequences`], [`scalars`], [`text`], [`web`], [`wrapping`] and [`pretty`]; [`calls`] brings
-//! them together with what minijinja has and checks what that is given, and [`budget`] bounds what all of
-//! them make and look at. [`json`], [`printf`], [`str_format`], [`format_spec`] and [`python`] write values
+//! methods, in [`sequences`], [`selections`], [`scalars`], [`text`], [`web`], [`wrapping`] and [`pretty`], with
+//! [`generators`], [`classes`] and [`attributes`]; [`calls`] brings them together with what minijinja has and checks what that
+//! is given, and [`budget`] bounds what all of them make and look at. [`json`], [`printf`], [`str_format`], [`format_spec`] and [`python`] write values
 //! as Python does.
 //!
 //! What still differs from Jinja:
-//! - An error instead: complex numbers; integers beyond 128 bits; `lipsum`; the filters `random` and `urlize`;
-//!   names of characters in `striptags`, but for the most common; the methods `encode`, `fromkeys`,
-//!   `translate`, and those of numbers; in `format`, `z`, and `#` with a float; an attribute of a method;
-//!   `%*d`; widths above 10,000; `loop` as the name of a variable; operators of sets with the keys and items
-//!   of dicts.
-//! - Another result: a generator may be gone through twice, and is computed at once; a loop can be left from
-//!   inside of a generation tag; what a generator, a cycler, a joiner and a function print as; `true` and 1 as
-//!   two keys of one literal dict; a macro that assigns `caller`, `kwargs` or `varargs` from itself; a slice of
-//!   a constant that is computed, not written out, where Jinja's own optimizer makes an error undefined; `repr`
-//!   and `isalpha` and the like go by this crate's Unicode tables.
+//! - An error instead: what Jinja prints as an address (generators, cyclers, joiners, methods, functions); `true` and 1 as two keys of one dict; a generator as a key; complex numbers; integers beyond
+//!   128 bits; `lipsum`; the filters `random` and `urlize`; names of characters in `striptags`, but for the most
+//!   common; the methods `encode`, `fromkeys`, `translate`, and those of numbers; in `format`, `z`, and `#` with
+//!   a float; an attribute of a method; `%*d`; widths above 10,000; `loop` as the name of a variable; operators
+//!   of sets with the keys and items of dicts.
+//! - Another result: the items of a generator are computed when it is made, so that an error in one that is
+//!   never gone through, or is gone through late, comes all the same; what `loop` itself prints as, and that it is
+//!   a mapping; attributes of numbers, and of cyclers and joiners, that are not called; a method is not equal to
+//!   itself; a slice of a constant that is computed, not written out, where Jinja's own optimizer makes an error
+//!   undefined; `repr` and `isalpha` and the like go by this crate's Unicode tables.
 
 mod arguments;
+mod attributes;
 mod budget;
 mod calls;
 mod characters;
+mod classes;
 mod comparison;
 mod compiler;
 mod cycles;
 mod definitions;
 mod expressions;
 mod format_spec;
+mod generators;
 mod json;
 mod macros;
 mod namespace;
@@ -43,6 +46,7 @@ mod python;
 mod range;
 mod render;
 mod scalars;
+mod selections;
 mod sequences;
 mod statements;
 mod str_format;

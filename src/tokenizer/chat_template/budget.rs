@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::{attributes, cycles, generators};
+
 /// Longest string, and longest prompt, in bytes.
 pub(super) const MAX_BYTES: usize = 32 << 20;
 /// Longest list that a template makes.
@@ -113,11 +115,14 @@ impl Budget {
         }
         self.glance(value)?;
         let mut length = value.as_str().map_or(8, str::len);
-        for item in super::cycles::held(value) {
-            length = length.saturating_add(self.walk_at(item, depth + 1)?);
+        for held in [attributes::held, cycles::held, generators::held] {
+            for item in held(value) {
+                length = length.saturating_add(self.walk_at(item, depth + 1)?);
+            }
         }
         let kind = value.kind();
-        if matches!(kind, ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        let is_gone_through = matches!(kind, ValueKind::Seq | ValueKind::Iterable | ValueKind::Map);
+        if is_gone_through && !generators::is_generator(value) {
             for item in value.try_iter()? {
                 length = length.saturating_add(self.walk_at(&item, depth + 1)?);
                 if kind == ValueKind::Map {

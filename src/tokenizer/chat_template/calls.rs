@@ -8,10 +8,13 @@ use minijinja::{AutoEscape, Environment, Error, State, Value, filters, tests};
 use minijinja_contrib::pycompat;
 
 use super::arguments::bind;
-use super::budget::{Budget, MAX_ITEMS};
+use super::budget::Budget;
 use super::namespace::Namespaces;
 use super::operators::{self, invalid};
-use super::{comparison, compiler, cycles, json, python, range, scalars, sequences, text, views, web};
+use super::{
+    attributes, classes, comparison, compiler, cycles, generators, json, python, range, scalars, selections,
+    sequences, text, views, web,
+};
 
 /// Filters that do not make a list at once.
 const GENERATORS: [&str; 9] =
@@ -31,26 +34,15 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         };
     }
     guarded! {
-        "attr" => attribute, "d" => filters::default, "default" => filters::default, "items" => filters::items,
-        "reject" => filters::reject, "rejectattr" => filters::rejectattr, "safe" => filters::safe,
-        "select" => filters::select, "selectattr" => filters::selectattr, "tojson" => json::tojson,
+        "attr" => attribute, "d" => filters::default, "default" => filters::default,
+        "safe" => filters::safe, "tojson" => json::tojson,
     }
-    let shared = Arc::clone(budget);
-    environment.add_filter("map", move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
-        let given = all_arguments(given, keywords);
-        let [value, filter, arguments @ ..] = given.as_slice() else {
-            return Err(invalid("map needs a filter or an attribute"));
-        };
-        let Some(filter) = filter.as_str() else {
-            return finish(&shared, "map", sequences::map_attribute(&shared, &given)?);
-        };
-        let mut mapped = Vec::new();
-        for item in sequences::items(&shared, value)? {
-            let all: Vec<Value> = std::iter::once(item).chain(arguments.iter().cloned()).collect();
-            mapped.push(state.apply_filter(filter, &all)?);
-        }
-        finish(&shared, "map", Value::from(mapped))
-    });
+    for (name, filter) in selections::FILTERS {
+        let budget = Arc::clone(budget);
+        environment.add_filter(name, move |state: &mut State, given: Rest<Value>, keywords: Kwargs| {
+            finish(&budget, name, filter(&budget, state, &all_arguments(given, keywords))?)
+        });
+    }
     // What Jinja does not know.
     for name in ["bool", "chain", "lines", "split", "zip"] {
         environment.remove_filter(name);
@@ -80,8 +72,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
         });
     }
     let shared = Arc::clone(budget);
-    environment.add_test("divisibleby", move |value: &Value, divisor: &Value| {
-        let found = operators::modulo(&shared, value, divisor)?;
+    environment.add_test("divisibleby", move |given: Rest<Value>, keywords: Kwargs| {
+        let [value, divisor] = bind("divisibleby", ["", "num"], &all_arguments(given, keywords))?;
+        let found = operators::modulo(&shared, &value, &divisor)?;
         comparison::equal(&shared, &found, &Value::from(0))
     });
     environment.add_test("sequence", |value: &Value| {
@@ -134,6 +127,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment.add_function("namespace", move |given: Rest<Value>, keywords: Kwargs| {
         namespaces.make(&shared, &dict(&shared, &given, &keywords)?)
     });
+    classes::name_all(environment);
     let shared = Arc::clone(budget);
     environment.set_unknown_method_callback(move |state, value, method, arguments| {
         check_method(&shared, value, arguments)?;
@@ -157,15 +151,18 @@ fn list_method(
     method: &str,
     arguments: &[Value],
 ) -> Result<Option<Value>, Error> {
-    let is_list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+    let is_list = value.kind() == ValueKind::Seq;
     match method {
         "copy" if value.kind() == ValueKind::Map || (is_list && !python::is_tuple(value)) => {
             bind(method, [], arguments).map(|[]| Some(value.clone()))
         }
+        "get" if value.kind() == ValueKind::Map => {
+            arguments.first().map_or(Ok(()), operators::check_key).map(|()| None)
+        }
         "keys" | "values" | "items" if value.kind() == ValueKind::Map => {
             bind(method, [], arguments).map(|[]| views::new(value, method))
         }
-        "count" | "index" if is_list => {
+        "count" | "index" if is_list || value.downcast_object_ref::<range::Range>().is_some() => {
             let [wanted] = bind(method, [""], arguments)?;
             let mut count = 0;
             for (index, item) in value.try_iter()?.enumerate() {
@@ -206,15 +203,15 @@ fn dict(budget: &Budget, given: &[Value], keywords: &Kwargs) -> Result<Value, Er
         budget.walk(&item)?;
         entries.push((Value::from(name), item));
     }
-    Ok(Value::from_pairs(entries))
+    let dict = Value::from_pairs(entries);
+    operators::check_keys(&dict).map(|()| dict)
 }
 
-/// Of Python's own values only a few have attributes that are no methods, and the keys of a dict are none;
-/// Jinja's objects have some.
+/// The filter `attr`: the keys of a dict are no attributes.
 fn attribute(value: &Value, name: &str) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::Plain => value.get_attr(name),
-        _ => Ok(Value::UNDEFINED),
+        _ => Ok(attributes::of(value, name).unwrap_or_default()),
     }
 }
 
@@ -260,8 +257,8 @@ fn add_filter(environment: &mut Environment<'_>, budget: &Arc<Budget>, name: &'s
 /// Counts what a filter has made.
 fn finish(budget: &Budget, name: &str, result: Value) -> Result<Value, Error> {
     budget.made(&result)?;
-    if GENERATORS.contains(&name) && result.kind() == ValueKind::Seq {
-        return Ok(Value::from_object(python::Generator(result.try_iter()?.collect())));
+    if GENERATORS.contains(&name) {
+        return Ok(generators::new(result.try_iter()?.collect()));
     }
     Ok(result)
 }
@@ -272,21 +269,6 @@ fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), 
         "safe" => look(budget, arguments),
         // What is written is longer than what is looked at.
         "tojson" => budget.walk(value).and_then(|length| budget.work(48 * length as u64)),
-        // These go through the items.
-        "items" | "reject" | "rejectattr" | "select" | "selectattr" => {
-            if name != "items" && !value.is_none() {
-                python::check_iterable(value)?;
-            }
-            if value.as_str().is_some_and(|text| text.len() > MAX_ITEMS) {
-                return Err(invalid(format!("{name}: more than {MAX_ITEMS} characters to go through")));
-            }
-            // An attribute's name is read again for each item, whose every part is looked up.
-            let items = value.len().unwrap_or(0) as u64;
-            for argument in arguments.iter().skip(1) {
-                budget.work(items.saturating_mul(16 * largest_number(argument) as u64))?;
-            }
-            budget.list(value.len().unwrap_or(0))
-        }
         // These look at no more than the value itself.
         _ => Ok(()),
     }
@@ -295,25 +277,6 @@ fn check_filter(budget: &Budget, name: &str, arguments: &[Value]) -> Result<(), 
 /// Counts a look at each character of texts.
 fn look(budget: &Budget, values: &[Value]) -> Result<(), Error> {
     values.iter().filter_map(Value::as_str).try_for_each(|text| budget.characters(text))
-}
-
-/// The number that a value is, or the largest among the values of keyword arguments.
-fn largest_number(value: &Value) -> usize {
-    match value.kind() {
-        ValueKind::Number => {
-            usize::try_from(i128::try_from(value.clone()).unwrap_or(0).max(0)).unwrap_or(usize::MAX)
-        }
-        ValueKind::String => value.as_str().map_or(0, str::len),
-        ValueKind::Map => {
-            let values = value.try_iter().into_iter().flatten();
-            values
-                .filter_map(|key| value.get_item(&key).ok())
-                .map(|item| largest_number(&item))
-                .max()
-                .unwrap_or(0)
-        }
-        _ => 0,
-    }
 }
 
 fn check_method(budget: &Budget, value: &Value, arguments: &[Value]) -> Result<(), Error> {

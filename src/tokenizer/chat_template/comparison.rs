@@ -6,9 +6,10 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, Value, tests};
 
 use super::budget::{Budget, MAX_NESTING};
+use super::generators::is_generator;
 use super::operators::{invalid, number, unsupported};
-use super::python;
 use super::views::View;
+use super::{operators, python};
 
 type Outcome = Result<Value, Error>;
 /// Which results of a comparison an operator takes for true.
@@ -83,6 +84,9 @@ fn are_equal(budget: &Budget, a: &Value, b: &Value, depth: usize) -> Result<bool
             Ok(true)
         }
         (ValueKind::Iterable, ValueKind::Iterable) => {
+            if is_generator(a) || is_generator(b) {
+                return Ok(tests::is_sameas(a, b));
+            }
             if let (Some(a), Some(b)) = (a.downcast_object_ref::<View>(), b.downcast_object_ref::<View>()) {
                 return a.equals(budget, b);
             }
@@ -156,6 +160,7 @@ pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Resu
         ValueKind::Undefined => Ok(false),
         ValueKind::Map => {
             budget.walk(item)?;
+            operators::check_key(item)?;
             Ok(!container.get_item(item)?.is_undefined())
         }
         ValueKind::Seq | ValueKind::Iterable => {

@@ -10,7 +10,7 @@ use super::compiler::{Compiler, Outcome, UNKNOWN};
 use super::macros::{MISSING, Signature};
 
 /// What a macro has beside its parameters, if its body names it.
-const SPECIAL: [&str; 3] = ["caller", "kwargs", "varargs"];
+pub(super) const SPECIAL: [&str; 3] = ["caller", "kwargs", "varargs"];
 
 impl<'a> Compiler<'a> {
     /// Leaves a macro on the stack; one without a name is a call block's.

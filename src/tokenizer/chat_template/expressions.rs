@@ -8,6 +8,7 @@ use minijinja::machinery::ast::{
 };
 use minijinja::{Error, Value};
 
+use super::attributes;
 use super::compiler::{Compiler, Outcome, UNCACHED, UNKNOWN};
 
 impl<'a> Compiler<'a> {
@@ -119,7 +120,13 @@ impl<'a> Compiler<'a> {
             }
             Expr::GetAttr(attribute) => {
                 self.expression(&attribute.expr)?;
-                self.add(Instruction::GetAttr(attribute.name));
+                // All other names are keys, or attributes of objects.
+                if attributes::is_known(attribute.name) {
+                    self.add(Instruction::LoadConst(Value::from(attribute.name)));
+                    self.apply(":attr", 2);
+                } else {
+                    self.add(Instruction::GetAttr(attribute.name));
+                }
             }
             Expr::GetItem(item) => {
                 self.expression(&item.expr)?;
@@ -145,6 +152,7 @@ impl<'a> Compiler<'a> {
                 }
                 self.add(Instruction::BuildMap(map.keys.len()));
                 self.apply(":walk", 1);
+                self.apply(":keys", 1);
             }
         }
         Ok(())

@@ -43,6 +43,10 @@ pub(super) fn new(budget: &Arc<Budget>, body: Value, signature: &Value) -> Resul
     Ok(Value::from_object(Macro { signature, body, budget: Arc::clone(budget) }))
 }
 
+pub(super) fn is_macro(value: &Value) -> bool {
+    value.downcast_object_ref::<Macro>().is_some()
+}
+
 impl Macro {
     fn has_explicit_caller(&self) -> bool {
         self.signature.parameters.iter().any(|name| name == "caller")

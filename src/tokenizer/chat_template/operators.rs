@@ -7,8 +7,9 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::budget::Budget;
 use super::comparison::{equal, greater, greater_or_equal, is_in, is_not_in, less, less_or_equal, not_equal};
+use super::generators::is_generator;
 use super::range::Range;
-use super::{arguments, macros, namespace, printf, python, text};
+use super::{arguments, attributes, macros, namespace, printf, python, text};
 
 type Outcome = Result<Value, Error>;
 
@@ -59,7 +60,9 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
     environment.add_filter(":neg", |value: &Value| {
         compute(("-", &Value::from(0), value), i128::checked_sub, |_, number| -number)
     });
+    environment.add_filter(":attr", attributes::get);
     environment.add_filter(":key", |value: Value| check_key(&value).map(|()| value));
+    environment.add_filter(":keys", |value: Value| check_keys(&value).map(|()| value));
     environment.add_filter(":unpack", |value: Value| match value.as_str() {
         Some(text) if text.chars().nth(MAX_UNPACKED).is_some() => {
             Err(invalid(format!("more than {MAX_UNPACKED} characters to unpack")))
@@ -104,8 +107,24 @@ pub(super) fn add_to(environment: &mut Environment<'_>, budget: &Arc<Budget>) {
 
 /// Refuses what Python cannot look up.
 pub(super) fn check_key(value: &Value) -> Result<(), Error> {
-    if !python::is_tuple(value) && matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
-        return Err(invalid("a list or a dict cannot be a key of a dict"));
+    match value.kind() {
+        ValueKind::Seq if python::is_tuple(value) => value.try_iter()?.try_for_each(|item| check_key(&item)),
+        ValueKind::Seq | ValueKind::Map => Err(invalid("a list or a dict cannot be a key of a dict")),
+        // Python takes it for itself, whatever it holds.
+        _ if is_generator(value) => Err(invalid("a generator as a key of a dict is not supported")),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a dict in which two keys are one to Python: `true` is 1 and `false` is 0.
+pub(super) fn check_keys(dict: &Value) -> Result<(), Error> {
+    let has = |wanted: i64| -> Result<bool, Error> {
+        Ok(dict.try_iter()?.any(|key| key.kind() == ValueKind::Number && key == Value::from(wanted)))
+    };
+    for key in dict.try_iter()?.filter(|key| key.kind() == ValueKind::Bool) {
+        if has(i64::from(key.is_true()))? {
+            return Err(invalid("true and 1, or false and 0, are one key of a dict"));
+        }
     }
     Ok(())
 }
@@ -308,7 +327,10 @@ fn join(budget: &Budget, a: &Value, b: &Value) -> Outcome {
 pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
     budget.glance(value)?;
     budget.walk(key)?;
-    // Neither generators nor what dicts list can be looked up in.
+    // Neither generators nor what dicts list can be looked up in, nor is a generator a key of ours.
+    if is_generator(key) {
+        return Ok(Value::UNDEFINED);
+    }
     if value.kind() == ValueKind::Iterable && value.downcast_object_ref::<Range>().is_none() {
         return Ok(Value::UNDEFINED);
     }
@@ -321,6 +343,7 @@ pub(super) fn item(budget: &Budget, value: &Value, key: &Value) -> Outcome {
         (true, ValueKind::Bool) => value.get_item(&Value::from(i64::from(key.is_true())))?,
         _ => value.get_item(key)?,
     };
+    let found = attributes::unless_found(found, value, key);
     Ok(match found.as_str() {
         Some(text) if value.is_safe() => text::like(value, text.to_owned()),
         _ => found,

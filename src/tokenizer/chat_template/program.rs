@@ -46,6 +46,8 @@ pub(super) fn prepare(source: &str) -> Result<String, Error> {
         copied = span.end_offset as usize;
     };
     let (mut tokens, mut elifs) = (0, 0);
+    // Whether each loop and generation tag around is a loop.
+    let mut around = Vec::new();
     let (mut before, mut ends_operand) = (None, false);
     for token in tokenize(source, false, syntax()?) {
         // The parser stops at the same place, and says where.
@@ -53,9 +55,26 @@ pub(super) fn prepare(source: &str) -> Result<String, Error> {
         tokens += 1;
         match token {
             Token::TemplateData(_) | Token::BlockStart | Token::VariableStart => tokens = 0,
-            Token::Ident("generation") if before == Some(()) => replace(span, "with"),
-            Token::Ident("endgeneration") if before == Some(()) => replace(span, "endwith"),
-            Token::Ident("elif") if before == Some(()) => elifs += 1,
+            Token::Ident(tag) if before == Some(()) => match tag {
+                "generation" => {
+                    around.push(false);
+                    replace(span, "with");
+                }
+                "endgeneration" => {
+                    around.pop();
+                    replace(span, "endwith");
+                }
+                "for" => around.push(true),
+                "endfor" => {
+                    around.pop();
+                }
+                "break" | "continue" if around.last() == Some(&false) => {
+                    let reason = format!("{tag} in a generation tag, line {}", span.start_line);
+                    return Err(Error::new(ErrorKind::SyntaxError, reason));
+                }
+                "elif" => elifs += 1,
+                _ => {}
+            },
             Token::Plus if !ends_operand => replace(span, "--"),
             _ => {}
         }

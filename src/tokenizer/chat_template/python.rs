@@ -1,14 +1,17 @@
 //! What templates expect of Python: its `str` and `repr`, and its clock.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
-use minijinja::value::{Enumerator, Object, ObjectExt as _, ObjectRepr, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
+use super::attributes::Method;
 use super::budget::{Budget, MAX_NESTING};
 use super::characters::is_printable;
+use super::classes::Class;
 use super::cycles::Cycler;
+use super::generators::is_generator;
+use super::macros::is_macro;
 use super::namespace::Namespace;
 use super::operators::invalid;
 use super::range::Range;
@@ -41,6 +44,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
         _ if value.downcast_object_ref::<Range>().is_some() => "range",
         ValueKind::Seq => "list",
         ValueKind::Iterable => value.downcast_object_ref::<View>().map_or("generator", View::type_name),
+        _ if value.downcast_object_ref::<Method>().is_some() => "builtin_function_or_method",
         _ => "object",
     }
 }
@@ -55,11 +59,6 @@ pub(super) fn is_callable(value: &Value) -> bool {
     let is_data =
         value.downcast_object_ref::<Namespace>().is_some() || value.downcast_object_ref::<Cycler>().is_some();
     value.is_undefined() || (value.kind() == ValueKind::Plain && !is_data)
-}
-
-/// What can only be gone through from its start.
-pub(super) fn is_generator(value: &Value) -> bool {
-    value.downcast_object_ref::<Generator>().is_some()
 }
 
 /// Refuses what Python does not iterate over; minijinja takes None for an empty list.
@@ -120,6 +119,7 @@ fn write_repr(writing: &mut Writing<'_>, text: &mut String, value: &Value) -> Re
             return Ok(());
         }
         ValueKind::Map => ("{", "}"),
+        _ if is_generator(value) => return Err(address(value)),
         ValueKind::Iterable if value.downcast_object_ref::<Range>().is_none() => ("[", "]"),
         ValueKind::Seq if !is_tuple(value) => ("[", "]"),
         ValueKind::Seq if value.len() == Some(1) => ("(", ",)"),
@@ -132,6 +132,10 @@ fn write_repr(writing: &mut Writing<'_>, text: &mut String, value: &Value) -> Re
             match float(value) {
                 Some(number) => text.push_str(&float_repr(number)),
                 None if value.is_undefined() => text.push_str("Undefined"),
+                None if let Some(class) = value.downcast_object_ref::<Class>() => {
+                    text.push_str(&class.repr())
+                }
+                None if value.kind() == ValueKind::Plain && !is_macro(value) => return Err(address(value)),
                 None => text.push_str(&value.to_string()),
             }
             return Ok(());
@@ -153,6 +157,19 @@ fn write_repr(writing: &mut Writing<'_>, text: &mut String, value: &Value) -> Re
         text.push(')');
     }
     Ok(())
+}
+
+/// A prompt that Jinja would write an address of its memory into is a mistake in the template.
+fn address(value: &Value) -> Error {
+    invalid(match type_name(value) {
+        "generator" => {
+            "a generator is written as its address in memory; the filter list makes a list of it".into()
+        }
+        "builtin_function_or_method" => {
+            "a method is written as its address in memory; it is not called".to_owned()
+        }
+        name => format!("a value of type {name} is written as its address in memory"),
+    })
 }
 
 /// A namespace may be in itself, where its attributes are left out.
@@ -238,29 +255,6 @@ pub(super) fn escape(text: &str) -> String {
         }
     }
     escaped
-}
-
-/// What a filter that makes its items one by one returns to Python: no list, so that it has no length and is
-/// no JSON, and true even without items.
-#[derive(Debug)]
-pub(super) struct Generator(pub(super) Vec<Value>);
-
-impl Object for Generator {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Iterable
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        self.mapped_enumerator(|this| Box::new(this.0.iter().cloned()))
-    }
-
-    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        None
-    }
-
-    fn is_true(self: &Arc<Self>) -> bool {
-        true
-    }
 }
 
 /// Python's `repr` of a float: the shortest digits that read back as the same number, with an exponent

@@ -63,6 +63,12 @@ impl Object for Range {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str() {
+            Some("start") => return Some(Value::from(self.start)),
+            Some("stop") => return Some(Value::from(self.stop)),
+            Some("step") => return Some(Value::from(self.step)),
+            _ => {}
+        }
         let index = i64::try_from(key.clone()).ok()?;
         let length = i64::try_from(self.length).ok()?;
         let index = usize::try_from(if index < 0 { index.checked_add(length)? } else { index }).ok()?;

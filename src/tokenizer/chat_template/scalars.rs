@@ -6,6 +6,7 @@ use minijinja::{Error, Value};
 use super::arguments::{self, bind, needed};
 use super::budget::Budget;
 use super::characters::{self, is_space};
+use super::generators::is_generator;
 use super::operators::{from_integer, integer, invalid, number};
 use super::sequences::Filter;
 use super::text::{self, like};
@@ -60,7 +61,7 @@ fn length(budget: &Budget, given: &[Value]) -> Outcome {
     match (value.as_str(), value.len()) {
         _ if value.is_undefined() => Ok(Value::from(0)),
         (Some(text), _) => Ok(Value::from(text.chars().count())),
-        (None, Some(length)) if !python::is_generator(&value) => Ok(Value::from(length)),
+        (None, Some(length)) if !is_generator(&value) => Ok(Value::from(length)),
         _ => Err(invalid(format!("a value of type {} has no length", python::type_name(&value)))),
     }
 }

@@ -8,19 +8,21 @@ use minijinja::{Error, Value};
 
 use super::arguments::{self, bind, needed};
 use super::budget::{Budget, MAX_ITEMS};
+use super::generators::{self, is_generator};
 use super::namespace::Namespace;
 use super::operators::{self, integer, invalid};
-use super::{comparison, python};
+use super::{attributes, comparison, python};
 
 type Outcome = Result<Value, Error>;
 /// A filter: its arguments begin with the value that it is applied to.
 pub(super) type Filter = fn(&Budget, &[Value]) -> Outcome;
 
-pub(super) const FILTERS: [(&str, Filter); 14] = [
+pub(super) const FILTERS: [(&str, Filter); 15] = [
     ("batch", batch),
     ("dictsort", dict_sort),
     ("first", first),
     ("groupby", group_by),
+    ("items", pairs),
     ("join", join),
     ("last", last),
     ("list", |budget, given| bind("list", [""], given).and_then(|[value]| Ok(items(budget, &value)?.into()))),
@@ -50,13 +52,13 @@ pub(super) fn items(budget: &Budget, value: &Value) -> Result<Vec<Value>, Error>
 }
 
 /// The attribute that a filter is to look at, `a.b.0`; nothing for the value itself.
-struct Attribute {
+pub(super) struct Attribute {
     parts: Vec<Value>,
     default: Value,
 }
 
 impl Attribute {
-    fn new(attribute: &Value) -> Self {
+    pub(super) fn new(attribute: &Value) -> Self {
         let parts = match attribute.as_str() {
             _ if attribute.is_undefined() || attribute.is_none() => vec![],
             None => vec![attribute.clone()],
@@ -70,12 +72,12 @@ impl Attribute {
         name.parse::<i64>().ok().filter(|_| is_number).map_or_else(|| Value::from(name), Value::from)
     }
 
-    fn of(&self, budget: &Budget, item: &Value) -> Outcome {
+    pub(super) fn of(&self, budget: &Budget, item: &Value) -> Outcome {
         let mut value = item.clone();
         for part in &self.parts {
             budget.visit()?;
             budget.glance(part)?;
-            value = value.get_item(part)?;
+            value = attributes::unless_found(value.get_item(part)?, &value, part);
             if value.is_undefined() && !self.default.is_undefined() && !self.default.is_none() {
                 value = self.default.clone();
             }
@@ -186,6 +188,16 @@ fn dict_sort(budget: &Budget, given: &[Value]) -> Outcome {
         pairs.push((folded(budget, sorted_by, arguments::flag(&case))?, entry));
     }
     Ok(seconds(sort_pairs(budget, pairs, arguments::flag(&reverse))?))
+}
+
+/// `items`, named for what it makes.
+fn pairs(budget: &Budget, given: &[Value]) -> Outcome {
+    let [value] = bind("items", [""], given)?;
+    if !value.is_undefined() && value.kind() != ValueKind::Map {
+        return Err(invalid(format!("items needs a dict, not a {}", python::type_name(&value))));
+    }
+    let pair = |key: Value| value.get_item(&key).map(|item| Value::from(Tuple::from([key, item])));
+    Ok(Value::from(items(budget, &value)?.into_iter().map(pair).collect::<Result<Vec<Value>, Error>>()?))
 }
 
 /// A group of `groupby`: a tuple whose items have names too.
@@ -401,7 +413,7 @@ fn first(budget: &Budget, given: &[Value]) -> Outcome {
 
 fn last(budget: &Budget, given: &[Value]) -> Outcome {
     let [value] = bind("last", [""], given)?;
-    if python::is_generator(&value) {
+    if is_generator(&value) {
         return Err(invalid("last: a generator has no end to begin at"));
     }
     python::check_iterable(&value)?;
@@ -420,9 +432,5 @@ fn reverse(budget: &Budget, given: &[Value]) -> Outcome {
     let mut reversed = items(budget, &value)?;
     reversed.reverse();
     // Python reverses a generator by making a list of it, anything else on the way.
-    Ok(if python::is_generator(&value) {
-        Value::from(reversed)
-    } else {
-        Value::from_object(python::Generator(reversed))
-    })
+    Ok(if is_generator(&value) { Value::from(reversed) } else { generators::new(reversed) })
 }

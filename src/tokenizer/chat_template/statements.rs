@@ -6,6 +6,7 @@ use minijinja::machinery::Instruction;
 use minijinja::machinery::ast::{Expr, ForLoop, IfCond, Spanned, Stmt, WithBlock};
 
 use super::compiler::{Compiler, Open, Outcome, UNKNOWN};
+use super::definitions::SPECIAL;
 
 /// The interpreter's flags: the loop has a variable `loop`; it calls itself.
 const WITH_LOOP_VARIABLE: u8 = 1;
@@ -54,11 +55,13 @@ impl<'a> Compiler<'a> {
             }
             Stmt::Set(set) => {
                 self.span = set.span();
+                self.declare(&set.target);
                 self.expression(&set.expr)?;
                 self.assign(&set.target)?;
             }
             Stmt::SetBlock(set) => {
                 self.span = set.span();
+                self.declare(&set.target);
                 self.capture(&set.body, set.filter.as_ref())?;
                 self.assign(&set.target)?;
             }
@@ -179,6 +182,9 @@ impl<'a> Compiler<'a> {
 
     /// All values are computed outside of the scope, so that none sees another.
     fn with(&mut self, with: &Spanned<WithBlock<'a>>) -> Outcome {
+        for (target, _) in &with.assignments {
+            self.declare(target);
+        }
         for (_, value) in &with.assignments {
             self.expression(value)?;
         }
@@ -208,6 +214,23 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
+    /// Assigns the names of `target` in a part of the program that is never run, so that to [`special_names`] they
+    /// are the template's own from here on: to Jinja, what is assigned comes before what is computed for it.
+    ///
+    /// [`special_names`]: Self::special_names
+    fn declare(&mut self, target: &Expr<'a>) {
+        let targets =
+            if let Expr::List(list) = target { &list.items[..] } else { std::slice::from_ref(target) };
+        for target in targets {
+            let Expr::Var(variable) = target else { continue };
+            if SPECIAL.contains(&variable.id) {
+                let over = self.add(Instruction::Jump(UNKNOWN));
+                self.add(Instruction::StoreLocal(variable.id));
+                self.land(over);
+            }
+        }
+    }
+
     fn assign(&mut self, target: &Expr<'a>) -> Outcome {
         match target {
             Expr::Var(variable) => {
@@ -234,6 +257,7 @@ impl<'a> Compiler<'a> {
 
     fn for_loop(&mut self, for_loop: &Spanned<ForLoop<'a>>) -> Outcome {
         let has_else = !for_loop.else_body.is_empty();
+        self.declare(&for_loop.target);
         // Whether no iteration has come to its end, which is what Jinja's `else` asks.
         if has_else && !for_loop.recursive {
             self.add(Instruction::LoadConst(Value::from(true)));

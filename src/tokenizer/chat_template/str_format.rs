@@ -7,7 +7,7 @@ use super::arguments::{bind, needed};
 use super::budget::Budget;
 use super::characters::is_digit;
 use super::operators::{self, invalid};
-use super::{format_spec, python, text};
+use super::{attributes, format_spec, python, text};
 
 /// Formats in formats: fields of a format, and of what says how to write a field.
 const MAX_DEPTH: usize = 2;
@@ -137,7 +137,7 @@ impl Writer<'_> {
                 if attribute.is_empty() {
                     return Err(invalid("format: an attribute without a name"));
                 }
-                value = value.get_attr(attribute)?;
+                value = attributes::get(&value, attribute)?;
                 path = after;
             } else {
                 let after = path.strip_prefix('[').unwrap_or_default();
