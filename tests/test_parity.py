@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 import candle_llama
 import tiny
+from accelerators import accelerators
 from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.numpy_rope import inv_freq
 
-ENGINES = ["cpu", "candle"]
+# "candle cuda:0" is Candle's engine on that device, where this build and this machine have one.
+ENGINES = ["cpu", "candle", *(f"candle {device}" for device in accelerators())]
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
@@ -32,10 +34,16 @@ CPU_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-bi
 
 def load(path: Path, engine: str, **options: Any) -> candle_llama.Llama:
     with warnings.catch_warnings():
-        if engine == "candle":
+        if engine != "cpu":
             # It says that it widens what Candle cannot multiply on the CPU.
             warnings.simplefilter("ignore", UserWarning)
-        return candle_llama.load(path, **{"device": "cpu", "engine": engine, "compute": "exact", **options})
+        return candle_llama.load(path, **{**where(engine), "compute": "exact", **options})
+
+
+def where(engine: str) -> dict[str, str]:
+    """The `engine=` and `device=` that one of ENGINES means."""
+    name, _, device = engine.partition(" ")
+    return {"engine": name, "device": device or "cpu"}
 
 
 def random_ids(vocab_size: int, count: int, seed: int = 1) -> list[int]:
@@ -155,6 +163,28 @@ def test_gguf_rope_factors_equal_numpy(tmp_path: Path) -> None:
         assert_near(llm.logits(ids), reference.forward(ids))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gguf_rope_factors_of_llama_3_equal_numpy(tmp_path: Path, engine: str) -> None:
+    plain = tiny.gguf_config(rope_theta=500_000.0, max_position_embeddings=512)
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    factors = inv_freq(plain, 16) / inv_freq({**plain, "rope_scaling": scaling}, 16)
+    path = tiny.write_gguf(tmp_path / "model.gguf", plain, rope_factors=factors)
+    with load(path, engine) as llm:
+        assert_same_model(llm, NumpyLlama.load(path))
+
+
+def test_candle_refuses_other_rope_factors(tmp_path: Path) -> None:
+    path = tiny.write_gguf(tmp_path / "model.gguf", rope_factors=np.linspace(1, 8, 8))
+    with pytest.raises(candle_llama.UnsupportedModelError, match=r"rope_freqs\.weight.*cpu"):
+        load(path, "candle")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -207,7 +237,7 @@ def test_missing_head_of_an_untied_config_is_the_embedding(tmp_path: Path, engin
     config = tiny.tiny_config(tie_word_embeddings=False)
     path = tiny.write_checkpoint(tmp_path / "model", config, lm_head=False)
     with pytest.warns(UserWarning, match="lm_head"):
-        llm = candle_llama.load(path, device="cpu", engine=engine, compute="exact")
+        llm = candle_llama.load(path, **where(engine), compute="exact")
     with llm:
         assert llm.load_report.lm_head == "tied"
         assert_same_model(llm, NumpyLlama.load(path))
@@ -217,7 +247,7 @@ def test_missing_head_of_an_untied_config_is_the_embedding(tmp_path: Path, engin
 def test_a_head_that_differs_from_the_embedding_is_used_though_tied(tmp_path: Path, engine: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(), lm_head=True)
     with pytest.warns(UserWarning, match="lm_head"):
-        llm = candle_llama.load(path, device="cpu", engine=engine, compute="exact")
+        llm = candle_llama.load(path, **where(engine), compute="exact")
     with llm:
         assert llm.load_report.lm_head == "separate"
         assert_same_model(llm, NumpyLlama.load(path))

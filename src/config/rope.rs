@@ -79,6 +79,22 @@ pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
 }
 
 impl Rope {
+    /// The scaling without `freq_factors` that gives the same frequencies, if there is one: converters to GGUF
+    /// write the stretching of Llama 3.1 and later as factors, and every such checkpoint has these borders.
+    pub fn without_factors(&self, head_dim: usize) -> Option<RopeScaling> {
+        let Some(factors) = &self.freq_factors else { return Some(self.scaling.clone()) };
+        let scaling = RopeScaling::Llama3 {
+            factor: f64::from(factors.iter().copied().fold(1.0, f32::max)),
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let stretched = Rope { scaling: scaling.clone(), freq_factors: None, ..*self };
+        let same = |(a, b): (f32, f32)| (a - b).abs() <= 1e-6 * a.abs();
+        let pairs = self.inv_freq(head_dim, 0).into_iter().zip(stretched.inv_freq(head_dim, 0));
+        pairs.into_iter().all(same).then_some(scaling)
+    }
+
     /// The angle per position of each of the `head_dim / 2` rotated pairs, for a sequence whose prompt has
     /// `prompt_tokens` tokens; only [`RopeScaling::Dynamic`] looks at that.
     ///

@@ -265,10 +265,9 @@ fn stock_config(config: &LlamaConfig, context_length: usize, use_flash_attn: boo
     if config.hidden_act != Activation::Silu {
         return Err(refused("hidden_act", config.hidden_act.name().into()));
     }
-    if config.rope.freq_factors.is_some() {
-        return Err(refused("rope_freqs.weight", "present".into()));
-    }
-    let rope_scaling = match &config.rope.scaling {
+    let scaling = config.rope.without_factors(config.head_dim);
+    let scaling = scaling.ok_or_else(|| refused("rope_freqs.weight", "present".into()))?;
+    let rope_scaling = match &scaling {
         RopeScaling::Default => None,
         &RopeScaling::Llama3 {
             factor,

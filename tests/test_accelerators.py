@@ -1,0 +1,101 @@
+"""Candle's engine on a GPU: what there is beside the parity with NumPy, which test_parity.py holds."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import candle_llama
+import tiny as checkpoints
+from accelerators import accelerators
+from candle_llama.bench.numpy_llama import NumpyLlama
+
+pytestmark = pytest.mark.skipif(not accelerators(), reason="this build or this machine has no GPU")
+on_each = pytest.mark.parametrize("device", accelerators() or ["none"])
+
+
+def test_auto_is_the_first_gpu(tiny: Path) -> None:
+    with candle_llama.load(tiny) as llm:
+        assert llm.load_report.device == accelerators()[0]
+        assert llm.load_report.engine == "candle"
+
+
+@on_each
+def test_what_candle_cannot_express_runs_on_the_cpu(tmp_path: Path, device: str) -> None:
+    path = checkpoints.write_checkpoint(tmp_path / "model", checkpoints.VARIANTS["attention-bias"])
+    with candle_llama.load(path, device=device) as llm:
+        assert (llm.load_report.engine, llm.load_report.device) == ("cpu", "cpu")
+        assert any("attention_bias" in note for note in llm.load_report.notes)
+        assert llm.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True).token_ids
+    with pytest.raises(candle_llama.UnsupportedModelError, match="attention_bias"):
+        candle_llama.load(path, device=device, engine="candle")
+
+
+@on_each
+def test_the_cpu_engine_does_not_run_there(tiny: Path, device: str) -> None:
+    with pytest.raises(ValueError, match="cpu"):
+        candle_llama.load(tiny, device=device, engine="cpu")
+
+
+@on_each
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_numpy(tmp_path: Path, device: str, dtype: str) -> None:
+    path = checkpoints.write_checkpoint(tmp_path / "model", dtype=dtype)
+    ids = np.random.default_rng(5).integers(0, checkpoints.VOCAB_SIZE, 40).tolist()
+    expected = NumpyLlama.load(path).forward(ids)
+    with candle_llama.load(path, device=device) as llm:
+        assert list(llm.load_report.storage) == [{"bfloat16": "BF16", "float16": "F16"}[dtype]]
+        error = np.abs(llm.logits(ids) - expected).max() / np.abs(expected).max()
+    # A dozen roundings to 8 or 11 bits one after another.
+    assert error < {"bfloat16": 5e-2, "float16": 8e-3}[dtype]
+
+
+@on_each
+def test_seeds_reproduce_in_many_threads(tiny: Path, device: str) -> None:
+    with candle_llama.load(tiny, device=device) as llm:
+        options = {"max_new_tokens": 20, "temperature": 1.0, "ignore_eos": True}
+        expected = [llm.generate([1, 2, 3], seed=seed, **options).token_ids for seed in range(4)]
+        assert len({tuple(ids) for ids in expected}) > 1
+        got: dict[int, list[int]] = {}
+
+        def run(seed: int) -> None:
+            got[seed] = llm.generate([1, 2, 3], seed=seed, **options).token_ids
+
+        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [got[seed] for seed in range(4)] == expected
+
+
+@on_each
+def test_a_timeout_ends_it(tiny: Path, device: str) -> None:
+    with candle_llama.load(tiny, device=device) as llm:
+        llm.generate([1], max_new_tokens=1)
+        started = time.monotonic()
+        output = llm.generate(
+            [1, 2, 3], max_new_tokens=100_000, timeout=0.2, on_overflow="truncate_left", ignore_eos=True
+        )
+        assert time.monotonic() - started < 2
+        assert output.finish_reason in ("timeout", "length")
+
+
+@on_each
+def test_scores_are_those_of_the_cpu(tiny: Path, device: str) -> None:
+    ids = np.random.default_rng(6).integers(0, checkpoints.VOCAB_SIZE, 60).tolist()
+    with candle_llama.load(tiny, device="cpu", compute="exact") as llm:
+        expected = llm.score(ids)
+    with candle_llama.load(tiny, device=device, compute="exact") as llm:
+        score = llm.score(ids)
+    np.testing.assert_allclose(score.logprobs[1:], expected.logprobs[1:], atol=1e-3)
+    assert score.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
+
+
+@on_each
+def test_the_demo_answers(demo: Path, device: str) -> None:
+    with candle_llama.load(demo, device=device) as llm:
+        output = llm.chat([{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=24)
+    assert "Paris" in output.text
