@@ -23,6 +23,7 @@ llm = candle_llama.load(sys.argv[1])
 work = {
     "prefill": lambda: llm.generate([5] * 8000, max_new_tokens=1),
     "decode": lambda: llm.generate("Once upon a time", max_new_tokens=6000, ignore_eos=True),
+    "batch": lambda: llm.generate(["Once upon a time"] * 20, max_new_tokens=6000, ignore_eos=True),
     "stream": lambda: [None for _ in llm.stream("Once upon a time", max_new_tokens=6000, ignore_eos=True)],
     "logits": lambda: llm.logits([5] * 8000, last=1),
 }[sys.argv[2]]
@@ -54,7 +55,7 @@ def interrupt(model: Path, work: str) -> float:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("work", ["prefill", "decode", "stream", "logits"])
+@pytest.mark.parametrize("work", ["prefill", "decode", "batch", "stream", "logits"])
 def test_ctrl_c_returns_within_200_ms_and_leaves_the_model_usable(demo, work):
     # The quickest of three: the limit is about this package, not about what else the machine is doing.
     delays = []

@@ -180,6 +180,9 @@ class Llama:
     ) -> Completion | list[Completion]:
         """Continues one prompt, or each prompt of a list.
 
+        The `cpu` engine generates up to eight prompts of a list together, as memory allows, with one pass over
+        the weights for a token of each. Each gets what it would get alone, bit for bit.
+
         Args:
             prompt: Text, which gets BOS as the tokenizer's config says; token ids, which are used as they
                 are; or a list of such prompts.
@@ -190,7 +193,7 @@ class Llama:
             A completion, or a list of them in the order of the prompts.
 
         Raises:
-            ContextLengthError: A prompt leaves no room in the context.
+            ContextLengthError: A prompt leaves no room in the context; told before the first is read.
             ValueError: A prompt is empty, or a value is out of its range.
             TypeError: A parameter is unknown, or a value has the wrong type.
 
@@ -206,7 +209,7 @@ class Llama:
         given = sampling.merge(params, options)
         if _is_batch(prompt):
             prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
-            return [completion(self._core.generate(item, given)) for item in prompts]
+            return [completion(found) for found in self._core.generate_all(prompts, given)]
         return completion(self._core.generate(_prompt(prompt, "prompt"), given))
 
     def stream(

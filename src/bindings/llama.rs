@@ -121,6 +121,19 @@ impl PyLlama {
         convert::completion(py, &completion)
     }
 
+    /// Continues prompts, several together; releases the GIL.
+    fn generate_all<'py>(
+        &self,
+        py: Python<'py>,
+        prompts: Vec<PyPrompt>,
+        options: &Bound<'py, PyDict>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let options = convert::sampling_options(options)?;
+        let prompts: Vec<_> = prompts.into_iter().map(Into::into).collect();
+        let completions = detach_engine(py, |cancel| self.0.generate_all(prompts, &options, cancel))?;
+        completions.iter().map(|completion| convert::completion(py, completion)).collect()
+    }
+
     /// Continues a prompt, chunk by chunk.
     fn stream(&self, py: Python<'_>, prompt: PyPrompt, options: &Bound<'_, PyDict>) -> PyResult<PyStream> {
         let options = convert::sampling_options(options)?;

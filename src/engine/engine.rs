@@ -134,6 +134,23 @@ impl Engine {
 
     /// One step of the model, for a sequence whose prompt has `prompt_tokens` tokens.
     pub(super) fn forward(&self, span: &Span, prompt_tokens: usize, cancel: &Cancel) -> Result<Logits> {
+        self.with_model(cancel, |model| {
+            if span.start == 0 {
+                model.begin(span.seq, prompt_tokens);
+            }
+            model.forward(std::slice::from_ref(span), cancel)
+        })
+    }
+
+    /// Does `work` with the model, as soon as no other thread has it.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] while it waits; those of [`Engine::check_open`]; those of `work`.
+    pub(super) fn with_model<T>(
+        &self,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut dyn Model) -> Result<T>,
+    ) -> Result<T> {
         loop {
             self.check_open()?;
             if cancel.is_cancelled() {
@@ -142,10 +159,7 @@ impl Engine {
             if let Some(mut model) = self.model.try_lock_for(LOCK_SLICE) {
                 let Some(model) = model.as_mut() else { return Err(Error::Closed { what: "the model" }) };
                 self.forget_ended(model.as_mut());
-                if span.start == 0 {
-                    model.begin(span.seq, prompt_tokens);
-                }
-                return model.forward(std::slice::from_ref(span), cancel);
+                return work(model.as_mut());
             }
         }
     }

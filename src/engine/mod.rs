@@ -2,8 +2,10 @@
 //!
 //! - `engine.rs`: a model that several threads share, one step at a time
 //! - `sequence.rs`: a prompt and what is generated after it
+//! - `batch.rs`: sequences that are generated together
 //! - `score.rs`: how likely given tokens are
 
+mod batch;
 #[allow(clippy::module_inception)] // engine/engine.rs, as the house has it
 mod engine;
 mod score;

@@ -1,11 +1,11 @@
 //! A prompt and what is generated after it.
 
+use super::batch::with_deadline;
 use super::{Engine, PREFILL_TOKENS};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Rows, SeqId, Span};
 use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenLogprob, token_logprob};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Why a sequence ended, in OpenAI's and vLLM's words.
@@ -139,12 +139,9 @@ impl Sequence {
         params: SamplingParams,
         eos_token_ids: &[u32],
     ) -> Result<Self> {
-        engine.check_tokens(&prompt)?;
+        Self::check(engine, &prompt, &params)?;
         let context_length = engine.context_length();
         if prompt.len() >= context_length {
-            if params.on_overflow == OnOverflow::Error || context_length < 2 {
-                return Err(engine.too_long(prompt.len()));
-            }
             let room = params.max_new_tokens.clamp(1, context_length - 1);
             prompt.drain(..prompt.len() - (context_length - room));
         }
@@ -162,6 +159,20 @@ impl Sequence {
             computed: 0,
             finished: false,
         })
+    }
+
+    /// Checks what [`Sequence::new`] does.
+    ///
+    /// # Errors
+    /// Those of [`Sequence::new`].
+    pub fn check(engine: &Engine, prompt: &[u32], params: &SamplingParams) -> Result<()> {
+        engine.check_tokens(prompt)?;
+        let context_length = engine.context_length();
+        let is_refused = params.on_overflow == OnOverflow::Error || context_length < 2;
+        if prompt.len() >= context_length && is_refused {
+            return Err(engine.too_long(prompt.len()));
+        }
+        Ok(())
     }
 
     /// The parameters it is generated with.
@@ -187,75 +198,106 @@ impl Sequence {
     /// # Errors
     /// Those of the model; the sequence has ended then.
     pub fn step(&mut self, cancel: &Cancel) -> Result<Option<Step>> {
-        if self.finished {
-            return Ok(None);
-        }
-        let started = Instant::now();
-        let step = self.run_step(cancel);
-        let took = started.elapsed();
-        if self.output.len() > 1 {
-            self.stats.decode += took
-        } else {
-            self.stats.prefill += took
-        }
-        if self.output.len() == 1 {
-            self.stats.time_to_first_token = Some(self.requested.elapsed());
-        }
-        self.stats.completion_tokens = self.output.len();
-        if !matches!(&step, Ok(Step { finish: None, .. })) {
-            self.close();
-        }
-        step.map(Some)
+        let engine = Arc::clone(&self.engine);
+        Ok(engine.step(&mut [self], cancel)?.pop().flatten())
     }
 
-    fn run_step(&mut self, cancel: &Cancel) -> Result<Step> {
-        let deadline = self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout));
-        let stopped = AtomicBool::new(false);
-        let stop = || cancel.is_cancelled() || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        // Asked here too: many steps end before a `Cancel` made for one of them is due to poll.
-        let logits = if stop() {
-            Err(Error::Cancelled)
-        } else {
-            self.next_logits(&Cancel::with_poll(&stopped, &stop))
-        };
-        let mut logits = match logits {
-            Ok(logits) => logits,
-            Err(Error::Cancelled) => {
-                let late = !cancel.is_cancelled();
-                let reason = if late { FinishReason::Timeout } else { FinishReason::Cancelled };
-                return Ok(Step { token: None, finish: Some(reason.into()) });
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Whether its next step reads the prompt.
+    pub(super) fn is_at_prompt(&self) -> bool {
+        self.output.is_empty()
+    }
+
+    /// Tokens whose keys and values the model has.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Prompt and output together at their greatest length, if the context holds it.
+    pub(super) fn most_tokens(&self) -> usize {
+        self.prompt.len().saturating_add(self.params.max_new_tokens)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout))
+    }
+
+    /// The first step: reads the prompt.
+    pub(super) fn prefill(&mut self, cancel: &Cancel) -> Result<Step> {
+        let started = Instant::now();
+        let step = match with_deadline(self.deadline(), cancel, |cancel| self.read_prompt(cancel)) {
+            Ok(logits) => {
+                let step = self.sample(logits)?;
+                self.stats.time_to_first_token = Some(self.requested.elapsed());
+                step
             }
+            // Nothing else stops it.
+            Err(Error::Cancelled) => self.end(cancel),
             Err(error) => return Err(error),
         };
+        self.stats.prefill += started.elapsed();
+        Ok(step)
+    }
+
+    /// The logits after the prompt.
+    fn read_prompt(&mut self, cancel: &Cancel) -> Result<Vec<f32>> {
+        loop {
+            let left = self.prompt.len() - self.computed;
+            let tokens = &self.prompt[self.computed..self.computed + left.min(PREFILL_TOKENS)];
+            let rows = if left <= PREFILL_TOKENS { Rows::Last } else { Rows::None };
+            let span = Span { seq: self.seq, tokens, start: self.computed, rows };
+            let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
+            self.computed += tokens.len();
+            if rows == Rows::Last {
+                return Ok(logits.values);
+            }
+        }
+    }
+
+    /// What the model has not seen after the first step: the newest token.
+    pub(super) fn decode_span(&self) -> Span<'_> {
+        let tokens = &self.output[self.output.len().saturating_sub(1)..];
+        Span { seq: self.seq, tokens, start: self.computed, rows: Rows::Last }
+    }
+
+    /// The step that the logits of [`Self::decode_span`] give.
+    pub(super) fn decoded(&mut self, logits: Vec<f32>) -> Result<Step> {
+        self.computed += 1;
+        self.sample(logits)
+    }
+
+    pub(super) fn add_decode_time(&mut self, took: Duration) {
+        self.stats.decode += took;
+    }
+
+    /// The last step, if the caller has cancelled or it is too late.
+    pub(super) fn stopped(&mut self, cancel: &Cancel) -> Option<Step> {
+        let is_late = self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
+        (is_late || cancel.is_cancelled()).then(|| self.end(cancel))
+    }
+
+    fn end(&mut self, cancel: &Cancel) -> Step {
+        self.close();
+        let reason = if cancel.is_cancelled() { FinishReason::Cancelled } else { FinishReason::Timeout };
+        Step { token: None, finish: Some(reason.into()) }
+    }
+
+    fn sample(&mut self, mut logits: Vec<f32>) -> Result<Step> {
         // Log-probabilities are those of the model, before the parameters change the logits.
         let unprocessed = self.params.logprobs.map(|top| (logits.clone(), top));
         let id = self.sampler.sample(&mut logits, &self.prompt, &self.output)?;
         let logprob = unprocessed.map(|(logits, top)| token_logprob(&logits, id, top));
         self.output.push(id);
+        self.stats.completion_tokens = self.output.len();
         let finish = self.finish_after(id);
+        if finish.is_some() {
+            self.close();
+        }
         let is_stop = finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Stop);
         Ok(Step { token: Some(Token { id, logprob, is_stop }), finish })
-    }
-
-    /// The logits after all tokens so far.
-    fn next_logits(&mut self, cancel: &Cancel) -> Result<Vec<f32>> {
-        let Some(&last) = self.output.last() else {
-            while self.computed + PREFILL_TOKENS < self.prompt.len() {
-                let tokens = &self.prompt[self.computed..self.computed + PREFILL_TOKENS];
-                let span = Span { seq: self.seq, tokens, start: self.computed, rows: Rows::None };
-                self.engine.forward(&span, self.prompt.len(), cancel)?;
-                self.computed += PREFILL_TOKENS;
-            }
-            let tokens = &self.prompt[self.computed..];
-            let span = Span { seq: self.seq, tokens, start: self.computed, rows: Rows::Last };
-            let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
-            self.computed = self.prompt.len();
-            return Ok(logits.values);
-        };
-        let span = Span { seq: self.seq, tokens: &[last], start: self.computed, rows: Rows::Last };
-        let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
-        self.computed += 1;
-        Ok(logits.values)
     }
 
     fn finish_after(&self, id: u32) -> Option<Finish> {

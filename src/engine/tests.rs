@@ -62,6 +62,14 @@ impl Model for Counter {
         VOCAB
     }
 
+    fn max_num_seqs(&self) -> usize {
+        3
+    }
+
+    fn free_blocks(&self) -> usize {
+        4
+    }
+
     fn storage(&self) -> Vec<Storage> {
         Vec::new()
     }
@@ -342,4 +350,94 @@ fn long_texts_are_scored_in_chunks_of_bounded_size() {
     let steps: Vec<_> =
         calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
     assert_eq!(steps, [(0, 512, 0), (512, 187, 0), (699, 512, 512), (1211, 289, 289)]);
+}
+
+/// Steps all of them to their ends; the tokens of each.
+fn run_together(engine: &Engine, sequences: &mut [Sequence]) -> Vec<Vec<u32>> {
+    let mut tokens: Vec<Vec<u32>> = sequences.iter().map(|_| Vec::new()).collect();
+    let mut ended = 0;
+    while ended < sequences.len() {
+        let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
+        for (step, tokens) in engine.step(&mut all, &Cancel::never()).unwrap().into_iter().zip(&mut tokens) {
+            let Some(step) = step else { continue };
+            tokens.extend(step.token.map(|token| token.id));
+            ended += usize::from(step.finish.is_some());
+        }
+    }
+    tokens
+}
+
+#[test]
+fn sequences_that_are_decoded_together_give_what_each_gives_alone() {
+    let Setup { engine, calls, freed } = setup(1000);
+    let new = |first: u32, count| Sequence::new(&engine, vec![first, first + 1], params(count), &[9]).unwrap();
+    // One ends at once, one by its end token, one by its length.
+    let mut sequences = [new(20, 1), new(5, 20), new(30, 4)];
+    let tokens = run_together(&engine, &mut sequences);
+    assert_eq!(tokens, [vec![22], vec![7, 8, 9], vec![32, 33, 34, 35]]);
+    assert_eq!(freed.lock().unwrap().len(), 3);
+    for (sequence, tokens) in sequences.iter().zip(&tokens) {
+        let stats = sequence.stats();
+        assert_eq!((stats.prompt_tokens, stats.completion_tokens), (2, tokens.len()));
+        assert!(stats.time_to_first_token.is_some());
+    }
+    let shapes: Vec<_> = calls.lock().unwrap().iter().map(|(_, start, len, _)| (*start, *len)).collect();
+    // Three prompts, then pairs while there are two, then one alone.
+    assert_eq!(shapes, [(0, 2), (0, 2), (0, 2), (2, 1), (2, 1), (3, 1), (3, 1), (4, 1)]);
+}
+
+#[test]
+fn one_that_runs_late_does_not_end_the_others() {
+    let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(4));
+    let late = SamplingParams { timeout: Some(Duration::from_millis(60)), ..params(50) };
+    let mut sequences = [
+        Sequence::new(&engine, vec![1], params(30), &[]).unwrap(),
+        Sequence::new(&engine, vec![11], late, &[]).unwrap(),
+    ];
+    let tokens = run_together(&engine, &mut sequences);
+    assert_eq!(tokens[0], (2..32).collect::<Vec<_>>());
+    assert!(tokens[1].len() < 20, "{}", tokens[1].len());
+}
+
+#[test]
+fn cancelling_and_failing_end_all_that_run_together() {
+    let flag = AtomicBool::new(false);
+    let Setup { engine, freed, .. } = setup_with(1000, Some(4), Duration::ZERO);
+    let pair = || [1, 11].map(|first| Sequence::new(&engine, vec![first, 5], params(9), &[]).unwrap());
+    let mut sequences = pair();
+    let mut step = |cancel: &Cancel| {
+        let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
+        engine.step(&mut all, cancel)
+    };
+    step(&Cancel::new(&flag)).unwrap();
+    flag.store(true, Ordering::Relaxed);
+    let cancelled = Some(Step { token: None, finish: Some(FinishReason::Cancelled.into()) });
+    assert_eq!(step(&Cancel::new(&flag)).unwrap(), [cancelled.clone(), cancelled]);
+    assert_eq!(step(&Cancel::never()).unwrap(), [None, None]);
+    assert_eq!(freed.lock().unwrap().len(), 2);
+
+    let mut sequences = pair();
+    let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
+    for _ in 0..3 {
+        engine.step(&mut all, &Cancel::never()).unwrap();
+    }
+    assert!(matches!(engine.step(&mut all, &Cancel::never()), Err(Error::Generation { .. })));
+    assert_eq!(engine.step(&mut all, &Cancel::never()).unwrap(), [None, None]);
+    assert_eq!(freed.lock().unwrap().len(), 4);
+}
+
+#[test]
+fn a_sequence_is_admitted_if_all_have_room_to_grow() {
+    let Setup { engine, .. } = setup(1000);
+    let new = |tokens: usize| Sequence::new(&engine, vec![1; 10], params(tokens - 10), &[]).unwrap();
+    let admits = |running: &[&Sequence], tokens| engine.admits(running, tokens, &Cancel::never()).unwrap();
+    let (small, large) = (new(64), new(128));
+    assert!(admits(&[], 1_000_000), "one alone always is");
+    assert!(admits(&[&small], 3 * 64));
+    assert!(!admits(&[&small], 3 * 64 + 1), "four blocks in all");
+    assert!(!admits(&[&small, &large], 65));
+    assert!(admits(&[&small, &large], 64));
+    assert!(!admits(&[&small, &small, &small], 1), "three are the most");
+    engine.close();
+    assert!(matches!(engine.admits(&[&small], 1, &Cancel::never()), Err(Error::Closed { .. })));
 }

@@ -52,6 +52,11 @@ pub(super) trait Storage {
     const BLOCK_BYTES: usize;
     /// How often 32 elements a block holds.
     const UNITS: usize;
+    /// The bytes of a block.
+    type Block: AsRef<[u8]>;
+    /// The whole blocks of a row. Loops over blocks of a length that the compiler knows have no way to panic,
+    /// which would keep their sums in memory.
+    fn blocks(row: &[u8]) -> &[Self::Block];
     /// Decodes one unit of a block of `BLOCK_BYTES` bytes.
     fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L;
 }
@@ -63,6 +68,11 @@ macro_rules! storage_of_lanes {
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
             const UNITS: usize = 1;
+            type Block = [u8; $bytes];
+            #[inline(always)]
+            fn blocks(row: &[u8]) -> &[Self::Block] {
+                row.as_chunks().0
+            }
             #[inline(always)]
             fn lanes<L: Lanes>(block: &[u8], _unit: usize) -> L {
                 L::$decode(block.try_into().expect("a block is cut by its own length"))
@@ -79,6 +89,11 @@ macro_rules! storage_of_decode {
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
             const UNITS: usize = $units;
+            type Block = [u8; $bytes];
+            #[inline(always)]
+            fn blocks(row: &[u8]) -> &[Self::Block] {
+                row.as_chunks().0
+            }
             #[inline(always)]
             fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L {
                 L::load(&decode::$decode(block.try_into().expect("a block is cut by its own length"), unit))

@@ -90,6 +90,11 @@ impl BlockPool {
         self.shape
     }
 
+    /// How many blocks may still be lent.
+    pub fn free_blocks(&self) -> usize {
+        self.most - self.blocks + self.free.len()
+    }
+
     /// A block; what an earlier sequence wrote may still stand in it.
     ///
     /// # Errors

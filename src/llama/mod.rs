@@ -2,6 +2,7 @@
 //!
 //! - `load.rs`: which engine, device, types and context a path and its options give
 //! - `text_stream.rs`: tokens to text, chunk by chunk
+//! - `batch.rs`: several prompts at once
 //! - `stop_strings.rs`: stop strings that straddle tokens
 //! - `score.rs`: how likely given text is
 //! - `memory.rs`: what a model takes, and whether there is room for it
@@ -20,6 +21,7 @@
 //! # Ok::<(), candle_llama::error::Error>(())
 //! ```
 
+mod batch;
 mod inspect;
 mod limits;
 mod load;
@@ -125,7 +127,10 @@ impl Llama {
     pub fn stream(&self, prompt: Prompt, options: &SamplingOptions) -> Result<TextStream> {
         self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let prompt = self.ids(prompt)?;
+        self.stream_ids(self.ids(prompt)?, params)
+    }
+
+    fn stream_ids(&self, prompt: Vec<u32>, params: SamplingParams) -> Result<TextStream> {
         // Ids in need no tokenizer, unless text is to be looked for in what comes out.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
         let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;

@@ -1,7 +1,7 @@
 //! A sequence as text: tokens become characters, stop strings end it.
 
 use super::stop_strings::StopStrings;
-use crate::engine::{Finish, FinishReason, Sequence, Stats, StopReason};
+use crate::engine::{Finish, FinishReason, Sequence, Stats, Step, StopReason};
 use crate::error::Result;
 use crate::model::Cancel;
 use crate::sampling::TokenLogprob;
@@ -37,6 +37,29 @@ pub struct Completion {
     pub stats: Stats,
 }
 
+impl Completion {
+    /// The answer of a stream that has not begun.
+    pub(super) fn new(stream: &TextStream) -> Self {
+        Completion {
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: stream.sequence.params().logprobs.map(|_| Vec::new()),
+            finish: FinishReason::Cancelled.into(),
+            stats: Stats::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, chunk: Chunk) {
+        self.text += &chunk.text;
+        self.token_ids.extend(chunk.token_ids);
+        if let (Some(all), Some(new)) = (&mut self.logprobs, chunk.logprobs) {
+            all.extend(new);
+        }
+        self.finish = chunk.finish.unwrap_or_else(|| self.finish.clone());
+        self.stats = chunk.stats.unwrap_or(self.stats);
+    }
+}
+
 /// An answer that is being generated; dropping it ends the work.
 pub struct TextStream {
     sequence: Sequence,
@@ -57,7 +80,11 @@ impl TextStream {
     /// # Errors
     /// Those of [`Sequence::step`]; the stream has ended then.
     pub fn next_chunk(&mut self, cancel: &Cancel) -> Result<Option<Chunk>> {
-        let Some(step) = self.sequence.step(cancel)? else { return Ok(None) };
+        self.sequence.step(cancel)?.map(|step| self.chunk(step)).transpose()
+    }
+
+    /// What a step of the sequence adds.
+    pub(super) fn chunk(&mut self, step: Step) -> Result<Chunk> {
         let mut finish = step.finish;
         let mut text = String::new();
         if let Some(decoder) = &mut self.decoder {
@@ -83,7 +110,7 @@ impl TextStream {
             .logprobs
             .map(|_| step.token.iter().filter_map(|token| token.logprob.clone()).collect());
         let token_ids = step.token.iter().map(|token| token.id).collect();
-        Ok(Some(Chunk { text, token_ids, logprobs, finish, stats }))
+        Ok(Chunk { text, token_ids, logprobs, finish, stats })
     }
 
     /// Runs to the end.
@@ -91,25 +118,19 @@ impl TextStream {
     /// # Errors
     /// Those of [`TextStream::next_chunk`].
     pub fn complete(mut self, cancel: &Cancel) -> Result<Completion> {
-        let mut completion = Completion {
-            text: String::new(),
-            token_ids: Vec::new(),
-            logprobs: self.sequence.params().logprobs.map(|_| Vec::new()),
-            finish: FinishReason::Cancelled.into(),
-            stats: Stats::default(),
-        };
+        let mut completion = Completion::new(&self);
         while let Some(chunk) = self.next_chunk(cancel)? {
-            completion.text += &chunk.text;
-            completion.token_ids.extend(chunk.token_ids);
-            if let (Some(all), Some(new)) = (&mut completion.logprobs, chunk.logprobs) {
-                all.extend(new);
-            }
-            if let Some(finish) = chunk.finish {
-                completion.finish = finish;
-            }
+            completion.add(chunk);
         }
-        completion.stats = self.sequence.stats();
         Ok(completion)
+    }
+
+    pub(super) fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    pub(super) fn sequence_mut(&mut self) -> &mut Sequence {
+        &mut self.sequence
     }
 
     /// Ends the stream: no more chunks come, and its keys and values are given back.

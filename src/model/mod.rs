@@ -116,6 +116,16 @@ pub trait Model: Send {
     /// The length of a row of logits.
     fn vocab_size(&self) -> usize;
 
+    /// How many sequences may be decoded together to advantage.
+    fn max_num_seqs(&self) -> usize {
+        1
+    }
+
+    /// How many blocks of [`crate::kernels::BLOCK_POSITIONS`] positions sequences may still take.
+    fn free_blocks(&self) -> usize {
+        usize::MAX
+    }
+
     /// How the weights are held, by type.
     fn storage(&self) -> Vec<Storage>;
 }

@@ -39,6 +39,9 @@ pub struct CpuOptions {
     pub kv_bytes: u64,
 }
 
+/// The most sequences that are decoded together.
+const MAX_NUM_SEQS: usize = 8;
+
 /// A Llama on our kernels.
 pub struct CpuModel {
     config: LlamaConfig,
@@ -136,6 +139,14 @@ impl Model for CpuModel {
 
     fn vocab_size(&self) -> usize {
         self.config.vocab_size
+    }
+
+    fn max_num_seqs(&self) -> usize {
+        MAX_NUM_SEQS
+    }
+
+    fn free_blocks(&self) -> usize {
+        self.block_pool.free_blocks()
     }
 
     fn storage(&self) -> Vec<Storage> {

@@ -1,0 +1,68 @@
+//! Several prompts at once.
+
+use super::{Completion, Llama, Prompt, TextStream};
+use crate::engine::Sequence;
+use crate::error::Result;
+use crate::model::Cancel;
+use crate::sampling::{SamplingOptions, SamplingParams};
+
+/// A prompt whose answer is being generated.
+struct Running {
+    /// Its place among the prompts.
+    index: usize,
+    stream: TextStream,
+    completion: Completion,
+}
+
+impl Llama {
+    /// Continues each of the prompts, as [`Llama::generate`] would one after the other, but several of them
+    /// together. The answers come in the order of the prompts.
+    ///
+    /// # Errors
+    /// Those of [`Llama::generate`], of all prompts before the first is read. A prompt's timeout counts from
+    /// when its turn comes.
+    pub fn generate_all(
+        &self,
+        prompts: Vec<Prompt>,
+        options: &SamplingOptions,
+        cancel: &Cancel,
+    ) -> Result<Vec<Completion>> {
+        self.engine.check_open()?;
+        let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
+        let prompts = prompts.into_iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
+        prompts.iter().try_for_each(|prompt| Sequence::check(&self.engine, prompt, &params))?;
+        let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
+        let mut waiting = prompts.into_iter().enumerate().peekable();
+        let mut running: Vec<Running> = Vec::new();
+        loop {
+            while let Some((_, prompt)) = waiting.peek() {
+                let sequences: Vec<&Sequence> = running.iter().map(|one| one.stream.sequence()).collect();
+                let tokens = prompt.len().saturating_add(params.max_new_tokens);
+                if !self.engine.admits(&sequences, tokens, cancel)? {
+                    break;
+                }
+                let Some((index, prompt)) = waiting.next() else { break };
+                let stream = self.stream_ids(prompt, params.clone())?;
+                running.push(Running { index, completion: Completion::new(&stream), stream });
+            }
+            if running.is_empty() {
+                return Ok(completions.into_iter().flatten().collect());
+            }
+            let mut sequences: Vec<&mut Sequence> =
+                running.iter_mut().map(|one| one.stream.sequence_mut()).collect();
+            let steps = self.engine.step(&mut sequences, cancel)?;
+            let mut going_on = Vec::with_capacity(running.len());
+            for (mut one, step) in running.into_iter().zip(steps) {
+                let chunk = step.map(|step| one.stream.chunk(step)).transpose()?;
+                let is_last = chunk.as_ref().is_some_and(|chunk| chunk.finish.is_some());
+                chunk.into_iter().for_each(|chunk| one.completion.add(chunk));
+                if is_last {
+                    completions[one.index] = Some(one.completion);
+                } else {
+                    going_on.push(one);
+                }
+            }
+            running = going_on;
+        }
+    }
+}
