@@ -370,7 +370,8 @@ fn run_together(engine: &Engine, sequences: &mut [Sequence]) -> Vec<Vec<u32>> {
 #[test]
 fn sequences_that_are_decoded_together_give_what_each_gives_alone() {
     let Setup { engine, calls, freed } = setup(1000);
-    let new = |first: u32, count| Sequence::new(&engine, vec![first, first + 1], params(count), &[9]).unwrap();
+    let new =
+        |first: u32, count| Sequence::new(&engine, vec![first, first + 1], params(count), &[9]).unwrap();
     // One ends at once, one by its end token, one by its length.
     let mut sequences = [new(20, 1), new(5, 20), new(30, 4)];
     let tokens = run_together(&engine, &mut sequences);

@@ -148,6 +148,8 @@ pub(super) struct KernelTable {
     pub(super) gemm: Gemm,
     /// Products of bf16: at AVX-512 only where [`bf16_pairs_are_fast`].
     pub(super) gemm_bf16: Option<Gemm>,
+    /// Products of weights in bf16 and activations that are sums of two bf16.
+    pub(super) gemm_split: Option<Gemm>,
     pub(super) attention: unsafe fn(&AttentionTask),
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
@@ -265,6 +267,7 @@ macro_rules! kernel_table {
             quantize,
             gemm,
             gemm_bf16,
+            gemm_split: None,
             attention,
             dequantize,
             rms_norm,

@@ -24,7 +24,8 @@ impl Kernels {
     /// the row and the weight's row.
     ///
     /// With `bf16`, activations that meet weights in bf16 are rounded to it, if the processor multiplies such; where
-    /// it does so in tiles, weights in blocks and activations that meet them are too.
+    /// it does so in tiles, weights in blocks and activations that meet them are too. Without it, tiles take
+    /// activations that meet weights in bf16 as sums of two: 16 bits of them count.
     ///
     /// # Panics
     /// As `matmul`.
@@ -38,14 +39,13 @@ impl Kernels {
         cancel: &Cancel,
     ) {
         products.iter().for_each(|product| product.check(x, rows));
-        let rounding = self.gemm_bf16().filter(|_| bf16);
-        let rounds = |dtype: WeightType| rounding.is_some_and(|gemm| (gemm.takes)(dtype));
+        let special = if bf16 { self.gemm_bf16() } else { self.table.gemm_split.as_ref() };
+        let takes = |dtype: WeightType| special.is_some_and(|gemm| (gemm.takes)(dtype));
         // Mixed types are rare; each kind has its own layout of x.
-        for rounded in [true, false] {
-            let chosen = products.iter_mut().filter(|product| rounds(product.weight.dtype) == rounded);
+        for (gemm, is_special) in [(special, true), (Some(&self.table.gemm), false)] {
+            let chosen = products.iter_mut().filter(|product| takes(product.weight.dtype) == is_special);
             let targets: Vec<Target> =
                 chosen.map(|p| (GemmWeight::Rows(p.weight), SharedOut::new(p.out), p.output)).collect();
-            let gemm = if rounded { rounding } else { Some(&self.table.gemm) };
             if let (Some(gemm), false) = (gemm, targets.is_empty()) {
                 self.gemm_with(gemm, x, rows, &targets, scratch, cancel);
             }

@@ -7,9 +7,10 @@
 //! A word is two bf16.
 
 use super::tiles::{BLOCK_ROWS, Block, TILE_ROWS, TILE_WORDS, Tiles};
-use super::widen::{Line, round_pairs, widen_strip};
+use super::widen::{Line, round_pairs, take_away, widen_strip};
 use crate::kernels::Output;
 use crate::kernels::generic::gemm::GemmTask;
+use crate::kernels::lanes::padded;
 use std::cell::Cell;
 
 /// Rows of x that meet weights together: two tiles.
@@ -33,31 +34,42 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Words of a row of `cols` elements, whole tiles.
-pub(super) fn row_words(cols: usize) -> usize {
+/// Words of a weight's row of `cols` elements, whole tiles.
+fn weight_words(cols: usize) -> usize {
     cols.div_ceil(2).next_multiple_of(TILE_WORDS)
 }
 
+/// Words of a row of x, for each element PARTS numbers in bf16.
+pub(super) fn row_words<const PARTS: usize>(cols: usize) -> usize {
+    PARTS * weight_words(cols)
+}
+
 /// Writes one panel: the rows of `x`, `(rows, cols)`, and zeros for those that are missing, as
-/// `(words / 16, 32 rows, 16 words)`.
+/// `(words / 16, PARTS, 32 rows, 16 words)`. The second part is what rounding to the first has lost.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
+pub(super) fn pack_rows<const PARTS: usize>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
-    let (steps, _) = panel.as_chunks_mut::<{ PANEL_ROWS * TILE_WORDS }>();
-    for (step, tiles) in steps.iter_mut().enumerate() {
+    let (tiles, _) = panel.as_chunks_mut::<{ PANEL_ROWS * TILE_WORDS }>();
+    for (step, parts) in tiles.chunks_exact_mut(PARTS).enumerate() {
         let start = (step * 2 * TILE_WORDS).min(cols);
         let end = (start + 2 * TILE_WORDS).min(cols);
-        for (row, words) in tiles.as_chunks_mut().0.iter_mut().enumerate() {
-            round_pairs(if row < rows { &x[row * cols..][start..end] } else { &[] }, words);
+        for row in 0..PANEL_ROWS {
+            let mut left = padded(if row < rows { &x[row * cols..][start..end] } else { &[] });
+            for part in parts.iter_mut() {
+                let words = &mut part.as_chunks_mut().0[row];
+                round_pairs(&left, words);
+                take_away(words, &mut left);
+            }
         }
     }
 }
 
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
-pub(super) fn gemm(task: &GemmTask) {
-    let words = row_words(task.weight.cols());
-    let slab = words.div_ceil(words.div_ceil(MOST_SLAB_WORDS)).next_multiple_of(TILE_WORDS);
+pub(super) fn gemm<const PARTS: usize>(task: &GemmTask) {
+    let words = weight_words(task.weight.cols());
+    let most = MOST_SLAB_WORDS / PARTS;
+    let slab = words.div_ceil(words.div_ceil(most)).next_multiple_of(TILE_WORDS);
     let pairs = task.strips.len().div_ceil(STRIPS);
     // Taken out, not borrowed in a closure: see generic/matmul.rs.
     let mut scratch = SCRATCH.take();
@@ -71,13 +83,13 @@ pub(super) fn gemm(task: &GemmTask) {
         for (strip, weights) in weights.chunks_exact_mut(slab).enumerate() {
             widen_strip(task, task.strips.start + strip, start / TILE_WORDS, &mut weights[..len]);
         }
-        let panels = task.x.chunks_exact(PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
+        let panels = task.x.chunks_exact(PARTS * PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
         for (panel, (x, sums)) in panels.enumerate() {
-            let x = &x[start * PANEL_ROWS..][..len * PANEL_ROWS];
+            let x = &x[PARTS * start * PANEL_ROWS..][..PARTS * len * PANEL_ROWS];
             for (pair, sums) in sums.iter_mut().enumerate() {
                 let weights = &weights[pair * STRIPS * slab..][..STRIPS * slab];
                 let (first, second) = weights.split_at(slab);
-                tiles.multiply(x, [&first[..len], &second[..len]], sums, start > 0);
+                tiles.multiply::<PARTS>(x, [&first[..len], &second[..len]], sums, start > 0);
                 if start + len == words {
                     put(task, sums, panel * PANEL_ROWS, task.strips.start + pair * STRIPS);
                 }

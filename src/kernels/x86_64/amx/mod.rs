@@ -16,18 +16,29 @@ use super::avx512;
 use crate::kernels::WeightType;
 use crate::kernels::dispatch::{Gemm, KernelTable};
 
+/// Products of activations in bf16.
+const GEMM_BF16: Gemm = Gemm {
+    run: gemm::gemm::<1>,
+    pack_rows: gemm::pack_rows::<1>,
+    takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
+    row_words: gemm::row_words::<1>,
+    panel_rows: gemm::PANEL_ROWS,
+    whole_panels: true,
+    takes_packed: true,
+    strips: gemm::STRIPS,
+    task_strips: gemm::TASK_STRIPS,
+};
+
 /// Every kernel of this level.
 pub(in crate::kernels) const TABLE: KernelTable = KernelTable {
-    gemm_bf16: Some(Gemm {
-        run: gemm::gemm,
-        pack_rows: gemm::pack_rows,
-        takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
-        row_words: gemm::row_words,
-        panel_rows: gemm::PANEL_ROWS,
-        whole_panels: true,
-        takes_packed: true,
-        strips: gemm::STRIPS,
-        task_strips: gemm::TASK_STRIPS,
+    gemm_bf16: Some(GEMM_BF16),
+    gemm_split: Some(Gemm {
+        run: gemm::gemm::<2>,
+        pack_rows: gemm::pack_rows::<2>,
+        takes: |dtype| dtype == WeightType::BF16,
+        row_words: gemm::row_words::<2>,
+        takes_packed: false,
+        ..GEMM_BF16
     }),
     peaks: peak::PEAKS,
     ..avx512::TABLE

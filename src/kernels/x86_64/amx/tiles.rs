@@ -89,6 +89,56 @@ static CONFIG: TileConfig = {
 /// This thread's tiles, shaped; let go when dropped, so that nobody need save them.
 pub(super) struct Tiles(());
 
+/// [`Tiles::multiply`]; what a step does after the products of the first part follows.
+macro_rules! multiply {
+    ($x:ident, $weights:ident, $sums:ident, $adds:ident, $steps:ident $(, $more:literal)* $(,)?) => {
+        asm!(
+            "test {adds:e}, {adds:e}",
+            "jz 2f",
+            "tileloadd tmm0, [{sums} + {sums_row}]",
+            "tileloadd tmm1, [{sums} + {sums_row} + 64]",
+            "tileloadd tmm2, [{sums} + {sums_row} + 2048]",
+            "tileloadd tmm3, [{sums} + {sums_row} + 2112]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "tileloadd tmm4, [{x} + {row}]",
+            "tileloadd tmm6, [{first} + {row}]",
+            "tileloadd tmm7, [{second} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{x} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {x}, 2048",
+            $($more,)*
+            "add {first}, 1024",
+            "add {second}, 1024",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{sums} + {sums_row}], tmm0",
+            "tilestored [{sums} + {sums_row} + 64], tmm1",
+            "tilestored [{sums} + {sums_row} + 2048], tmm2",
+            "tilestored [{sums} + {sums_row} + 2112], tmm3",
+            x = inout(reg) $x.as_ptr() => _,
+            first = inout(reg) $weights[0].as_ptr() => _,
+            second = inout(reg) $weights[1].as_ptr() => _,
+            steps = inout(reg) $steps => _,
+            sums = in(reg) $sums.0.as_mut_ptr(),
+            sums_row = in(reg) 4 * BLOCK_ROWS,
+            row = in(reg) 4 * TILE_WORDS,
+            adds = in(reg) u32::from($adds),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
 impl Tiles {
     /// # Safety
     /// [`are_available`] has said so.
@@ -99,16 +149,23 @@ impl Tiles {
         Tiles(())
     }
 
-    /// Sets `sums` to the products of 32 rows of x and 32 rows of weights, or adds them.
+    /// Sets `sums` to the products of 32 rows of x, a sum of PARTS terms each, and 32 rows of weights, or adds
+    /// them.
     ///
-    /// - `x`: `(steps, 32 rows, 16 words)`
+    /// - `x`: `(steps, PARTS, 32 rows, 16 words)`
     /// - `weights`: twice `(steps, 16 words, 16 rows)`
     ///
     /// # Panics
     /// If these are not as long as each other.
     #[inline(always)]
-    pub(super) fn multiply(&self, x: &[u32], weights: [&[Line]; 2], sums: &mut Block, adds: bool) {
-        let steps = x.len() / (2 * TILE_LEN);
+    pub(super) fn multiply<const PARTS: usize>(
+        &self,
+        x: &[u32],
+        weights: [&[Line]; 2],
+        sums: &mut Block,
+        adds: bool,
+    ) {
+        let steps = x.len() / (2 * TILE_LEN * PARTS);
         assert!(
             steps > 0 && weights.iter().all(|weights| weights.len() == steps * TILE_WORDS),
             "as long as x"
@@ -116,49 +173,24 @@ impl Tiles {
         // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
         // local.
         unsafe {
-            asm!(
-                "test {adds:e}, {adds:e}",
-                "jz 2f",
-                "tileloadd tmm0, [{sums} + {sums_row}]",
-                "tileloadd tmm1, [{sums} + {sums_row} + 64]",
-                "tileloadd tmm2, [{sums} + {sums_row} + 2048]",
-                "tileloadd tmm3, [{sums} + {sums_row} + 2112]",
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
-                "tileloadd tmm4, [{x} + {row}]",
-                "tileloadd tmm6, [{first} + {row}]",
-                "tileloadd tmm7, [{second} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x} + {row} + 1024]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x}, 2048",
-                "add {first}, 1024",
-                "add {second}, 1024",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{sums} + {sums_row}], tmm0",
-                "tilestored [{sums} + {sums_row} + 64], tmm1",
-                "tilestored [{sums} + {sums_row} + 2048], tmm2",
-                "tilestored [{sums} + {sums_row} + 2112], tmm3",
-                x = inout(reg) x.as_ptr() => _,
-                first = inout(reg) weights[0].as_ptr() => _,
-                second = inout(reg) weights[1].as_ptr() => _,
-                steps = inout(reg) steps => _,
-                sums = in(reg) sums.0.as_mut_ptr(),
-                sums_row = in(reg) 4 * BLOCK_ROWS,
-                row = in(reg) 4 * TILE_WORDS,
-                adds = in(reg) u32::from(adds),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
+            match PARTS {
+                1 => multiply!(x, weights, sums, adds, steps),
+                2 => multiply!(
+                    x,
+                    weights,
+                    sums,
+                    adds,
+                    steps,
+                    "tileloadd tmm4, [{x} + {row}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{x} + {row} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {x}, 2048",
+                ),
+                _ => unreachable!("one term or two"),
+            }
         }
     }
 }

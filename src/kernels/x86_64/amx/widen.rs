@@ -8,7 +8,7 @@ use super::tiles::TILE_WORDS;
 use crate::kernels::activations::GROUPS;
 use crate::kernels::generic::dequantize::dequantize_exactly;
 use crate::kernels::generic::gemm::{GemmTask, GemmWeight};
-use crate::kernels::lanes::{padded, with_storage};
+use crate::kernels::lanes::{Lanes as _, with_storage};
 use crate::kernels::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::rows16::Rows16;
 use crate::kernels::x86_64::avx512::{Avx512Lanes, Avx512Rows};
@@ -25,22 +25,23 @@ impl Line {
     pub(super) const ZERO: Line = Line([0; TILE_ROWS]);
 }
 
-/// Rounds to bf16, ties to even: two neighbours are a word. Zeros follow.
+/// Rounds to bf16, ties to even: two neighbours are a word.
 #[inline(always)]
-pub(super) fn round_pairs(x: &[f32], words: &mut [u32; TILE_WORDS]) {
-    let whole;
-    let x: &[f32; 2 * TILE_WORDS] = match x.try_into() {
-        Ok(x) => x,
-        Err(_) => {
-            whole = padded(x);
-            &whole
-        }
-    };
+pub(super) fn round_pairs(x: &[f32; 2 * TILE_WORDS], words: &mut [u32; TILE_WORDS]) {
     // SAFETY: see the top of this file.
     unsafe {
         let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
         let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
         _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+    }
+}
+
+/// Takes from `x` what [`round_pairs`] has made of it; the differences are exact.
+#[inline(always)]
+pub(super) fn take_away(words: &[u32; TILE_WORDS], x: &mut [f32; 2 * TILE_WORDS]) {
+    for (pair, word) in x.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        pair[0] -= f32::from_bits(word << 16);
+        pair[1] -= f32::from_bits(word & 0xffff_0000);
     }
 }
 
@@ -151,8 +152,14 @@ fn turn_rows(weight: WeightRows, strip: usize, step: usize, lines: &mut [Line]) 
     if weight.dtype() == WeightType::BF16 && is_whole {
         let rows: [&[u8]; TILE_ROWS] =
             std::array::from_fn(|row| &weight.row(first + row)[4 * TILE_WORDS * step..]);
+        let next_strip = TILE_ROWS * weight.row(first).len();
         for (at, lines) in steps.iter_mut().enumerate() {
-            turn(rows.map(|row| part(row, 4 * TILE_WORDS * at)), lines);
+            let rows = rows.map(|row| part(row, 4 * TILE_WORDS * at));
+            // The strips of a slab lie one after the other only here and there: no processor foresees it.
+            for row in rows {
+                Avx512Lanes::prefetch(row.as_ptr().wrapping_add(next_strip));
+            }
+            turn(rows, lines);
         }
         return;
     }
