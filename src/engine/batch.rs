@@ -65,10 +65,10 @@ impl Engine {
             self.with_model(cancel, |model| model.forward(&spans, cancel))
         });
         match logits {
-            Ok(logits) => {
-                let rows = logits.values.chunks_exact(logits.vocab_size);
+            Ok(mut logits) => {
+                let rows = logits.values.chunks_exact_mut(logits.vocab_size);
                 for ((step, sequence), row) in together.iter_mut().zip(rows) {
-                    **step = Some(sequence.decoded(row.to_vec())?);
+                    **step = Some(sequence.decoded(row)?);
                 }
             }
             Err(Error::Cancelled) => {

@@ -229,8 +229,8 @@ impl Sequence {
     pub(super) fn prefill(&mut self, cancel: &Cancel) -> Result<Step> {
         let started = Instant::now();
         let step = match with_deadline(self.deadline(), cancel, |cancel| self.read_prompt(cancel)) {
-            Ok(logits) => {
-                let step = self.sample(logits)?;
+            Ok(mut logits) => {
+                let step = self.sample(&mut logits)?;
                 self.stats.time_to_first_token = Some(self.requested.elapsed());
                 step
             }
@@ -264,7 +264,7 @@ impl Sequence {
     }
 
     /// The step that the logits of [`Self::decode_span`] give.
-    pub(super) fn decoded(&mut self, logits: Vec<f32>) -> Result<Step> {
+    pub(super) fn decoded(&mut self, logits: &mut [f32]) -> Result<Step> {
         self.computed += 1;
         self.sample(logits)
     }
@@ -285,10 +285,10 @@ impl Sequence {
         Step { token: None, finish: Some(reason.into()) }
     }
 
-    fn sample(&mut self, mut logits: Vec<f32>) -> Result<Step> {
+    fn sample(&mut self, logits: &mut [f32]) -> Result<Step> {
         // Log-probabilities are those of the model, before the parameters change the logits.
-        let unprocessed = self.params.logprobs.map(|top| (logits.clone(), top));
-        let id = self.sampler.sample(&mut logits, &self.prompt, &self.output)?;
+        let unprocessed = self.params.logprobs.map(|top| (logits.to_vec(), top));
+        let id = self.sampler.sample(logits, &self.prompt, &self.output)?;
         let logprob = unprocessed.map(|(logits, top)| token_logprob(&logits, id, top));
         self.output.push(id);
         self.stats.completion_tokens = self.output.len();
