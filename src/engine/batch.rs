@@ -13,16 +13,14 @@ impl Engine {
     /// # Errors
     /// [`Error::Cancelled`] while it waits for a step of another thread; those of [`Engine::check_open`].
     pub fn admits(&self, running: &[&Sequence], tokens: usize, cancel: &Cancel) -> Result<bool> {
-        if running.is_empty() {
-            return Ok(true);
+        if running.is_empty() || running.len() >= self.max_num_seqs {
+            return Ok(running.is_empty());
         }
         let blocks = |tokens: usize| tokens.min(self.context_length()).div_ceil(BLOCK_POSITIONS);
         let grows =
             |running: &&Sequence| blocks(running.most_tokens()).saturating_sub(blocks(running.computed()));
         let wanted = running.iter().map(grows).fold(blocks(tokens), usize::saturating_add);
-        let (most, free) =
-            self.with_model(cancel, |model| Ok((model.max_num_seqs(), model.free_blocks())))?;
-        Ok(running.len() < most && wanted <= free)
+        Ok(wanted <= self.with_model(cancel, |model| Ok(model.free_blocks()))?)
     }
 
     /// The next step of each sequence: prompts are read one after the other, and the sequences whose prompt

@@ -23,6 +23,7 @@ pub struct Engine {
     /// None once closed and the last step has ended.
     model: Mutex<Option<Box<dyn Model>>>,
     vocab_size: usize,
+    pub(super) max_num_seqs: usize,
     context_length: usize,
     next_seq: AtomicU64,
     closed: AtomicBool,
@@ -33,11 +34,12 @@ pub struct Engine {
 impl Engine {
     /// An engine over `model`, whose sequences have at most `context_length` tokens.
     pub fn new(model: Box<dyn Model>, context_length: usize) -> Self {
-        let vocab_size = model.vocab_size();
+        let (vocab_size, max_num_seqs) = (model.vocab_size(), model.max_num_seqs());
         Engine {
             process: Process::current(),
             model: Mutex::new(Some(model)),
             vocab_size,
+            max_num_seqs,
             context_length,
             next_seq: AtomicU64::new(0),
             closed: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 
 use super::{Completion, Llama, Prompt, TextStream};
 use crate::engine::Sequence;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::sampling::{SamplingOptions, SamplingParams};
 
@@ -16,7 +16,7 @@ struct Running {
 
 impl Llama {
     /// Continues each of the prompts, as [`Llama::generate`] would one after the other, but several of them
-    /// together. The answers come in the order of the prompts.
+    /// together. The answers come in the order of the prompts; where the caller has cancelled, each says so.
     ///
     /// # Errors
     /// Those of [`Llama::generate`], of all prompts before the first is read. A prompt's timeout counts from
@@ -38,8 +38,11 @@ impl Llama {
             while let Some((_, prompt)) = waiting.peek() {
                 let sequences: Vec<&Sequence> = running.iter().map(|one| one.stream.sequence()).collect();
                 let tokens = prompt.len().saturating_add(params.max_new_tokens);
-                if !self.engine.admits(&sequences, tokens, cancel)? {
-                    break;
+                match self.engine.admits(&sequences, tokens, cancel) {
+                    Ok(true) => {}
+                    // The next step tells the others.
+                    Ok(false) | Err(Error::Cancelled) => break,
+                    Err(error) => return Err(error),
                 }
                 let Some((index, prompt)) = waiting.next() else { break };
                 let stream = self.stream_ids(prompt, params.clone())?;
