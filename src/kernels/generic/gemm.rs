@@ -1,10 +1,10 @@
 //! `out = x · wᵀ` for many rows of f32 or bf16 activations, where sums may be in another order than in
 //! `matmul.rs`.
 //!
-//! Weights are taken 16 rows (a strip) by 256 words at a time, widened, and turned so that a lane is a row
+//! Weights are taken 16 rows (a strip) by 256 words (a slab) at a time, widened, and turned so that a lane is a row
 //! of weights; all rows of x then meet them, some rows at once, while they lie in the nearest cache.
-//! An output is the sum of its slabs, each one chain of sums with elements in increasing order, whatever the
-//! other rows are.
+//! An output is the sum of stretches of words, each one chain of sums with elements in increasing order, whatever
+//! the other rows are.
 //!
 //! A word is one f32, or two bf16 where the level multiplies those.
 
@@ -22,6 +22,8 @@ use std::ops::Range;
 
 /// Words of a row that are turned at once: whole blocks of every type.
 const SLAB: usize = 256;
+/// Words that rows of x meet at once: those of some strips and of a panel lie in the nearest cache together.
+const STRETCH: usize = 128;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(in crate::kernels) struct GemmTask<'a> {
@@ -65,8 +67,14 @@ impl GemmWeight<'_> {
     }
 }
 
-/// A word of each row of a strip.
-type Words = [f32; TILE_ROWS];
+/// A word of each row of a strip: with AVX-512, a register that no load needs two cache lines for.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Words([f32; TILE_ROWS]);
+
+impl Words {
+    const ZERO: Words = Words([0.0; TILE_ROWS]);
+}
 
 #[derive(Default)]
 struct Scratch {
@@ -74,6 +82,8 @@ struct Scratch {
     rows: Vec<f32>,
     /// `(SLAB, strips)`
     panel: Vec<Words>,
+    /// Of the slabs so far, `(groups of strips, rows, strips)`. In `out` they would lie far from each other.
+    sums: Vec<Words>,
 }
 
 thread_local! {
@@ -121,28 +131,31 @@ pub(in crate::kernels) fn gemm<
     let GemmWeight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
-    scratch.rows.resize(TILE_ROWS * SLAB, 0.0);
-    scratch.panel.resize(SLAB * STRIPS, [0.0; TILE_ROWS]);
+    let Scratch { rows, panel, sums } = &mut scratch;
+    rows.resize(TILE_ROWS * SLAB, 0.0);
+    panel.resize(SLAB * STRIPS, Words::ZERO);
+    let group_sums = task.rows * STRIPS;
+    sums.resize(task.strips.len().div_ceil(STRIPS) * group_sums, Words::ZERO);
     let words = row_words::<BF16>(weight.cols());
     for slab in (0..words).step_by(SLAB) {
         let len = SLAB.min(words - slab);
-        for strip in task.strips.clone().step_by(STRIPS) {
+        for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(group_sums)) {
             for n in 0..STRIPS {
-                let rows = if strip + n < task.strips.end { Some(weight) } else { None };
-                fill::<L, R, STRIPS, BF16>(rows, strip + n, slab..slab + len, n, &mut scratch);
+                let weight = if strip + n < task.strips.end { Some(weight) } else { None };
+                fill::<L, R, STRIPS, BF16>(weight, strip + n, slab..slab + len, n, rows, panel);
             }
-            let mut first = 0;
-            for x in task.x.chunks(PANEL * words) {
-                let rows = x.len() / words;
-                let at = At { slab, len, strip, first };
-                panel::<R, PANEL, STRIPS, BF16>(
-                    task,
-                    &x[slab * rows..][..len * rows],
-                    &scratch.panel,
-                    at,
-                    rows,
-                );
-                first = first.wrapping_add(rows);
+            for start in (0..len).step_by(STRETCH) {
+                let stretch = start..(start + STRETCH).min(len);
+                let weights = &panel[stretch.start * STRIPS..stretch.end * STRIPS];
+                let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
+                for (x, sums) in panels {
+                    let rows = x.len() / words;
+                    let x = &x[(slab + stretch.start) * rows..(slab + stretch.end) * rows];
+                    multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, slab + start > 0);
+                }
+            }
+            if slab + len == words {
+                put::<R, STRIPS>(task, sums, strip);
             }
         }
     }
@@ -156,9 +169,10 @@ fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     strip: usize,
     slab: Range<usize>,
     place: usize,
-    scratch: &mut Scratch,
+    rows: &mut [f32],
+    panel: &mut [Words],
 ) {
-    for (lane, out) in scratch.rows.chunks_exact_mut(SLAB).enumerate() {
+    for (lane, out) in rows.chunks_exact_mut(SLAB).enumerate() {
         let row = strip * TILE_ROWS + lane;
         let Some(weight) = weight.filter(|weight| row < weight.rows()) else {
             out.fill(0.0);
@@ -182,75 +196,63 @@ fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     // What lies behind the slab's end is turned too, and not used.
     let mut turned = [[0.0; TILE_ROWS]; TILE_ROWS];
     for start in (0..slab.len()).step_by(TILE_ROWS) {
-        R::turn(&scratch.rows[start..], SLAB, &mut turned);
+        R::turn(&rows[start..], SLAB, &mut turned);
         for (k, turned) in turned.iter().enumerate() {
-            scratch.panel[(start + k) * STRIPS + place] = *turned;
+            panel[(start + k) * STRIPS + place] = Words(*turned);
         }
     }
 }
 
-/// Which part of the product a tile is.
-#[derive(Clone, Copy)]
-struct At {
-    slab: usize,
-    len: usize,
-    strip: usize,
-    /// Row of x.
-    first: usize,
-}
-
+/// Sets `sums` to the products of some rows of x, at most M, and N strips, or adds them.
 #[inline(always)]
-fn panel<R: Rows16, const PANEL: usize, const N: usize, const BF16: bool>(
-    task: &GemmTask,
+fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
     weights: &[Words],
-    at: At,
-    rows: usize,
+    sums: &mut [Words],
+    adds: bool,
 ) {
-    if rows == PANEL {
-        return tile::<R, PANEL, N, BF16>(task, x, weights, at);
-    }
-    match rows {
-        1 => tile::<R, 1, N, BF16>(task, x, weights, at),
-        2 => tile::<R, 2, N, BF16>(task, x, weights, at),
-        3 => tile::<R, 3, N, BF16>(task, x, weights, at),
-        _ => {
+    match sums.len() / N {
+        rows if rows == M => tile::<R, M, N, BF16>(x, weights, sums, adds),
+        1 => tile::<R, 1, N, BF16>(x, weights, sums, adds),
+        2 => tile::<R, 2, N, BF16>(x, weights, sums, adds),
+        3 => tile::<R, 3, N, BF16>(x, weights, sums, adds),
+        rows => {
             // Four of the rows, then the others: each has its own chain of sums in any case.
-            let mut parts = [0_u32; SLAB * 4];
-            for start in (0..rows).step_by(4) {
-                let count = (rows - start).min(4);
+            let mut parts = [0_u32; STRETCH * 4];
+            for (start, sums) in (0..rows).step_by(4).zip(sums.chunks_mut(4 * N)) {
+                let count = sums.len() / N;
+                let parts = &mut parts[..x.len() / rows * count];
                 for (part, words) in parts.chunks_exact_mut(count).zip(x.chunks_exact(rows)) {
                     part.copy_from_slice(&words[start..start + count]);
                 }
-                let (x, at) = (&parts[..at.len * count], At { first: at.first + start, ..at });
                 match count {
-                    1 => tile::<R, 1, N, BF16>(task, x, weights, at),
-                    2 => tile::<R, 2, N, BF16>(task, x, weights, at),
-                    3 => tile::<R, 3, N, BF16>(task, x, weights, at),
-                    _ => tile::<R, 4, N, BF16>(task, x, weights, at),
+                    1 => tile::<R, 1, N, BF16>(parts, weights, sums, adds),
+                    2 => tile::<R, 2, N, BF16>(parts, weights, sums, adds),
+                    3 => tile::<R, 3, N, BF16>(parts, weights, sums, adds),
+                    _ => tile::<R, 4, N, BF16>(parts, weights, sums, adds),
                 }
             }
         }
     }
 }
 
-/// A slab of M rows of x against N strips.
+/// As [`multiply`], of M rows.
 #[inline(always)]
 fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
-    task: &GemmTask,
     x: &[u32],
     weights: &[Words],
-    at: At,
+    out: &mut [Words],
+    adds: bool,
 ) {
-    // From zero, and what the slabs before have come to is added at the end: else the compiler keeps a sum
-    // in memory, and each step waits for it to be stored and loaded.
+    // From zero, and what came before is added at the end: else the compiler keeps a sum in memory, and each step
+    // waits for it to be stored and loaded.
     let mut sums = [[R::splat(0.0); N]; M];
     // Arrays, not slices: what may be out of bounds keeps the sums out of registers.
     for (x, weights) in x.as_chunks::<M>().0.iter().zip(weights.as_chunks::<N>().0) {
         // All weights first: with them inside, a dozen words of x would have to stay in registers.
         let mut lanes = [R::splat(0.0); N];
         for n in 0..N {
-            lanes[n] = R::load(&weights[n]);
+            lanes[n] = R::load(&weights[n].0);
         }
         for m in 0..M {
             let word = R::splat(f32::from_bits(x[m]));
@@ -262,32 +264,31 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
             }
         }
     }
-    let adds = at.slab > 0 || task.output == Output::Add;
+    let out: &mut [[Words; N]; M] = out.as_chunks_mut().0.first_chunk_mut().expect("M rows of N strips");
     for m in 0..M {
         for n in 0..N {
-            let out = outputs(task, at, m, n);
-            match <&mut Words>::try_from(&mut *out) {
-                Ok(out) => R::store(if adds { R::add(R::load(out), sums[m][n]) } else { sums[m][n] }, out),
-                Err(_) => {
-                    let mut values = [0.0; TILE_ROWS];
-                    R::store(sums[m][n], &mut values);
-                    for (out, value) in out.iter_mut().zip(values) {
-                        *out = if adds { *out + value } else { value };
-                    }
-                }
-            }
+            let before = if adds { R::load(&out[m][n].0) } else { R::splat(0.0) };
+            R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
         }
     }
 }
 
-/// The outputs of row `m` of a tile and its strip `n`: 16, or fewer at the end, or none beyond the task's.
+/// Sets or adds to the outputs of all rows and N strips from `strip` on, those that there are.
 #[inline(always)]
-#[allow(clippy::mut_from_ref)] // exclusive, see below
-fn outputs<'a>(task: &GemmTask<'a>, at: At, m: usize, n: usize) -> &'a mut [f32] {
+fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], strip: usize) {
     let features = task.weight.rows();
-    let feature = (at.strip + n) * TILE_ROWS;
-    let len = if at.strip + n < task.strips.end { TILE_ROWS.min(features - feature) } else { 0 };
-    let start = (at.first + m) * features + feature.min(features);
-    // SAFETY: this task alone has the features of its strips; one slice lives at a time.
-    unsafe { task.out.slice_mut(start, len) }
+    for (row, sums) in sums.as_chunks::<N>().0.iter().enumerate() {
+        for n in 0..N.min(task.strips.end - strip) {
+            let feature = (strip + n) * TILE_ROWS;
+            let width = TILE_ROWS.min(features - feature);
+            // SAFETY: this task alone has the features of its strips.
+            let out = unsafe { task.out.slice_mut(row * features + feature, width) };
+            match (<&mut [f32; TILE_ROWS]>::try_from(&mut *out), task.output) {
+                (Ok(out), Output::Set) => *out = sums[n].0,
+                (Ok(out), Output::Add) => R::store(R::add(R::load(out), R::load(&sums[n].0)), out),
+                (Err(_), Output::Set) => out.copy_from_slice(&sums[n].0[..width]),
+                (Err(_), Output::Add) => out.iter_mut().zip(&sums[n].0).for_each(|(out, sum)| *out += sum),
+            }
+        }
+    }
 }
