@@ -163,8 +163,7 @@ class LimitsProbe(Contestant):
 
     def run(self, prompt: list[int], new_tokens: int) -> None:
         """Takes one turn; there is nothing to read."""
-        request = {"do": "limits", "threads": self.load_request["threads"], "buffer_bytes": BUFFER_BYTES}
-        self.answers.append(self._ask(request))
+        self.answers.append(self._ask(self.load_request))
 
 
 def run_bench(
@@ -240,9 +239,11 @@ def run_bench(
     ]
     needed = sum(ENGINES[c.engine].memory_needed(subject) + OVERHEAD_BYTES for c in contestants)
     work = Work.of(subject.tensors) if roofline else None
-    probe = LimitsProbe("limits", load_request, {})
+    buffer_bytes = min(BUFFER_BYTES, available // 4)
+    limits_request = {"do": "limits", "threads": threads, "buffer_bytes": buffer_bytes}
+    probe = LimitsProbe("limits", limits_request, {})
     probes = [probe] if work else []
-    together = needed + len(probes) * BUFFER_BYTES <= available
+    together = needed + len(probes) * buffer_bytes <= available
     subject.warm_page_cache()
     prompts = [subject.prompt(prompt_tokens, (seed, turn)) for turn in range(runs)]
     try:
