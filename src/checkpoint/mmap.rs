@@ -51,6 +51,10 @@ impl Mmap {
         // passes that duty on to the owner of the file. Nothing but plain bytes is read from the
         // map, so bytes that change can give wrong numbers, never an invalid value.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
+        // Where the system can, it reads large pages from the disk then, and maps them whole: they take less looking up.
+        // A hint; nothing is lost where it is refused.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         if map.starts_with(b"version https://git-lfs.github.com/") {
             return Err(Error::malformed(
                 path,
