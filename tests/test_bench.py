@@ -18,7 +18,7 @@ from candle_llama.bench import command, runner, worker
 from candle_llama.bench.engines import ENGINES
 from candle_llama.bench.report import table
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
-from candle_llama.bench.roofline import BUFFER_BYTES, Limits, Roofline, Work
+from candle_llama.bench.roofline import Limits, Roofline, Work
 from candle_llama.bench.subject import Subject
 
 # Bytes a second that the scripted worker measures.
