@@ -14,8 +14,8 @@ from candle_llama.bench.read_checkpoint import StoredTensor
 
 __all__ = ["BUFFER_BYTES", "Limits", "Roofline", "Work", "limits_from"]
 
-# Several times what any cache holds: one of 480 MiB gave enough of 512 MiB, read again and again, to raise the
-# limit by 6 %.
+# Several times what any cache holds: one of 480 MiB gave enough of 512 MiB, read again and again, to raise
+# the limit by 6 %.
 BUFFER_BYTES = 2 << 30
 
 # The arithmetic that may be used for weights of a type: the fastest of these is their limit. Other types are
