@@ -13,6 +13,8 @@ pub const BLOCK_POSITIONS: usize = 64;
 /// Queries, (row, head), that one task takes: enough to pay for widening a block of keys and values, few
 /// enough that their scores and sums stay near.
 const TASK_QUERIES: usize = 96;
+/// In tiles, which take less time of those: more pay better for laying out a block.
+const SPLIT_TASK_QUERIES: usize = 384;
 /// Up to so many rows of a sequence may have its units as tasks of their own; what those leave behind, to be
 /// merged, takes memory.
 const FEW_ROWS: usize = 4;
@@ -74,9 +76,11 @@ impl Kernels {
     /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
     ///
     /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
+    /// - `splits`: whether all numbers may be sums of two bf16, where the processor multiplies those in tiles and
+    ///   head_dim is a multiple of 32: 16 bits of them count
     ///
-    /// A row's output depends on its query, its keys and its values alone, bit for bit. If `cancel` fires,
-    /// `out` is left unfinished.
+    /// A row's output depends on its query, its keys and its values alone, and on whether it `splits`, bit for bit. If
+    /// `cancel` fires, `out` is left unfinished.
     ///
     /// # Panics
     /// If a length disagrees with these shapes or with [`AttentionSpan`].
@@ -88,6 +92,7 @@ impl Kernels {
         query_heads: usize,
         kv_heads: usize,
         head_dim: usize,
+        splits: bool,
         out: &mut [f32],
         cancel: &Cancel,
     ) {
@@ -100,10 +105,13 @@ impl Kernels {
             return;
         }
         let group = query_heads / kv_heads;
-        let task_rows = (TASK_QUERIES / group).max(1);
+        let split = self.table.attention_split.filter(|split| splits && (split.takes)(head_dim));
+        let run = split.map_or(self.table.attention, |split| split.run);
+        let task_queries = if split.is_some() { SPLIT_TASK_QUERIES } else { TASK_QUERIES };
+        let task_rows = (task_queries / group).max(1);
         let unsplit: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
         let threads = self.pool().threads();
-        let may_split = threads > 1 && unsplit < DRAWS * threads;
+        let may_split = split.is_none() && threads > 1 && unsplit < DRAWS * threads;
         let is_split =
             |span: &AttentionSpan| may_split && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1;
 
@@ -148,7 +156,7 @@ impl Kernels {
         self.pool.run(tasks.len(), cancel, &|task| {
             // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
             // (rows, heads) or slots do not overlap.
-            unsafe { (self.table.attention)(&tasks[tasks.len() - 1 - task]) }
+            unsafe { run(&tasks[tasks.len() - 1 - task]) }
         });
         if cancel.is_cancelled() {
             return;

@@ -151,10 +151,20 @@ pub(super) struct KernelTable {
     /// Products of weights in bf16 and activations that are sums of two bf16.
     pub(super) gemm_split: Option<Gemm>,
     pub(super) attention: unsafe fn(&AttentionTask),
+    pub(super) attention_split: Option<SplitAttention>,
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
     pub(super) peaks: Peaks,
+}
+
+/// Attention of many rows, whose numbers are sums of two bf16.
+#[derive(Clone, Copy)]
+pub(super) struct SplitAttention {
+    /// Takes whole rows, not units.
+    pub(super) run: unsafe fn(&AttentionTask),
+    /// Which head_dim it takes.
+    pub(super) takes: fn(usize) -> bool,
 }
 
 /// Products of many rows of activations. A strip is 16 rows of weights.
@@ -269,6 +279,7 @@ macro_rules! kernel_table {
             gemm_bf16,
             gemm_split: None,
             attention,
+            attention_split: None,
             dequantize,
             rms_norm,
             gate_mul,

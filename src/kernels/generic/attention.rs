@@ -60,19 +60,19 @@ pub(in crate::kernels) enum AttentionOutput<'a> {
 impl AttentionTask<'_> {
     /// Query heads that share a head of keys and values.
     #[inline(always)]
-    fn group(&self) -> usize {
+    pub(in crate::kernels) fn group(&self) -> usize {
         self.query_heads / self.kv_heads
     }
 
     /// Where the heads of the task in row `row` begin, in `queries` and in `out`.
     #[inline(always)]
-    fn heads_at(&self, row: usize) -> usize {
+    pub(in crate::kernels) fn heads_at(&self, row: usize) -> usize {
         ((self.rows.start + row) * self.query_heads + self.kv_head * self.group()) * self.head_dim
     }
 
     /// The queries, `(rows, group)`, that see `position`: from this one on.
     #[inline(always)]
-    fn first_that_sees(&self, position: usize) -> usize {
+    pub(in crate::kernels) fn first_that_sees(&self, position: usize) -> usize {
         position.saturating_sub(self.position).min(self.rows.len()) * self.group()
     }
 
@@ -84,7 +84,7 @@ impl AttentionTask<'_> {
 
     /// Blocks that the last row sees.
     #[inline(always)]
-    fn seen_blocks(&self) -> usize {
+    pub(in crate::kernels) fn seen_blocks(&self) -> usize {
         (self.position + self.rows.len()).div_ceil(BLOCK_POSITIONS)
     }
 

@@ -25,7 +25,7 @@ pub(in crate::kernels) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8],
 
 /// Writes a row as f32, padded with zeros to whole lanes.
 #[inline(always)]
-pub(super) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
+pub(in crate::kernels) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
     let blocks = bytes.chunks_exact(S::BLOCK_BYTES);
     let tail = blocks.remainder();
     for (block, out) in blocks.zip(out.chunks_exact_mut(S::UNITS)) {

@@ -306,7 +306,8 @@ impl CpuModel {
                     blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
-            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
+            let splits = !*exact && phase.rounds_to_bf16();
+            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, splits, attended, cancel);
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);

@@ -7,6 +7,7 @@
 //!
 //! Source: Intel, "Architecture Instruction Set Extensions Programming Reference", 319433, chapter 3.
 
+mod attention;
 mod gemm;
 mod peak;
 mod tiles;
@@ -14,7 +15,7 @@ mod widen;
 
 use super::avx512;
 use crate::kernels::WeightType;
-use crate::kernels::dispatch::{Gemm, KernelTable};
+use crate::kernels::dispatch::{Gemm, KernelTable, SplitAttention};
 
 /// Products of activations in bf16.
 const GEMM_BF16: Gemm = Gemm {
@@ -40,6 +41,7 @@ pub(in crate::kernels) const TABLE: KernelTable = KernelTable {
         takes_packed: false,
         ..GEMM_BF16
     }),
+    attention_split: Some(SplitAttention { run: attention::attention, takes: attention::takes }),
     peaks: peak::PEAKS,
     ..avx512::TABLE
 };

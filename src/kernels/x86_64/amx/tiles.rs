@@ -1,4 +1,4 @@
-//! The tile registers: `TMM0..TMM3` are sums, `4` and `5` rows of x, `6` and `7` weights.
+//! The tile registers: `TMM0..TMM3` are sums, `4` and `5` rows of x or a, `6` and `7` weights or b.
 //!
 //! The compiler knows nothing of what a tile holds, so everything between loading and storing tiles is one block of
 //! assembly; only their shape stays from one to the next. The intrinsics are not in stable Rust.
@@ -25,6 +25,20 @@ pub(super) struct Block(pub(super) [[f32; BLOCK_ROWS]; BLOCK_ROWS]);
 
 impl Block {
     pub(super) const ZERO: Block = Block([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
+}
+
+/// Columns of a [`WideBlock`]: four tiles side by side.
+pub(super) const WIDE_COLS: usize = 4 * TILE_WORDS;
+/// Parts of a number in [`Tiles::multiply_split`].
+pub(super) const PARTS: usize = 2;
+
+/// 16 rows of 64 sums.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct WideBlock(pub(super) [[f32; WIDE_COLS]; TILE_ROWS]);
+
+impl WideBlock {
+    pub(super) const ZERO: WideBlock = WideBlock([[0.0; WIDE_COLS]; TILE_ROWS]);
 }
 
 /// Whether this CPU has tiles of bf16 and bytes, and the system lets this process use them.
@@ -191,6 +205,88 @@ impl Tiles {
                 ),
                 _ => unreachable!("one term or two"),
             }
+        }
+    }
+}
+
+/// A part of a step of [`Tiles::multiply_split`]: the products of one tile of b.
+macro_rules! split_products {
+    ($sums:literal, $high:literal, $low:literal) => {
+        concat!(
+            "tileloadd tmm6, [{b} + {row} + ",
+            $high,
+            "]\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm4, tmm6\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm5, tmm6\n",
+            "tileloadd tmm7, [{b} + {row} + ",
+            $low,
+            "]\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm4, tmm7",
+        )
+    };
+}
+
+impl Tiles {
+    /// Sets `sums` to the products of 16 rows of a and 64 columns of b, or adds them. Numbers are sums of two bf16; the
+    /// product of the two smaller terms, a 2^16th of the whole, is left out.
+    ///
+    /// - `a`: `(steps, 2, 16 rows)`, lines of 32 columns
+    /// - `b`: `(steps, 4, 2, 16 words)`, lines of 16 columns
+    ///
+    /// # Panics
+    /// If these are not as long as each other.
+    #[inline(always)]
+    pub(super) fn multiply_split(&self, a: &[Line], b: &[Line], sums: &mut WideBlock, adds: bool) {
+        let steps = a.len() / (PARTS * TILE_ROWS);
+        assert!(steps > 0 && b.len() == 4 * a.len(), "as long as each other");
+        // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
+        // local.
+        unsafe {
+            asm!(
+                "test {adds:e}, {adds:e}",
+                "jz 2f",
+                "tileloadd tmm0, [{sums} + {sums_row}]",
+                "tileloadd tmm1, [{sums} + {sums_row} + 64]",
+                "tileloadd tmm2, [{sums} + {sums_row} + 128]",
+                "tileloadd tmm3, [{sums} + {sums_row} + 192]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm5, [{a} + {row} + 1024]",
+                split_products!("tmm0", "0", "1024"),
+                split_products!("tmm1", "2048", "3072"),
+                split_products!("tmm2", "4096", "5120"),
+                split_products!("tmm3", "6144", "7168"),
+                "add {a}, 2048",
+                "add {b}, 8192",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{sums} + {sums_row}], tmm0",
+                "tilestored [{sums} + {sums_row} + 64], tmm1",
+                "tilestored [{sums} + {sums_row} + 128], tmm2",
+                "tilestored [{sums} + {sums_row} + 192], tmm3",
+                a = inout(reg) a.as_ptr() => _,
+                b = inout(reg) b.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                sums = in(reg) sums.0.as_mut_ptr(),
+                sums_row = in(reg) 4 * WIDE_COLS,
+                row = in(reg) 4 * TILE_WORDS,
+                adds = in(reg) u32::from(adds),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
         }
     }
 }

@@ -16,10 +16,10 @@ use crate::kernels::{WeightRows, WeightType};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// A word of each of 16 rows.
+/// A row of a tile: a word of each of 16 rows of weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line([u32; TILE_ROWS]);
+pub(super) struct Line(pub(super) [u32; TILE_ROWS]);
 
 impl Line {
     pub(super) const ZERO: Line = Line([0; TILE_ROWS]);
@@ -33,6 +33,23 @@ pub(super) fn round_pairs(x: &[f32; 2 * TILE_WORDS], words: &mut [u32; TILE_WORD
         let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
         let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
         _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+    }
+}
+
+/// Numbers as the sums of two lines, by cutting off the lower half of each: faster than [`round_pairs`] and
+/// [`take_away`], at a bit less.
+#[inline(always)]
+pub(super) fn cut_pairs(x: &[f32; 2 * TILE_WORDS], upper: &mut Line, lower: &mut Line) {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+        let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let cut = |x| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+        let (low_cut, high_cut) = (cut(low), cut(high));
+        let words: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high_cut, low_cut));
+        _mm512_store_si512(upper.0.as_mut_ptr().cast(), words);
+        let left = _mm512_cvtne2ps_pbh(_mm512_sub_ps(high, high_cut), _mm512_sub_ps(low, low_cut));
+        _mm512_store_si512(lower.0.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(left));
     }
 }
 
@@ -63,6 +80,20 @@ fn pair_up(even: __m512, odd: __m512) -> Line {
         _mm512_store_si512(line.0.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
     }
     line
+}
+
+/// As two lines, whose sums the words stand for: what rounding to the first has lost is the second.
+#[inline(always)]
+pub(super) fn pair_up_split(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> [Line; 2] {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let (even, odd) = (_mm512_loadu_ps(even.as_ptr()), _mm512_loadu_ps(odd.as_ptr()));
+        let line = pair_up(even, odd);
+        let words = _mm512_load_si512(line.0.as_ptr().cast());
+        let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
+        let high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+        [line, pair_up(_mm512_sub_ps(even, low), _mm512_sub_ps(odd, high))]
+    }
 }
 
 /// Writes a part of a strip of the task's weights, from tile `step` on; zeros where there are no rows or columns.
