@@ -3,6 +3,7 @@
 use super::dispatch::Gemm;
 use super::generic::gemm::{GemmTask, GemmWeight};
 use super::pack::TILE_ROWS;
+use super::pages::grown;
 use super::pool::{Cancel, SharedOut};
 use super::{Isa, Kernels, Output, PackedProduct, Product, WeightType, dispatch};
 
@@ -103,14 +104,15 @@ impl Kernels {
         }
         let cols = x.len() / rows;
         let words = (gemm.row_words)(cols);
-        let laid_out = if gemm.whole_panels { rows.next_multiple_of(gemm.panel_rows) } else { rows };
-        scratch.words.resize(laid_out * words, 0);
-        self.pool.for_each_chunk(&mut scratch.words, gemm.panel_rows * words, cancel, &|panel, out| {
+        let laid_out_rows = if gemm.whole_panels { rows.next_multiple_of(gemm.panel_rows) } else { rows };
+        let laid_out = grown(&mut scratch.words, laid_out_rows * words);
+        self.pool.for_each_chunk(laid_out, gemm.panel_rows * words, cancel, &|panel, out| {
             let first = panel * gemm.panel_rows;
             let rows = gemm.panel_rows.min(rows - first);
             // SAFETY: the table was chosen for this CPU.
             unsafe { (gemm.pack_rows)(&x[first * cols..][..rows * cols], rows, out) }
         });
+        let laid_out = &*laid_out;
         let strips: Vec<usize> =
             targets.iter().map(|(weight, ..)| weight.rows().div_ceil(TILE_ROWS)).collect();
         let draws = DRAWS * self.pool.threads();
@@ -118,7 +120,7 @@ impl Kernels {
         let per_task = per_task.next_multiple_of(gemm.strips);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, out, output) = &targets[product];
-            let task = GemmTask { x: &scratch.words, rows, weight: *weight, strips, out, output: *output };
+            let task = GemmTask { x: laid_out, rows, weight: *weight, strips, out, output: *output };
             // SAFETY: the table was chosen for this CPU, which has what `gemm` needs; lengths were asserted before;
             // the tasks' strips do not overlap.
             unsafe { (gemm.run)(&task) }

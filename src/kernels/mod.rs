@@ -50,6 +50,7 @@ pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::GemmScratch;
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
+pub use pages::grown;
 pub use pool::{Cancel, Pool};
 pub use roofline::{Limits, LimitsError};
 

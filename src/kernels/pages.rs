@@ -24,8 +24,20 @@ pub(super) fn prefer_huge(start: *const u8, len: usize) {
     let _ = (start, len);
 }
 
-/// Bytes that pieces begin at a multiple of: a cache line.
-const PIECE_ALIGNMENT: usize = 64;
+/// `len` elements of `buffer`, which grows to them, and stays. They begin at a cache line, and may hold anything.
+pub fn grown<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    let whole = len + LINE / size_of::<T>();
+    if buffer.len() < whole {
+        buffer.reserve(whole - buffer.len());
+        prefer_huge(buffer.as_ptr().cast(), size_of::<T>() * buffer.capacity());
+        buffer.resize(whole, T::default());
+    }
+    let start = buffer.as_ptr().align_offset(LINE);
+    &mut buffer[start..][..len]
+}
+
+/// Bytes of a cache line: pieces begin at a multiple.
+const LINE: usize = 64;
 /// Bytes that chunks begin at a multiple of: a large page.
 const CHUNK_ALIGNMENT: usize = 2 << 20;
 /// The least bytes of a chunk. What is never handed out of it is never touched, so takes no memory.
@@ -42,7 +54,7 @@ pub(super) struct Arena {
 impl Arena {
     /// `len` zeros; None if there is no memory.
     pub(super) fn piece(&self, len: usize) -> Option<Piece> {
-        let taken = len.checked_next_multiple_of(PIECE_ALIGNMENT)?;
+        let taken = len.checked_next_multiple_of(LINE)?;
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let with_room = chunks.iter_mut().find(|(chunk, used)| taken <= chunk.len - *used);
         let (chunk, used) = match with_room {
@@ -133,13 +145,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn buffers_grow_and_begin_at_a_line() {
+        let mut buffer: Vec<f32> = Vec::new();
+        for len in [0, 1, 15, 100, 7, 1 << 20, 3] {
+            let elements = grown(&mut buffer, len);
+            assert_eq!((elements.len(), elements.as_ptr().align_offset(LINE)), (len, 0));
+            elements.fill(1.0);
+        }
+    }
+
+    #[test]
     fn pieces_are_zeros_of_their_own() {
         let arena = Arena::default();
         let lens = [0, 1, 63, 64, 65, 3 << 20, CHUNK_BYTES - 100, CHUNK_BYTES + 1, 7];
         let mut pieces: Vec<Piece> = lens.iter().map(|&len| arena.piece(len).unwrap()).collect();
         for (piece, len) in pieces.iter_mut().zip(lens) {
             assert_eq!(piece.len(), len);
-            assert_eq!(piece.as_ptr().align_offset(PIECE_ALIGNMENT), 0);
+            assert_eq!(piece.as_ptr().align_offset(LINE), 0);
             assert!(piece.iter().all(|&byte| byte == 0));
         }
         for (piece, i) in pieces.iter_mut().zip(1..) {

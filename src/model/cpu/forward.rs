@@ -20,7 +20,7 @@ use super::weights::{Linear, Matrix, View};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    AttentionSpan, GemmScratch, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows,
+    AttentionSpan, GemmScratch, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows, grown,
 };
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
@@ -178,14 +178,6 @@ pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
     let row = 2 * config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size + inputs;
     let elements = (CHUNK_ROWS as u64).saturating_mul(row as u64);
     elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64)
-}
-
-/// The first `len` elements, which may hold anything.
-fn grown(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
 }
 
 impl CpuModel {
