@@ -50,14 +50,13 @@ pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::GemmScratch;
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
-pub use pages::grown;
+pub use pages::{Arena, Piece, grown};
 pub use pool::{Cancel, Pool};
 pub use roofline::{Limits, LimitsError};
 
 use dispatch::KernelTable;
 use generic::matmul::MatmulTask;
 use lanes::LANES;
-use pages::Arena;
 use pool::SharedOut;
 
 /// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.

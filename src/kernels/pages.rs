@@ -46,14 +46,20 @@ const CHUNK_BYTES: usize = 64 << 20;
 /// Zeroed memory, handed out in pieces that lie side by side, so that small ones share large pages. It goes when the
 /// arena and all pieces are gone.
 #[derive(Default)]
-pub(super) struct Arena {
+pub struct Arena {
     /// Each with how many bytes of it were handed out.
     chunks: Mutex<Vec<(Arc<Chunk>, usize)>>,
 }
 
+impl std::fmt::Debug for Arena {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an arena")
+    }
+}
+
 impl Arena {
     /// `len` zeros; None if there is no memory.
-    pub(super) fn piece(&self, len: usize) -> Option<Piece> {
+    pub fn piece(&self, len: usize) -> Option<Piece> {
         let taken = len.checked_next_multiple_of(LINE)?;
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let with_room = chunks.iter_mut().find(|(chunk, used)| taken <= chunk.len - *used);
@@ -109,12 +115,18 @@ unsafe impl Send for Chunk {}
 // SAFETY: as above.
 unsafe impl Sync for Chunk {}
 
-/// Bytes of a chunk that nothing else reaches.
-pub(super) struct Piece {
+/// Bytes of a chunk that nothing else reaches, from a cache line on.
+pub struct Piece {
     /// Keeps them.
     _chunk: Arc<Chunk>,
     start: NonNull<u8>,
     len: usize,
+}
+
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.len)
+    }
 }
 
 // SAFETY: a piece is its bytes' only owner, as a Vec is.

@@ -1,7 +1,7 @@
 //! Blocks of 64 positions: allocated when first needed, given back when a sequence ends.
 
 use crate::error::{Error, Result};
-use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
+use crate::kernels::{Arena, BLOCK_POSITIONS, KvBlock, Piece, WeightType};
 use std::ops::Range;
 
 /// What a block holds.
@@ -33,7 +33,7 @@ impl KvShape {
 /// `(kv_heads, 64, head_dim)`.
 #[derive(Debug)]
 pub struct Block {
-    bytes: Box<[u8]>,
+    bytes: Piece,
     part_bytes: usize,
     dtype: WeightType,
 }
@@ -65,6 +65,8 @@ pub struct BlockPool {
     shape: KvShape,
     part_bytes: usize,
     block_bytes: usize,
+    /// What blocks lie in.
+    arena: Arena,
     free: Vec<Block>,
     /// Blocks that exist, lent or free.
     blocks: usize,
@@ -82,7 +84,8 @@ impl BlockPool {
             return Err(Error::unsupported("KV cache", format!("{shape:?} is too large")));
         };
         let most = usize::try_from(most_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
-        Ok(BlockPool { shape, part_bytes, block_bytes, free: Vec::new(), blocks: 0, most })
+        let (arena, free) = (Arena::default(), Vec::new());
+        Ok(BlockPool { shape, part_bytes, block_bytes, arena, free, blocks: 0, most })
     }
 
     /// What the blocks hold.
@@ -112,11 +115,10 @@ impl BlockPool {
         if self.blocks >= self.most {
             return Err(full("close other streams, or load with a smaller context_length"));
         }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(self.block_bytes).map_err(|_| full("the system has no memory left"))?;
-        bytes.resize(self.block_bytes, 0);
+        let bytes =
+            self.arena.piece(self.block_bytes).ok_or_else(|| full("the system has no memory left"))?;
         self.blocks += 1;
-        Ok(Block { bytes: bytes.into_boxed_slice(), part_bytes: self.part_bytes, dtype: self.shape.dtype })
+        Ok(Block { bytes, part_bytes: self.part_bytes, dtype: self.shape.dtype })
     }
 
     /// Takes blocks back.
