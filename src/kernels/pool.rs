@@ -73,7 +73,8 @@ struct Job {
     stop: *const AtomicBool,
 }
 
-/// `state` holds the job's number, whether it is open, and how many workers have joined.
+/// `state` holds the job's number, whether it is open, and how many workers have joined, or are about to see
+/// that they cannot.
 const OPEN: u64 = 1 << 16;
 const NEXT: u64 = 1 << 17;
 const JOINED: u64 = OPEN - 1;
@@ -94,8 +95,8 @@ struct Shared {
 }
 
 // SAFETY: `job` is written only by the caller that holds the pool's lock, while the job is closed and
-// nobody has joined; it is read only by workers that joined, which the release store and the
-// compare-exchange of `state` order after the write.
+// nobody has joined; it is read only by workers that joined: that were counted in `state` while it was
+// open, which orders the reading after the write.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; what `job` points at is `Sync`.
 unsafe impl Send for Shared {}
@@ -169,8 +170,7 @@ impl Pool {
         for (thread, next) in self.shared.next_tasks.iter().enumerate() {
             next.0.store(self.shared.own_tasks(thread, tasks).start, Ordering::Relaxed);
         }
-        let state = self.shared.state.load(Ordering::Relaxed);
-        self.shared.state.store((state & !OPEN).wrapping_add(NEXT) | OPEN, Ordering::SeqCst);
+        self.shared.state.fetch_add(NEXT + OPEN, Ordering::SeqCst);
         for (parked, handle) in self.shared.parked.iter().zip(&self.handles) {
             if parked.load(Ordering::SeqCst) {
                 handle.unpark();
@@ -250,14 +250,15 @@ impl Shared {
         while !self.shutdown.load(Ordering::Relaxed) {
             let state = self.state.load(Ordering::SeqCst);
             if state / NEXT != seen && state & OPEN != 0 {
-                let joined =
-                    self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
-                if joined.is_ok() {
+                // Counted first, then looked at: many workers that each compared and exchanged would keep each other
+                // from it. One that comes too late has been counted, and touches nothing.
+                let state = self.state.fetch_add(1, Ordering::AcqRel);
+                if state & OPEN != 0 {
                     seen = state / NEXT;
                     self.draw(index + 1);
-                    self.state.fetch_sub(1, Ordering::Release);
-                    idle_since = Instant::now();
                 }
+                self.state.fetch_sub(1, Ordering::Release);
+                idle_since = Instant::now();
                 continue;
             }
             if idle_since.elapsed() < SPIN {
@@ -289,9 +290,10 @@ impl Shared {
     fn draw_tasks(&self, thread: usize, tasks: usize, stop: impl Fn() -> bool, run: &(dyn Fn(usize) + Sync)) {
         let threads = self.next_tasks.len();
         for owner in (thread..threads).chain(0..thread) {
-            let end = self.own_tasks(owner, tasks).end;
-            loop {
-                let task = self.next_tasks[owner].0.fetch_add(1, Ordering::Relaxed);
+            let (next, end) = (&self.next_tasks[owner].0, self.own_tasks(owner, tasks).end);
+            // Looked at before it is drawn from: all threads come to all of them, at about the same time.
+            while next.load(Ordering::Relaxed) < end {
+                let task = next.fetch_add(1, Ordering::Relaxed);
                 if task >= end {
                     break;
                 }

@@ -427,6 +427,21 @@ fn what_a_thread_leaves_the_others_do() {
 }
 
 #[test]
+fn nobody_works_at_a_job_that_has_returned() {
+    let pool = Pool::new(4).unwrap();
+    for round in 0..20_000 {
+        let (is_open, done) = (AtomicBool::new(true), AtomicUsize::new(0));
+        let tasks = 2 + round % 7;
+        pool.run(tasks, &Cancel::never(), &|_| {
+            assert!(is_open.load(Ordering::SeqCst));
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+        is_open.store(false, Ordering::SeqCst);
+        assert_eq!(done.load(Ordering::SeqCst), tasks);
+    }
+}
+
+#[test]
 fn ranges_cover_every_length_once() {
     let pool = Pool::new(3).unwrap();
     for (lens, step) in [(&[][..], 1), (&[0, 7, 0, 1, 12], 5), (&[1, 1, 1], 64), (&[300], 7)] {
