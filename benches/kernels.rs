@@ -136,6 +136,7 @@ fn attention(criterion: &mut Criterion) {
                         HEADS,
                         KV_HEADS,
                         HEAD_DIM,
+                        rows == PROMPT,
                         &mut out,
                         &Cancel::never(),
                     );
