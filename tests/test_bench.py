@@ -299,6 +299,12 @@ def test_a_fraction_above_1_is_called_a_bug(
     assert captured.err.splitlines() == [f"warning: {line}" for line in over]
 
 
+@pytest.mark.parametrize(("megabytes", "excused"), [(84, True), (695, False), (1313, False)])
+def test_only_what_a_cache_can_hold_excuses_a_fraction_above_1(megabytes: int, excused: bool) -> None:
+    [line] = Roofline(Work(megabytes * 1_000_000, {}, {})).over_limit("cpu", None, 1.1)
+    assert ("unless a cache keeps" in line) == excused
+
+
 def test_limits_that_cannot_be_measured_do_not_end_the_engines(
     folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

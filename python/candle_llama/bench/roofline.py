@@ -17,6 +17,8 @@ __all__ = ["BUFFER_BYTES", "Limits", "Roofline", "Work", "limits_from"]
 # Several times what any cache holds: one of 480 MiB gave enough of 512 MiB, read again and again, to raise
 # the limit by 6 %.
 BUFFER_BYTES = 2 << 30
+# Weights of more bytes than this are read from memory for every token, whatever the cache.
+MOST_CACHED_BYTES = 512 << 20
 
 # The arithmetic that may be used for weights of a type: the fastest of these is their limit. Other types are
 # quantised: there activations may be rounded to bytes.
@@ -138,7 +140,7 @@ class Roofline:
             lines.append(f"{line}, which may not know an instruction of this processor")
         if decode is not None and decode > 1:
             line = f"{engine}: decode is {decode:.2f} {bug}"
-            if self.work.bytes_per_token < BUFFER_BYTES:
+            if self.work.bytes_per_token < MOST_CACHED_BYTES:
                 megabytes = self.work.bytes_per_token / 1e6
                 line += f", unless a cache keeps the {megabytes:.3g} MB that a token needs"
             lines.append(line)
