@@ -1,7 +1,7 @@
 //! Which instruction set runs: chosen once, when the process first needs a kernel.
 
 use super::generic::attention::AttentionTask;
-use super::generic::gemm::GemmTask;
+use super::generic::gemm::{GatedTask, GemmTask};
 use super::generic::matmul::MatmulTask;
 use super::generic::packed::PackedTask;
 use super::roofline::Peaks;
@@ -167,10 +167,15 @@ pub(super) struct SplitAttention {
     pub(super) takes: fn(usize) -> bool,
 }
 
+/// See [`Gemm::run_gated`].
+pub(super) type RunGated = unsafe fn(&GatedTask);
+
 /// Products of many rows of activations. A strip is 16 rows of weights.
 #[derive(Clone, Copy)]
 pub(super) struct Gemm {
     pub(super) run: unsafe fn(&GemmTask),
+    /// Two products of the same x, one the other's gate; None if there is no such kernel.
+    pub(super) run_gated: Option<RunGated>,
     /// Which weights it takes in rows.
     pub(super) takes: fn(WeightType) -> bool,
     /// Whether it takes packed weights too.
@@ -223,6 +228,7 @@ macro_rules! kernel_table {
         }
         let gemm = $crate::kernels::dispatch::Gemm {
             run: gemm,
+            run_gated: None,
             takes: |_| true,
             takes_packed: false,
             pack_rows,

@@ -1,11 +1,11 @@
 //! The facade of the kernels for many rows of float activations.
 
-use super::dispatch::Gemm;
-use super::generic::gemm::{GemmTask, GemmWeight};
+use super::dispatch::{Gemm, RunGated};
+use super::generic::gemm::{GatedTask, GemmTask};
 use super::pack::TILE_ROWS;
 use super::pages::grown;
 use super::pool::{Cancel, SharedOut};
-use super::{Isa, Kernels, Output, PackedProduct, Product, WeightType, dispatch};
+use super::{Activation, Isa, Kernels, Output, PackedProduct, Product, Weight, dispatch};
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 4;
@@ -14,10 +14,27 @@ const DRAWS: usize = 4;
 #[derive(Debug, Default)]
 pub struct GemmScratch {
     words: Vec<u32>,
+    /// Those between the products of [`Kernels::gemm_mlp`].
+    gated: Vec<u32>,
 }
 
 /// A weight, `(rows, weight.rows())` outputs, and what becomes of what they hold.
-type Target<'a> = (GemmWeight<'a>, SharedOut<'a>, Output);
+type Target<'a> = (Weight<'a>, SharedOut<'a>, Output);
+
+/// What follows attention in a layer: `(activation(x · gateᵀ) * (x · upᵀ)) · downᵀ`.
+///
+/// Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
+#[derive(Clone, Copy)]
+pub struct Mlp<'a> {
+    /// The function on the gate.
+    pub activation: Activation,
+    /// `(inner features, features)`
+    pub gate: Weight<'a>,
+    /// As `gate`.
+    pub up: Weight<'a>,
+    /// `(features, inner features)`
+    pub down: Weight<'a>,
+}
 
 impl Kernels {
     /// Computes `out = x · wᵀ` as [`Kernels::matmul`] does, several times as fast where rows are many. Sums are
@@ -40,15 +57,19 @@ impl Kernels {
         cancel: &Cancel,
     ) {
         products.iter().for_each(|product| product.check(x, rows));
-        let special = if bf16 { self.gemm_bf16() } else { self.table.gemm_split.as_ref() };
-        let takes = |dtype: WeightType| special.is_some_and(|gemm| (gemm.takes)(dtype));
+        if rows == 0 {
+            return;
+        }
+        let special = self.special_gemm(bf16);
+        let takes = |weight| special.is_some_and(|gemm| gemm.takes_weight(Weight::Rows(weight)));
         // Mixed types are rare; each kind has its own layout of x.
         for (gemm, is_special) in [(special, true), (Some(&self.table.gemm), false)] {
-            let chosen = products.iter_mut().filter(|product| takes(product.weight.dtype) == is_special);
+            let chosen = products.iter_mut().filter(|product| takes(product.weight) == is_special);
             let targets: Vec<Target> =
-                chosen.map(|p| (GemmWeight::Rows(p.weight), SharedOut::new(p.out), p.output)).collect();
+                chosen.map(|p| (Weight::Rows(p.weight), SharedOut::new(p.out), p.output)).collect();
             if let (Some(gemm), false) = (gemm, targets.is_empty()) {
-                self.gemm_with(gemm, x, rows, &targets, scratch, cancel);
+                let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
+                self.gemm_with(gemm, x, rows, &targets, cancel);
             }
         }
     }
@@ -77,11 +98,71 @@ impl Kernels {
         }
         let targets: Vec<Target> = products
             .iter_mut()
-            .map(|p| (GemmWeight::Packed(p.weight), SharedOut::new(p.out), p.output))
+            .map(|p| (Weight::Packed(p.weight), SharedOut::new(p.out), p.output))
             .collect();
-        if !targets.is_empty() {
-            self.gemm_with(gemm, x, rows, &targets, scratch, cancel);
+        if rows > 0 && !targets.is_empty() {
+            let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
+            self.gemm_with(gemm, x, rows, &targets, cancel);
         }
+    }
+
+    /// Whether [`Kernels::gemm_mlp`] can be had for such weights.
+    pub fn has_gemm_mlp(&self, bf16: bool, mlp: &Mlp) -> bool {
+        self.gated_gemm(bf16, mlp).is_some()
+    }
+
+    /// Adds to `out` what an MLP makes of `x`, as three products of [`Kernels::gemm`] or [`Kernels::gemm_packed`] and
+    /// [`Kernels::gate_mul`] would, bit for bit; what lies between the products stays where they are computed.
+    ///
+    /// - `x`: `(rows, features)`
+    /// - `out`: as `x`
+    ///
+    /// # Panics
+    /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_mlp`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn gemm_mlp(
+        &self,
+        x: &[f32],
+        rows: usize,
+        bf16: bool,
+        mlp: &Mlp,
+        out: &mut [f32],
+        scratch: &mut GemmScratch,
+        cancel: &Cancel,
+    ) {
+        let (gemm, run_gated) = self.gated_gemm(bf16, mlp).expect("there are such products");
+        let (features, inner) = (mlp.gate.cols(), mlp.gate.rows());
+        assert_eq!(x.len(), rows * features, "x is (rows, features)");
+        assert_eq!(out.len(), rows * features, "out is as x");
+        assert_eq!((mlp.up.rows(), mlp.up.cols()), (inner, features), "up is as gate");
+        assert_eq!((mlp.down.rows(), mlp.down.cols()), (features, inner), "down leads back");
+        if rows == 0 {
+            return;
+        }
+        let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
+        let gated = grown(&mut scratch.gated, gemm.laid_out_rows(rows) * (gemm.row_words)(inner));
+        let strips = inner.div_ceil(TILE_ROWS);
+        // A task has strips of two weights.
+        let per_task = self.strips_per_task(gemm, 2 * strips, gemm.task_strips / 2);
+        let shared = SharedOut::new(gated);
+        self.pool.for_each_range(&[strips], per_task, cancel, &|_, strips| {
+            let task = GatedTask { x, rows, mlp, strips, out: &shared };
+            // SAFETY: as in `gemm_with`.
+            unsafe { run_gated(&task) }
+        });
+        let target = (mlp.down, SharedOut::new(out), Output::Add);
+        self.gemm_with(gemm, gated, rows, &[target], cancel);
+    }
+
+    /// The products that [`Kernels::gemm`] takes where it can.
+    fn special_gemm(&self, bf16: bool) -> Option<&'static Gemm> {
+        if bf16 { self.gemm_bf16() } else { self.table.gemm_split.as_ref() }
+    }
+
+    fn gated_gemm(&self, bf16: bool, mlp: &Mlp) -> Option<(&'static Gemm, RunGated)> {
+        let gemm = self.special_gemm(bf16)?;
+        let takes_all = [mlp.gate, mlp.up, mlp.down].into_iter().all(|weight| gemm.takes_weight(weight));
+        Some((gemm, gemm.run_gated.filter(|_| takes_all)?))
     }
 
     fn gemm_bf16(&self) -> Option<&'static Gemm> {
@@ -89,41 +170,55 @@ impl Kernels {
         self.table.gemm_bf16.as_ref().filter(|_| is_fast)
     }
 
-    /// At least one product; their lengths have been checked.
-    fn gemm_with(
+    /// Activations as `gemm` takes them, in `words`; at least one row.
+    fn lay_out<'a>(
         &self,
         gemm: &Gemm,
         x: &[f32],
         rows: usize,
-        targets: &[Target],
-        scratch: &mut GemmScratch,
+        words: &'a mut Vec<u32>,
         cancel: &Cancel,
-    ) {
-        if rows == 0 {
-            return;
-        }
+    ) -> &'a [u32] {
         let cols = x.len() / rows;
-        let words = (gemm.row_words)(cols);
-        let laid_out_rows = if gemm.whole_panels { rows.next_multiple_of(gemm.panel_rows) } else { rows };
-        let laid_out = grown(&mut scratch.words, laid_out_rows * words);
-        self.pool.for_each_chunk(laid_out, gemm.panel_rows * words, cancel, &|panel, out| {
+        let row_words = (gemm.row_words)(cols);
+        let laid_out = grown(words, gemm.laid_out_rows(rows) * row_words);
+        self.pool.for_each_chunk(laid_out, gemm.panel_rows * row_words, cancel, &|panel, out| {
             let first = panel * gemm.panel_rows;
             let rows = gemm.panel_rows.min(rows - first);
             // SAFETY: the table was chosen for this CPU.
             unsafe { (gemm.pack_rows)(&x[first * cols..][..rows * cols], rows, out) }
         });
-        let laid_out = &*laid_out;
+        laid_out
+    }
+
+    /// At least one product and one row; their lengths have been checked. `x` is laid out.
+    fn gemm_with(&self, gemm: &Gemm, x: &[u32], rows: usize, targets: &[Target], cancel: &Cancel) {
         let strips: Vec<usize> =
             targets.iter().map(|(weight, ..)| weight.rows().div_ceil(TILE_ROWS)).collect();
-        let draws = DRAWS * self.pool.threads();
-        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, gemm.task_strips);
-        let per_task = per_task.next_multiple_of(gemm.strips);
+        let per_task = self.strips_per_task(gemm, strips.iter().sum(), gemm.task_strips);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, out, output) = &targets[product];
-            let task = GemmTask { x: laid_out, rows, weight: *weight, strips, out, output: *output };
+            let task = GemmTask { x, rows, weight: *weight, strips, out, output: *output };
             // SAFETY: the table was chosen for this CPU, which has what `gemm` needs; lengths were asserted before;
             // the tasks' strips do not overlap.
             unsafe { (gemm.run)(&task) }
         });
+    }
+
+    fn strips_per_task(&self, gemm: &Gemm, strips: usize, most: usize) -> usize {
+        (strips / (DRAWS * self.pool.threads())).clamp(1, most).next_multiple_of(gemm.strips)
+    }
+}
+
+impl Gemm {
+    fn takes_weight(&self, weight: Weight) -> bool {
+        match weight {
+            Weight::Rows(weight) => (self.takes)(weight.dtype),
+            Weight::Packed(_) => self.takes_packed,
+        }
+    }
+
+    fn laid_out_rows(&self, rows: usize) -> usize {
+        if self.whole_panels { rows.next_multiple_of(self.panel_rows) } else { rows }
     }
 }

@@ -133,3 +133,81 @@ fn gemm_packed_is_gemm_bit_for_bit() {
         }
     }
 }
+
+/// `(rows, cols)` weights, as rows or packed.
+struct Matrix {
+    dtype: WeightType,
+    bytes: Vec<u8>,
+    rows: usize,
+    cols: usize,
+    packed: Option<PackedRows>,
+}
+
+impl Matrix {
+    fn random(kernels: &Kernels, random: &mut Random, dtype: WeightType, rows: usize, cols: usize) -> Self {
+        let bytes = random.weights(dtype, rows * cols);
+        let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(&bytes[row * out.len()..][..out.len()]);
+        let packed = kernels.pack(dtype, rows, cols, &Cancel::never(), &fill).unwrap();
+        Matrix { dtype, bytes, rows, cols, packed }
+    }
+
+    fn weight(&self) -> Weight<'_> {
+        match &self.packed {
+            Some(packed) => Weight::Packed(packed),
+            None => Weight::Rows(WeightRows::new(self.dtype, &self.bytes, self.rows, self.cols).unwrap()),
+        }
+    }
+
+    fn multiply(&self, kernels: &Kernels, x: &[f32], bf16: bool, out: &mut [f32], output: Output) {
+        let (rows, mut scratch, never) = (x.len() / self.cols, GemmScratch::default(), Cancel::never());
+        match self.weight() {
+            Weight::Packed(weight) => {
+                let product = PackedProduct { weight, out, output };
+                kernels.gemm_packed(x, rows, &mut [product], &mut scratch, &never);
+            }
+            Weight::Rows(weight) => gemm(kernels, x, rows, bf16, Product { weight, out, output }),
+        }
+    }
+}
+
+#[test]
+fn gemm_mlp_is_its_three_products_bit_for_bit() {
+    use Activation::*;
+    use WeightType::*;
+    let mut random = Random(24);
+    for isa in levels() {
+        let kernels = kernels(isa, 2);
+        let mut is_had = false;
+        for (gate, up, down) in
+            [(BF16, BF16, BF16), (Q4_0, Q4_0, Q4_0), (Q8_0, Q5_1, Q4_1), (Q4_0, BF16, Q8_0), (F32, F32, F32)]
+        {
+            let shapes = [(1, 32, 32), (33, 64, 96), (40, 320, 544), (64, 96, 1120)];
+            let odd = [(5, 7, 1), (34, 50, 45)].into_iter().filter(|_| (gate, down) == (BF16, BF16));
+            for (rows, features, inner) in shapes.into_iter().chain(odd) {
+                let mut matrix = |dtype, rows, cols| Matrix::random(&kernels, &mut random, dtype, rows, cols);
+                let gate = matrix(gate, inner, features);
+                let up = matrix(up, inner, features);
+                let down = matrix(down, features, inner);
+                let x = random.floats(rows * features);
+                let before = random.floats(rows * features);
+                for (activation, bf16) in [(Silu, true), (Gelu, true), (Silu, false), (QuickGelu, false)] {
+                    let mlp = Mlp { activation, gate: gate.weight(), up: up.weight(), down: down.weight() };
+                    if !kernels.has_gemm_mlp(bf16, &mlp) {
+                        continue;
+                    }
+                    is_had = true;
+                    let (mut gated, mut raised) = (vec![0.0; rows * inner], vec![0.0; rows * inner]);
+                    gate.multiply(&kernels, &x, bf16, &mut gated, Output::Set);
+                    up.multiply(&kernels, &x, bf16, &mut raised, Output::Set);
+                    kernels.gate_mul(activation, &mut gated, &raised, &Cancel::never());
+                    let (mut expected, mut got) = (before.clone(), before.clone());
+                    down.multiply(&kernels, &gated, bf16, &mut expected, Output::Add);
+                    let mut scratch = GemmScratch::default();
+                    kernels.gemm_mlp(&x, rows, bf16, &mlp, &mut got, &mut scratch, &Cancel::never());
+                    assert_eq!(got, expected, "{rows}x{features}x{inner} {activation:?} {bf16}");
+                }
+            }
+        }
+        assert_eq!(is_had, isa == Isa::Amx);
+    }
+}

@@ -47,7 +47,7 @@ pub use activations::{Precision, QuantizedRows};
 pub use attention::{AttentionSpan, BLOCK_POSITIONS, KvBlock};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
-pub use gemm::GemmScratch;
+pub use gemm::{GemmScratch, Mlp};
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
 pub use pages::{Arena, Piece, grown};
@@ -132,6 +132,35 @@ impl<'a> WeightRows<'a> {
     #[inline(always)]
     pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..][..self.row_bytes]
+    }
+}
+
+/// A weight matrix as products take it, `(out_features, in_features)`.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// As it is stored.
+    Rows(WeightRows<'a>),
+    /// Blocks, laid out for products.
+    Packed(&'a PackedRows),
+}
+
+impl Weight<'_> {
+    /// Output features.
+    #[inline(always)]
+    pub fn rows(&self) -> usize {
+        match self {
+            Weight::Rows(weight) => weight.rows(),
+            Weight::Packed(weight) => weight.rows(),
+        }
+    }
+
+    /// Input features.
+    #[inline(always)]
+    pub fn cols(&self) -> usize {
+        match self {
+            Weight::Rows(weight) => weight.cols(),
+            Weight::Packed(weight) => weight.cols(),
+        }
     }
 }
 

@@ -13,10 +13,10 @@
 
 use super::dequantize::dequantize_exactly;
 use crate::kernels::lanes::{Lanes, with_storage};
-use crate::kernels::pack::{PackedRows, TILE_ROWS};
+use crate::kernels::pack::TILE_ROWS;
 use crate::kernels::pool::SharedOut;
 use crate::kernels::rows16::Rows16;
-use crate::kernels::{Output, WeightRows};
+use crate::kernels::{Mlp, Output, Weight, WeightRows};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ pub(in crate::kernels) struct GemmTask<'a> {
     pub(in crate::kernels) x: &'a [u32],
     /// Rows of x.
     pub(in crate::kernels) rows: usize,
-    pub(in crate::kernels) weight: GemmWeight<'a>,
+    pub(in crate::kernels) weight: Weight<'a>,
     /// The weight's strips to do.
     pub(in crate::kernels) strips: Range<usize>,
     /// `(rows, weight.rows)`
@@ -39,32 +39,17 @@ pub(in crate::kernels) struct GemmTask<'a> {
     pub(in crate::kernels) output: Output,
 }
 
-/// A weight, `(out_features, in_features)`.
-#[derive(Clone, Copy)]
-pub(in crate::kernels) enum GemmWeight<'a> {
-    Rows(WeightRows<'a>),
-    /// Only for those that take it, see [`crate::kernels::dispatch::Gemm`].
-    Packed(&'a PackedRows),
-}
-
-impl GemmWeight<'_> {
-    /// Output features.
-    #[inline(always)]
-    pub(in crate::kernels) fn rows(&self) -> usize {
-        match self {
-            GemmWeight::Rows(weight) => weight.rows(),
-            GemmWeight::Packed(weight) => weight.rows(),
-        }
-    }
-
-    /// Input features.
-    #[inline(always)]
-    pub(in crate::kernels) fn cols(&self) -> usize {
-        match self {
-            GemmWeight::Rows(weight) => weight.cols(),
-            GemmWeight::Packed(weight) => weight.cols(),
-        }
-    }
+/// Some strips of a gate, and those of what it gates, against all rows of x.
+pub(in crate::kernels) struct GatedTask<'a> {
+    /// As a [`GemmTask`]'s.
+    pub(in crate::kernels) x: &'a [u32],
+    /// Rows of x.
+    pub(in crate::kernels) rows: usize,
+    pub(in crate::kernels) mlp: &'a Mlp<'a>,
+    /// The strips to do, of either weight.
+    pub(in crate::kernels) strips: Range<usize>,
+    /// `activation(x · gateᵀ) * (x · upᵀ)`, in panels that another product takes as its x.
+    pub(in crate::kernels) out: &'a SharedOut<'a, u32>,
 }
 
 /// A word of each row of a strip: with AVX-512, a register that no load needs two cache lines for.
@@ -128,7 +113,7 @@ pub(in crate::kernels) fn gemm<
 >(
     task: &GemmTask,
 ) {
-    let GemmWeight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
+    let Weight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
     let Scratch { rows, panel, sums } = &mut scratch;

@@ -16,11 +16,12 @@
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
-use super::weights::{Linear, Matrix, View};
+use super::weights::{Layer, Linear, Matrix};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    AttentionSpan, GemmScratch, Kernels, Output, PackedProduct, Precision, Product, QuantizedRows, grown,
+    Activation, AttentionSpan, GemmScratch, Kernels, Mlp, Output, PackedProduct, Precision, Product,
+    QuantizedRows, Weight, grown,
 };
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
@@ -133,17 +134,12 @@ impl Projector<'_> {
         let (mut products, mut packed_products) = (Vec::new(), Vec::new());
         for Projection { weight, bias, out, mut output } in projections {
             if let Some(bias) = bias {
-                for row in out.chunks_exact_mut(bias.len()) {
-                    match output {
-                        Output::Set => row.copy_from_slice(bias),
-                        Output::Add => row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias),
-                    }
-                }
+                put_bias(bias, out, output);
                 output = Output::Add;
             }
             match weight.view() {
-                View::Rows(weight) => products.push(Product { weight, out, output }),
-                View::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
+                Weight::Rows(weight) => products.push(Product { weight, out, output }),
+                Weight::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
             }
         }
         let Projector { kernels, cancel, .. } = *self;
@@ -164,6 +160,42 @@ impl Projector<'_> {
             let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
             kernels.quantize(x, rows, precision, self.quantized, cancel);
             kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
+        }
+    }
+
+    /// Adds a layer's MLP to `out` in one, where the kernels can; else says false.
+    fn run_mlp(
+        &mut self,
+        x: &[f32],
+        rows: usize,
+        layer: &Layer,
+        activation: Activation,
+        out: &mut [f32],
+    ) -> bool {
+        let Projector { kernels, phase, ref mut gemm, cancel, .. } = *self;
+        let Some(bf16) = phase.filter(|&phase| phase != Phase::Decode).map(Phase::rounds_to_bf16) else {
+            return false;
+        };
+        let Layer { gate_proj, up_proj, down_proj, .. } = layer;
+        let [gate, up, down] = [gate_proj, up_proj, down_proj].map(|linear| linear.weight.view());
+        let mlp = Mlp { activation, gate, up, down };
+        let is_taken = gate_proj.bias.is_none() && up_proj.bias.is_none() && kernels.has_gemm_mlp(bf16, &mlp);
+        if is_taken {
+            if let Some(bias) = &down_proj.bias {
+                put_bias(bias, out, Output::Add);
+            }
+            kernels.gemm_mlp(x, rows, bf16, &mlp, out, gemm, cancel);
+        }
+        is_taken
+    }
+}
+
+/// Sets or adds a bias to every row of `out`.
+fn put_bias(bias: &[f32], out: &mut [f32], output: Output) {
+    for row in out.chunks_exact_mut(bias.len()) {
+        match output {
+            Output::Set => row.copy_from_slice(bias),
+            Output::Add => row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias),
         }
     }
 }
@@ -243,8 +275,6 @@ impl CpuModel {
         let keys = grown(&mut scratch.keys, rows * kv_heads * head_dim);
         let values = grown(&mut scratch.values, rows * kv_heads * head_dim);
         let attended = grown(&mut scratch.attended, rows * query_heads * head_dim);
-        let gate = grown(&mut scratch.gate, rows * inner);
-        let up = grown(&mut scratch.up, rows * inner);
         let cos = grown(&mut scratch.cos, rows * head_dim / 2);
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
         let mut projector = Projector {
@@ -303,10 +333,14 @@ impl CpuModel {
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
-            let projections = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
-            projector.run(normed, rows, projections);
-            kernels.gate_mul(config.hidden_act, gate, up, cancel);
-            projector.run(gate, rows, [project_onto(&layer.down_proj, x)]);
+            if !projector.run_mlp(normed, rows, layer, config.hidden_act, x) {
+                let gate = grown(&mut scratch.gate, rows * inner);
+                let up = grown(&mut scratch.up, rows * inner);
+                let projections = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
+                projector.run(normed, rows, projections);
+                kernels.gate_mul(config.hidden_act, gate, up, cancel);
+                projector.run(gate, rows, [project_onto(&layer.down_proj, x)]);
+            }
         }
         check()?;
 

@@ -8,7 +8,7 @@ use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
 use crate::kernels::quantize::{Unstorable, quantize_row};
-use crate::kernels::{Cancel, Kernels, NoMemory, PackedRows, WeightRows, WeightType};
+use crate::kernels::{Cancel, Kernels, NoMemory, PackedRows, Weight, WeightRows, WeightType};
 use crate::model::Storage;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
@@ -73,29 +73,23 @@ enum Data {
     Packed(PackedRows),
 }
 
-/// A matrix as the kernels take it.
-pub(super) enum View<'a> {
-    Rows(WeightRows<'a>),
-    Packed(&'a PackedRows),
-}
-
 impl Matrix {
     /// The view that the kernels take.
-    pub(super) fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> Weight<'_> {
         let bytes = match &self.data {
             Data::Stored(tensor) => tensor.bytes(),
             Data::Converted(bytes) => bytes,
-            Data::Packed(packed) => return View::Packed(packed),
+            Data::Packed(packed) => return Weight::Packed(packed),
         };
         let rows = WeightRows::new(self.dtype, bytes, self.rows, self.cols);
-        View::Rows(rows.expect("the shape was checked when the matrix was loaded"))
+        Weight::Rows(rows.expect("the shape was checked when the matrix was loaded"))
     }
 
     /// Writes row `row` as f32 to `out`, `(cols,)`.
     pub(super) fn row_to_f32(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
         match self.view() {
-            View::Rows(rows) => kernels.dequantize(rows, row, out),
-            View::Packed(packed) => packed.row_to_f32(row, out),
+            Weight::Rows(rows) => kernels.dequantize(rows, row, out),
+            Weight::Packed(packed) => packed.row_to_f32(row, out),
         }
     }
 

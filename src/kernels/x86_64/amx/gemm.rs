@@ -9,8 +9,10 @@
 use super::tiles::{BLOCK_ROWS, Block, TILE_ROWS, TILE_WORDS, Tiles};
 use super::widen::{Line, round_pairs, take_away, widen_strip};
 use crate::kernels::Output;
-use crate::kernels::generic::gemm::GemmTask;
-use crate::kernels::lanes::padded;
+use crate::kernels::generic::elementwise::gate_mul;
+use crate::kernels::generic::gemm::{GatedTask, GemmTask};
+use crate::kernels::lanes::{Lanes as _, padded};
+use crate::kernels::x86_64::avx512::Avx512Lanes;
 use std::cell::Cell;
 
 /// Rows of x that meet weights together: two tiles.
@@ -55,11 +57,92 @@ pub(super) fn pack_rows<const PARTS: usize>(x: &[f32], rows: usize, panel: &mut 
         let end = (start + 2 * TILE_WORDS).min(cols);
         for row in 0..PANEL_ROWS {
             let mut left = padded(if row < rows { &x[row * cols..][start..end] } else { &[] });
-            for part in parts.iter_mut() {
-                let words = &mut part.as_chunks_mut().0[row];
-                round_pairs(&left, words);
-                take_away(words, &mut left);
-            }
+            pack_row(&mut left, row, parts);
+        }
+    }
+}
+
+/// Writes 32 columns of one row of a panel, as [`pack_rows`] does.
+#[inline(always)]
+fn pack_row(x: &mut [f32; 2 * TILE_WORDS], row: usize, parts: &mut [[u32; PANEL_ROWS * TILE_WORDS]]) {
+    let last = parts.len() - 1;
+    for (number, part) in parts.iter_mut().enumerate() {
+        let words = &mut part.as_chunks_mut().0[row];
+        round_pairs(x, words);
+        if number < last {
+            take_away(words, x);
+        }
+    }
+}
+
+/// What a task multiplies all rows of x with, and what becomes of the sums.
+trait Job {
+    /// Pairs of strips whose sums are done with together.
+    const PAIRS: usize;
+
+    /// How many such groups of pairs there are.
+    fn groups(&self) -> usize;
+
+    /// See [`widen_strip`], of a strip of the job.
+    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]);
+
+    /// Takes the sums of the rows from `first` on and of a group.
+    fn finish(&self, first: usize, group: usize, sums: &mut [Block]);
+}
+
+/// The outputs are the sums.
+struct Sums<'a>(&'a GemmTask<'a>);
+
+impl Job for Sums<'_> {
+    const PAIRS: usize = 1;
+
+    #[inline(always)]
+    fn groups(&self) -> usize {
+        self.0.strips.len().div_ceil(STRIPS)
+    }
+
+    #[inline(always)]
+    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
+        widen_strip(self.0.weight, self.0.strips.start + strip, step, lines);
+    }
+
+    #[inline(always)]
+    fn finish(&self, first: usize, group: usize, sums: &mut [Block]) {
+        put(self.0, &sums[0], first, self.0.strips.start + group * STRIPS);
+    }
+}
+
+/// A group is two strips of the gate and the same of what it gates.
+struct Gated<'a, const PARTS: usize>(&'a GatedTask<'a>);
+
+impl<const PARTS: usize> Job for Gated<'_, PARTS> {
+    const PAIRS: usize = 2;
+
+    #[inline(always)]
+    fn groups(&self) -> usize {
+        self.0.strips.len().div_ceil(STRIPS)
+    }
+
+    #[inline(always)]
+    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
+        let (pair, strip) = (strip / STRIPS, strip % STRIPS);
+        let weight = if pair % 2 == 0 { self.0.mlp.gate } else { self.0.mlp.up };
+        widen_strip(weight, self.0.strips.start + pair / 2 * STRIPS + strip, step, lines);
+    }
+
+    #[inline(always)]
+    fn finish(&self, first: usize, group: usize, sums: &mut [Block]) {
+        let GatedTask { mlp, out, strips, .. } = self.0;
+        let (gate, up) = sums.split_at_mut(1);
+        let (gate, up) = (gate[0].0.as_flattened_mut(), up[0].0.as_flattened());
+        gate_mul(mlp.activation, gate, up);
+        let words = PARTS * PANEL_ROWS * TILE_WORDS;
+        let steps = weight_words(mlp.gate.rows()) / TILE_WORDS;
+        let at = first / PANEL_ROWS * steps + strips.start / STRIPS + group;
+        // SAFETY: this task alone has these features, and panels do not overlap.
+        let parts = unsafe { out.slice_mut(at * words, words) }.as_chunks_mut().0;
+        for (row, x) in gate.as_chunks_mut().0.iter_mut().enumerate() {
+            pack_row(x, row, parts);
         }
     }
 }
@@ -67,31 +150,44 @@ pub(super) fn pack_rows<const PARTS: usize>(x: &[f32], rows: usize, panel: &mut 
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 pub(super) fn gemm<const PARTS: usize>(task: &GemmTask) {
-    let words = weight_words(task.weight.cols());
+    multiply::<PARTS, _>(task.x, task.rows, task.weight.cols(), &Sums(task));
+}
+
+/// Runs one task.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+pub(super) fn gated<const PARTS: usize>(task: &GatedTask) {
+    multiply::<PARTS, _>(task.x, task.rows, task.mlp.gate.cols(), &Gated::<PARTS>(task));
+}
+
+#[inline(always)]
+fn multiply<const PARTS: usize, J: Job>(x: &[u32], rows: usize, cols: usize, job: &J) {
+    let words = weight_words(cols);
     let most = MOST_SLAB_WORDS / PARTS;
     let slab = words.div_ceil(words.div_ceil(most)).next_multiple_of(TILE_WORDS);
-    let pairs = task.strips.len().div_ceil(STRIPS);
+    let pairs = job.groups() * J::PAIRS;
     // Taken out, not borrowed in a closure: see generic/matmul.rs.
     let mut scratch = SCRATCH.take();
     let Scratch { weights, sums } = &mut scratch;
     weights.resize(pairs * STRIPS * slab, Line::ZERO);
-    sums.resize(task.rows.div_ceil(PANEL_ROWS) * pairs, Block::ZERO);
+    sums.resize(rows.div_ceil(PANEL_ROWS) * pairs, Block::ZERO);
     // SAFETY: this table is reached only after dispatch.rs has seen that there are tiles.
     let tiles = unsafe { Tiles::shape() };
     for start in (0..words).step_by(slab) {
         let len = slab.min(words - start);
         for (strip, weights) in weights.chunks_exact_mut(slab).enumerate() {
-            widen_strip(task, task.strips.start + strip, start / TILE_WORDS, &mut weights[..len]);
+            job.widen(strip, start / TILE_WORDS, &mut weights[..len]);
         }
-        let panels = task.x.chunks_exact(PARTS * PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
+        let panels = x.chunks_exact(PARTS * PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
         for (panel, (x, sums)) in panels.enumerate() {
             let x = &x[PARTS * start * PANEL_ROWS..][..PARTS * len * PANEL_ROWS];
-            for (pair, sums) in sums.iter_mut().enumerate() {
-                let weights = &weights[pair * STRIPS * slab..][..STRIPS * slab];
-                let (first, second) = weights.split_at(slab);
-                tiles.multiply::<PARTS>(x, [&first[..len], &second[..len]], sums, start > 0);
+            for (group, sums) in sums.chunks_exact_mut(J::PAIRS).enumerate() {
+                for (pair, sums) in sums.iter_mut().enumerate() {
+                    let weights = &weights[(group * J::PAIRS + pair) * STRIPS * slab..][..STRIPS * slab];
+                    let (first, second) = weights.split_at(slab);
+                    tiles.multiply::<PARTS>(x, [&first[..len], &second[..len]], sums, start > 0);
+                }
                 if start + len == words {
-                    put(task, sums, panel * PANEL_ROWS, task.strips.start + pair * STRIPS);
+                    job.finish(panel * PANEL_ROWS, group, sums);
                 }
             }
         }
@@ -110,11 +206,7 @@ fn put(task: &GemmTask, sums: &Block, first: usize, strip: usize) {
         let out = unsafe { task.out.slice_mut(row * features + feature, width) };
         match (<&mut [f32; BLOCK_ROWS]>::try_from(&mut *out), task.output) {
             (Ok(out), Output::Set) => *out = *sums,
-            (Ok(out), Output::Add) => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out += sum;
-                }
-            }
+            (Ok(out), Output::Add) => Avx512Lanes::load(out).add(Avx512Lanes::load(sums)).store(out),
             (Err(_), Output::Set) => out.copy_from_slice(&sums[..width]),
             (Err(_), Output::Add) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
         }

@@ -20,6 +20,7 @@ use crate::kernels::dispatch::{Gemm, KernelTable, SplitAttention};
 /// Products of activations in bf16.
 const GEMM_BF16: Gemm = Gemm {
     run: gemm::gemm::<1>,
+    run_gated: Some(gemm::gated::<1>),
     pack_rows: gemm::pack_rows::<1>,
     takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
     row_words: gemm::row_words::<1>,
@@ -35,6 +36,7 @@ pub(in crate::kernels) const TABLE: KernelTable = KernelTable {
     gemm_bf16: Some(GEMM_BF16),
     gemm_split: Some(Gemm {
         run: gemm::gemm::<2>,
+        run_gated: Some(gemm::gated::<2>),
         pack_rows: gemm::pack_rows::<2>,
         takes: |dtype| dtype == WeightType::BF16,
         row_words: gemm::row_words::<2>,

@@ -7,12 +7,11 @@
 use super::tiles::TILE_WORDS;
 use crate::kernels::activations::GROUPS;
 use crate::kernels::generic::dequantize::dequantize_exactly;
-use crate::kernels::generic::gemm::{GemmTask, GemmWeight};
 use crate::kernels::lanes::{Lanes as _, with_storage};
 use crate::kernels::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::rows16::Rows16;
 use crate::kernels::x86_64::avx512::{Avx512Lanes, Avx512Rows};
-use crate::kernels::{WeightRows, WeightType};
+use crate::kernels::{Weight, WeightRows, WeightType};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -56,9 +55,15 @@ pub(super) fn cut_pairs(x: &[f32; 2 * TILE_WORDS], upper: &mut Line, lower: &mut
 /// Takes from `x` what [`round_pairs`] has made of it; the differences are exact.
 #[inline(always)]
 pub(super) fn take_away(words: &[u32; TILE_WORDS], x: &mut [f32; 2 * TILE_WORDS]) {
-    for (pair, word) in x.as_chunks_mut::<2>().0.iter_mut().zip(words) {
-        pair[0] -= f32::from_bits(word << 16);
-        pair[1] -= f32::from_bits(word & 0xffff_0000);
+    let (words, _) = words.as_chunks::<{ TILE_WORDS / 2 }>();
+    for (x, words) in x.as_chunks_mut::<TILE_WORDS>().0.iter_mut().zip(words) {
+        // SAFETY: see the top of this file.
+        unsafe {
+            let halves = _mm256_loadu_si256(words.as_ptr().cast());
+            let rounded = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+            let left = _mm512_sub_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_castsi512_ps(rounded));
+            _mm512_storeu_ps(x.as_mut_ptr(), left);
+        }
     }
 }
 
@@ -96,18 +101,18 @@ pub(super) fn pair_up_split(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> 
     }
 }
 
-/// Writes a part of a strip of the task's weights, from tile `step` on; zeros where there are no rows or columns.
+/// Writes a part of a strip of weights, from tile `step` on; zeros where there are no rows or columns.
 #[inline(always)]
-pub(super) fn widen_strip(task: &GemmTask, strip: usize, step: usize, lines: &mut [Line]) {
-    if strip >= task.strips.end {
+pub(super) fn widen_strip(weight: Weight, strip: usize, step: usize, lines: &mut [Line]) {
+    if strip * TILE_ROWS >= weight.rows() {
         return lines.fill(Line::ZERO);
     }
-    match task.weight {
-        GemmWeight::Packed(packed) => {
+    match weight {
+        Weight::Packed(packed) => {
             let tiles = packed.strip(strip);
             with_layout!(packed.dtype(), widen_tiles::<_>(tiles, step, lines));
         }
-        GemmWeight::Rows(rows) => turn_rows(rows, strip, step, lines),
+        Weight::Rows(rows) => turn_rows(rows, strip, step, lines),
     }
 }
 
