@@ -32,6 +32,8 @@ pub(super) trait Lanes: Copy {
     fn sum(self) -> f32;
     /// Brings the cache line at `address` nearer; never faults.
     fn prefetch(address: *const u8);
+    /// As [`Lanes::prefetch`], no nearer than the second-level cache: more lines can be on their way there.
+    fn prefetch_far(address: *const u8);
     /// Asks for the lines that a stream of weights, now at `address`, will come to; never faults. Processors' own
     /// prefetchers lose a tenth of the speed without it, some a third or half.
     fn prefetch_stream(address: *const u8);

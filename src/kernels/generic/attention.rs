@@ -31,6 +31,12 @@ const fn few_queries(tile: usize) -> usize {
     8 * (tile - 1)
 }
 
+/// Whether `tile` queries' sums over two vectors fit into registers: keys and values are then read line by line, in
+/// order, as processors' prefetchers like it.
+const fn has_room_for_pairs(tile: usize) -> bool {
+    tile >= 4
+}
+
 /// Some rows of one sequence against one head of keys and values, for all query heads that share it.
 pub(in crate::kernels) struct AttentionTask<'a> {
     /// `(rows, query_heads, head_dim)`
@@ -187,7 +193,9 @@ fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut 
         let (mut dtype, first) = (block.dtype, index * BLOCK_POSITIONS);
         let mut block_keys = block.keys(task.kv_head, task.kv_heads);
         let mut block_values = block.values(task.kv_head, task.kv_heads);
-        let next_keys = task.blocks.get(index + 1).unwrap_or(block).keys(task.kv_head, task.kv_heads);
+        let next = task.blocks.get(index + 1).unwrap_or(block);
+        let next_keys = next.keys(task.kv_head, task.kv_heads);
+        let next_values = next.values(task.kv_head, task.kv_heads);
         if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(TILE) {
             match dtype {
                 WeightType::F32 => widen::<L, F32>(task, block_keys, block_values, keys, values),
@@ -197,7 +205,7 @@ fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut 
             (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             dtype = WeightType::F32;
         }
-        let bytes = [block_keys, block_values, next_keys];
+        let bytes = [block_keys, block_values, next_keys, next_values];
         match dtype {
             WeightType::F32 => attend_block::<L, F32, TILE>(task, queries, first, bytes),
             WeightType::F16 => attend_block::<L, F16, TILE>(task, queries, first, bytes),
@@ -230,7 +238,7 @@ fn widen<L: Lanes, S: Storage>(
 
 /// Calls `$function::<..., N>($args)` for N queries from `$query` on at a time, at most `$tile`, which is at most 4.
 macro_rules! in_tiles {
-    ($queries:expr, $tile:ident, $query:ident => $function:ident::<$($type:ty),*>($($arg:expr),*)) => {{
+    ($queries:expr, $tile:ident, $query:ident => $function:ident::<$($type:tt),*>($($arg:expr),*)) => {{
         let Range { start: mut $query, end } = $queries;
         while $query < end {
             let left = end - $query;
@@ -247,17 +255,20 @@ macro_rules! in_tiles {
     }};
 }
 
-/// Elements of keys or values, and how many bytes behind each the one lies that will soon be read instead:
-/// what a thread alone asks for, memory brings no faster than its latency allows.
+/// Elements of keys or values, and how many bytes behind each those lie that will be read soon and later: what a
+/// thread alone asks for, memory brings no faster than its latency allows.
 #[derive(Clone, Copy)]
 struct Stream<'a> {
     bytes: &'a [u8],
-    ahead: usize,
+    soon: usize,
+    later: usize,
 }
 
 impl<'a> Stream<'a> {
-    fn new(bytes: &'a [u8], next: &[u8]) -> Self {
-        Stream { bytes, ahead: next.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr()) }
+    /// `bytes`, then `soon`, then `later`, which are as long.
+    fn new([bytes, soon, later]: [&'a [u8]; 3]) -> Self {
+        let ahead = |other: &[u8]| other.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr());
+        Stream { bytes, soon: ahead(soon), later: ahead(later) }
     }
 
     /// 32 elements of `row`, which is a part of the stream, from byte `at` on.
@@ -266,27 +277,33 @@ impl<'a> Stream<'a> {
         let block = &row[at..][..S::BLOCK_BYTES];
         // What is f32 was mostly widened just before, for many queries: it is near, and they have no time to ask.
         if S::BLOCK_BYTES < F32::BLOCK_BYTES {
-            L::prefetch(block.as_ptr().wrapping_add(self.ahead));
+            L::prefetch_far(block.as_ptr().wrapping_add(self.later));
+            L::prefetch(block.as_ptr().wrapping_add(self.soon));
         }
         S::lanes::<L>(block, 0)
     }
 }
 
-/// One block: keys `(head_dim, BLOCK_POSITIONS)`, values `(BLOCK_POSITIONS, values_len)`, the next block's keys.
+/// One block: keys `(head_dim, BLOCK_POSITIONS)` and values `(BLOCK_POSITIONS, values_len)`, then the next block's.
 #[inline(always)]
 fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
     task: &AttentionTask,
     queries: &mut Queries,
     first: usize,
-    [keys, values, next_keys]: [&[u8]; 3],
+    [keys, values, next_keys, next_values]: [&[u8]; 4],
 ) {
-    let (keys, values) = (Stream::new(keys, values), Stream::new(values, next_keys));
+    let keys = Stream::new([keys, values, next_keys]);
+    let values = Stream::new([values, next_keys, next_values]);
     let count = queries.sums.len();
-    for part in 0..BLOCK_LANES {
-        let seen_by = task.first_that_sees(first + part * LANES)..count;
-        in_tiles!(seen_by, TILE, query => scores::<L, S>(queries, query, task.head_dim, part, keys));
-    }
     let seen_by = task.first_that_sees(first)..count;
+    if has_room_for_pairs(TILE) {
+        in_tiles!(seen_by.clone(), TILE, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys));
+    } else {
+        for part in 0..BLOCK_LANES {
+            let seen_by = task.first_that_sees(first + part * LANES)..count;
+            in_tiles!(seen_by, TILE, query => scores::<L, S, 1>(queries, query, task.head_dim, part, keys));
+        }
+    }
     for query in seen_by.clone() {
         let position = task.position + query / task.group();
         queries.visible[query] = (position + 1 - first).min(BLOCK_POSITIONS);
@@ -301,15 +318,23 @@ fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
         queries.unit.sum[query] = queries.unit.sum[query] * kept + queries.sums[query];
     }
     let (row_len, width) = (task.values_len(), task.head_dim.div_ceil(LANES));
-    for index in 0..width {
+    let mut index = 0;
+    while index < width {
         let part = ValuesPart { index, width, row_len };
-        in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S>(queries, query, part, values));
+        if has_room_for_pairs(TILE) && index + 1 < width {
+            in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S, 2>(queries, query, part, values));
+            index += 2;
+        } else {
+            in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S, 1>(queries, query, part, values));
+            index += 1;
+        }
     }
 }
 
-/// 32 elements of every position's values.
+/// Some times 32 elements of every position's values.
 #[derive(Clone, Copy)]
 struct ValuesPart {
+    /// The first.
     index: usize,
     /// How many such parts there are.
     width: usize,
@@ -317,9 +342,9 @@ struct ValuesPart {
     row_len: usize,
 }
 
-/// `q · keys` for `N` queries and 32 positions of a block.
+/// `q · keys` for `N` queries and `P` times 32 positions of a block.
 #[inline(always)]
-fn scores<L: Lanes, S: Storage, const N: usize>(
+fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
     query: usize,
     head_dim: usize,
@@ -330,15 +355,23 @@ fn scores<L: Lanes, S: Storage, const N: usize>(
     for i in 0..N {
         q[i] = &queries.scaled[(query + i) * head_dim..][..head_dim];
     }
-    let mut sums = [L::splat(0.0); N];
+    let mut sums = [[L::splat(0.0); P]; N];
     for (d, row) in keys.bytes.chunks_exact(BLOCK_LANES * S::BLOCK_BYTES).take(head_dim).enumerate() {
-        let keys = keys.lanes::<L, S>(row, part * S::BLOCK_BYTES);
+        let mut lanes = [L::splat(0.0); P];
+        for p in 0..P {
+            lanes[p] = keys.lanes::<L, S>(row, (part + p) * S::BLOCK_BYTES);
+        }
         for i in 0..N {
-            sums[i] = keys.mul_add(L::splat(q[i][d]), sums[i]);
+            let q = L::splat(q[i][d]);
+            for p in 0..P {
+                sums[i][p] = lanes[p].mul_add(q, sums[i][p]);
+            }
         }
     }
     for i in 0..N {
-        sums[i].store(&mut queries.weights[query + i][part]);
+        for p in 0..P {
+            sums[i][p].store(&mut queries.weights[query + i][part + p]);
+        }
     }
 }
 
@@ -363,9 +396,9 @@ fn weigh<L: Lanes>(queries: &mut Queries, query: usize) {
     queries.kept.as_flattened_mut()[query] = before - maximum;
 }
 
-/// `weighted = weighted * kept + weights · values` for `N` queries and a part of the values.
+/// `weighted = weighted * kept + weights · values` for `N` queries and `P` parts of the values.
 #[inline(always)]
-fn add_values<L: Lanes, S: Storage, const N: usize>(
+fn add_values<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
     query: usize,
     part: ValuesPart,
@@ -375,17 +408,17 @@ fn add_values<L: Lanes, S: Storage, const N: usize>(
     kept.copy_from_slice(&queries.kept.as_flattened()[query..][..N]);
     // The first sees least. What a query does not see it must not even multiply by zero: it may be NaN.
     let common = queries.visible[query];
-    add_seen::<L, S, N>(queries, query, part, values, 0..common, kept);
+    add_seen::<L, S, P, N>(queries, query, part, values, 0..common, kept);
     for query in query + 1..query + N {
         let more = common..queries.visible[query];
         if !more.is_empty() {
-            add_seen::<L, S, 1>(queries, query, part, values, more, [1.0]);
+            add_seen::<L, S, P, 1>(queries, query, part, values, more, [1.0]);
         }
     }
 }
 
 #[inline(always)]
-fn add_seen<L: Lanes, S: Storage, const N: usize>(
+fn add_seen<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
     query: usize,
     part: ValuesPart,
@@ -393,23 +426,37 @@ fn add_seen<L: Lanes, S: Storage, const N: usize>(
     positions: Range<usize>,
     kept: [f32; N],
 ) {
+    let at = |query: usize, p: usize| query * part.width + part.index + p;
     let mut weights: [&[f32]; N] = [&[]; N];
-    let mut sums = [L::splat(0.0); N];
+    let mut sums = [[L::splat(0.0); P]; N];
     for i in 0..N {
         weights[i] = &queries.weights[query + i].as_flattened()[positions.clone()];
-        sums[i] =
-            L::load(&queries.unit.weighted[(query + i) * part.width + part.index]).mul(L::splat(kept[i]));
+        let kept = L::splat(kept[i]);
+        for p in 0..P {
+            sums[i][p] = L::load(&queries.unit.weighted[at(query + i, p)]).mul(kept);
+        }
     }
     let row_bytes = part.row_len * S::BLOCK_BYTES / LANES;
-    let part_at = part_start(part.index, part.row_len) * S::BLOCK_BYTES / LANES;
+    let mut starts = [0; P];
+    for p in 0..P {
+        starts[p] = part_start(part.index + p, part.row_len) * S::BLOCK_BYTES / LANES;
+    }
     let seen = &values.bytes[positions.start * row_bytes..positions.end * row_bytes];
-    for (p, row) in seen.chunks_exact(row_bytes).take(positions.len()).enumerate() {
-        let values = values.lanes::<L, S>(row, part_at);
+    for (position, row) in seen.chunks_exact(row_bytes).take(positions.len()).enumerate() {
+        let mut lanes = [L::splat(0.0); P];
+        for p in 0..P {
+            lanes[p] = values.lanes::<L, S>(row, starts[p]);
+        }
         for i in 0..N {
-            sums[i] = values.mul_add(L::splat(weights[i][p]), sums[i]);
+            let weight = L::splat(weights[i][position]);
+            for p in 0..P {
+                sums[i][p] = lanes[p].mul_add(weight, sums[i][p]);
+            }
         }
     }
     for i in 0..N {
-        sums[i].store(&mut queries.unit.weighted[(query + i) * part.width + part.index]);
+        for p in 0..P {
+            sums[i][p].store(&mut queries.unit.weighted[at(query + i, p)]);
+        }
     }
 }

@@ -87,6 +87,9 @@ impl Lanes for ScalarLanes {
     fn prefetch(_address: *const u8) {}
 
     #[inline(always)]
+    fn prefetch_far(_address: *const u8) {}
+
+    #[inline(always)]
     fn prefetch_stream(_address: *const u8) {}
 
     #[inline(always)]

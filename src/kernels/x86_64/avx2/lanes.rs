@@ -158,6 +158,12 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn prefetch_stream(address: *const u8) {
         Self::prefetch(address.wrapping_add(2048));
     }

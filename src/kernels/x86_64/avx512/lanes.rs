@@ -130,6 +130,12 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn prefetch_stream(address: *const u8) {
         super::prefetch_stream(address);
     }
