@@ -28,12 +28,18 @@ use crate::model::{Cancel, Logits, Model, Rows, Span};
 /// The most rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
 
+/// The longest prompt whose products are those of generated tokens, but for 16-bit activations: for so few rows
+/// others take longer.
+const PHRASE: usize = 16;
+
 /// The longest prompt that is read with 16-bit activations.
 const SHORT_PROMPT: usize = 128;
 
 /// What a token is to its sequence. Where products need not be exact, it decides how they are computed.
 #[derive(Clone, Copy, PartialEq)]
 enum Phase {
+    /// In a prompt of at most [`PHRASE`] tokens.
+    Phrase,
     /// In a prompt of at most [`SHORT_PROMPT`] tokens: a chat's question, whose answer hangs on few
     /// tokens, and which is soon read in any case.
     ShortPrompt,
@@ -47,20 +53,25 @@ impl Phase {
     fn of(position: usize, prompt_tokens: usize) -> Self {
         match prompt_tokens {
             _ if position >= prompt_tokens => Phase::Decode,
-            0..=SHORT_PROMPT => Phase::ShortPrompt,
+            tokens if tokens <= PHRASE => Phase::Phrase,
+            tokens if tokens <= SHORT_PROMPT => Phase::ShortPrompt,
             _ => Phase::Prompt,
         }
     }
 
-    /// Whether products may be of bf16, see [`Kernels::gemm`].
-    fn rounds_to_bf16(self) -> bool {
-        self == Phase::Prompt
+    /// Whether products are those for many rows, and then, whether they may be of bf16: see [`Kernels::gemm`].
+    fn gemm(self) -> Option<bool> {
+        match self {
+            Phase::Decode | Phase::Phrase => None,
+            Phase::ShortPrompt => Some(false),
+            Phase::Prompt => Some(true),
+        }
     }
 
-    /// Of activations that meet packed weights.
+    /// Of activations that meet packed weights in other products.
     fn precision(self) -> Precision {
         match self {
-            Phase::ShortPrompt => Precision::Bits16,
+            Phase::Phrase | Phase::ShortPrompt => Precision::Bits16,
             Phase::Prompt | Phase::Decode => Precision::Bits8,
         }
     }
@@ -143,23 +154,23 @@ impl Projector<'_> {
             }
         }
         let Projector { kernels, cancel, .. } = *self;
+        let gemm = self.phase.and_then(Phase::gemm);
         if !products.is_empty() {
-            match self.phase {
-                None | Some(Phase::Decode) => kernels.matmul(x, rows, &mut products, cancel),
-                Some(phase) => {
-                    kernels.gemm(x, rows, phase.rounds_to_bf16(), &mut products, self.gemm, cancel);
-                }
+            match gemm {
+                None => kernels.matmul(x, rows, &mut products, cancel),
+                Some(bf16) => kernels.gemm(x, rows, bf16, &mut products, self.gemm, cancel),
             }
         }
         if packed_products.is_empty() {
             return;
         }
-        if self.phase.is_some_and(Phase::rounds_to_bf16) && kernels.has_gemm_packed() {
-            kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
-        } else {
-            let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
-            kernels.quantize(x, rows, precision, self.quantized, cancel);
-            kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
+        match gemm.filter(|&bf16| kernels.has_gemm_packed(bf16)) {
+            Some(bf16) => kernels.gemm_packed(x, rows, bf16, &mut packed_products, self.gemm, cancel),
+            None => {
+                let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
+                kernels.quantize(x, rows, precision, self.quantized, cancel);
+                kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
+            }
         }
     }
 
@@ -173,9 +184,7 @@ impl Projector<'_> {
         out: &mut [f32],
     ) -> bool {
         let Projector { kernels, phase, ref mut gemm, cancel, .. } = *self;
-        let Some(bf16) = phase.filter(|&phase| phase != Phase::Decode).map(Phase::rounds_to_bf16) else {
-            return false;
-        };
+        let Some(bf16) = phase.and_then(Phase::gemm) else { return false };
         let Layer { gate_proj, up_proj, down_proj, .. } = layer;
         let [gate, up, down] = [gate_proj, up_proj, down_proj].map(|linear| linear.weight.view());
         let mlp = Mlp { activation, gate, up, down };
@@ -328,7 +337,7 @@ impl CpuModel {
                     blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
-            let splits = !*exact && phase.rounds_to_bf16();
+            let splits = !*exact && phase == Phase::Prompt;
             kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, splits, attended, cancel);
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
