@@ -15,6 +15,11 @@ PROMPTS = [
     [checkpoints.BOS, 5, 6],
     "a",
     "wording " * 60,
+    # Of all lengths that are computed differently, too many tokens for one pass.
+    [7] * 16,
+    [8] * 17,
+    [9] * 128,
+    [5, 9] * 200,
     "and",
     "the",
     "he",

@@ -180,8 +180,9 @@ class Llama:
     ) -> Completion | list[Completion]:
         """Continues one prompt, or each prompt of a list.
 
-        The `cpu` engine generates up to eight prompts of a list together, as memory allows, with one pass
-        over the weights for a token of each. Each gets what it would get alone, bit for bit.
+        The `cpu` engine generates up to eight prompts of a list together, as memory allows: one pass over the
+        weights reads some hundred tokens of the prompts, later ones give a token of each. Each gets what it
+        would get alone, bit for bit.
 
         Args:
             prompt: Text, which gets BOS as the tokenizer's config says; token ids, which are used as they

@@ -35,8 +35,8 @@ class Stats:
         cached_tokens: Those of them that were not computed again.
         completion_tokens: Tokens generated.
         time_to_first_token: Seconds from the call to the first token; None without one.
-        prefill_seconds: Seconds spent reading the prompt.
-        decode_seconds: Seconds spent on the tokens after the first.
+        prefill_seconds: Seconds spent reading the prompt, with those prompts that were read with it.
+        decode_seconds: Seconds spent on the tokens after the first, with those generated beside them.
         prefill_tokens_per_second: Speed of reading the prompt; None if none was read.
         decode_tokens_per_second: Speed of generating after the first token; None without a second.
     """

@@ -1,10 +1,16 @@
 //! Sequences that are generated together: one pass over the weights gives a token of each.
 
-use super::{Engine, Sequence, Step};
+use super::{Engine, PREFILL_TOKENS, Sequence, Step};
 use crate::error::{Error, Result};
 use crate::kernels::BLOCK_POSITIONS;
-use crate::model::{Cancel, Span};
+use crate::model::{Cancel, Rows, Span};
 use std::time::Instant;
+
+/// A sequence that has not ended, and the step that it is to get.
+struct Stepping<'a> {
+    sequence: &'a mut Sequence,
+    step: &'a mut Option<Step>,
+}
 
 impl Engine {
     /// Whether a sequence of at most `tokens` tokens may be generated together with `running`: all of them
@@ -23,8 +29,8 @@ impl Engine {
         Ok(wanted <= self.with_model(cancel, |model| Ok(model.free_blocks()))?)
     }
 
-    /// The next step of each sequence: prompts are read one after the other, and the sequences whose prompt
-    /// has been read go through the model together. What a sequence gives does not depend on the others.
+    /// The next step of each sequence: prompts are read together, some hundred tokens at a time, and so are the
+    /// newest tokens of the others. What a sequence gives does not depend on the others.
     ///
     /// A sequence gives None after its last step. It may also give None because another one's timeout stopped
     /// this step, for which the next call makes up. The sequences must be of this engine.
@@ -40,45 +46,89 @@ impl Engine {
     }
 
     fn try_step(&self, sequences: &mut [&mut Sequence], cancel: &Cancel) -> Result<Vec<Option<Step>>> {
-        let mut steps = Vec::with_capacity(sequences.len());
-        let mut decoding = Vec::new();
-        for sequence in sequences.iter_mut() {
-            let reads_prompt = !sequence.is_finished() && sequence.is_at_prompt();
-            steps.push(if reads_prompt { Some(sequence.prefill(cancel)?) } else { None });
-            decoding.push(!sequence.is_finished() && !reads_prompt);
-        }
-        let mut together: Vec<(&mut Option<Step>, &mut Sequence)> = steps
+        let mut steps: Vec<Option<Step>> = sequences.iter().map(|_| None).collect();
+        let (mut reading, mut decoding): (Vec<Stepping>, Vec<Stepping>) = sequences
             .iter_mut()
-            .zip(sequences.iter_mut())
-            .zip(decoding)
-            .filter_map(|((step, sequence), decodes)| decodes.then_some((step, &mut **sequence)))
-            .collect();
-        if together.is_empty() {
-            return Ok(steps);
+            .zip(&mut steps)
+            .map(|(sequence, step)| Stepping { sequence, step })
+            .filter(|stepping| !stepping.sequence.is_finished())
+            .partition(|stepping| stepping.sequence.is_at_prompt());
+        // A prompt's length decides how it is computed: what is alike goes through the layers together.
+        reading.sort_by_key(|stepping| stepping.sequence.prompt_tokens());
+        while !reading.is_empty() {
+            self.read_prompts(&mut reading, cancel)?;
+            reading.retain(|stepping| stepping.step.is_none());
         }
+        if !decoding.is_empty() {
+            self.decode(&mut decoding, cancel)?;
+        }
+        Ok(steps)
+    }
+
+    /// Reads of the first prompts what one pass takes. Who has read all of theirs get their step, and who is stopped.
+    fn read_prompts(&self, reading: &mut [Stepping], cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
-        let spans: Vec<Span> = together.iter().map(|(_, sequence)| sequence.decode_span()).collect();
-        let deadline = together.iter().filter_map(|(_, sequence)| sequence.deadline()).min();
-        let logits = with_deadline(deadline, cancel, |cancel| {
-            self.with_model(cancel, |model| model.forward(&spans, cancel))
+        let (mut spans, mut prompt_tokens, mut left) = (Vec::new(), Vec::new(), PREFILL_TOKENS);
+        for Stepping { sequence, .. } in reading.iter() {
+            if left > 0 {
+                let span = sequence.prompt_span(left);
+                left -= span.tokens.len();
+                spans.push(span);
+                prompt_tokens.push(sequence.prompt_tokens());
+            }
+        }
+        let read: Vec<(usize, Rows)> = spans.iter().map(|span| (span.tokens.len(), span.rows)).collect();
+        let logits = with_deadline(earliest(&reading[..read.len()]), cancel, |cancel| {
+            self.forward(&spans, &prompt_tokens, cancel)
         });
+        let reading = &mut reading[..read.len()];
         match logits {
             Ok(mut logits) => {
-                let rows = logits.values.chunks_exact_mut(logits.vocab_size);
-                for ((step, sequence), row) in together.iter_mut().zip(rows) {
-                    **step = Some(sequence.decoded(row)?);
+                let mut rows = logits.values.chunks_exact_mut(logits.vocab_size);
+                for (Stepping { sequence, step }, (tokens, wanted)) in reading.iter_mut().zip(read) {
+                    sequence.add_read(tokens);
+                    if let (Rows::Last, Some(row)) = (wanted, rows.next()) {
+                        **step = Some(sequence.first_step(row)?);
+                    }
                 }
             }
-            Err(Error::Cancelled) => {
-                for (step, sequence) in &mut together {
-                    **step = sequence.stopped(cancel);
-                }
-            }
+            Err(Error::Cancelled) => stop(reading, cancel),
             Err(error) => return Err(error),
         }
         let took = started.elapsed();
-        together.iter_mut().for_each(|(_, sequence)| sequence.add_decode_time(took));
-        Ok(steps)
+        reading.iter_mut().for_each(|stepping| stepping.sequence.add_prefill_time(took));
+        Ok(())
+    }
+
+    fn decode(&self, decoding: &mut [Stepping], cancel: &Cancel) -> Result<()> {
+        let started = Instant::now();
+        let spans: Vec<Span> = decoding.iter().map(|stepping| stepping.sequence.decode_span()).collect();
+        let logits = with_deadline(earliest(decoding), cancel, |cancel| self.forward(&spans, &[], cancel));
+        match logits {
+            Ok(mut logits) => {
+                let rows = logits.values.chunks_exact_mut(logits.vocab_size);
+                for (Stepping { sequence, step }, row) in decoding.iter_mut().zip(rows) {
+                    **step = Some(sequence.decoded(row)?);
+                }
+            }
+            Err(Error::Cancelled) => stop(decoding, cancel),
+            Err(error) => return Err(error),
+        }
+        let took = started.elapsed();
+        decoding.iter_mut().for_each(|stepping| stepping.sequence.add_decode_time(took));
+        Ok(())
+    }
+}
+
+/// When the first of the sequences must end.
+fn earliest(sequences: &[Stepping]) -> Option<Instant> {
+    sequences.iter().filter_map(|stepping| stepping.sequence.deadline()).min()
+}
+
+/// Ends those of the sequences whose time is over, or all if the caller has cancelled.
+fn stop(sequences: &mut [Stepping], cancel: &Cancel) {
+    for Stepping { sequence, step } in sequences {
+        **step = sequence.stopped(cancel);
     }
 }
 

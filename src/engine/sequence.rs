@@ -1,8 +1,7 @@
 //! A prompt and what is generated after it.
 
-use super::batch::with_deadline;
-use super::{Engine, PREFILL_TOKENS};
-use crate::error::{Error, Result};
+use super::Engine;
+use crate::error::Result;
 use crate::model::{Cancel, Rows, SeqId, Span};
 use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenLogprob, token_logprob};
 use std::sync::Arc;
@@ -225,36 +224,32 @@ impl Sequence {
         self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout))
     }
 
-    /// The first step: reads the prompt.
-    pub(super) fn prefill(&mut self, cancel: &Cancel) -> Result<Step> {
-        let started = Instant::now();
-        let step = match with_deadline(self.deadline(), cancel, |cancel| self.read_prompt(cancel)) {
-            Ok(mut logits) => {
-                let step = self.sample(&mut logits)?;
-                self.stats.time_to_first_token = Some(self.requested.elapsed());
-                step
-            }
-            // Nothing else stops it.
-            Err(Error::Cancelled) => self.end(cancel),
-            Err(error) => return Err(error),
-        };
-        self.stats.prefill += started.elapsed();
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
+    }
+
+    /// What the model has not seen of the prompt, at most `most` tokens; logits are wanted after the last.
+    pub(super) fn prompt_span(&self, most: usize) -> Span<'_> {
+        let left = self.prompt.len() - self.computed;
+        let tokens = &self.prompt[self.computed..][..left.min(most)];
+        let rows = if left <= most { Rows::Last } else { Rows::None };
+        Span { seq: self.seq, tokens, start: self.computed, rows }
+    }
+
+    /// Says that so many tokens of the prompt have been read.
+    pub(super) fn add_read(&mut self, tokens: usize) {
+        self.computed += tokens;
+    }
+
+    /// The first step, which the logits after the prompt give.
+    pub(super) fn first_step(&mut self, logits: &mut [f32]) -> Result<Step> {
+        let step = self.sample(logits)?;
+        self.stats.time_to_first_token = Some(self.requested.elapsed());
         Ok(step)
     }
 
-    /// The logits after the prompt.
-    fn read_prompt(&mut self, cancel: &Cancel) -> Result<Vec<f32>> {
-        loop {
-            let left = self.prompt.len() - self.computed;
-            let tokens = &self.prompt[self.computed..self.computed + left.min(PREFILL_TOKENS)];
-            let rows = if left <= PREFILL_TOKENS { Rows::Last } else { Rows::None };
-            let span = Span { seq: self.seq, tokens, start: self.computed, rows };
-            let logits = self.engine.forward(&span, self.prompt.len(), cancel)?;
-            self.computed += tokens.len();
-            if rows == Rows::Last {
-                return Ok(logits.values);
-            }
-        }
+    pub(super) fn add_prefill_time(&mut self, took: Duration) {
+        self.stats.prefill += took;
     }
 
     /// What the model has not seen after the first step: the newest token.

@@ -26,6 +26,35 @@ struct Counter {
 
 impl Model for Counter {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
+        let before = self.lengths.clone();
+        // A step that did not end may be taken again.
+        self.count(spans, cancel).inspect_err(|_| self.lengths = before)
+    }
+
+    fn free(&mut self, seq: SeqId) {
+        self.lengths.remove(&seq);
+        self.freed.lock().unwrap().push(seq);
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn max_num_seqs(&self) -> usize {
+        3
+    }
+
+    fn free_blocks(&self) -> usize {
+        4
+    }
+
+    fn storage(&self) -> Vec<Storage> {
+        Vec::new()
+    }
+}
+
+impl Counter {
+    fn count(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         let mut values = Vec::new();
         for span in spans {
             let length = self.lengths.entry(span.seq).or_default();
@@ -51,27 +80,6 @@ impl Model for Counter {
             }
         }
         Ok(Logits { values, vocab_size: VOCAB })
-    }
-
-    fn free(&mut self, seq: SeqId) {
-        self.lengths.remove(&seq);
-        self.freed.lock().unwrap().push(seq);
-    }
-
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn max_num_seqs(&self) -> usize {
-        3
-    }
-
-    fn free_blocks(&self) -> usize {
-        4
-    }
-
-    fn storage(&self) -> Vec<Storage> {
-        Vec::new()
     }
 }
 
@@ -385,6 +393,37 @@ fn sequences_that_are_decoded_together_give_what_each_gives_alone() {
     let shapes: Vec<_> = calls.lock().unwrap().iter().map(|(_, start, len, _)| (*start, *len)).collect();
     // Three prompts, then pairs while there are two, then one alone.
     assert_eq!(shapes, [(0, 2), (0, 2), (0, 2), (2, 1), (2, 1), (3, 1), (3, 1), (4, 1)]);
+}
+
+#[test]
+fn prompts_are_read_together_shortest_first_and_so_many_tokens_at_a_time() {
+    let Setup { engine, calls, .. } = setup(1000);
+    let new = |len| Sequence::new(&engine, vec![7; len], params(1), &[]).unwrap();
+    let mut sequences = [new(400), new(3), new(500)];
+    let ids: Vec<SeqId> = sequences.iter().map(|sequence| sequence.decode_span().seq).collect();
+    assert_eq!(run_together(&engine, &mut sequences), [[8], [8], [8]]);
+    let expected = [(1, 0, 3, 1), (0, 0, 400, 1), (2, 0, 109, 0), (2, 109, 391, 1)];
+    let expected = expected.map(|(index, start, len, rows): (usize, _, _, _)| (ids[index], start, len, rows));
+    assert_eq!(*calls.lock().unwrap(), expected);
+}
+
+#[test]
+fn a_prompt_that_is_late_does_not_end_those_that_are_read_with_it() {
+    let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(30));
+    let late = SamplingParams { timeout: Some(Duration::from_millis(45)), ..params(5) };
+    let mut sequences = [
+        Sequence::new(&engine, vec![1, 2], params(2), &[]).unwrap(),
+        Sequence::new(&engine, vec![11, 12, 13], late, &[]).unwrap(),
+        Sequence::new(&engine, vec![21, 22, 23, 24], params(2), &[]).unwrap(),
+    ];
+    let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
+    let steps = engine.step(&mut all, &Cancel::never()).unwrap();
+    let ids = |steps: &[Option<Step>]| -> Vec<Option<u32>> {
+        steps.iter().map(|step| step.as_ref()?.token.as_ref().map(|token| token.id)).collect()
+    };
+    assert_eq!(ids(&steps), [Some(3), None, Some(25)]);
+    assert_eq!(steps[1].as_ref().unwrap().finish, Some(FinishReason::Timeout.into()));
+    assert_eq!(ids(&engine.step(&mut all, &Cancel::never()).unwrap()), [Some(4), None, Some(26)]);
 }
 
 #[test]
