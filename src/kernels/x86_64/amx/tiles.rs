@@ -103,23 +103,56 @@ static CONFIG: TileConfig = {
 /// This thread's tiles, shaped; let go when dropped, so that nobody need save them.
 pub(super) struct Tiles(());
 
+/// Four tiles of sums that lie so many bytes behind `{sums}`: they are loaded if `{adds}`, else zeros.
+macro_rules! begin_sums {
+    ($second:literal, $third:literal, $fourth:literal) => {
+        concat!(
+            "test {adds:e}, {adds:e}\n",
+            "jz 2f\n",
+            "tileloadd tmm0, [{sums} + {sums_row}]\n",
+            "tileloadd tmm1, [{sums} + {sums_row} + ",
+            $second,
+            "]\n",
+            "tileloadd tmm2, [{sums} + {sums_row} + ",
+            $third,
+            "]\n",
+            "tileloadd tmm3, [{sums} + {sums_row} + ",
+            $fourth,
+            "]\n",
+            "jmp 3f\n",
+            "2:\n",
+            "tilezero tmm0\n",
+            "tilezero tmm1\n",
+            "tilezero tmm2\n",
+            "tilezero tmm3\n",
+            "3:",
+        )
+    };
+}
+
+/// Stores them.
+macro_rules! end_sums {
+    ($second:literal, $third:literal, $fourth:literal) => {
+        concat!(
+            "tilestored [{sums} + {sums_row}], tmm0\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $second,
+            "], tmm1\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $third,
+            "], tmm2\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $fourth,
+            "], tmm3",
+        )
+    };
+}
+
 /// [`Tiles::multiply`]; what a step does after the products of the first part follows.
 macro_rules! multiply {
     ($x:ident, $weights:ident, $sums:ident, $adds:ident, $steps:ident $(, $more:literal)* $(,)?) => {
         asm!(
-            "test {adds:e}, {adds:e}",
-            "jz 2f",
-            "tileloadd tmm0, [{sums} + {sums_row}]",
-            "tileloadd tmm1, [{sums} + {sums_row} + 64]",
-            "tileloadd tmm2, [{sums} + {sums_row} + 2048]",
-            "tileloadd tmm3, [{sums} + {sums_row} + 2112]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "3:",
+            begin_sums!("64", "2048", "2112"),
             "tileloadd tmm4, [{x} + {row}]",
             "tileloadd tmm6, [{first} + {row}]",
             "tileloadd tmm7, [{second} + {row}]",
@@ -144,10 +177,7 @@ macro_rules! multiply {
             "add {second}, 1024",
             "dec {steps}",
             "jnz 3b",
-            "tilestored [{sums} + {sums_row}], tmm0",
-            "tilestored [{sums} + {sums_row} + 64], tmm1",
-            "tilestored [{sums} + {sums_row} + 2048], tmm2",
-            "tilestored [{sums} + {sums_row} + 2112], tmm3",
+            end_sums!("64", "2048", "2112"),
             x = inout(reg) $x.as_ptr() => _,
             first = inout(reg) $weights[0].as_ptr() => _,
             second = inout(reg) $weights[1].as_ptr() => _,
@@ -260,19 +290,7 @@ impl Tiles {
         // local.
         unsafe {
             asm!(
-                "test {adds:e}, {adds:e}",
-                "jz 2f",
-                "tileloadd tmm0, [{sums} + {sums_row}]",
-                "tileloadd tmm1, [{sums} + {sums_row} + 64]",
-                "tileloadd tmm2, [{sums} + {sums_row} + 128]",
-                "tileloadd tmm3, [{sums} + {sums_row} + 192]",
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
+                begin_sums!("64", "128", "192"),
                 "tileloadd tmm4, [{a} + {row}]",
                 "tileloadd tmm5, [{a} + {row} + 1024]",
                 split_products!("tmm0", "0", "1024"),
@@ -283,10 +301,7 @@ impl Tiles {
                 "add {b}, 8192",
                 "dec {steps}",
                 "jnz 3b",
-                "tilestored [{sums} + {sums_row}], tmm0",
-                "tilestored [{sums} + {sums_row} + 64], tmm1",
-                "tilestored [{sums} + {sums_row} + 128], tmm2",
-                "tilestored [{sums} + {sums_row} + 192], tmm3",
+                end_sums!("64", "128", "192"),
                 a = inout(reg) a.as_ptr() => _,
                 b = inout(reg) b.as_ptr() => _,
                 steps = inout(reg) steps => _,
