@@ -186,8 +186,8 @@ pub(super) struct Gemm {
     pub(super) row_words: fn(usize) -> usize,
     /// Rows of a panel.
     pub(super) panel_rows: usize,
-    /// Whether the last panel is as large as the others.
-    pub(super) whole_panels: bool,
+    /// How many rows the last panel may have, ascending up to `panel_rows`; those that are missing are zeros.
+    pub(super) tails: &'static [usize],
     /// Strips done at once: tasks have a multiple.
     pub(super) strips: usize,
     /// The most strips of a task.
@@ -234,7 +234,7 @@ macro_rules! kernel_table {
             pack_rows,
             row_words: generic::gemm::row_words::<false>,
             panel_rows: $gemm_rows,
-            whole_panels: false,
+            tails: generic::gemm::tails($gemm_rows),
             strips: $gemm_strips,
             task_strips: 8,
         };

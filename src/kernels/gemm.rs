@@ -221,6 +221,9 @@ impl Gemm {
     }
 
     fn laid_out_rows(&self, rows: usize) -> usize {
-        if self.whole_panels { rows.next_multiple_of(self.panel_rows) } else { rows }
+        let whole = rows / self.panel_rows * self.panel_rows;
+        let left = rows - whole;
+        let tail = self.tails.iter().find(|&&tail| tail >= left).filter(|_| left > 0);
+        whole + tail.copied().unwrap_or(0)
     }
 }

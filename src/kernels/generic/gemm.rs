@@ -27,7 +27,7 @@ const STRETCH: usize = 128;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(in crate::kernels) struct GemmTask<'a> {
-    /// In panels of some rows; here `(words, rows)`, the last of what is left.
+    /// In panels of some rows, `(words, rows)` each; the last may have others, see [`tails`].
     pub(in crate::kernels) x: &'a [u32],
     /// Rows of x.
     pub(in crate::kernels) rows: usize,
@@ -80,11 +80,26 @@ pub(in crate::kernels) fn row_words<const BF16: bool>(cols: usize) -> usize {
     if BF16 { cols.div_ceil(2) } else { cols }
 }
 
-/// Writes one panel: the rows of `x`, `(rows, cols)`, as words.
+/// How many rows the last panel may have, where others have so many: the numbers that [`multiply`] takes.
+pub(in crate::kernels) const fn tails(panel: usize) -> &'static [usize] {
+    match panel {
+        12 => &[1, 2, 3, 6, 12],
+        6 => &[1, 2, 3, 6],
+        4 => &[1, 2, 3, 4],
+        _ => panic!("no such panel"),
+    }
+}
+
+/// Writes one panel: the rows of `x`, `(rows, cols)`, as words, and zeros for those that are missing.
 #[inline(always)]
 pub(in crate::kernels) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
-    for (m, row) in x.chunks_exact(x.len() / rows).enumerate() {
-        let words = panel.iter_mut().skip(m).step_by(rows);
+    let cols = x.len() / rows;
+    let panel_rows = panel.len() / row_words::<BF16>(cols);
+    if rows < panel_rows {
+        panel.fill(0);
+    }
+    for (m, row) in x.chunks_exact(cols).enumerate() {
+        let words = panel.iter_mut().skip(m).step_by(panel_rows);
         if BF16 {
             for (word, pair) in words.zip(row.chunks(2)) {
                 *word = round_to_bf16(pair[0]) | pair.get(1).map_or(0, |&x| round_to_bf16(x) << 16);
@@ -119,9 +134,9 @@ pub(in crate::kernels) fn gemm<
     let Scratch { rows, panel, sums } = &mut scratch;
     rows.resize(TILE_ROWS * SLAB, 0.0);
     panel.resize(SLAB * STRIPS, Words::ZERO);
-    let group_sums = task.rows * STRIPS;
-    sums.resize(task.strips.len().div_ceil(STRIPS) * group_sums, Words::ZERO);
     let words = row_words::<BF16>(weight.cols());
+    let group_sums = task.x.len() / words * STRIPS;
+    sums.resize(task.strips.len().div_ceil(STRIPS) * group_sums, Words::ZERO);
     for slab in (0..words).step_by(SLAB) {
         let len = SLAB.min(words - slab);
         for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(group_sums)) {
@@ -188,7 +203,7 @@ fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     }
 }
 
-/// Sets `sums` to the products of some rows of x, at most M, and N strips, or adds them.
+/// Sets `sums` to the products of M rows of x, or of one of its [`tails`], and N strips, or adds them.
 #[inline(always)]
 fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
@@ -201,23 +216,8 @@ fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
         1 => tile::<R, 1, N, BF16>(x, weights, sums, adds),
         2 => tile::<R, 2, N, BF16>(x, weights, sums, adds),
         3 => tile::<R, 3, N, BF16>(x, weights, sums, adds),
-        rows => {
-            // Four of the rows, then the others: each has its own chain of sums in any case.
-            let mut parts = [0_u32; STRETCH * 4];
-            for (start, sums) in (0..rows).step_by(4).zip(sums.chunks_mut(4 * N)) {
-                let count = sums.len() / N;
-                let parts = &mut parts[..x.len() / rows * count];
-                for (part, words) in parts.chunks_exact_mut(count).zip(x.chunks_exact(rows)) {
-                    part.copy_from_slice(&words[start..start + count]);
-                }
-                match count {
-                    1 => tile::<R, 1, N, BF16>(parts, weights, sums, adds),
-                    2 => tile::<R, 2, N, BF16>(parts, weights, sums, adds),
-                    3 => tile::<R, 3, N, BF16>(parts, weights, sums, adds),
-                    _ => tile::<R, 4, N, BF16>(parts, weights, sums, adds),
-                }
-            }
-        }
+        6 => tile::<R, 6, N, BF16>(x, weights, sums, adds),
+        rows => unreachable!("{rows} is no tail"),
     }
 }
 
@@ -262,7 +262,7 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
 #[inline(always)]
 fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], strip: usize) {
     let features = task.weight.rows();
-    for (row, sums) in sums.as_chunks::<N>().0.iter().enumerate() {
+    for (row, sums) in (0..task.rows).zip(sums.as_chunks::<N>().0) {
         for n in 0..N.min(task.strips.end - strip) {
             let feature = (strip + n) * TILE_ROWS;
             let width = TILE_ROWS.min(features - feature);

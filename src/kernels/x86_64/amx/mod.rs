@@ -25,7 +25,7 @@ const GEMM_BF16: Gemm = Gemm {
     takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
     row_words: gemm::row_words::<1>,
     panel_rows: gemm::PANEL_ROWS,
-    whole_panels: true,
+    tails: &[gemm::PANEL_ROWS],
     takes_packed: true,
     strips: gemm::STRIPS,
     task_strips: gemm::TASK_STRIPS,
