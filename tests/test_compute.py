@@ -35,12 +35,9 @@ def test_auto_is_near_exact_and_nearer_in_short_prompts(tmp_path: Path, type_nam
             error(llm.logits(ids(count)), reference.forward(ids(count)))
             for count in (PHRASE, SHORT_PROMPT, SHORT_PROMPT + 1)
         )
-        # Keys and values in float16 are within 2^-11; tiles take weights in bf16.
-        assert phrase < 3e-3
-        assert short < (0.015 if llm.load_report.isa == "amx" else 3e-3)
+        # Keys and values in float16 are within 2^-11.
+        assert max(phrase, short) < 3e-3
         assert long < 0.05
-        # Without instructions for it nothing is rounded.
-        assert short < long or llm.load_report.isa == "scalar"
 
 
 @pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "Q4_1", "Q8_0"])

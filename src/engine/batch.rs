@@ -79,7 +79,7 @@ impl Engine {
         }
         let read: Vec<(usize, Rows)> = spans.iter().map(|span| (span.tokens.len(), span.rows)).collect();
         let logits = with_deadline(earliest(&reading[..read.len()]), cancel, |cancel| {
-            self.forward(&spans, &prompt_tokens, cancel)
+            self.read_spans(&spans, &prompt_tokens, cancel)
         });
         let reading = &mut reading[..read.len()];
         match logits {
@@ -103,7 +103,9 @@ impl Engine {
     fn decode(&self, decoding: &mut [Stepping], cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
         let spans: Vec<Span> = decoding.iter().map(|stepping| stepping.sequence.decode_span()).collect();
-        let logits = with_deadline(earliest(decoding), cancel, |cancel| self.forward(&spans, &[], cancel));
+        let logits = with_deadline(earliest(decoding), cancel, |cancel| {
+            self.with_model(cancel, |model| model.forward(&spans, cancel))
+        });
         match logits {
             Ok(mut logits) => {
                 let rows = logits.values.chunks_exact_mut(logits.vocab_size);

@@ -126,7 +126,7 @@ impl Engine {
             let end = bound.min(start + most);
             let rows = if wanted { Rows::All } else { Rows::None };
             let span = Span { seq, tokens: &tokens[start..end], start, rows };
-            let logits = self.forward(&[span], &[tokens.len()], cancel);
+            let logits = self.read_spans(&[span], &[tokens.len()], cancel);
             result = logits.and_then(|logits| if wanted { take(logits) } else { Ok(()) });
             start = end;
         }
@@ -134,8 +134,13 @@ impl Engine {
         result
     }
 
-    /// One step of the model, for sequences whose prompts have so many tokens.
-    pub(super) fn forward(&self, spans: &[Span], prompt_tokens: &[usize], cancel: &Cancel) -> Result<Logits> {
+    /// One step of the model that reads prompts, or parts of them; they have so many tokens.
+    pub(super) fn read_spans(
+        &self,
+        spans: &[Span],
+        prompt_tokens: &[usize],
+        cancel: &Cancel,
+    ) -> Result<Logits> {
         self.with_model(cancel, |model| {
             for (span, &prompt_tokens) in spans.iter().zip(prompt_tokens).filter(|(span, _)| span.start == 0)
             {

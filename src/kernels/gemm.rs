@@ -43,8 +43,7 @@ impl Kernels {
     ///
     /// With `bf16`, activations that meet weights in bf16 are rounded to it, if the processor multiplies such; where
     /// it does so in tiles, weights in blocks and activations that meet them are too. Without it, tiles take
-    /// activations that meet weights in bf16 as sums of two: 16 bits of them count. Packed weights are rounded to bf16
-    /// in any case.
+    /// activations that meet weights in bf16 as sums of two: 16 bits of them count.
     ///
     /// # Panics
     /// As `matmul`.
@@ -75,12 +74,12 @@ impl Kernels {
         }
     }
 
-    /// Whether [`Kernels::gemm_packed`] can be had, with `bf16` or without.
-    pub fn has_gemm_packed(&self, bf16: bool) -> bool {
-        self.special_gemm(bf16).is_some_and(|gemm| gemm.takes_packed)
+    /// Whether [`Kernels::gemm_packed`] can be had.
+    pub fn has_gemm_packed(&self) -> bool {
+        self.gemm_bf16().is_some_and(|gemm| gemm.takes_packed)
     }
 
-    /// As [`Kernels::gemm`], for packed weights.
+    /// As [`Kernels::gemm`] with `bf16`, for packed weights.
     ///
     /// # Panics
     /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_packed`].
@@ -88,12 +87,11 @@ impl Kernels {
         &self,
         x: &[f32],
         rows: usize,
-        bf16: bool,
         products: &mut [PackedProduct],
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let gemm = self.special_gemm(bf16).filter(|gemm| gemm.takes_packed).expect("there are such products");
+        let gemm = self.gemm_bf16().filter(|gemm| gemm.takes_packed).expect("there are such products");
         for product in products.iter() {
             assert_eq!(x.len(), rows * product.weight.cols(), "x is (rows, in_features)");
             assert_eq!(product.out.len(), rows * product.weight.rows(), "out is (rows, out_features)");

@@ -164,13 +164,12 @@ impl Projector<'_> {
         if packed_products.is_empty() {
             return;
         }
-        match gemm.filter(|&bf16| kernels.has_gemm_packed(bf16)) {
-            Some(bf16) => kernels.gemm_packed(x, rows, bf16, &mut packed_products, self.gemm, cancel),
-            None => {
-                let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
-                kernels.quantize(x, rows, precision, self.quantized, cancel);
-                kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
-            }
+        if gemm == Some(true) && kernels.has_gemm_packed() {
+            kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
+        } else {
+            let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
+            kernels.quantize(x, rows, precision, self.quantized, cancel);
+            kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
         }
     }
 

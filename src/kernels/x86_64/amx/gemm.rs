@@ -77,11 +77,8 @@ fn pack_row(x: &mut [f32; 2 * TILE_WORDS], row: usize, parts: &mut [[u32; PANEL_
 
 /// What a task multiplies all rows of x with, and what becomes of the sums.
 trait Job {
-    /// Pairs of strips whose sums are done with together.
+    /// How many pairs of strips are done with together: a group, one for each two strips of the task.
     const PAIRS: usize;
-
-    /// How many such groups of pairs there are.
-    fn groups(&self) -> usize;
 
     /// See [`widen_strip`], of a strip of the job.
     fn widen(&self, strip: usize, step: usize, lines: &mut [Line]);
@@ -95,11 +92,6 @@ struct Sums<'a>(&'a GemmTask<'a>);
 
 impl Job for Sums<'_> {
     const PAIRS: usize = 1;
-
-    #[inline(always)]
-    fn groups(&self) -> usize {
-        self.0.strips.len().div_ceil(STRIPS)
-    }
 
     #[inline(always)]
     fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
@@ -117,11 +109,6 @@ struct Gated<'a, const PARTS: usize>(&'a GatedTask<'a>);
 
 impl<const PARTS: usize> Job for Gated<'_, PARTS> {
     const PAIRS: usize = 2;
-
-    #[inline(always)]
-    fn groups(&self) -> usize {
-        self.0.strips.len().div_ceil(STRIPS)
-    }
 
     #[inline(always)]
     fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
@@ -150,21 +137,21 @@ impl<const PARTS: usize> Job for Gated<'_, PARTS> {
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 pub(super) fn gemm<const PARTS: usize>(task: &GemmTask) {
-    multiply::<PARTS, _>(task.x, task.rows, task.weight.cols(), &Sums(task));
+    multiply::<PARTS, _>(task.x, task.rows, task.weight.cols(), task.strips.len(), &Sums(task));
 }
 
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 pub(super) fn gated<const PARTS: usize>(task: &GatedTask) {
-    multiply::<PARTS, _>(task.x, task.rows, task.mlp.gate.cols(), &Gated::<PARTS>(task));
+    multiply::<PARTS, _>(task.x, task.rows, task.mlp.gate.cols(), task.strips.len(), &Gated::<PARTS>(task));
 }
 
 #[inline(always)]
-fn multiply<const PARTS: usize, J: Job>(x: &[u32], rows: usize, cols: usize, job: &J) {
+fn multiply<const PARTS: usize, J: Job>(x: &[u32], rows: usize, cols: usize, strips: usize, job: &J) {
     let words = weight_words(cols);
     let most = MOST_SLAB_WORDS / PARTS;
     let slab = words.div_ceil(words.div_ceil(most)).next_multiple_of(TILE_WORDS);
-    let pairs = job.groups() * J::PAIRS;
+    let pairs = strips.div_ceil(STRIPS) * J::PAIRS;
     // Taken out, not borrowed in a closure: see generic/matmul.rs.
     let mut scratch = SCRATCH.take();
     let Scratch { weights, sums } = &mut scratch;

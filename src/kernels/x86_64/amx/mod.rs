@@ -40,6 +40,7 @@ pub(in crate::kernels) const TABLE: KernelTable = KernelTable {
         pack_rows: gemm::pack_rows::<2>,
         takes: |dtype| dtype == WeightType::BF16,
         row_words: gemm::row_words::<2>,
+        takes_packed: false,
         ..GEMM_BF16
     }),
     attention_split: Some(SplitAttention { run: attention::attention, takes: attention::takes }),
