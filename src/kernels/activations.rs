@@ -8,8 +8,10 @@
 //! | words | contents |
 //! |---|---|
 //! | 8 m | `(8 groups, m)`: 4 signed bytes, elements `4g..4g + 4` of the line |
-//! | m | the scale, f32: an element is its byte times it |
-//! | m | -8 times the sum of the line's 32 bytes, i32: what a zero point of 8 subtracts |
+//! | m | the scale, f32: an element is its byte times it; its last two bits are 0 |
+//! | m | [`FLOAT_START`] less 8 times the sum of the line's 32 bytes, i32: what sums of products begin with if weights are stored 8 above what they stand for |
+//! | m | the same with 128 |
+//! | m | [`FLOAT_OFFSET`] times the scale, f32: what is subtracted from a sum that began so, taken for a float and scaled |
 //! | m | the sum of the line's 32 elements, f32: what a minimum is multiplied by |
 //!
 //! Source of the format: one scale per 32 rounds 2 to 7 times finer than one per row (docs/kernels.md).
@@ -18,8 +20,21 @@ use super::pack::TILE_COLS;
 
 /// Groups of 4 elements in 32.
 pub(super) const GROUPS: usize = TILE_COLS / 4;
+/// Where the words of 32 columns are, in lines, behind their groups.
+pub(super) const SCALE: usize = GROUPS;
+pub(super) const START_8: usize = GROUPS + 1;
+pub(super) const START_128: usize = GROUPS + 2;
+pub(super) const OFFSET: usize = GROUPS + 3;
+pub(super) const TOTAL: usize = GROUPS + 4;
 /// Words for each line and 32 columns.
-pub(super) const BLOCK_WORDS: usize = GROUPS + 3;
+pub(super) const BLOCK_WORDS: usize = GROUPS + 5;
+/// 1.5 * 2^23. A float of that size counts in ones: an integer of 23 bits, signed, that is added to its bits is added
+/// to its value. So it takes no instruction to make a float of a sum, and none to multiply it: `sum as f32 * scale`
+/// is `(FLOAT_OFFSET + sum) * scale - FLOAT_OFFSET * scale` in one that rounds once, if the last product is exact.
+/// It is where the scale leaves room for the factor of 3.
+pub(super) const FLOAT_OFFSET: f32 = 12_582_912.0;
+/// Its bits.
+pub(super) const FLOAT_START: i32 = FLOAT_OFFSET.to_bits() as i32;
 /// The most lines of a panel.
 pub(super) const MOST_PANEL_LINES: usize = 8;
 

@@ -1,6 +1,8 @@
 //! The suite for packed weights and 8-bit activations: every level of this CPU against plain arithmetic.
 
-use super::activations::{BLOCK_WORDS, GROUPS};
+use super::activations::{
+    BLOCK_WORDS, FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL,
+};
 use super::tests::{Random, kernels, levels};
 use super::*;
 
@@ -28,16 +30,26 @@ fn quantized(kernels: &Kernels, x: &[f32], rows: usize, precision: Precision) ->
     out
 }
 
-/// Line `line` as the kernels read it: bytes, and for each 32 the scale, the start and the sum.
-fn unpacked(x: &QuantizedRows, line: usize) -> (Vec<i8>, Vec<(f32, i32, f32)>) {
+/// What 32 columns of a line have besides their bytes.
+struct Numbers {
+    scale: f32,
+    /// Less [`FLOAT_START`].
+    starts: [i32; 2],
+    offset: f32,
+    total: f32,
+}
+
+/// Line `line` as the kernels read it: bytes, and the numbers for each 32.
+fn unpacked(x: &QuantizedRows, line: usize) -> (Vec<i8>, Vec<Numbers>) {
     let (first, lines, panel) = x.panels().find(|(first, lines, _)| line < first + lines).unwrap();
     let m = line - first;
     let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
     for words in panel.chunks_exact(BLOCK_WORDS * lines) {
         let word = |index: usize| words[index * lines + m];
         bytes.extend((0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| byte as i8));
-        let (scale, start, sum) = (word(GROUPS), word(GROUPS + 1), word(GROUPS + 2));
-        numbers.push((f32::from_bits(scale), start as i32, f32::from_bits(sum)));
+        let [scale, offset, total] = [SCALE, OFFSET, TOTAL].map(|kind| f32::from_bits(word(kind)));
+        let starts = [START_8, START_128].map(|kind| word(kind) as i32 - FLOAT_START);
+        numbers.push(Numbers { scale, starts, offset, total });
     }
     (bytes, numbers)
 }
@@ -87,18 +99,30 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
             assert_eq!((quantized.rows(), quantized.cols()), (rows, cols));
             for (row, x) in x.chunks_exact(cols).enumerate() {
                 let (bytes, numbers) = unpacked(&quantized, row);
-                for ((x, bytes), (scale, start, sum)) in
-                    x.chunks_exact(32).zip(bytes.chunks_exact(32)).zip(numbers)
-                {
+                for ((x, bytes), numbers) in x.chunks_exact(32).zip(bytes.chunks_exact(32)).zip(numbers) {
+                    let Numbers { scale, starts, offset, total } = numbers;
                     let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+                    // The nearest number of 22 bits.
                     let expected = if largest < 1e-30 { 0.0 } else { largest / 127.0 };
-                    assert_eq!(scale, expected, "{}", isa.name());
+                    assert_eq!(scale.to_bits(), (expected.to_bits() + 2) & !3, "{}", isa.name());
+                    // Exactly: that makes a sum of integers a float without rounding.
+                    assert_eq!(
+                        f64::from(offset),
+                        f64::from(FLOAT_OFFSET) * f64::from(scale),
+                        "{}",
+                        isa.name()
+                    );
                     for (&x, &byte) in x.iter().zip(bytes) {
                         let error = (x - f32::from(byte) * scale).abs();
                         assert!(error <= 0.5001 * scale + 1e-30, "{x} {byte} {scale} {}", isa.name());
                     }
-                    let total: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
-                    assert_eq!((start, sum), (-8 * total, scale * total as f32), "{}", isa.name());
+                    let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
+                    assert_eq!(
+                        (starts, total),
+                        ([-8 * sum, -128 * sum], scale * sum as f32),
+                        "{}",
+                        isa.name()
+                    );
                 }
             }
         }
@@ -155,6 +179,7 @@ fn sums_of_integers_are_exact_at_every_level() {
                 (8, 16, 32),
                 (9, 70, 64),
                 (13, 31, 32),
+                (51, 70, 96),
             ] {
                 let bytes = extremes(&mut random, dtype, weight_rows * cols / 32);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
@@ -196,6 +221,8 @@ fn products_are_those_of_the_rounded_activations() {
                 (1, 17, 64, Precision::Bits16),
                 (3, 32, 64, Precision::Bits16),
                 (11, 50, 96, Precision::Bits16),
+                (50, 70, 64, Precision::Bits8),
+                (25, 35, 96, Precision::Bits16),
             ] {
                 let bytes = random.weights(dtype, weight_rows * cols);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
@@ -212,7 +239,7 @@ fn products_are_those_of_the_rounded_activations() {
                         let (mut dot, mut magnitude) = (0.0, 0.0);
                         for line in lines * row..lines * (row + 1) {
                             let (bytes, numbers) = unpacked(&quantized, line);
-                            let scales = numbers.iter().flat_map(|(scale, ..)| [f64::from(*scale); 32]);
+                            let scales = numbers.iter().flat_map(|numbers| [f64::from(numbers.scale); 32]);
                             for ((&byte, scale), &w) in bytes.iter().zip(scales).zip(&weights) {
                                 let product = f64::from(byte) * scale * f64::from(w);
                                 dot += product;
@@ -239,7 +266,7 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
     for isa in levels() {
         for dtype in TYPES {
             let bytes = random.weights(dtype, weight_rows * cols);
-            let x = random.floats(30 * cols);
+            let x = random.floats(60 * cols);
             for precision in PRECISIONS {
                 let run = |threads: usize, rows: std::ops::Range<usize>| {
                     let kernels = kernels(isa, threads);
@@ -247,8 +274,8 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
                     let x = &x[rows.start * cols..rows.end * cols];
                     product(&kernels, &quantized(&kernels, x, rows.len(), precision), &packed)
                 };
-                let whole = run(1, 0..30);
-                for rows in [0..1, 3..5, 4..7, 2..6, 1..8, 20..28, 21..30, 0..30] {
+                let whole = run(1, 0..60);
+                for rows in [0..1, 3..5, 4..7, 2..6, 1..8, 20..28, 21..30, 0..30, 5..55, 0..60] {
                     for threads in [1, 3] {
                         let expected = &whole[rows.start * weight_rows..rows.end * weight_rows];
                         assert_eq!(run(threads, rows.clone()), expected, "{dtype} {rows:?} {}", isa.name());
@@ -269,11 +296,31 @@ fn two_lines_keep_a_row_to_a_few_millionths() {
             let [(high, high_scales), (low, low_scales)] =
                 [2 * row, 2 * row + 1].map(|line| unpacked(&quantized, line));
             for (i, &x) in x.iter().enumerate() {
-                let part =
-                    |bytes: &[i8], numbers: &[(f32, i32, f32)]| f32::from(bytes[i]) * numbers[i / 32].0;
+                let part = |bytes: &[i8], numbers: &[Numbers]| f32::from(bytes[i]) * numbers[i / 32].scale;
                 let error = (part(&high, &high_scales) + part(&low, &low_scales) - x).abs();
                 // Half a step of the second line, whose largest is half a step of the first.
                 assert!(error <= 0.51 * 0.51 / 127.0 / 127.0, "{error} {}", isa.name());
+            }
+        }
+    }
+}
+
+/// Above it an offset would not be finite, at some levels and in some products only.
+#[test]
+fn what_is_too_large_for_a_scale_counts_as_infinite() {
+    let bytes = Random(18).weights(WeightType::Q8_0, 16 * 32);
+    let weight = WeightRows::new(WeightType::Q8_0, &bytes, 16, 32).unwrap();
+    for isa in levels() {
+        let kernels = kernels(isa, 1);
+        let packed = pack(&kernels, weight);
+        for (x, is_finite) in [(1e33, true), (1.1e33, false), (f32::MAX, false)] {
+            for rows in [1, 100] {
+                let out = product(
+                    &kernels,
+                    &quantized(&kernels, &vec![x; 32 * rows], rows, Precision::Bits8),
+                    &packed,
+                );
+                assert!(out.iter().all(|out| out.is_finite() == is_finite), "{x} {rows} rows {}", isa.name());
             }
         }
     }

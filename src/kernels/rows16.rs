@@ -19,6 +19,8 @@ pub(super) trait Rows16: Copy {
     /// What [`Rows16::dot_signed`] adds to a weight of 8 bits: the sums are that much too large, times
     /// the sum of the activations.
     const SIGNED_OFFSET: i32;
+    /// What a sum that will be [`Rows16::scaled`] begins with, besides its own start.
+    const FLOAT_START: i32;
 
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
     /// The low and the high half of every byte.
@@ -35,8 +37,9 @@ pub(super) trait Rows16: Copy {
     fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
     /// Makes room in the parts.
     fn fold(sums: Self::Sums) -> Self::Sums;
-    /// The sums, after a fold.
-    fn to_floats(sums: Self::Sums) -> Self::Floats;
+    /// The sums less [`Rows16::FLOAT_START`], after a fold, times `scale`, rounded once. `offset` is as in
+    /// `activations.rs`.
+    fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats;
 
     /// Asks for the lines that a stream of weights, now at `address`, will come to; never faults. Processors' own
     /// prefetchers lose a tenth of the speed without it, some a third or half.

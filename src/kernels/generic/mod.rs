@@ -12,3 +12,4 @@ pub(super) mod gemm;
 pub(super) mod matmul;
 pub(super) mod packed;
 pub(super) mod quantize;
+mod widened;

@@ -8,11 +8,16 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
+use super::widened::{Widened, WidenedTile};
 use crate::kernels::Output;
-use crate::kernels::activations::{BLOCK_WORDS, GROUPS, QuantizedRows};
-use crate::kernels::pack::{Layout, PackedRows, TILE_ROWS, part, with_layout};
+use crate::kernels::activations::{
+    BLOCK_WORDS, FLOAT_START, GROUPS, OFFSET, QuantizedRows, SCALE, START_8, START_128, TOTAL,
+};
+use crate::kernels::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::rows16::Rows16;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
@@ -28,6 +33,29 @@ pub(in crate::kernels) struct PackedTask<'a> {
 
 /// Strips that all panels meet before the next ones: few enough to stay in a near cache.
 const CACHED_STRIPS: usize = 4;
+/// Panels for which it pays to unpack strips first, where the level can use that.
+const PANELS_TO_WIDEN: usize = 8;
+/// As `CACHED_STRIPS`, of unpacked ones.
+const WIDENED_BYTES: usize = 512 << 10;
+
+thread_local! {
+    static WIDENED: Cell<Vec<WidenedTile>> = Cell::default();
+}
+
+/// The tiles of a strip, as they are stored or unpacked.
+pub(super) trait Strip: Copy {
+    type Tile: Copy;
+
+    fn tile(self, index: usize) -> Self::Tile;
+    /// Asks for what comes behind a tile.
+    fn prefetch<R: Rows16>(tile: Self::Tile);
+    /// 32 columns of M lines of x against a tile of each of N strips.
+    fn block<R: Rows16, const M: usize, const N: usize>(
+        tiles: [Self::Tile; N],
+        words: &[u32],
+        sums: &mut [[R::Floats; N]; M],
+    );
+}
 
 /// Runs one task. Whole panels of `PANEL` lines, where there are more than one, meet `STRIPS` strips together.
 #[inline(always)]
@@ -37,69 +65,123 @@ pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: us
 
 #[inline(always)]
 fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+    let lines = task.x.lines();
+    let widens = R::SIGNED_OFFSET > 0 && lines >= PANELS_TO_WIDEN * PANEL;
+    if widens && L::LAYOUT.mins.is_some() {
+        return widened_strips::<L, R, true, PANEL, STRIPS>(task);
+    }
+    if widens {
+        return widened_strips::<L, R, false, PANEL, STRIPS>(task);
+    }
     // A single panel reads each weight once: one stream.
-    let many = task.x.lines() > PANEL;
-    let mut strip = task.strips.start;
-    while strip < task.strips.end {
-        let end = if many { (strip + CACHED_STRIPS).min(task.strips.end) } else { strip + 1 };
-        for (first, lines, panel) in task.x.panels() {
-            let mut next = strip;
-            while many && lines == PANEL && next + STRIPS <= end {
-                tile::<R, L, PANEL, STRIPS>(task, next, first, panel);
-                next += STRIPS;
-            }
-            while next < end {
-                one_strip::<R, L>(task, next, first, lines, panel);
-                next += 1;
+    let together = if lines > PANEL { CACHED_STRIPS } else { 1 };
+    for strips in parts(&task.strips, together) {
+        let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
+        panels::<R, _, PANEL, STRIPS>(task, strips, stored);
+    }
+}
+
+/// As [`strips`], unpacked first.
+#[inline(always)]
+fn widened_strips<L: Layout, R: Rows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
+    task: &PackedTask,
+) {
+    let blocks = task.x.cols() / TILE_COLS;
+    let cached = WIDENED_BYTES / (blocks * size_of::<WidenedTile>()) / STRIPS * STRIPS;
+    let together = cached.clamp(STRIPS, task.strips.len().max(STRIPS));
+    // Taken out, not borrowed in a closure: see matmul.rs.
+    let mut tiles = WIDENED.take();
+    if tiles.len() < together * blocks {
+        tiles.resize(together * blocks, WidenedTile::EMPTY);
+    }
+    for strips in parts(&task.strips, together) {
+        for (strip, tiles) in strips.clone().zip(tiles.chunks_exact_mut(blocks)) {
+            let stored = task.weight.strip(strip).chunks_exact(L::LAYOUT.bytes);
+            for (tile, stored) in tiles.iter_mut().zip(stored) {
+                tile.fill::<R, L>(stored);
             }
         }
-        strip = end;
+        let first = strips.start;
+        let widened = |strip: usize| Widened::<MINS>(&tiles[(strip - first) * blocks..][..blocks]);
+        panels::<R, _, PANEL, STRIPS>(task, strips, widened);
+    }
+    WIDENED.set(tiles);
+}
+
+/// `range` in parts of `len`; the last may be shorter.
+fn parts(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.clone().step_by(len).map(move |start| start..(start + len).min(end))
+}
+
+/// All panels of x against some strips.
+#[inline(always)]
+fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+    task: &PackedTask,
+    strips: Range<usize>,
+    tiles_of: impl Fn(usize) -> S,
+) {
+    for (first, lines, panel) in task.x.panels() {
+        let mut strip = strips.start;
+        while lines == PANEL && strip + STRIPS <= strips.end {
+            tile::<R, S, PANEL, STRIPS>(
+                task,
+                strip,
+                std::array::from_fn(|n| tiles_of(strip + n)),
+                first,
+                panel,
+            );
+            strip += STRIPS;
+        }
+        for strip in strip..strips.end {
+            one_strip::<R, S>(task, strip, tiles_of(strip), first, lines, panel);
+        }
     }
 }
 
 /// A panel of any number of lines against one strip.
 #[inline(always)]
-fn one_strip<R: Rows16, L: Layout>(
+fn one_strip<R: Rows16, S: Strip>(
     task: &PackedTask,
     strip: usize,
+    tiles: S,
     first: usize,
-    rows: usize,
+    lines: usize,
     panel: &[u32],
 ) {
-    match rows {
-        1 => tile::<R, L, 1, 1>(task, strip, first, panel),
-        2 => tile::<R, L, 2, 1>(task, strip, first, panel),
-        3 => tile::<R, L, 3, 1>(task, strip, first, panel),
-        4 => tile::<R, L, 4, 1>(task, strip, first, panel),
-        5 => tile::<R, L, 5, 1>(task, strip, first, panel),
-        6 => tile::<R, L, 6, 1>(task, strip, first, panel),
-        7 => tile::<R, L, 7, 1>(task, strip, first, panel),
-        _ => tile::<R, L, 8, 1>(task, strip, first, panel),
+    match lines {
+        1 => tile::<R, S, 1, 1>(task, strip, [tiles], first, panel),
+        2 => tile::<R, S, 2, 1>(task, strip, [tiles], first, panel),
+        3 => tile::<R, S, 3, 1>(task, strip, [tiles], first, panel),
+        4 => tile::<R, S, 4, 1>(task, strip, [tiles], first, panel),
+        5 => tile::<R, S, 5, 1>(task, strip, [tiles], first, panel),
+        6 => tile::<R, S, 6, 1>(task, strip, [tiles], first, panel),
+        7 => tile::<R, S, 7, 1>(task, strip, [tiles], first, panel),
+        _ => tile::<R, S, 8, 1>(task, strip, [tiles], first, panel),
     }
 }
 
 /// M lines of x, a whole panel, against N strips.
 #[inline(always)]
-fn tile<R: Rows16, L: Layout, const M: usize, const N: usize>(
+fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
     task: &PackedTask,
     strip: usize,
+    strips: [S; N],
     first: usize,
     panel: &[u32],
 ) {
     let mut sums = [[R::splat(0.0); N]; M];
-    let streams: [&[u8]; N] = std::array::from_fn(|n| task.weight.strip(strip + n));
-    let mut at = 0_usize;
     // With more panels the strip is soon in a near cache.
     let streams_weights = N == 1 && task.x.lines() == M;
-    for words in panel.chunks_exact(BLOCK_WORDS * M) {
-        let tiles: [&[u8]; N] = std::array::from_fn(|n| &streams[n][at..][..L::LAYOUT.bytes]);
-        if streams_weights {
-            for line in (0..L::LAYOUT.bytes).step_by(64) {
-                R::prefetch_stream(tiles[0].as_ptr().wrapping_add(line));
-            }
+    for (index, words) in panel.chunks_exact(BLOCK_WORDS * M).enumerate() {
+        let mut tiles = [strips[0].tile(index); N];
+        for n in 1..N {
+            tiles[n] = strips[n].tile(index);
         }
-        at = at.wrapping_add(L::LAYOUT.bytes);
-        block::<R, L, M, N>(tiles, words, &mut sums);
+        if streams_weights {
+            S::prefetch::<R>(tiles[0]);
+        }
+        S::block::<R, M, N>(tiles, words, &mut sums);
     }
     let per_row = task.x.precision.lines();
     for n in 0..N {
@@ -110,54 +192,100 @@ fn tile<R: Rows16, L: Layout, const M: usize, const N: usize>(
     }
 }
 
-/// 32 columns of M lines of x against a tile of each of N strips.
-#[inline(always)]
-fn block<R: Rows16, L: Layout, const M: usize, const N: usize>(
-    tiles: [&[u8]; N],
-    words: &[u32],
-    sums: &mut [[R::Floats; N]; M],
-) {
-    let layout = const { L::LAYOUT };
-    let scale = |m: usize| f32::from_bits(words[GROUPS * M + m]);
-    let total = |m: usize| f32::from_bits(words[(GROUPS + 2) * M + m]);
-    let mut dots = [[R::start(0); N]; M];
-    let zero_point = if layout.wide { R::SIGNED_OFFSET } else { layout.zero_point };
-    if zero_point > 0 {
-        for m in 0..M {
-            let start = (words[(GROUPS + 1) * M + m] as i32).wrapping_mul(zero_point / 8);
-            dots[m] = [R::start(start); N];
+/// A strip as it is packed.
+struct Stored<'a, L>(&'a [u8], PhantomData<L>);
+
+impl<L> Clone for Stored<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Stored<'_, L> {}
+
+impl<'a, L: Layout> Strip for Stored<'a, L> {
+    type Tile = &'a [u8];
+
+    #[inline(always)]
+    fn tile(self, index: usize) -> &'a [u8] {
+        // Wrapping, though nothing wraps: this is done for every 32 columns.
+        &self.0[index.wrapping_mul(L::LAYOUT.bytes)..][..L::LAYOUT.bytes]
+    }
+
+    #[inline(always)]
+    fn prefetch<R: Rows16>(tile: &'a [u8]) {
+        for line in (0..L::LAYOUT.bytes).step_by(64) {
+            R::prefetch_stream(tile.as_ptr().wrapping_add(line));
         }
     }
-    if layout.wide {
-        for group in 0..GROUPS {
-            for n in 0..N {
-                let weights = R::bytes(part(tiles[n], layout.groups + 64 * group));
-                for m in 0..M {
-                    dots[m][n] = R::dot_signed(dots[m][n], weights, words[group * M + m]);
+
+    #[inline(always)]
+    fn block<R: Rows16, const M: usize, const N: usize>(
+        tiles: [&'a [u8]; N],
+        words: &[u32],
+        sums: &mut [[R::Floats; N]; M],
+    ) {
+        let layout = const { L::LAYOUT };
+        let mut dots = [[R::start(R::FLOAT_START); N]; M];
+        let zero_point = if layout.wide { R::SIGNED_OFFSET } else { layout.zero_point };
+        if zero_point > 0 {
+            for m in 0..M {
+                let (kind, factor) =
+                    if zero_point == 128 { (START_128, 1) } else { (START_8, zero_point / 8) };
+                let start = (words[kind * M + m] as i32).wrapping_sub(FLOAT_START).wrapping_mul(factor);
+                dots[m] = [R::start(start.wrapping_add(R::FLOAT_START)); N];
+            }
+        }
+        if layout.wide {
+            for group in 0..GROUPS {
+                for n in 0..N {
+                    let weights = R::bytes(part(tiles[n], layout.groups + 64 * group));
+                    for m in 0..M {
+                        dots[m][n] = R::dot_signed(dots[m][n], weights, words[group * M + m]);
+                    }
                 }
             }
-        }
-    } else {
-        pair::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
-        pair::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
-        if layout.high_bits.is_some() {
+        } else {
+            pair::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
+            pair::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
+            if layout.high_bits.is_some() {
+                fold::<R, M, N>(&mut dots);
+            }
+            pair::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
+            pair::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
             fold::<R, M, N>(&mut dots);
         }
-        pair::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
-        pair::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
-        fold::<R, M, N>(&mut dots);
-    }
-    for n in 0..N {
-        let scales = R::halves(part(tiles[n], 0));
-        for m in 0..M {
-            let dot = R::mul(R::to_floats(dots[m][n]), R::splat(scale(m)));
-            sums[m][n] = R::mul_add(dot, scales, sums[m][n]);
+        for n in 0..N {
+            let scales = R::halves(part(tiles[n], 0));
+            // No `map`: its closure would be compiled without the level's instructions.
+            #[allow(clippy::manual_map)]
+            let mins = match layout.mins {
+                Some(mins) => Some(R::halves(part(tiles[n], mins))),
+                None => None,
+            };
+            add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
         }
-        if let Some(mins) = layout.mins {
-            let mins = R::halves(part(tiles[n], mins));
-            for m in 0..M {
-                sums[m][n] = R::mul_add(mins, R::splat(total(m)), sums[m][n]);
-            }
+    }
+}
+
+/// Adds the products of 32 columns of M lines and strip `n` to their sums.
+#[inline(always)]
+pub(super) fn add_scaled<R: Rows16, const M: usize, const N: usize>(
+    dots: &[[R::Sums; N]; M],
+    words: &[u32],
+    n: usize,
+    scales: R::Floats,
+    mins: Option<R::Floats>,
+    sums: &mut [[R::Floats; N]; M],
+) {
+    let word = |kind: usize, m: usize| f32::from_bits(words[kind * M + m]);
+    for m in 0..M {
+        let dot = R::scaled(dots[m][n], word(SCALE, m), word(OFFSET, m));
+        sums[m][n] = R::mul_add(dot, scales, sums[m][n]);
+    }
+    if let Some(mins) = mins {
+        for m in 0..M {
+            sums[m][n] = R::mul_add(mins, R::splat(word(TOTAL, m)), sums[m][n]);
         }
     }
 }

@@ -1,12 +1,14 @@
 //! f32 activations to 8 bits; the layout is in `activations.rs`.
 
-use crate::kernels::activations::{BLOCK_WORDS, GROUPS, Precision};
+use crate::kernels::activations::{
+    BLOCK_WORDS, FLOAT_OFFSET, FLOAT_START, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
+};
 use crate::kernels::pack::TILE_COLS;
 
 /// What is smaller counts as 0: its reciprocal would be infinite.
 const SMALLEST: f32 = 1e-30;
-/// Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, which then stands in the low bits.
-const ROUND: f32 = 12_582_912.0;
+/// What is larger counts as infinite: the offset of its scale would be.
+const LARGEST: f32 = 1e33;
 
 /// Writes one panel: the lines of `x`, `(rows, cols)`.
 ///
@@ -35,14 +37,19 @@ fn quantize_line(block: &[f32; TILE_COLS], words: &mut [u32], lines: usize, line
     // As integers, because then NaN is the largest.
     let largest = block.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest));
     let largest = f32::from_bits(largest);
-    let (scale, inverse) = if largest < SMALLEST { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+    let (scale, inverse) = match largest {
+        ..SMALLEST => (0.0, 0.0),
+        SMALLEST..=LARGEST => (round_to_22_bits(largest / 127.0), 127.0 / largest),
+        _ => (f32::INFINITY, 0.0),
+    };
     let mut bytes = [0_u8; TILE_COLS];
     let mut rest = *block;
     let mut sum = 0_i32;
     for ((byte, rest), &x) in bytes.iter_mut().zip(&mut rest).zip(block) {
-        let shifted = x * inverse + ROUND;
+        // To the nearest integer, ties to even, which then stands in the low bits.
+        let shifted = x * inverse + FLOAT_OFFSET;
         *byte = shifted.to_bits() as u8;
-        *rest = x - (shifted - ROUND) * scale;
+        *rest = x - (shifted - FLOAT_OFFSET) * scale;
         // Wrapping, though nothing wraps: a check would keep the loop from being vectorised.
         sum = sum.wrapping_add(i32::from(*byte as i8));
     }
@@ -50,8 +57,16 @@ fn quantize_line(block: &[f32; TILE_COLS], words: &mut [u32], lines: usize, line
     for (group, quad) in quads.iter().enumerate() {
         words[group * lines + line] = u32::from_le_bytes(*quad);
     }
-    words[GROUPS * lines + line] = scale.to_bits();
-    words[(GROUPS + 1) * lines + line] = (-8 * sum) as u32;
-    words[(GROUPS + 2) * lines + line] = (scale * sum as f32).to_bits();
+    words[SCALE * lines + line] = scale.to_bits();
+    words[START_8 * lines + line] = (FLOAT_START - 8 * sum) as u32;
+    words[START_128 * lines + line] = (FLOAT_START - 128 * sum) as u32;
+    words[OFFSET * lines + line] = (FLOAT_OFFSET * scale).to_bits();
+    words[TOTAL * lines + line] = (scale * sum as f32).to_bits();
     rest
+}
+
+/// The number nearest to `x`, which is positive and finite, whose last two bits are 0.
+#[inline(always)]
+fn round_to_22_bits(x: f32) -> f32 {
+    f32::from_bits((x.to_bits() + 2) & !3)
 }

@@ -27,6 +27,7 @@ impl Rows16 for ScalarRows {
     type Sums = [i32; TILE_ROWS];
     type Floats = Floats;
     const SIGNED_OFFSET: i32 = 0;
+    const FLOAT_START: i32 = 0;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
@@ -64,8 +65,8 @@ impl Rows16 for ScalarRows {
     }
 
     #[inline(always)]
-    fn to_floats(sums: Self::Sums) -> Self::Floats {
-        sums.map(|sum| sum as f32)
+    fn scaled(sums: Self::Sums, scale: f32, _offset: f32) -> Self::Floats {
+        sums.map(|sum| sum as f32 * scale)
     }
 
     #[inline(always)]

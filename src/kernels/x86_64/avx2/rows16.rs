@@ -5,6 +5,7 @@
 //! AVX-VNNI for `Avx2Rows<true>`, on this CPU; every load and store goes through a reference to an array of
 //! exactly its width.
 
+use crate::kernels::activations::FLOAT_START;
 use crate::kernels::pack::TILE_ROWS;
 use crate::kernels::rows16::Rows16;
 use std::arch::x86_64::*;
@@ -68,6 +69,7 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     type Sums = Sums;
     type Floats = Floats;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
+    const FLOAT_START: i32 = FLOAT_START;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
@@ -146,9 +148,13 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn to_floats(Sums { wide, .. }: Self::Sums) -> Self::Floats {
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        unsafe { [_mm256_cvtepi32_ps(wide[0]), _mm256_cvtepi32_ps(wide[1])] }
+    fn scaled(Sums { wide, .. }: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
+        // SAFETY: AVX2 and FMA are enabled; see the top of this file.
+        unsafe {
+            let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
+            let [a, b] = [_mm256_castsi256_ps(wide[0]), _mm256_castsi256_ps(wide[1])];
+            [_mm256_fmsub_ps(a, scale, offset), _mm256_fmsub_ps(b, scale, offset)]
+        }
     }
 
     #[inline(always)]

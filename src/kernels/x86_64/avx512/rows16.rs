@@ -4,6 +4,7 @@
 //! instances, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every
 //! load and store goes through a reference to an array of exactly its width.
 
+use crate::kernels::activations::FLOAT_START;
 use crate::kernels::pack::TILE_ROWS;
 use crate::kernels::rows16::Rows16;
 use crate::kernels::x86_64::avx2::turn_8;
@@ -18,6 +19,7 @@ impl Rows16 for Avx512Rows {
     type Sums = __m512i;
     type Floats = __m512;
     const SIGNED_OFFSET: i32 = 128;
+    const FLOAT_START: i32 = FLOAT_START;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
@@ -79,9 +81,9 @@ impl Rows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn to_floats(sums: Self::Sums) -> Self::Floats {
+    fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; see the top of this file.
-        unsafe { _mm512_cvtepi32_ps(sums) }
+        unsafe { _mm512_fmsub_ps(_mm512_castsi512_ps(sums), _mm512_set1_ps(scale), _mm512_set1_ps(offset)) }
     }
 
     #[inline(always)]
