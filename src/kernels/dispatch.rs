@@ -139,9 +139,8 @@ fn is_of_intel() -> bool {
 pub(super) struct KernelTable {
     pub(super) matmul: unsafe fn(&MatmulTask),
     pub(super) packed: unsafe fn(&PackedTask),
-    /// Lines of activations that `packed` takes at once, when there are many; even, so that those of a row
-    /// stay together.
-    pub(super) panel_lines: usize,
+    /// Rows of activations that `packed` takes at once, when there are many.
+    pub(super) panel_rows: usize,
     /// `(rows, cols)`, rows, and their panel.
     pub(super) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
     /// Products in f32.
@@ -195,20 +194,20 @@ pub(super) struct Gemm {
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
-/// Products with packed weights take `$panel_lines` lines of activations and `$strips` strips at once, those
+/// Products with packed weights take `$panel_rows` rows of activations and `$strips` strips at once, those
 /// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; attention takes `$queries` queries at
 /// once; `$bf16` are the instructions for bf16.
 /// `$peaks` are the level's own [`Peaks`].
 macro_rules! kernel_table {
     (
-        $lanes:ty, $rows:ty, packed: $panel_lines:literal x $strips:literal,
+        $lanes:ty, $rows:ty, packed: $panel_rows:literal x $strips:literal,
         gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
         peaks: $peaks:expr,         #[$attribute:meta] $(, bf16: #[$bf16:meta])?
     ) => {{
         use $crate::kernels::generic;
         #[$attribute]
         fn packed(task: &generic::packed::PackedTask) {
-            generic::packed::packed::<$rows, $panel_lines, $strips>(task);
+            generic::packed::packed::<$rows, $panel_rows, $strips>(task);
         }
         #[$attribute]
         fn quantize(x: &[f32], rows: usize, precision: $crate::kernels::Precision, panel: &mut [u32]) {
@@ -279,7 +278,7 @@ macro_rules! kernel_table {
         $crate::kernels::dispatch::KernelTable {
             matmul,
             packed,
-            panel_lines: $panel_lines,
+            panel_rows: $panel_rows,
             quantize,
             gemm,
             gemm_bf16,

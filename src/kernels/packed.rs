@@ -1,6 +1,6 @@
 //! The facade of the kernels on packed weights and 8-bit activations.
 
-use super::activations::{BLOCK_WORDS, MOST_PANEL_LINES, Precision, QuantizedRows};
+use super::activations::{MOST_PANEL_ROWS, Precision, QuantizedRows, panel_words};
 use super::generic::packed::PackedTask;
 use super::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
 use super::pool::{Cancel, SharedOut};
@@ -62,17 +62,20 @@ impl Kernels {
     ) {
         let cols = x.len().checked_div(rows).unwrap_or(0);
         assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
-        let lines = rows * precision.lines();
-        let panel_lines = if lines <= MOST_PANEL_LINES { lines.max(1) } else { self.table.panel_lines };
-        (out.rows, out.cols, out.precision, out.panel_lines) = (rows, cols, precision, panel_lines);
-        out.words.resize(lines * out.line_words(), 0);
+        let panel_rows = if rows <= MOST_PANEL_ROWS { rows.max(1) } else { self.table.panel_rows };
+        (out.rows, out.cols, out.panel_rows) = (rows, cols, panel_rows);
+        let whole = panel_words(panel_rows, cols);
+        let left = rows % panel_rows;
+        let last = if left > 0 { panel_words(left, cols) } else { 0 };
+        out.words.resize(rows / panel_rows * whole + last, 0);
         if x.is_empty() {
+            out.words.clear();
             return;
         }
-        let (panel_rows, panel_words) = (panel_lines / precision.lines(), panel_lines * out.line_words());
-        self.pool.for_each_chunk(&mut out.words, panel_words, cancel, &|panel, words| {
-            let rows = words.len() / (cols / TILE_COLS * BLOCK_WORDS) / precision.lines();
-            let x = &x[panel * panel_rows * cols..][..rows * cols];
+        self.pool.for_each_chunk(&mut out.words, whole, cancel, &|panel, words| {
+            let first = panel * panel_rows;
+            let rows = panel_rows.min(rows - first);
+            let x = &x[first * cols..][..rows * cols];
             // SAFETY: the table was chosen for this CPU.
             unsafe { (self.table.quantize)(x, rows, precision, words) }
         });

@@ -1,7 +1,7 @@
 //! The suite for packed weights and 8-bit activations: every level of this CPU against plain arithmetic.
 
 use super::activations::{
-    BLOCK_WORDS, FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL,
+    FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
 };
 use super::tests::{Random, kernels, levels};
 use super::*;
@@ -22,7 +22,7 @@ fn product(kernels: &Kernels, x: &QuantizedRows, weight: &PackedRows) -> Vec<f32
     out
 }
 
-const PRECISIONS: [Precision; 2] = [Precision::Bits8, Precision::Bits16];
+const PRECISIONS: [Precision; 3] = [Precision::Bits8, Precision::Mixed, Precision::Bits16];
 
 fn quantized(kernels: &Kernels, x: &[f32], rows: usize, precision: Precision) -> QuantizedRows {
     let mut out = QuantizedRows::default();
@@ -30,8 +30,11 @@ fn quantized(kernels: &Kernels, x: &[f32], rows: usize, precision: Precision) ->
     out
 }
 
-/// What 32 columns of a line have besides their bytes.
-struct Numbers {
+/// 32 columns of a row, or their rest, as the kernels read them.
+struct Block {
+    /// Which 32.
+    index: usize,
+    bytes: Vec<i8>,
     scale: f32,
     /// Less [`FLOAT_START`].
     starts: [i32; 2],
@@ -39,19 +42,32 @@ struct Numbers {
     total: f32,
 }
 
-/// Line `line` as the kernels read it: bytes, and the numbers for each 32.
-fn unpacked(x: &QuantizedRows, line: usize) -> (Vec<i8>, Vec<Numbers>) {
-    let (first, lines, panel) = x.panels().find(|(first, lines, _)| line < first + lines).unwrap();
-    let m = line - first;
-    let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
-    for words in panel.chunks_exact(BLOCK_WORDS * lines) {
-        let word = |index: usize| words[index * lines + m];
-        bytes.extend((0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| byte as i8));
+impl Block {
+    /// What it adds to columns.
+    fn values(&self) -> impl Iterator<Item = f64> {
+        self.bytes.iter().map(|&byte| f64::from(byte) * f64::from(self.scale))
+    }
+}
+
+fn blocks(x: &QuantizedRows, row: usize) -> Vec<Block> {
+    let panel = x.panels().find(|panel| row < panel.first + panel.rows).unwrap();
+    let unpack = |words: &[u32]| {
+        let word = |kind: usize| words[1 + kind * panel.rows + row - panel.first];
+        let bytes = (0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| byte as i8).collect();
         let [scale, offset, total] = [SCALE, OFFSET, TOTAL].map(|kind| f32::from_bits(word(kind)));
         let starts = [START_8, START_128].map(|kind| word(kind) as i32 - FLOAT_START);
-        numbers.push(Numbers { scale, starts, offset, total });
+        Block { index: words[0] as usize, bytes, scale, starts, offset, total }
+    };
+    panel.blocks.chunks_exact(block_words(panel.rows)).map(unpack).collect()
+}
+
+/// A row as the kernels see it, rests included.
+fn rounded(x: &QuantizedRows, row: usize) -> Vec<f64> {
+    let mut out = vec![0.0; x.cols()];
+    for block in blocks(x, row) {
+        out[32 * block.index..].iter_mut().zip(block.values()).for_each(|(out, value)| *out += value);
     }
-    (bytes, numbers)
+    out
 }
 
 #[test]
@@ -98,9 +114,10 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
             let quantized = quantized(&kernels, &x, rows, Precision::Bits8);
             assert_eq!((quantized.rows(), quantized.cols()), (rows, cols));
             for (row, x) in x.chunks_exact(cols).enumerate() {
-                let (bytes, numbers) = unpacked(&quantized, row);
-                for ((x, bytes), numbers) in x.chunks_exact(32).zip(bytes.chunks_exact(32)).zip(numbers) {
-                    let Numbers { scale, starts, offset, total } = numbers;
+                let blocks = blocks(&quantized, row);
+                assert!(blocks.iter().map(|block| block.index).eq(0..cols / 32), "{}", isa.name());
+                for (x, block) in x.chunks_exact(32).zip(blocks) {
+                    let Block { bytes, scale, starts, offset, total, .. } = block;
                     let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
                     // The nearest number of 22 bits.
                     let expected = if largest < 1e-30 { 0.0 } else { largest / 127.0 };
@@ -112,7 +129,7 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
                         "{}",
                         isa.name()
                     );
-                    for (&x, &byte) in x.iter().zip(bytes) {
+                    for (&x, &byte) in x.iter().zip(&bytes) {
                         let error = (x - f32::from(byte) * scale).abs();
                         assert!(error <= 0.5001 * scale + 1e-30, "{x} {byte} {scale} {}", isa.name());
                     }
@@ -223,11 +240,14 @@ fn products_are_those_of_the_rounded_activations() {
                 (11, 50, 96, Precision::Bits16),
                 (50, 70, 64, Precision::Bits8),
                 (25, 35, 96, Precision::Bits16),
+                (7, 35, 576, Precision::Mixed),
+                (55, 35, 96, Precision::Mixed),
             ] {
                 let bytes = random.weights(dtype, weight_rows * cols);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
-                let quantized = quantized(&kernels, &random.floats(rows * cols), rows, precision);
-                let lines = precision.lines();
+                let mut x = random.floats(rows * cols);
+                x[cols - 1] *= 100.0;
+                let quantized = quantized(&kernels, &x, rows, precision);
                 let mut out = random.floats(rows * weight_rows);
                 let before = out.clone();
                 let add = PackedProduct { weight: &packed, out: &mut out, output: Output::Add };
@@ -237,13 +257,10 @@ fn products_are_those_of_the_rounded_activations() {
                     packed.row_to_f32(feature, &mut weights);
                     for row in 0..rows {
                         let (mut dot, mut magnitude) = (0.0, 0.0);
-                        for line in lines * row..lines * (row + 1) {
-                            let (bytes, numbers) = unpacked(&quantized, line);
-                            let scales = numbers.iter().flat_map(|numbers| [f64::from(numbers.scale); 32]);
-                            for ((&byte, scale), &w) in bytes.iter().zip(scales).zip(&weights) {
-                                let product = f64::from(byte) * scale * f64::from(w);
-                                dot += product;
-                                magnitude += product.abs();
+                        for block in blocks(&quantized, row) {
+                            for (value, &w) in block.values().zip(&weights[32 * block.index..]) {
+                                dot += value * f64::from(w);
+                                magnitude += (value * f64::from(w)).abs();
                             }
                         }
                         let at = row * weight_rows + feature;
@@ -266,7 +283,9 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
     for isa in levels() {
         for dtype in TYPES {
             let bytes = random.weights(dtype, weight_rows * cols);
-            let x = random.floats(60 * cols);
+            let mut x = random.floats(60 * cols);
+            // Of some rows some columns have rests, their neighbours' none.
+            x.iter_mut().step_by(7 * 32 + 1).for_each(|x| *x *= 100.0);
             for precision in PRECISIONS {
                 let run = |threads: usize, rows: std::ops::Range<usize>| {
                     let kernels = kernels(isa, threads);
@@ -287,20 +306,45 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
 }
 
 #[test]
-fn two_lines_keep_a_row_to_a_few_millionths() {
+fn rests_keep_a_row_to_a_few_millionths() {
     let mut random = Random(17);
     let x = random.floats(5 * 576);
     for isa in levels() {
         let quantized = quantized(&kernels(isa, 2), &x, 5, Precision::Bits16);
         for (row, x) in x.chunks_exact(576).enumerate() {
-            let [(high, high_scales), (low, low_scales)] =
-                [2 * row, 2 * row + 1].map(|line| unpacked(&quantized, line));
-            for (i, &x) in x.iter().enumerate() {
-                let part = |bytes: &[i8], numbers: &[Numbers]| f32::from(bytes[i]) * numbers[i / 32].scale;
-                let error = (part(&high, &high_scales) + part(&low, &low_scales) - x).abs();
-                // Half a step of the second line, whose largest is half a step of the first.
+            for (x, rounded) in x.iter().zip(rounded(&quantized, row)) {
+                let error = (rounded - f64::from(*x)).abs();
+                // Half a step of the rest, whose largest is half a step of the row.
                 assert!(error <= 0.51 * 0.51 / 127.0 / 127.0, "{error} {}", isa.name());
             }
+        }
+    }
+}
+
+#[test]
+fn what_lies_beside_an_outlier_keeps_its_rest() {
+    let (rows, cols) = (9, 576);
+    let mut x = Random(19).floats(rows * cols);
+    // The mean magnitude of the others is 0.5.
+    x[2 * cols + 40] = 100.0;
+    x[3 * cols + 500] = 4.5;
+    x[7 * cols] = -6.0;
+    for isa in levels() {
+        let quantized = quantized(&kernels(isa, 2), &x, rows, Precision::Mixed);
+        let rests = |row: usize| -> Vec<usize> {
+            let blocks = blocks(&quantized, row);
+            let seconds = blocks.windows(2).filter(|pair| pair[0].index == pair[1].index);
+            seconds.map(|pair| &pair[1]).filter(|rest| rest.scale > 0.0).map(|rest| rest.index).collect()
+        };
+        let expected = (0..rows).map(|row| match row {
+            2 => vec![1],
+            7 => vec![0],
+            _ => vec![],
+        });
+        assert!((0..rows).map(rests).eq(expected), "{}", isa.name());
+        for (x, rounded) in x[2 * cols + 32..][..32].iter().zip(&rounded(&quantized, 2)[32..]) {
+            let error = (rounded - f64::from(*x)).abs();
+            assert!(error <= 100.0 * 0.51 * 0.51 / 127.0 / 127.0, "{error} {}", isa.name());
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! For each 32 columns the products of integers are summed exactly; the sum, made a number, is added to
 //! the output's f32 with the two scales: `out += (sum * scale_x) * d`, columns in increasing order, then
-//! the minimum's part. Where a row is two lines, their sums are added at the end. That is all that decides
+//! the minimum's part; then, where the row has a rest, that is added in the same way. That is all that decides
 //! an output's bits: not the rows beside it, nor how many there are, nor which of the tiles below computed it.
 
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
@@ -11,7 +11,7 @@
 use super::widened::{Widened, WidenedTile};
 use crate::kernels::Output;
 use crate::kernels::activations::{
-    BLOCK_WORDS, FLOAT_START, GROUPS, OFFSET, QuantizedRows, SCALE, START_8, START_128, TOTAL,
+    FLOAT_START, GROUPS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL, block_words,
 };
 use crate::kernels::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::pool::SharedOut;
@@ -33,7 +33,7 @@ pub(in crate::kernels) struct PackedTask<'a> {
 
 /// Strips that all panels meet before the next ones: few enough to stay in a near cache.
 const CACHED_STRIPS: usize = 4;
-/// Panels for which it pays to unpack strips first, where the level can use that.
+/// Panels, without rests, for which it pays to unpack strips first, where the level can use that.
 const PANELS_TO_WIDEN: usize = 8;
 /// As `CACHED_STRIPS`, of unpacked ones.
 const WIDENED_BYTES: usize = 512 << 10;
@@ -49,7 +49,7 @@ pub(super) trait Strip: Copy {
     fn tile(self, index: usize) -> Self::Tile;
     /// Asks for what comes behind a tile.
     fn prefetch<R: Rows16>(tile: Self::Tile);
-    /// 32 columns of M lines of x against a tile of each of N strips.
+    /// 32 columns of M rows of x against a tile of each of N strips.
     fn block<R: Rows16, const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
@@ -57,7 +57,7 @@ pub(super) trait Strip: Copy {
     );
 }
 
-/// Runs one task. Whole panels of `PANEL` lines, where there are more than one, meet `STRIPS` strips together.
+/// Runs one task. Whole panels of `PANEL` rows, where there are more than one, meet `STRIPS` strips together.
 #[inline(always)]
 pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
     with_layout!(task.weight.dtype(), strips::<_, R, PANEL, STRIPS>(task));
@@ -65,8 +65,8 @@ pub(in crate::kernels) fn packed<R: Rows16, const PANEL: usize, const STRIPS: us
 
 #[inline(always)]
 fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
-    let lines = task.x.lines();
-    let widens = R::SIGNED_OFFSET > 0 && lines >= PANELS_TO_WIDEN * PANEL;
+    let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
+    let widens = R::SIGNED_OFFSET > 0 && blocks >= PANELS_TO_WIDEN * (task.x.cols() / TILE_COLS);
     if widens && L::LAYOUT.mins.is_some() {
         return widened_strips::<L, R, true, PANEL, STRIPS>(task);
     }
@@ -74,7 +74,7 @@ fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &
         return widened_strips::<L, R, false, PANEL, STRIPS>(task);
     }
     // A single panel reads each weight once: one stream.
-    let together = if lines > PANEL { CACHED_STRIPS } else { 1 };
+    let together = if task.x.rows() > PANEL { CACHED_STRIPS } else { 1 };
     for strips in parts(&task.strips, together) {
         let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
         panels::<R, _, PANEL, STRIPS>(task, strips, stored);
@@ -121,59 +121,46 @@ fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
 ) {
-    for (first, lines, panel) in task.x.panels() {
+    for panel in task.x.panels() {
         let mut strip = strips.start;
-        while lines == PANEL && strip + STRIPS <= strips.end {
-            tile::<R, S, PANEL, STRIPS>(
-                task,
-                strip,
-                std::array::from_fn(|n| tiles_of(strip + n)),
-                first,
-                panel,
-            );
+        while panel.rows == PANEL && strip + STRIPS <= strips.end {
+            tile::<R, S, PANEL, STRIPS>(task, strip, std::array::from_fn(|n| tiles_of(strip + n)), &panel);
             strip += STRIPS;
         }
         for strip in strip..strips.end {
-            one_strip::<R, S>(task, strip, tiles_of(strip), first, lines, panel);
+            one_strip::<R, S>(task, strip, tiles_of(strip), &panel);
         }
     }
 }
 
-/// A panel of any number of lines against one strip.
+/// A panel of any number of rows against one strip.
 #[inline(always)]
-fn one_strip<R: Rows16, S: Strip>(
-    task: &PackedTask,
-    strip: usize,
-    tiles: S,
-    first: usize,
-    lines: usize,
-    panel: &[u32],
-) {
-    match lines {
-        1 => tile::<R, S, 1, 1>(task, strip, [tiles], first, panel),
-        2 => tile::<R, S, 2, 1>(task, strip, [tiles], first, panel),
-        3 => tile::<R, S, 3, 1>(task, strip, [tiles], first, panel),
-        4 => tile::<R, S, 4, 1>(task, strip, [tiles], first, panel),
-        5 => tile::<R, S, 5, 1>(task, strip, [tiles], first, panel),
-        6 => tile::<R, S, 6, 1>(task, strip, [tiles], first, panel),
-        7 => tile::<R, S, 7, 1>(task, strip, [tiles], first, panel),
-        _ => tile::<R, S, 8, 1>(task, strip, [tiles], first, panel),
+fn one_strip<R: Rows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
+    match panel.rows {
+        1 => tile::<R, S, 1, 1>(task, strip, [tiles], panel),
+        2 => tile::<R, S, 2, 1>(task, strip, [tiles], panel),
+        3 => tile::<R, S, 3, 1>(task, strip, [tiles], panel),
+        4 => tile::<R, S, 4, 1>(task, strip, [tiles], panel),
+        5 => tile::<R, S, 5, 1>(task, strip, [tiles], panel),
+        6 => tile::<R, S, 6, 1>(task, strip, [tiles], panel),
+        7 => tile::<R, S, 7, 1>(task, strip, [tiles], panel),
+        _ => tile::<R, S, 8, 1>(task, strip, [tiles], panel),
     }
 }
 
-/// M lines of x, a whole panel, against N strips.
+/// M rows of x, a whole panel, against N strips.
 #[inline(always)]
 fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
     task: &PackedTask,
     strip: usize,
     strips: [S; N],
-    first: usize,
-    panel: &[u32],
+    panel: &Panel,
 ) {
     let mut sums = [[R::splat(0.0); N]; M];
     // With more panels the strip is soon in a near cache.
-    let streams_weights = N == 1 && task.x.lines() == M;
-    for (index, words) in panel.chunks_exact(BLOCK_WORDS * M).enumerate() {
+    let streams_weights = N == 1 && task.x.rows() == M;
+    for block in panel.blocks.chunks_exact(const { block_words(M) }) {
+        let (index, words) = (block[0] as usize, &block[1..]);
         let mut tiles = [strips[0].tile(index); N];
         for n in 1..N {
             tiles[n] = strips[n].tile(index);
@@ -183,11 +170,9 @@ fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
         }
         S::block::<R, M, N>(tiles, words, &mut sums);
     }
-    let per_row = task.x.precision.lines();
     for n in 0..N {
-        for m in (0..M).step_by(per_row) {
-            let sum = if per_row == 2 && m + 1 < M { R::add(sums[m][n], sums[m + 1][n]) } else { sums[m][n] };
-            put::<R>(task, (first + m) / per_row, (strip + n) * TILE_ROWS, sum);
+        for m in 0..M {
+            put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
         }
     }
 }
@@ -268,7 +253,7 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
     }
 }
 
-/// Adds the products of 32 columns of M lines and strip `n` to their sums.
+/// Adds the products of 32 columns of M rows and strip `n` to their sums.
 #[inline(always)]
 pub(super) fn add_scaled<R: Rows16, const M: usize, const N: usize>(
     dots: &[[R::Sums; N]; M],

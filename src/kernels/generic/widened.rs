@@ -1,7 +1,7 @@
-//! Packed weights as bytes, for products of many lines.
+//! Packed weights as bytes, for products of many rows.
 //!
 //! A level that multiplies any bytes in one instruction loses a fifth of its time to unpacking when each panel of
-//! lines does it. For many of them some strips are unpacked once, into a near cache.
+//! rows does it. For many of them some strips are unpacked once, into a near cache.
 
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]

@@ -72,7 +72,8 @@ impl Phase {
     fn precision(self) -> Precision {
         match self {
             Phase::Phrase | Phase::ShortPrompt => Precision::Bits16,
-            Phase::Prompt | Phase::Decode => Precision::Bits8,
+            Phase::Prompt => Precision::Mixed,
+            Phase::Decode => Precision::Bits8,
         }
     }
 }
@@ -211,10 +212,10 @@ fn put_bias(bias: &[f32], out: &mut [f32], output: Output) {
 /// The most bytes that the buffers of a step take, with the logits of one row and a copy of them.
 pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
     let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads + 1;
-    // The input of a product is laid out anew for it: as f32, and in 8 bits with scales, 13 words for 32.
+    // The input of a product is laid out anew for it, as f32 and in 8 bits.
     let query = config.num_attention_heads * config.head_dim;
     let widest = config.hidden_size.max(config.intermediate_size).max(query);
-    let inputs = widest + widest.div_ceil(32) * 13;
+    let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
     let row = 2 * config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size + inputs;
     let elements = (CHUNK_ROWS as u64).saturating_mul(row as u64);
     elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64)
