@@ -47,8 +47,8 @@ pub enum Precision {
     /// To 8 bits.
     #[default]
     Bits8,
-    /// With rests where one of 32 is so far from the row's others that all 32 would be rounded coarsely: at up to a
-    /// fifth more work, and a third of the error.
+    /// With rests where one of 32 is so far from the row's others that all 32 would be rounded coarsely: at a tenth
+    /// more work, and two fifths of the error.
     Mixed,
     /// With all rests: at twice the work, and a hundredth of the error.
     Bits16,

@@ -327,8 +327,8 @@ fn what_lies_beside_an_outlier_keeps_its_rest() {
     let mut x = Random(19).floats(rows * cols);
     // The mean magnitude of the others is 0.5.
     x[2 * cols + 40] = 100.0;
-    x[3 * cols + 500] = 4.5;
-    x[7 * cols] = -6.0;
+    x[3 * cols + 500] = 7.0;
+    x[7 * cols] = -9.0;
     for isa in levels() {
         let quantized = quantized(&kernels(isa, 2), &x, rows, Precision::Mixed);
         let rests = |row: usize| -> Vec<usize> {

@@ -12,7 +12,7 @@ const SMALLEST: f32 = 1e-30;
 const LARGEST: f32 = 1e33;
 /// How many times the mean magnitude of a row one of 32 must be for their rest to count. Of normally distributed
 /// numbers none is; docs/kernels.md has what it costs and gives in models.
-const OUTLIER: f32 = 10.0;
+const OUTLIER: f32 = 15.0;
 
 /// Writes one panel: `x`, `(rows, cols)`.
 ///
