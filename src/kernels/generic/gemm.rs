@@ -3,7 +3,7 @@
 //!
 //! Weights are taken 16 rows (a strip) by 256 words (a slab) at a time, widened, and turned so that a lane is a row
 //! of weights; all rows of x then meet them, some rows at once, while they lie in the nearest cache.
-//! An output is the sum of stretches of words, each one chain of sums with elements in increasing order, whatever
+//! An output is the sum of its slabs, each one chain of sums with elements in increasing order, whatever
 //! the other rows are.
 //!
 //! A word is one f32, or two bf16 where the level multiplies those.
@@ -20,10 +20,9 @@ use crate::kernels::{Mlp, Output, Weight, WeightRows};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a row that are turned at once: whole blocks of every type.
+/// Words of a row that are turned and meet rows of x at once: whole blocks of every type. Those of some strips and of
+/// a panel lie in the nearest cache together.
 const SLAB: usize = 256;
-/// Words that rows of x meet at once: those of some strips and of a panel lie in the nearest cache together.
-const STRETCH: usize = 128;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(in crate::kernels) struct GemmTask<'a> {
@@ -144,18 +143,15 @@ pub(in crate::kernels) fn gemm<
                 let weight = if strip + n < task.strips.end { Some(weight) } else { None };
                 fill::<L, R, STRIPS, BF16>(weight, strip + n, slab..slab + len, n, rows, panel);
             }
-            for start in (0..len).step_by(STRETCH) {
-                let stretch = start..(start + STRETCH).min(len);
-                let weights = &panel[stretch.start * STRIPS..stretch.end * STRIPS];
-                let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
-                for (x, sums) in panels {
-                    let rows = x.len() / words;
-                    let x = &x[(slab + stretch.start) * rows..(slab + stretch.end) * rows];
-                    multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, slab + start > 0);
+            let weights = &panel[..len * STRIPS];
+            let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
+            for (number, (x, sums)) in panels.enumerate() {
+                let rows = x.len() / words;
+                let x = &x[slab * rows..(slab + len) * rows];
+                multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, slab > 0);
+                if slab + len == words {
+                    put::<R, STRIPS>(task, sums, number * PANEL, strip);
                 }
-            }
-            if slab + len == words {
-                put::<R, STRIPS>(task, sums, strip);
             }
         }
     }
@@ -258,11 +254,11 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     }
 }
 
-/// Sets or adds to the outputs of all rows and N strips from `strip` on, those that there are.
+/// Sets or adds to the outputs of the rows from `first` on and the N strips from `strip` on, those that there are.
 #[inline(always)]
-fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], strip: usize) {
+fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
     let features = task.weight.rows();
-    for (row, sums) in (0..task.rows).zip(sums.as_chunks::<N>().0) {
+    for (row, sums) in (first..task.rows).zip(sums.as_chunks::<N>().0) {
         for n in 0..N.min(task.strips.end - strip) {
             let feature = (strip + n) * TILE_ROWS;
             let width = TILE_ROWS.min(features - feature);
