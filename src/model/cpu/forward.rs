@@ -35,7 +35,8 @@ const PHRASE: usize = 16;
 /// The longest prompt that is read with 16-bit activations.
 const SHORT_PROMPT: usize = 128;
 
-/// What a token is to its sequence. Where products need not be exact, it decides how they are computed.
+/// What a token is to its sequence. Where products need not be exact, it decides how they are computed: see
+/// [`Arithmetic`].
 #[derive(Clone, Copy, PartialEq)]
 enum Phase {
     /// In a prompt of at most [`PHRASE`] tokens.
@@ -59,23 +60,38 @@ impl Phase {
         }
     }
 
-    /// Whether products are those for many rows, and then, whether they may be of bf16: see [`Kernels::gemm`].
-    fn gemm(self) -> Option<bool> {
+    fn arithmetic(self) -> Arithmetic {
         match self {
-            Phase::Decode | Phase::Phrase => None,
-            Phase::ShortPrompt => Some(false),
-            Phase::Prompt => Some(true),
+            Phase::Phrase => Arithmetic { gemm: None, precision: Precision::Bits16 },
+            Phase::ShortPrompt => Arithmetic { gemm: Some(false), precision: Precision::Bits16 },
+            Phase::Prompt => Arithmetic { gemm: Some(true), precision: Precision::Mixed },
+            Phase::Decode => Arithmetic { gemm: None, precision: Precision::Bits8 },
         }
     }
 
-    /// Of activations that meet packed weights in other products.
-    fn precision(self) -> Precision {
+    /// That of the head. A prompt's last token has it as in the shortest prompts: generation begins there, and it is
+    /// often the only one. Others keep 16 bits too: nothing behind the head evens its rounding out.
+    fn head_arithmetic(self, is_last: bool) -> Arithmetic {
         match self {
-            Phase::Phrase | Phase::ShortPrompt => Precision::Bits16,
-            Phase::Prompt => Precision::Mixed,
-            Phase::Decode => Precision::Bits8,
+            Phase::Decode => self.arithmetic(),
+            _ if is_last => Phase::Phrase.arithmetic(),
+            _ => Arithmetic { precision: Precision::Bits16, ..self.arithmetic() },
         }
     }
+}
+
+/// How products are computed.
+#[derive(Clone, Copy)]
+struct Arithmetic {
+    /// Whether by those for many rows, and then, whether they may be of bf16: see [`Kernels::gemm`].
+    gemm: Option<bool>,
+    /// Of activations that meet packed weights in other products.
+    precision: Precision,
+}
+
+impl Arithmetic {
+    /// Weights are not packed then.
+    const EXACT: Arithmetic = Arithmetic { gemm: None, precision: Precision::Bits16 };
 }
 
 /// Buffers for one chunk; they grow to the largest chunk seen and stay.
@@ -128,8 +144,7 @@ fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
 /// What projections of a chunk need.
 struct Projector<'a> {
     kernels: &'a Kernels,
-    /// None if products are exact.
-    phase: Option<Phase>,
+    arithmetic: Arithmetic,
     /// The input, for weights that want it so.
     quantized: &'a mut QuantizedRows,
     /// As `quantized`.
@@ -154,8 +169,7 @@ impl Projector<'_> {
                 Weight::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
             }
         }
-        let Projector { kernels, cancel, .. } = *self;
-        let gemm = self.phase.and_then(Phase::gemm);
+        let Projector { kernels, arithmetic: Arithmetic { gemm, precision }, cancel, .. } = *self;
         if !products.is_empty() {
             match gemm {
                 None => kernels.matmul(x, rows, &mut products, cancel),
@@ -168,7 +182,6 @@ impl Projector<'_> {
         if gemm == Some(true) && kernels.has_gemm_packed() {
             kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
         } else {
-            let precision = self.phase.map_or(Precision::Bits16, Phase::precision);
             kernels.quantize(x, rows, precision, self.quantized, cancel);
             kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
         }
@@ -183,8 +196,8 @@ impl Projector<'_> {
         activation: Activation,
         out: &mut [f32],
     ) -> bool {
-        let Projector { kernels, phase, ref mut gemm, cancel, .. } = *self;
-        let Some(bf16) = phase.and_then(Phase::gemm) else { return false };
+        let Projector { kernels, arithmetic, ref mut gemm, cancel, .. } = *self;
+        let Some(bf16) = arithmetic.gemm else { return false };
         let Layer { gate_proj, up_proj, down_proj, .. } = layer;
         let [gate, up, down] = [gate_proj, up_proj, down_proj].map(|linear| linear.weight.view());
         let mlp = Mlp { activation, gate, up, down };
@@ -288,7 +301,7 @@ impl CpuModel {
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
         let mut projector = Projector {
             kernels,
-            phase: (!*exact).then_some(phase),
+            arithmetic: if *exact { Arithmetic::EXACT } else { phase.arithmetic() },
             quantized: &mut scratch.quantized,
             gemm: &mut scratch.gemm,
             cancel,
@@ -353,23 +366,34 @@ impl CpuModel {
         }
         check()?;
 
-        // The rows that logits are wanted of, moved together to the front.
-        let mut wanted = 0;
+        // The rows that logits are wanted of, moved together to the front, and whether each is the last of its prompt.
+        let mut ends_prompt = Vec::new();
         let mut first = 0;
         for span in spans {
-            let count = span.wanted();
             let last = first + span.tokens.len();
-            x.copy_within((last - count) * hidden..last * hidden, wanted * hidden);
-            wanted += count;
+            let wanted = last - span.wanted()..last;
+            x.copy_within(wanted.start * hidden..wanted.end * hidden, ends_prompt.len() * hidden);
+            let prompt_tokens = sequences[&span.seq].prompt_tokens;
+            ends_prompt.extend(wanted.map(|row| span.start + row - first + 1 == prompt_tokens));
             first = last;
         }
+        let wanted = ends_prompt.len();
         let normed = &mut normed[..wanted * hidden];
         kernels.rms_norm(&x[..wanted * hidden], &weights.norm, epsilon, normed, cancel);
         let before = logits.values.len();
         logits.values.resize(before + wanted * config.vocab_size, 0.0);
-        let out = &mut logits.values[before..];
-        let lm_head = Projection { weight: weights.lm_head(), bias: None, out, output: Output::Set };
-        projector.run(normed, wanted, [lm_head]);
+        let (mut normed, mut out) = (&normed[..], &mut logits.values[before..]);
+        for alike in ends_prompt.chunk_by(PartialEq::eq) {
+            let (x, rest) = normed.split_at(alike.len() * hidden);
+            let (logits, behind) = std::mem::take(&mut out).split_at_mut(alike.len() * config.vocab_size);
+            (normed, out) = (rest, behind);
+            if !*exact {
+                projector.arithmetic = phase.head_arithmetic(alike[0]);
+            }
+            let lm_head =
+                Projection { weight: weights.lm_head(), bias: None, out: logits, output: Output::Set };
+            projector.run(x, alike.len(), [lm_head]);
+        }
         check()
     }
 }
