@@ -48,6 +48,7 @@ pub use attention::{AttentionSpan, BLOCK_POSITIONS, KvBlock};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::{GemmScratch, Mlp};
+pub(crate) use generic::elementwise::exp;
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
 pub use pages::{Arena, Piece, grown};

@@ -8,6 +8,8 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use crate::kernels::exp;
+
 /// Logits that are looked at together.
 const LANES: usize = 32;
 /// The nucleus is nearly always smaller than this, so one selection finds it.
@@ -111,11 +113,9 @@ pub fn top_p(logits: &mut [f32], p: f32) {
         .filter(|&(_, &logit)| logit > f32::NEG_INFINITY)
         .map(|(id, &logit)| (logit, id))
         .collect();
-    let weight = |logit: f32| f64::from(logit - max).exp();
-    let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
-    let wanted = f64::from(p) * total;
+    let wanted = f64::from(p) * mass(logits, max);
 
-    let mut mass = 0.0;
+    let mut reached = 0.0;
     let mut sorted = 0;
     let mut size = FIRST_NUCLEUS;
     while sorted < candidates.len() {
@@ -128,8 +128,8 @@ pub fn top_p(logits: &mut [f32], p: f32) {
         let Some(rest) = rest.get_mut(..round) else { return };
         rest.sort_unstable_by(more_likely_first);
         for last in rest.iter() {
-            mass += weight(last.0);
-            if mass >= wanted {
+            reached += f64::from(weight(last.0, max));
+            if reached >= wanted {
                 return keep_up_to(logits, *last);
             }
         }
@@ -192,6 +192,32 @@ pub(crate) fn max(logits: &[f32]) -> f32 {
     largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// The softmax's numerator, where `max` is the largest logit; 0 for a masked one, and for any 87 below.
+#[inline(always)]
+pub(crate) fn weight(logit: f32, max: f32) -> f32 {
+    // Below is no normal number, and processors take a hundred cycles for others. The exponential is not in a branch,
+    // for the compiler to vectorise.
+    let weight = exp((logit - max).max(-87.0));
+    let is_normal = u8::from(logit - max >= -87.0);
+    weight * f32::from(is_normal)
+}
+
+/// The sum of all [`weight`]s.
+pub(crate) fn mass(logits: &[f32], max: f32) -> f64 {
+    let (parts, rest) = logits.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    // Most are masked where top_k or the like has been.
+    let has_weights = |part: &[f32]| part.iter().fold(false, |any, &logit| any | (logit > f32::NEG_INFINITY));
+    for part in parts.iter().filter(|part| has_weights(&part[..])) {
+        let mut weights = [0.0; LANES];
+        for (out, &logit) in weights.iter_mut().zip(part) {
+            *out = weight(logit, max);
+        }
+        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += f64::from(weight));
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|&logit| f64::from(weight(logit, max))).sum::<f64>()
+}
+
 /// Whether all are numbers or negative infinity.
 pub(crate) fn are_below_infinity(logits: &[f32]) -> bool {
     logits.iter().fold(true, |all, &logit| all & (logit < f32::INFINITY))
@@ -229,6 +255,23 @@ mod tests {
         logit_bias(&mut logits, &[(1, 5.0), (7, 1.0)]);
         mask(&mut logits, &[2, 9]);
         assert_eq!(logits, [1.0, 7.0, MASKED]);
+    }
+
+    #[test]
+    fn masses_are_those_of_the_softmax() {
+        for count in [1, 31, 32, 33, 1000] {
+            let mut logits: Vec<f32> = (0..count).map(|i| (i * 37 % 91) as f32 * -1.3 + 5.0).collect();
+            logits.iter_mut().skip(1).step_by(3).for_each(|logit| *logit = MASKED);
+            let expected: f64 = logits.iter().map(|&logit| f64::from(logit - 5.0).exp()).sum();
+            let error = (mass(&logits, 5.0) - expected).abs() / expected;
+            assert!(error < 3e-7, "{count}: {error}");
+        }
+        assert_eq!(mass(&[MASKED; 50], 0.0), 0.0);
+        for (logit, max, expected) in
+            [(MASKED, 3.0, 0.0), (-85.0, 3.0, 0.0), (-f32::MAX, f32::MAX, 0.0), (3.0, 3.0, 1.0)]
+        {
+            assert_eq!(weight(logit, max), expected, "{logit} below {max}");
+        }
     }
 
     #[test]

@@ -124,10 +124,7 @@ fn draw(logits: &[f32], unit: f64) -> Option<u32> {
     if max == f32::NEG_INFINITY {
         return None;
     }
-    // Most are masked where top_k or the like has been.
-    let weight = |logit: f32| if logit == f32::NEG_INFINITY { 0.0 } else { f64::from(logit - max).exp() };
-    let mass_of = |part: &[f32]| part.iter().map(|&logit| weight(logit)).sum::<f64>();
-    let masses: Vec<f64> = logits.chunks(DRAW_PART).map(mass_of).collect();
+    let masses: Vec<f64> = logits.chunks(DRAW_PART).map(|part| processors::mass(part, max)).collect();
     let target = unit * masses.iter().sum::<f64>();
     // The part, then the token, in whose share the target lies; where rounding leaves it in none, the last.
     let (mut reached, mut chosen) = (0.0, None);
@@ -141,7 +138,7 @@ fn draw(logits: &[f32], unit: f64) -> Option<u32> {
     let (start, mut reached) = chosen?;
     let mut last = None;
     for (id, &logit) in logits.iter().enumerate().skip(start).take(DRAW_PART) {
-        let weight = weight(logit);
+        let weight = f64::from(processors::weight(logit, max));
         if weight > 0.0 {
             reached += weight;
             last = u32::try_from(id).ok();
@@ -213,8 +210,7 @@ pub fn score_token(logits: &[f32], token: u32) -> Result<TokenScore> {
 /// The logarithm of the softmax's denominator.
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = processors::max(logits);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    f64::from(max) + sum.ln()
+    f64::from(max) + processors::mass(logits, max).ln()
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub(in crate::kernels) fn gate_mul(activation: Activation, gate: &mut [f32], up:
 /// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (truncation below
 /// 2^-26); n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
 #[inline(always)]
-pub(in crate::kernels) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Kept inside [-150 ln 2, 129 ln 2], where the two factors below still are normal numbers.
     let clamped = x.clamp(-104.0, 89.0);
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
