@@ -11,13 +11,15 @@
 use super::widened::{Widened, WidenedTile};
 use crate::kernels::Output;
 use crate::kernels::activations::{
-    FLOAT_START, GROUPS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL, block_words,
+    FLOAT_START, GROUPS, MOST_PANEL_ROWS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL,
+    block_words,
 };
 use crate::kernels::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::kernels::pool::SharedOut;
 use crate::kernels::rows16::Rows16;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
@@ -33,6 +35,9 @@ pub(in crate::kernels) struct PackedTask<'a> {
 
 /// Strips that all panels meet before the next ones: few enough to stay in a near cache.
 const CACHED_STRIPS: usize = 4;
+/// Outputs, of 16 features of a row, that a stream of weights keeps by itself until there are so many: each line of
+/// outputs is far away by then, and asking for it among weights that are asked for delays these.
+const KEPT: usize = 64;
 /// Panels, without rests, for which it pays to unpack strips first, where the level can use that.
 const PANELS_TO_WIDEN: usize = 8;
 /// As `CACHED_STRIPS`, of unpacked ones.
@@ -40,6 +45,26 @@ const WIDENED_BYTES: usize = 512 << 10;
 
 thread_local! {
     static WIDENED: Cell<Vec<WidenedTile>> = Cell::default();
+}
+
+/// Runs the code for a panel of so many rows, which it knows as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $constant:ident, $run:expr) => {
+        match $rows {
+            1 => with_rows!($constant = 1, $run),
+            2 => with_rows!($constant = 2, $run),
+            3 => with_rows!($constant = 3, $run),
+            4 => with_rows!($constant = 4, $run),
+            5 => with_rows!($constant = 5, $run),
+            6 => with_rows!($constant = 6, $run),
+            7 => with_rows!($constant = 7, $run),
+            _ => with_rows!($constant = MOST_PANEL_ROWS, $run),
+        }
+    };
+    ($constant:ident = $rows:expr, $run:expr) => {{
+        const $constant: usize = $rows;
+        $run
+    }};
 }
 
 /// The tiles of a strip, as they are stored or unpacked.
@@ -73,10 +98,14 @@ fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &
     if widens {
         return widened_strips::<L, R, false, PANEL, STRIPS>(task);
     }
-    // A single panel reads each weight once: one stream.
-    let together = if task.x.rows() > PANEL { CACHED_STRIPS } else { 1 };
-    for strips in parts(&task.strips, together) {
-        let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
+    let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
+    if task.x.rows() <= MOST_PANEL_ROWS {
+        for panel in task.x.panels() {
+            with_rows!(panel.rows, M, stream::<R, _, M>(task, &panel, stored));
+        }
+        return;
+    }
+    for strips in parts(&task.strips, CACHED_STRIPS) {
         panels::<R, _, PANEL, STRIPS>(task, strips, stored);
     }
 }
@@ -114,6 +143,31 @@ fn parts(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>>
     range.clone().step_by(len).map(move |start| start..(start + len).min(end))
 }
 
+/// The only panel of x, of M rows, against all strips of a task: each weight is read once, in one stream.
+#[inline(always)]
+fn stream<R: Rows16, S: Strip, const M: usize>(
+    task: &PackedTask,
+    panel: &Panel,
+    tiles_of: impl Fn(usize) -> S,
+) {
+    let mut kept = [MaybeUninit::<R::Floats>::uninit(); KEPT];
+    for strips in parts(&task.strips, const { KEPT / M }) {
+        for (strip, kept) in strips.clone().zip(kept.chunks_exact_mut(M)) {
+            let sums = sums_of::<R, S, M, 1, true>([tiles_of(strip)], panel);
+            for m in 0..M {
+                kept[m].write(sums[m][0]);
+            }
+        }
+        for (strip, kept) in strips.zip(kept.chunks_exact(M)) {
+            for m in 0..M {
+                // SAFETY: written above, for each of these strips.
+                let sums = unsafe { kept[m].assume_init() };
+                put::<R>(task, panel.first + m, strip * TILE_ROWS, sums);
+            }
+        }
+    }
+}
+
 /// All panels of x against some strips.
 #[inline(always)]
 fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
@@ -136,16 +190,7 @@ fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
 /// A panel of any number of rows against one strip.
 #[inline(always)]
 fn one_strip<R: Rows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
-    match panel.rows {
-        1 => tile::<R, S, 1, 1>(task, strip, [tiles], panel),
-        2 => tile::<R, S, 2, 1>(task, strip, [tiles], panel),
-        3 => tile::<R, S, 3, 1>(task, strip, [tiles], panel),
-        4 => tile::<R, S, 4, 1>(task, strip, [tiles], panel),
-        5 => tile::<R, S, 5, 1>(task, strip, [tiles], panel),
-        6 => tile::<R, S, 6, 1>(task, strip, [tiles], panel),
-        7 => tile::<R, S, 7, 1>(task, strip, [tiles], panel),
-        _ => tile::<R, S, 8, 1>(task, strip, [tiles], panel),
-    }
+    with_rows!(panel.rows, M, tile::<R, S, M, 1>(task, strip, [tiles], panel));
 }
 
 /// M rows of x, a whole panel, against N strips.
@@ -156,25 +201,35 @@ fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
     strips: [S; N],
     panel: &Panel,
 ) {
+    let sums = sums_of::<R, S, M, N, false>(strips, panel);
+    for n in 0..N {
+        for m in 0..M {
+            put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
+        }
+    }
+}
+
+/// The products of M rows of x, a whole panel, and N strips.
+///
+/// `STREAMS`: the weights come from memory, in one stream.
+#[inline(always)]
+fn sums_of<R: Rows16, S: Strip, const M: usize, const N: usize, const STREAMS: bool>(
+    strips: [S; N],
+    panel: &Panel,
+) -> [[R::Floats; N]; M] {
     let mut sums = [[R::splat(0.0); N]; M];
-    // With more panels the strip is soon in a near cache.
-    let streams_weights = N == 1 && task.x.rows() == M;
     for block in panel.blocks.chunks_exact(const { block_words(M) }) {
         let (index, words) = (block[0] as usize, &block[1..]);
         let mut tiles = [strips[0].tile(index); N];
         for n in 1..N {
             tiles[n] = strips[n].tile(index);
         }
-        if streams_weights {
+        if STREAMS {
             S::prefetch::<R>(tiles[0]);
         }
         S::block::<R, M, N>(tiles, words, &mut sums);
     }
-    for n in 0..N {
-        for m in 0..M {
-            put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
-        }
-    }
+    sums
 }
 
 /// A strip as it is packed.
