@@ -12,8 +12,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 
 # What the extension module and the package are made of. Folders too: they change when a file goes.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml \
-    $(shell find src python \( -type d -o -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \) \
-    -not -name __pycache__ 2>/dev/null)
+    $(shell find src crates python \( -type d -o -name Cargo.toml -o -name '*.rs' -o -name '*.py' \
+    -o -name '*.pyi' -o -name py.typed \) -not -name __pycache__ 2>/dev/null)
 
 # Two recipes never write to the same virtual environment at once.
 .NOTPARALLEL:
@@ -46,7 +46,7 @@ test: test-rust test-python  ## every test, Rust and Python
 
 .PHONY: test-rust
 test-rust: tools  ## the Rust tests, in the wheel's profile: Candle is compiled once for both
-	cargo test --release --locked $(CARGO_FEATURES)
+	cargo test --release --locked --workspace $(CARGO_FEATURES)
 
 .PHONY: test-python
 test-python: $(VENV)/.installed-test $(VENV)/.demo  ## the Python tests, against the installed package
@@ -58,7 +58,7 @@ layers: $(VENV)/.installed-test  ## the house rules: who may import whom
 
 .PHONY: fmt
 fmt: $(VENV)/.installed-test  ## format everything
-	cargo fmt
+	cargo fmt --all
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -67,11 +67,11 @@ lint: fmt-check clippy ruff  ## check formats and lints
 
 .PHONY: fmt-check
 fmt-check:
-	cargo fmt --check
+	cargo fmt --all --check
 
 .PHONY: clippy
 clippy: tools $(VENV)/.created
-	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PYO3_PYTHON=$(abspath $(BIN)/python) \
 	    cargo clippy --release --locked --lib --features python -- -D warnings
 

@@ -23,7 +23,6 @@ pub mod config;
 pub mod device;
 pub mod engine;
 pub mod error;
-pub mod kernels;
 pub mod kv_cache;
 pub mod llama;
 pub mod model;
@@ -34,4 +33,5 @@ pub mod tokenizer;
 #[cfg(feature = "python")]
 mod bindings;
 
+pub use candle_llama_kernels as kernels;
 pub use llama::{Llama, LoadOptions, Prompt};

@@ -328,10 +328,10 @@ def test_tiny_tokenizer_reads_any_text(tmp_path: Path) -> None:
 
 
 def test_storage_types_are_widened_as_the_gguf_package_widens_them() -> None:
-    golden = Path(__file__).parent / "golden" / "blocks.txt"
+    golden = Path(__file__).parent.parent / "crates/kernels/tests/golden/blocks.txt"
     script = runpy.run_path(str(golden.with_suffix(".py")))
     assert set(script["ORDER"]) == set(STORAGE_TYPES)
-    assert script["lines"]() == golden.read_text(encoding="ascii"), "run tests/golden/blocks.py"
+    assert script["lines"]() == golden.read_text(encoding="ascii"), f"run {golden.with_suffix('.py')}"
     for line in golden.read_text(encoding="ascii").splitlines():
         name, stored, widened = line.split(" ")
         storage = STORAGE_TYPES[name]

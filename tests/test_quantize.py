@@ -61,9 +61,9 @@ def left_in(folder: Path) -> list[str]:
 
 
 def test_golden_blocks_are_what_the_script_writes() -> None:
-    golden = Path(__file__).parent / "golden" / "quantized.txt"
+    golden = Path(__file__).parent.parent / "crates/kernels/tests/golden/quantized.txt"
     script = runpy.run_path(str(golden.with_suffix(".py")))
-    assert script["lines"]() == golden.read_text(encoding="ascii"), "run tests/golden/quantized.py"
+    assert script["lines"]() == golden.read_text(encoding="ascii"), f"run {golden.with_suffix('.py')}"
 
 
 @pytest.mark.parametrize("dtype", TYPES)

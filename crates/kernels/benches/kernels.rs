@@ -1,0 +1,150 @@
+//! Every level of the kernels that this processor has, one row each: `cargo bench` (add a part of a name, such as
+//! `packed/Q4_0`, to run only some). Threads: as many as there are cores.
+//!
+//! Decoding reads weights that no cache holds, and counts their bytes; prompts count operations, two for a
+//! multiplication and an addition.
+
+use candle_llama_kernels::{
+    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmScratch, Isa, Kernels, KvBlock, Output, PackedProduct,
+    Precision, Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
+};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+const COLS: usize = 2048;
+/// Rows of a weight that no cache holds: 288 MiB as float32, 42 MiB in blocks of 4 bits.
+const MANY_ROWS: usize = 36_864;
+/// Rows of a weight that meets a prompt.
+const FEW_ROWS: usize = 2048;
+const PROMPT: usize = 256;
+const HEADS: usize = 32;
+const KV_HEADS: usize = 8;
+const HEAD_DIM: usize = 64;
+
+/// Numbers between -1 and 1, the same in every run.
+fn numbers(len: usize) -> Vec<f32> {
+    let mut state = 0x2545_f491_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / (u32::MAX / 2) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// `rows` times the same row of weights.
+fn weights(dtype: WeightType, rows: usize) -> Vec<u8> {
+    let mut row = vec![0; dtype.bytes_for(COLS).expect("whole blocks")];
+    quantize_row(dtype, &numbers(COLS), &mut row).expect("small numbers");
+    row.repeat(rows)
+}
+
+/// The levels that this processor has, with their kernels.
+fn levels() -> Vec<(Isa, Kernels)> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Isa::available().map(|isa| (isa, Kernels::new(isa, threads).expect("threads can be started"))).collect()
+}
+
+/// Of a product with `stored`: a prompt's operations, else the weights' bytes.
+fn throughput(rows: usize, features: usize, stored: &[u8]) -> Throughput {
+    match rows {
+        PROMPT => Throughput::Elements(2 * (rows * features * COLS) as u64),
+        _ => Throughput::Bytes(stored.len() as u64),
+    }
+}
+
+/// Weights in tiles: a row, eight rows, a prompt.
+fn packed(criterion: &mut Criterion) {
+    for dtype in [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q5_0, WeightType::Q5_1, WeightType::Q8_0] {
+        for (rows, features) in [(1, MANY_ROWS), (8, MANY_ROWS), (PROMPT, FEW_ROWS)] {
+            let stored = weights(dtype, features);
+            let mut group = criterion.benchmark_group(format!("packed/{dtype}/{rows} rows"));
+            group.sample_size(20).throughput(throughput(rows, features, &stored));
+            let x = numbers(rows * COLS);
+            let mut out = vec![0.0; rows * features];
+            for (isa, kernels) in levels().into_iter().filter(|(isa, _)| isa.packs()) {
+                let fill = |row: usize, out: &mut [u8]| {
+                    let len = out.len();
+                    out.copy_from_slice(&stored[row * len..][..len]);
+                };
+                let weight = kernels.pack(dtype, features, COLS, &Cancel::never(), &fill);
+                let weight = weight.expect("there is memory").expect("these types can be packed");
+                let mut quantized = QuantizedRows::default();
+                group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
+                    bencher.iter(|| {
+                        kernels.quantize(&x, rows, Precision::Bits8, &mut quantized, &Cancel::never());
+                        let product = PackedProduct { weight: &weight, out: &mut out, output: Output::Set };
+                        kernels.matmul_packed(&quantized, &mut [product], &Cancel::never());
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// Float weights: a row, a prompt.
+fn floats(criterion: &mut Criterion) {
+    for dtype in [WeightType::F32, WeightType::BF16, WeightType::F16] {
+        for (rows, features) in [(1, MANY_ROWS), (PROMPT, FEW_ROWS)] {
+            let stored = weights(dtype, features);
+            let weight = WeightRows::new(dtype, &stored, features, COLS).expect("as many bytes");
+            let mut group = criterion.benchmark_group(format!("floats/{dtype}/{rows} rows"));
+            group.sample_size(20).throughput(throughput(rows, features, &stored));
+            let x = numbers(rows * COLS);
+            let mut out = vec![0.0; rows * features];
+            for (isa, kernels) in levels() {
+                let mut scratch = GemmScratch::default();
+                group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
+                    bencher.iter(|| {
+                        let products = &mut [Product { weight, out: &mut out, output: Output::Set }];
+                        match rows {
+                            1 => kernels.matmul(&x, rows, products, &Cancel::never()),
+                            _ => kernels.gemm(&x, rows, true, products, &mut scratch, &Cancel::never()),
+                        }
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// A generated token with 4096 positions before it, and a prompt of its own.
+fn attention(criterion: &mut Criterion) {
+    for (rows, position) in [(1, 4095), (PROMPT, 0)] {
+        let len = WeightType::F16.bytes_for(KV_HEADS * HEAD_DIM * BLOCK_POSITIONS).expect("whole elements");
+        let blocks = (position + rows).div_ceil(BLOCK_POSITIONS);
+        let (keys, values) = (vec![0; blocks * len], vec![0; blocks * len]);
+        let queries = numbers(rows * HEADS * HEAD_DIM);
+        let mut out = vec![0.0; queries.len()];
+        let mut group = criterion.benchmark_group(format!("attention/F16/{rows} rows"));
+        group.sample_size(20).throughput(match rows {
+            PROMPT => Throughput::Elements((2 * rows * rows * HEADS * HEAD_DIM) as u64),
+            _ => Throughput::Bytes((keys.len() + values.len()) as u64),
+        });
+        for (isa, kernels) in levels() {
+            let block = |(keys, values)| KvBlock { dtype: WeightType::F16, keys, values };
+            let spans = [AttentionSpan {
+                rows,
+                position,
+                blocks: keys.chunks_exact(len).zip(values.chunks_exact(len)).map(block).collect(),
+            }];
+            group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
+                bencher.iter(|| {
+                    kernels.attention(
+                        &queries,
+                        &spans,
+                        HEADS,
+                        KV_HEADS,
+                        HEAD_DIM,
+                        rows == PROMPT,
+                        &mut out,
+                        &Cancel::never(),
+                    );
+                });
+            });
+        }
+    }
+}
+
+criterion_group!(benches, packed, floats, attention);
+criterion_main!(benches);

@@ -1,0 +1,50 @@
+//! Stored weights to f32.
+
+use crate::WeightRows;
+use crate::lanes::{LANES, Lanes, Storage, with_storage};
+
+/// Writes row `row` of `rows` as f32 to `out`, `(cols,)`.
+#[inline(always)]
+pub(crate) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out: &mut [f32]) {
+    let bytes = rows.row(row);
+    with_storage!(rows.dtype, dequantize_exactly::<L>(bytes, out));
+}
+
+/// Writes a part of a row, whole blocks, as f32.
+#[inline(always)]
+pub(crate) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
+    let (chunks, tail) = out.as_chunks_mut();
+    let (whole, partial) = bytes.split_at(chunks.len() / S::UNITS * S::BLOCK_BYTES);
+    dequantize_row::<L, S>(whole, chunks);
+    if !tail.is_empty() {
+        let mut padded = [0.0; LANES];
+        partial_block::<L, S>(partial).store(&mut padded);
+        tail.copy_from_slice(&padded[..tail.len()]);
+    }
+}
+
+/// Writes a row as f32, padded with zeros to whole lanes.
+#[inline(always)]
+pub(crate) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
+    let blocks = bytes.chunks_exact(S::BLOCK_BYTES);
+    let tail = blocks.remainder();
+    for (block, out) in blocks.zip(out.chunks_exact_mut(S::UNITS)) {
+        for (unit, out) in out.iter_mut().enumerate() {
+            S::lanes::<L>(block, unit).store(out);
+        }
+    }
+    if let (false, Some(last)) = (tail.is_empty(), out.last_mut()) {
+        partial_block::<L, S>(tail).store(last);
+    }
+}
+
+/// The last elements of a float row, with zeros behind; other types have whole blocks only.
+#[inline(always)]
+pub(super) fn partial_block<L: Lanes, S: Storage>(bytes: &[u8]) -> L {
+    let mut padded = [0; LONGEST_BLOCK];
+    padded[..bytes.len()].copy_from_slice(bytes);
+    S::lanes::<L>(&padded[..S::BLOCK_BYTES], 0)
+}
+
+/// That of Q6_K.
+const LONGEST_BLOCK: usize = 210;

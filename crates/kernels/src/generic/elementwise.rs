@@ -1,0 +1,105 @@
+//! What happens to one row of activations between the matrix products.
+
+use crate::Activation;
+use crate::lanes::{LANES, Lanes, load_partial};
+
+/// `out = x / sqrt(mean(x²) + epsilon) * weight`; all of the same length.
+///
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
+#[inline(always)]
+pub(crate) fn rms_norm<L: Lanes>(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let mut squares = L::splat(0.0);
+    let chunks = x.chunks_exact(LANES);
+    let tail = load_partial::<L>(chunks.remainder());
+    for chunk in chunks {
+        let values = L::load(chunk.try_into().expect("chunks of LANES"));
+        squares = values.mul_add(values, squares);
+    }
+    squares = tail.mul_add(tail, squares);
+    let scale = 1.0 / (squares.sum() / x.len() as f32 + epsilon).sqrt();
+    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// `gate = activation(gate) * up`, elementwise.
+///
+/// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, for GELU and its two
+/// approximations; `x (1 + tanh(u)) / 2` is written as `x / (1 + e^-2u)`.
+#[inline(always)]
+pub(crate) fn gate_mul(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    /// sqrt(2 / pi)
+    const SCALE: f32 = 0.797_884_6;
+    match activation {
+        Activation::Silu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                *gate = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        }
+        Activation::Gelu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                let x = *gate;
+                *gate = 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)) * up;
+            }
+        }
+        Activation::GeluTanh => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                let x = *gate;
+                *gate = x / (1.0 + exp(-2.0 * SCALE * (x + 0.044_715 * x * x * x))) * up;
+            }
+        }
+        Activation::QuickGelu => {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                *gate = *gate / (1.0 + exp(-1.702 * *gate)) * up;
+            }
+        }
+    }
+}
+
+/// e^x within 2 units in the last place; no branches, so that loops over it vectorise.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (truncation below
+/// 2^-26); n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Kept inside [-150 ln 2, 129 ln 2], where the two factors below still are normal numbers.
+    let clamped = x.clamp(-104.0, 89.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut power = COEFFICIENTS[0];
+    for &coefficient in &COEFFICIENTS[1..] {
+        power = power * r + coefficient;
+    }
+    // 2^n as two factors: n itself reaches below the smallest normal exponent.
+    // The low bits hold n: cheaper than a conversion, which would have to mind numbers that no i32 holds.
+    // Wrapping, though nothing wraps: a check would keep the loop from being vectorised.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    let two_to = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
+    let result = power * two_to(half) * two_to(n.wrapping_sub(half));
+    if x.is_nan() { x } else { result }
+}
+
+/// e^x for x <= 0, as [`exp`]; below the smallest normal number it is 0.
+#[inline(always)]
+pub(crate) fn exp_of_negative<L: Lanes>(x: L) -> L {
+    // Here n is -127, of which `two_to` makes 0. NaN stays NaN.
+    let clamped = x.max(L::splat(-88.0));
+    let shifted = clamped.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUND));
+    let n = shifted.add(L::splat(-ROUND));
+    let r = n.mul_add(L::splat(-LN2_LOW), n.mul_add(L::splat(-LN2_HIGH), clamped));
+    let mut power = L::splat(COEFFICIENTS[0]);
+    for &coefficient in &COEFFICIENTS[1..] {
+        power = power.mul_add(r, L::splat(coefficient));
+    }
+    power.mul(shifted.two_to())
+}
+
+// Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+// ln 2 in two parts; the first has zeros behind, so that n * LN2_HIGH is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+/// Of e^r, the highest power's first.
+const COEFFICIENTS: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];

@@ -1,0 +1,269 @@
+//! `out = x · wᵀ` for many rows of f32 or bf16 activations, where sums may be in another order than in
+//! `matmul.rs`.
+//!
+//! Weights are taken 16 rows (a strip) by 256 words (a slab) at a time, widened, and turned so that a lane is a row
+//! of weights; all rows of x then meet them, some rows at once, while they lie in the nearest cache.
+//! An output is the sum of its slabs, each one chain of sums with elements in increasing order, whatever
+//! the other rows are.
+//!
+//! A word is one f32, or two bf16 where the level multiplies those.
+
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::dequantize::dequantize_exactly;
+use crate::lanes::{Lanes, with_storage};
+use crate::pack::TILE_ROWS;
+use crate::pool::SharedOut;
+use crate::rows16::Rows16;
+use crate::{Mlp, Output, Weight, WeightRows};
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Words of a row that are turned and meet rows of x at once: whole blocks of every type. Those of some strips and of
+/// a panel lie in the nearest cache together.
+const SLAB: usize = 256;
+
+/// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
+pub(crate) struct GemmTask<'a> {
+    /// In panels of some rows, `(words, rows)` each; the last may have others, see [`tails`].
+    pub(crate) x: &'a [u32],
+    /// Rows of x.
+    pub(crate) rows: usize,
+    pub(crate) weight: Weight<'a>,
+    /// The weight's strips to do.
+    pub(crate) strips: Range<usize>,
+    /// `(rows, weight.rows)`
+    pub(crate) out: &'a SharedOut<'a>,
+    pub(crate) output: Output,
+}
+
+/// Some strips of a gate, and those of what it gates, against all rows of x.
+pub(crate) struct GatedTask<'a> {
+    /// As a [`GemmTask`]'s.
+    pub(crate) x: &'a [u32],
+    /// Rows of x.
+    pub(crate) rows: usize,
+    pub(crate) mlp: &'a Mlp<'a>,
+    /// The strips to do, of either weight.
+    pub(crate) strips: Range<usize>,
+    /// `activation(x · gateᵀ) * (x · upᵀ)`, in panels that another product takes as its x.
+    pub(crate) out: &'a SharedOut<'a, u32>,
+}
+
+/// A word of each row of a strip: with AVX-512, a register that no load needs two cache lines for.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Words([f32; TILE_ROWS]);
+
+impl Words {
+    const ZERO: Words = Words([0.0; TILE_ROWS]);
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// `(16 rows, SLAB)`
+    rows: Vec<f32>,
+    /// `(SLAB, strips)`
+    panel: Vec<Words>,
+    /// Of the slabs so far, `(groups of strips, rows, strips)`. In `out` they would lie far from each other.
+    sums: Vec<Words>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Words of a row of `cols` elements.
+pub(crate) fn row_words<const BF16: bool>(cols: usize) -> usize {
+    if BF16 { cols.div_ceil(2) } else { cols }
+}
+
+/// How many rows the last panel may have, where others have so many: the numbers that [`multiply`] takes.
+pub(crate) const fn tails(panel: usize) -> &'static [usize] {
+    match panel {
+        12 => &[1, 2, 3, 6, 12],
+        6 => &[1, 2, 3, 6],
+        4 => &[1, 2, 3, 4],
+        _ => panic!("no such panel"),
+    }
+}
+
+/// Writes one panel: the rows of `x`, `(rows, cols)`, as words, and zeros for those that are missing.
+#[inline(always)]
+pub(crate) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
+    let cols = x.len() / rows;
+    let panel_rows = panel.len() / row_words::<BF16>(cols);
+    if rows < panel_rows {
+        panel.fill(0);
+    }
+    for (m, row) in x.chunks_exact(cols).enumerate() {
+        let words = panel.iter_mut().skip(m).step_by(panel_rows);
+        if BF16 {
+            for (word, pair) in words.zip(row.chunks(2)) {
+                *word = round_to_bf16(pair[0]) | pair.get(1).map_or(0, |&x| round_to_bf16(x) << 16);
+            }
+        } else {
+            words.zip(row).for_each(|(word, x)| *word = x.to_bits());
+        }
+    }
+}
+
+/// The bf16 nearest to `x`, ties to even.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    if x.is_nan() { bits >> 16 | 0x40 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16 }
+}
+
+/// Runs one task, `PANEL` rows against `STRIPS` strips at once; the words are pairs of bf16 if `BF16`.
+#[inline(always)]
+pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize, const BF16: bool>(
+    task: &GemmTask,
+) {
+    let Weight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
+    // Taken out, not borrowed in a closure: see matmul.rs.
+    let mut scratch = SCRATCH.take();
+    let Scratch { rows, panel, sums } = &mut scratch;
+    rows.resize(TILE_ROWS * SLAB, 0.0);
+    panel.resize(SLAB * STRIPS, Words::ZERO);
+    let words = row_words::<BF16>(weight.cols());
+    let group_sums = task.x.len() / words * STRIPS;
+    sums.resize(task.strips.len().div_ceil(STRIPS) * group_sums, Words::ZERO);
+    for slab in (0..words).step_by(SLAB) {
+        let len = SLAB.min(words - slab);
+        for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(group_sums)) {
+            for n in 0..STRIPS {
+                let weight = if strip + n < task.strips.end { Some(weight) } else { None };
+                fill::<L, R, STRIPS, BF16>(weight, strip + n, slab..slab + len, n, rows, panel);
+            }
+            let weights = &panel[..len * STRIPS];
+            let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
+            for (number, (x, sums)) in panels.enumerate() {
+                let rows = x.len() / words;
+                let x = &x[slab * rows..(slab + len) * rows];
+                multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, slab > 0);
+                if slab + len == words {
+                    put::<R, STRIPS>(task, sums, number * PANEL, strip);
+                }
+            }
+        }
+    }
+    SCRATCH.set(scratch);
+}
+
+/// Puts a slab of a strip, or zeros, into its place of the panel.
+#[inline(always)]
+fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
+    weight: Option<WeightRows>,
+    strip: usize,
+    slab: Range<usize>,
+    place: usize,
+    rows: &mut [f32],
+    panel: &mut [Words],
+) {
+    for (lane, out) in rows.chunks_exact_mut(SLAB).enumerate() {
+        let row = strip * TILE_ROWS + lane;
+        let Some(weight) = weight.filter(|weight| row < weight.rows()) else {
+            out.fill(0.0);
+            continue;
+        };
+        let (bytes, dtype) = (weight.row(row), weight.dtype());
+        if BF16 {
+            let bytes = &bytes[4 * slab.start..bytes.len().min(4 * slab.end)];
+            for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
+                // An odd number of columns ends in half a word.
+                let bits = pair.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
+                *out = f32::from_bits(bits);
+            }
+        } else {
+            let part = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
+            let bytes = &bytes[part(slab.start)..part(slab.end)];
+            let out = &mut out[..slab.len()];
+            with_storage!(dtype, dequantize_exactly::<L>(bytes, out));
+        }
+    }
+    // What lies behind the slab's end is turned too, and not used.
+    let mut turned = [[0.0; TILE_ROWS]; TILE_ROWS];
+    for start in (0..slab.len()).step_by(TILE_ROWS) {
+        R::turn(&rows[start..], SLAB, &mut turned);
+        for (k, turned) in turned.iter().enumerate() {
+            panel[(start + k) * STRIPS + place] = Words(*turned);
+        }
+    }
+}
+
+/// Sets `sums` to the products of M rows of x, or of one of its [`tails`], and N strips, or adds them.
+#[inline(always)]
+fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
+    x: &[u32],
+    weights: &[Words],
+    sums: &mut [Words],
+    adds: bool,
+) {
+    match sums.len() / N {
+        rows if rows == M => tile::<R, M, N, BF16>(x, weights, sums, adds),
+        1 => tile::<R, 1, N, BF16>(x, weights, sums, adds),
+        2 => tile::<R, 2, N, BF16>(x, weights, sums, adds),
+        3 => tile::<R, 3, N, BF16>(x, weights, sums, adds),
+        6 => tile::<R, 6, N, BF16>(x, weights, sums, adds),
+        rows => unreachable!("{rows} is no tail"),
+    }
+}
+
+/// As [`multiply`], of M rows.
+#[inline(always)]
+fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
+    x: &[u32],
+    weights: &[Words],
+    out: &mut [Words],
+    adds: bool,
+) {
+    // From zero, and what came before is added at the end: else the compiler keeps a sum in memory, and each step
+    // waits for it to be stored and loaded.
+    let mut sums = [[R::splat(0.0); N]; M];
+    // Arrays, not slices: what may be out of bounds keeps the sums out of registers.
+    for (x, weights) in x.as_chunks::<M>().0.iter().zip(weights.as_chunks::<N>().0) {
+        // All weights first: with them inside, a dozen words of x would have to stay in registers.
+        let mut lanes = [R::splat(0.0); N];
+        for n in 0..N {
+            lanes[n] = R::load(&weights[n].0);
+        }
+        for m in 0..M {
+            let word = R::splat(f32::from_bits(x[m]));
+            for n in 0..N {
+                sums[m][n] = match BF16 {
+                    true => R::dot_bf16(lanes[n], word, sums[m][n]),
+                    false => R::mul_add(lanes[n], word, sums[m][n]),
+                };
+            }
+        }
+    }
+    let out: &mut [[Words; N]; M] = out.as_chunks_mut().0.first_chunk_mut().expect("M rows of N strips");
+    for m in 0..M {
+        for n in 0..N {
+            let before = if adds { R::load(&out[m][n].0) } else { R::splat(0.0) };
+            R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
+        }
+    }
+}
+
+/// Sets or adds to the outputs of the rows from `first` on and the N strips from `strip` on, those that there are.
+#[inline(always)]
+fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
+    let features = task.weight.rows();
+    for (row, sums) in (first..task.rows).zip(sums.as_chunks::<N>().0) {
+        for n in 0..N.min(task.strips.end - strip) {
+            let feature = (strip + n) * TILE_ROWS;
+            let width = TILE_ROWS.min(features - feature);
+            // SAFETY: this task alone has the features of its strips.
+            let out = unsafe { task.out.slice_mut(row * features + feature, width) };
+            match (<&mut [f32; TILE_ROWS]>::try_from(&mut *out), task.output) {
+                (Ok(out), Output::Set) => *out = sums[n].0,
+                (Ok(out), Output::Add) => R::store(R::add(R::load(out), R::load(&sums[n].0)), out),
+                (Err(_), Output::Set) => out.copy_from_slice(&sums[n].0[..width]),
+                (Err(_), Output::Add) => out.iter_mut().zip(&sums[n].0).for_each(|(out, sum)| *out += sum),
+            }
+        }
+    }
+}

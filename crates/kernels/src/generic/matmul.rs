@@ -1,0 +1,315 @@
+//! `out = x · wᵀ` for weights in their storage type and f32 activations.
+//!
+//! One algorithm for any number of rows, so that an output never depends on its neighbours: lane
+//! `k % 32` of its accumulator takes the products of elements k in increasing order; at the end the
+//! lanes are added in a fixed tree. Few rows decode each weight in registers and use it at once, which of
+//! float weights pays for a few more rows too; other rows decode a panel of weight rows to f32 first and
+//! share it. All see the same numbers.
+
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::dequantize::{dequantize_row, partial_block};
+use crate::lanes::{Bf16, F16, F32, LANES, Lanes, Storage, with_storage};
+use crate::pool::SharedOut;
+use crate::{Output, WeightRows, WeightType};
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Some rows of a weight against all rows of x. Shapes are checked where tasks are made.
+pub(crate) struct MatmulTask<'a> {
+    /// `(rows, weight.cols)`, each row padded with zeros to whole lanes.
+    pub(crate) x: &'a [[f32; LANES]],
+    pub(crate) weight: WeightRows<'a>,
+    /// The weight's rows to do: columns of `out`.
+    pub(crate) range: Range<usize>,
+    /// `(rows, weight.rows)`
+    pub(crate) out: &'a SharedOut<'a>,
+    pub(crate) output: Output,
+}
+
+/// From this many rows of x on, a decoded panel pays; of float weights, which decode in an instruction, from
+/// twice a tile's.
+const PANEL_FROM: usize = 4;
+const FLOAT_PANEL_FROM: usize = 2 * TILE_X + 1;
+/// Rows of x, and of the panel, in one register tile: 4 x 3 accumulators of two AVX-512 registers.
+const TILE_X: usize = 4;
+const TILE_W: usize = 3;
+/// Blocks of stored float weights between two looks at where a row ends.
+const STRETCH: usize = 8;
+
+thread_local! {
+    static PANEL: Cell<Vec<[f32; LANES]>> = const { Cell::new(Vec::new()) };
+}
+
+impl<'a> MatmulTask<'a> {
+    /// Lanes in a row of x.
+    #[inline(always)]
+    fn width(&self) -> usize {
+        self.weight.cols.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    fn x_row(&self, row: usize) -> &'a [[f32; LANES]] {
+        &self.x[row * self.width()..][..self.width()]
+    }
+
+    /// Sets or adds to output `(row, column)`.
+    #[inline(always)]
+    fn put(&self, row: usize, column: usize, value: f32) {
+        // SAFETY: this task alone has the columns of `range`, and `mod.rs` checked that `out` is
+        // `(rows, weight.rows)`.
+        unsafe { self.out.put(row * self.weight.rows + column, value, self.output) }
+    }
+}
+
+/// Runs one task.
+#[inline(always)]
+pub(crate) fn matmul<L: Lanes>(task: &MatmulTask) {
+    let rows = task.x.len() / task.width();
+    match task.weight.dtype {
+        dtype if rows < PANEL_FROM => with_storage!(dtype, few_rows::<L>(task, rows)),
+        WeightType::F32 if rows < FLOAT_PANEL_FROM => stored_rows::<L, F32>(task, rows),
+        WeightType::F16 if rows < FLOAT_PANEL_FROM => stored_rows::<L, F16>(task, rows),
+        WeightType::BF16 if rows < FLOAT_PANEL_FROM => stored_rows::<L, Bf16>(task, rows),
+        dtype => {
+            // Taken out, not borrowed in a closure: a closure this large would be compiled apart, without
+            // the level's instructions.
+            let mut panel = PANEL.take();
+            panel.resize(task.range.len() * task.width(), [0.0; LANES]);
+            with_storage!(dtype, fill_panel::<L>(task, &mut panel));
+            many_rows::<L>(task, rows, &panel);
+            PANEL.set(panel);
+        }
+    }
+}
+
+#[inline(always)]
+fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
+    for column in task.range.clone() {
+        let weights = task.weight.row(column);
+        match rows {
+            1 => dots::<L, S, 1>(task, weights, column),
+            2 => dots::<L, S, 2>(task, weights, column),
+            _ => dots::<L, S, 3>(task, weights, column),
+        }
+    }
+}
+
+/// One weight row against all N rows of x.
+#[inline(always)]
+fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8], column: usize) {
+    let whole = task.weight.cols / LANES;
+    let mut x: [&[[f32; LANES]]; N] = [&[]; N];
+    for row in 0..N {
+        x[row] = &task.x_row(row)[..whole];
+    }
+    let mut sums = [L::splat(0.0); N];
+    let blocks = weights.chunks_exact(S::BLOCK_BYTES);
+    let tail = blocks.remainder();
+    for (block, first) in blocks.zip((0..whole).step_by(S::UNITS)) {
+        for line in (0..S::BLOCK_BYTES).step_by(64) {
+            L::prefetch_stream(block.as_ptr().wrapping_add(line));
+        }
+        for unit in 0..S::UNITS {
+            let w = S::lanes::<L>(block, unit);
+            for row in 0..N {
+                sums[row] = L::load(&x[row][first.wrapping_add(unit)]).mul_add(w, sums[row]);
+            }
+        }
+    }
+    if !tail.is_empty() {
+        let w = partial_block::<L, S>(tail);
+        for row in 0..N {
+            sums[row] = L::load(&task.x_row(row)[whole]).mul_add(w, sums[row]);
+        }
+    }
+    for row in 0..N {
+        task.put(row, column, sums[row].sum());
+    }
+}
+
+/// Rows of x that need float weights more than once, `TILE_W` weight rows at a time: all but the first time
+/// the weights come from the cache.
+#[inline(always)]
+fn stored_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
+    let mut column = task.range.start;
+    while column + TILE_W <= task.range.end {
+        let mut row = 0;
+        while row < rows {
+            match rows - row {
+                1 => stored_tile::<L, S, 1, TILE_W>(task, row, column),
+                2 => stored_tile::<L, S, 2, TILE_W>(task, row, column),
+                3 => stored_tile::<L, S, 3, TILE_W>(task, row, column),
+                _ => stored_tile::<L, S, TILE_X, TILE_W>(task, row, column),
+            }
+            row += TILE_X;
+        }
+        column += TILE_W;
+    }
+    while column < task.range.end {
+        for row in 0..rows {
+            stored_tile::<L, S, 1, 1>(task, row, column);
+        }
+        column += 1;
+    }
+}
+
+/// X rows of x against W rows of float weights, as they are stored.
+#[inline(always)]
+fn stored_tile<L: Lanes, S: Storage, const X: usize, const W: usize>(
+    task: &MatmulTask,
+    row: usize,
+    column: usize,
+) {
+    let mut x: [&[[f32; LANES]]; X] = [&[]; X];
+    for i in 0..X {
+        x[i] = task.x_row(row + i);
+    }
+    let mut w: [&[S::Block]; W] = [&[]; W];
+    for j in 0..W {
+        w[j] = S::blocks(task.weight.row(column + j));
+    }
+    // The W rows that come next are asked for by the first rows of x; what follows here has been.
+    let next = (row == 0).then_some(W * w[0].len() * S::BLOCK_BYTES);
+    let mut sums = [[L::splat(0.0); W]; X];
+    let mut at = 0;
+    while at + STRETCH <= w[0].len() {
+        sums = stretch::<L, S, X, W, STRETCH>(sums, &x, &w, at, next);
+        at += STRETCH;
+    }
+    while at < w[0].len() {
+        sums = stretch::<L, S, X, W, 1>(sums, &x, &w, at, next);
+        at += 1;
+    }
+    if at < task.width() {
+        for j in 0..W {
+            let weights = partial_block::<L, S>(&task.weight.row(column + j)[at * S::BLOCK_BYTES..]);
+            for i in 0..X {
+                sums[i][j] = L::load(&x[i][at]).mul_add(weights, sums[i][j]);
+            }
+        }
+    }
+    put_sums(task, sums, row, column);
+}
+
+/// B blocks of [`stored_tile`]. Of arrays, not slices: what may be out of bounds keeps the sums out of registers.
+#[inline(always)]
+fn stretch<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>(
+    mut sums: [[L; W]; X],
+    x: &[&[[f32; LANES]]; X],
+    w: &[&[S::Block]; W],
+    at: usize,
+    next: Option<usize>,
+) -> [[L; W]; X] {
+    let x: [&[[f32; LANES]; B]; X] = std::array::from_fn(|i| x[i][at..][..B].try_into().expect("B of them"));
+    let w: [&[S::Block; B]; W] = std::array::from_fn(|j| w[j][at..][..B].try_into().expect("B of them"));
+    if let Some(next) = next {
+        for j in 0..W {
+            for block in w[j] {
+                for line in (0..S::BLOCK_BYTES).step_by(64) {
+                    L::prefetch(block.as_ref().as_ptr().wrapping_add(next).wrapping_add(line));
+                }
+            }
+        }
+    }
+    for k in 0..B {
+        for j in 0..W {
+            let weights = S::lanes::<L>(w[j][k].as_ref(), 0);
+            for i in 0..X {
+                sums[i][j] = L::load(&x[i][k]).mul_add(weights, sums[i][j]);
+            }
+        }
+    }
+    sums
+}
+
+/// Decodes the task's rows of weights, each padded with zeros to whole lanes.
+#[inline(always)]
+fn fill_panel<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut [[f32; LANES]]) {
+    for (out, row) in panel.chunks_exact_mut(task.width()).zip(task.range.clone()) {
+        dequantize_row::<L, S>(task.weight.row(row), out);
+    }
+}
+
+#[inline(always)]
+fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32; LANES]]) {
+    let width = task.range.len();
+    let mut row = 0;
+    while row + TILE_X <= rows {
+        let mut column = 0;
+        while column + TILE_W <= width {
+            tile::<L, TILE_X, TILE_W>(task, panel, row, column);
+            column += TILE_W;
+        }
+        while column < width {
+            tile::<L, TILE_X, 1>(task, panel, row, column);
+            column += 1;
+        }
+        row += TILE_X;
+    }
+    while row < rows {
+        let mut column = 0;
+        while column + TILE_W <= width {
+            tile::<L, 1, TILE_W>(task, panel, row, column);
+            column += TILE_W;
+        }
+        while column < width {
+            tile::<L, 1, 1>(task, panel, row, column);
+            column += 1;
+        }
+        row += 1;
+    }
+}
+
+/// X rows of x against W rows of the panel, `(range.len(), width)`.
+#[inline(always)]
+fn tile<L: Lanes, const X: usize, const W: usize>(
+    task: &MatmulTask,
+    panel: &[[f32; LANES]],
+    row: usize,
+    column: usize,
+) {
+    let width = task.width();
+    let mut x: [&[[f32; LANES]]; X] = [&[]; X];
+    for i in 0..X {
+        x[i] = task.x_row(row + i);
+    }
+    let mut w: [&[[f32; LANES]]; W] = [&[]; W];
+    for j in 0..W {
+        w[j] = &panel[(column + j) * width..][..width];
+    }
+    let mut sums = [[L::splat(0.0); W]; X];
+    for k in 0..width {
+        for i in 0..X {
+            let values = L::load(&x[i][k]);
+            for j in 0..W {
+                sums[i][j] = values.mul_add(L::load(&w[j][k]), sums[i][j]);
+            }
+        }
+    }
+    put_sums(task, sums, row, task.range.start + column);
+}
+
+/// Sums the lanes of a tile.
+#[inline(always)]
+fn put_sums<L: Lanes, const X: usize, const W: usize>(
+    task: &MatmulTask,
+    sums: [[L; W]; X],
+    row: usize,
+    column: usize,
+) {
+    // Through memory, in a loop so short that it is unrolled: sums that a longer one looks at would be kept in
+    // memory all the time.
+    let mut lanes = [[[0.0; LANES]; W]; X];
+    for i in 0..X {
+        for j in 0..W {
+            sums[i][j].store(&mut lanes[i][j]);
+        }
+    }
+    for i in 0..X {
+        for j in 0..W {
+            task.put(row + i, column + j, L::load(&lanes[i][j]).sum());
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! `out = x · wᵀ` for weights in tiles of 16 rows and activations in 8 bits.
+//!
+//! For each 32 columns the products of integers are summed exactly; the sum, made a number, is added to
+//! the output's f32 with the two scales: `out += (sum * scale_x) * d`, columns in increasing order, then
+//! the minimum's part; then, where the row has a rest, that is added in the same way. That is all that decides
+//! an output's bits: not the rows beside it, nor how many there are, nor which of the tiles below computed it.
+
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::widened::{Widened, WidenedTile};
+use crate::Output;
+use crate::activations::{
+    FLOAT_START, GROUPS, MOST_PANEL_ROWS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL,
+    block_words,
+};
+use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part, with_layout};
+use crate::pool::SharedOut;
+use crate::rows16::Rows16;
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
+pub(crate) struct PackedTask<'a> {
+    pub(crate) x: &'a QuantizedRows,
+    pub(crate) weight: &'a PackedRows,
+    /// The weight's strips to do.
+    pub(crate) strips: Range<usize>,
+    /// `(x.rows, weight.rows)`
+    pub(crate) out: &'a SharedOut<'a>,
+    pub(crate) output: Output,
+}
+
+/// Strips that all panels meet before the next ones: few enough to stay in a near cache.
+const CACHED_STRIPS: usize = 4;
+/// Outputs, of 16 features of a row, that a stream of weights keeps by itself until there are so many: each line of
+/// outputs is far away by then, and asking for it among weights that are asked for delays these.
+const KEPT: usize = 64;
+/// Panels, without rests, for which it pays to unpack strips first, where the level can use that.
+const PANELS_TO_WIDEN: usize = 8;
+/// As `CACHED_STRIPS`, of unpacked ones.
+const WIDENED_BYTES: usize = 512 << 10;
+
+thread_local! {
+    static WIDENED: Cell<Vec<WidenedTile>> = Cell::default();
+}
+
+/// Runs the code for a panel of so many rows, which it knows as a constant.
+macro_rules! with_rows {
+    ($rows:expr, $constant:ident, $run:expr) => {
+        match $rows {
+            1 => with_rows!($constant = 1, $run),
+            2 => with_rows!($constant = 2, $run),
+            3 => with_rows!($constant = 3, $run),
+            4 => with_rows!($constant = 4, $run),
+            5 => with_rows!($constant = 5, $run),
+            6 => with_rows!($constant = 6, $run),
+            7 => with_rows!($constant = 7, $run),
+            _ => with_rows!($constant = MOST_PANEL_ROWS, $run),
+        }
+    };
+    ($constant:ident = $rows:expr, $run:expr) => {{
+        const $constant: usize = $rows;
+        $run
+    }};
+}
+
+/// The tiles of a strip, as they are stored or unpacked.
+pub(super) trait Strip: Copy {
+    type Tile: Copy;
+
+    fn tile(self, index: usize) -> Self::Tile;
+    /// Asks for what comes behind a tile.
+    fn prefetch<R: Rows16>(tile: Self::Tile);
+    /// 32 columns of M rows of x against a tile of each of N strips.
+    fn block<R: Rows16, const M: usize, const N: usize>(
+        tiles: [Self::Tile; N],
+        words: &[u32],
+        sums: &mut [[R::Floats; N]; M],
+    );
+}
+
+/// Runs one task. Whole panels of `PANEL` rows, where there are more than one, meet `STRIPS` strips together.
+#[inline(always)]
+pub(crate) fn packed<R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+    with_layout!(task.weight.dtype(), strips::<_, R, PANEL, STRIPS>(task));
+}
+
+#[inline(always)]
+fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+    let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
+    let widens = R::SIGNED_OFFSET > 0 && blocks >= PANELS_TO_WIDEN * (task.x.cols() / TILE_COLS);
+    if widens && L::LAYOUT.mins.is_some() {
+        return widened_strips::<L, R, true, PANEL, STRIPS>(task);
+    }
+    if widens {
+        return widened_strips::<L, R, false, PANEL, STRIPS>(task);
+    }
+    let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
+    if task.x.rows() <= MOST_PANEL_ROWS {
+        for panel in task.x.panels() {
+            with_rows!(panel.rows, M, stream::<R, _, M>(task, &panel, stored));
+        }
+        return;
+    }
+    for strips in parts(&task.strips, CACHED_STRIPS) {
+        panels::<R, _, PANEL, STRIPS>(task, strips, stored);
+    }
+}
+
+/// As [`strips`], unpacked first.
+#[inline(always)]
+fn widened_strips<L: Layout, R: Rows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
+    task: &PackedTask,
+) {
+    let blocks = task.x.cols() / TILE_COLS;
+    let cached = WIDENED_BYTES / (blocks * size_of::<WidenedTile>()) / STRIPS * STRIPS;
+    let together = cached.clamp(STRIPS, task.strips.len().max(STRIPS));
+    // Taken out, not borrowed in a closure: see matmul.rs.
+    let mut tiles = WIDENED.take();
+    if tiles.len() < together * blocks {
+        tiles.resize(together * blocks, WidenedTile::EMPTY);
+    }
+    for strips in parts(&task.strips, together) {
+        for (strip, tiles) in strips.clone().zip(tiles.chunks_exact_mut(blocks)) {
+            let stored = task.weight.strip(strip).chunks_exact(L::LAYOUT.bytes);
+            for (tile, stored) in tiles.iter_mut().zip(stored) {
+                tile.fill::<R, L>(stored);
+            }
+        }
+        let first = strips.start;
+        let widened = |strip: usize| Widened::<MINS>(&tiles[(strip - first) * blocks..][..blocks]);
+        panels::<R, _, PANEL, STRIPS>(task, strips, widened);
+    }
+    WIDENED.set(tiles);
+}
+
+/// `range` in parts of `len`; the last may be shorter.
+fn parts(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.clone().step_by(len).map(move |start| start..(start + len).min(end))
+}
+
+/// The only panel of x, of M rows, against all strips of a task: each weight is read once, in one stream.
+#[inline(always)]
+fn stream<R: Rows16, S: Strip, const M: usize>(
+    task: &PackedTask,
+    panel: &Panel,
+    tiles_of: impl Fn(usize) -> S,
+) {
+    let mut kept = [MaybeUninit::<R::Floats>::uninit(); KEPT];
+    for strips in parts(&task.strips, const { KEPT / M }) {
+        for (strip, kept) in strips.clone().zip(kept.chunks_exact_mut(M)) {
+            let sums = sums_of::<R, S, M, 1, true>([tiles_of(strip)], panel);
+            for m in 0..M {
+                kept[m].write(sums[m][0]);
+            }
+        }
+        for (strip, kept) in strips.zip(kept.chunks_exact(M)) {
+            for m in 0..M {
+                // SAFETY: written above, for each of these strips.
+                let sums = unsafe { kept[m].assume_init() };
+                put::<R>(task, panel.first + m, strip * TILE_ROWS, sums);
+            }
+        }
+    }
+}
+
+/// All panels of x against some strips.
+#[inline(always)]
+fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+    task: &PackedTask,
+    strips: Range<usize>,
+    tiles_of: impl Fn(usize) -> S,
+) {
+    for panel in task.x.panels() {
+        let mut strip = strips.start;
+        while panel.rows == PANEL && strip + STRIPS <= strips.end {
+            tile::<R, S, PANEL, STRIPS>(task, strip, std::array::from_fn(|n| tiles_of(strip + n)), &panel);
+            strip += STRIPS;
+        }
+        for strip in strip..strips.end {
+            one_strip::<R, S>(task, strip, tiles_of(strip), &panel);
+        }
+    }
+}
+
+/// A panel of any number of rows against one strip.
+#[inline(always)]
+fn one_strip<R: Rows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
+    with_rows!(panel.rows, M, tile::<R, S, M, 1>(task, strip, [tiles], panel));
+}
+
+/// M rows of x, a whole panel, against N strips.
+#[inline(always)]
+fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
+    task: &PackedTask,
+    strip: usize,
+    strips: [S; N],
+    panel: &Panel,
+) {
+    let sums = sums_of::<R, S, M, N, false>(strips, panel);
+    for n in 0..N {
+        for m in 0..M {
+            put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
+        }
+    }
+}
+
+/// The products of M rows of x, a whole panel, and N strips.
+///
+/// `STREAMS`: the weights come from memory, in one stream.
+#[inline(always)]
+fn sums_of<R: Rows16, S: Strip, const M: usize, const N: usize, const STREAMS: bool>(
+    strips: [S; N],
+    panel: &Panel,
+) -> [[R::Floats; N]; M] {
+    let mut sums = [[R::splat(0.0); N]; M];
+    for block in panel.blocks.chunks_exact(const { block_words(M) }) {
+        let (index, words) = (block[0] as usize, &block[1..]);
+        let mut tiles = [strips[0].tile(index); N];
+        for n in 1..N {
+            tiles[n] = strips[n].tile(index);
+        }
+        if STREAMS {
+            S::prefetch::<R>(tiles[0]);
+        }
+        S::block::<R, M, N>(tiles, words, &mut sums);
+    }
+    sums
+}
+
+/// A strip as it is packed.
+struct Stored<'a, L>(&'a [u8], PhantomData<L>);
+
+impl<L> Clone for Stored<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Stored<'_, L> {}
+
+impl<'a, L: Layout> Strip for Stored<'a, L> {
+    type Tile = &'a [u8];
+
+    #[inline(always)]
+    fn tile(self, index: usize) -> &'a [u8] {
+        // Wrapping, though nothing wraps: this is done for every 32 columns.
+        &self.0[index.wrapping_mul(L::LAYOUT.bytes)..][..L::LAYOUT.bytes]
+    }
+
+    #[inline(always)]
+    fn prefetch<R: Rows16>(tile: &'a [u8]) {
+        for line in (0..L::LAYOUT.bytes).step_by(64) {
+            R::prefetch_stream(tile.as_ptr().wrapping_add(line));
+        }
+    }
+
+    #[inline(always)]
+    fn block<R: Rows16, const M: usize, const N: usize>(
+        tiles: [&'a [u8]; N],
+        words: &[u32],
+        sums: &mut [[R::Floats; N]; M],
+    ) {
+        let layout = const { L::LAYOUT };
+        let mut dots = [[R::start(R::FLOAT_START); N]; M];
+        let zero_point = if layout.wide { R::SIGNED_OFFSET } else { layout.zero_point };
+        if zero_point > 0 {
+            for m in 0..M {
+                let (kind, factor) =
+                    if zero_point == 128 { (START_128, 1) } else { (START_8, zero_point / 8) };
+                let start = (words[kind * M + m] as i32).wrapping_sub(FLOAT_START).wrapping_mul(factor);
+                dots[m] = [R::start(start.wrapping_add(R::FLOAT_START)); N];
+            }
+        }
+        if layout.wide {
+            for group in 0..GROUPS {
+                for n in 0..N {
+                    let weights = R::bytes(part(tiles[n], layout.groups + 64 * group));
+                    for m in 0..M {
+                        dots[m][n] = R::dot_signed(dots[m][n], weights, words[group * M + m]);
+                    }
+                }
+            }
+        } else {
+            pair::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
+            pair::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
+            if layout.high_bits.is_some() {
+                fold::<R, M, N>(&mut dots);
+            }
+            pair::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
+            pair::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
+            fold::<R, M, N>(&mut dots);
+        }
+        for n in 0..N {
+            let scales = R::halves(part(tiles[n], 0));
+            // No `map`: its closure would be compiled without the level's instructions.
+            #[allow(clippy::manual_map)]
+            let mins = match layout.mins {
+                Some(mins) => Some(R::halves(part(tiles[n], mins))),
+                None => None,
+            };
+            add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
+        }
+    }
+}
+
+/// Adds the products of 32 columns of M rows and strip `n` to their sums.
+#[inline(always)]
+pub(super) fn add_scaled<R: Rows16, const M: usize, const N: usize>(
+    dots: &[[R::Sums; N]; M],
+    words: &[u32],
+    n: usize,
+    scales: R::Floats,
+    mins: Option<R::Floats>,
+    sums: &mut [[R::Floats; N]; M],
+) {
+    let word = |kind: usize, m: usize| f32::from_bits(words[kind * M + m]);
+    for m in 0..M {
+        let dot = R::scaled(dots[m][n], word(SCALE, m), word(OFFSET, m));
+        sums[m][n] = R::mul_add(dot, scales, sums[m][n]);
+    }
+    if let Some(mins) = mins {
+        for m in 0..M {
+            sums[m][n] = R::mul_add(mins, R::splat(word(TOTAL, m)), sums[m][n]);
+        }
+    }
+}
+
+/// The products of groups LOW and HIGH, whose nibbles share bytes.
+#[inline(always)]
+fn pair<R: Rows16, L: Layout, const LOW: usize, const HIGH: usize, const M: usize, const N: usize>(
+    tiles: [&[u8]; N],
+    words: &[u32],
+    dots: &mut [[R::Sums; N]; M],
+) {
+    let layout = const { L::LAYOUT };
+    for n in 0..N {
+        let (mut low, mut high) = R::nibbles(R::bytes(part(tiles[n], layout.groups + 32 * LOW)));
+        if let Some(plane) = layout.high_bits {
+            let plane = R::bytes(part(tiles[n], plane));
+            low = R::with_high_bit::<LOW>(low, plane);
+            high = R::with_high_bit::<HIGH>(high, plane);
+        }
+        for m in 0..M {
+            dots[m][n] = R::dot(dots[m][n], low, words[LOW * M + m]);
+            dots[m][n] = R::dot(dots[m][n], high, words[HIGH * M + m]);
+        }
+    }
+}
+
+#[inline(always)]
+fn fold<R: Rows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
+    for m in 0..M {
+        for n in 0..N {
+            dots[m][n] = R::fold(dots[m][n]);
+        }
+    }
+}
+
+/// Sets or adds to the outputs of `row` for the 16 features from `feature` on, or those that there are.
+#[inline(always)]
+fn put<R: Rows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
+    let features = task.weight.rows();
+    let len = TILE_ROWS.min(features - feature);
+    // SAFETY: this task alone has the features of its strips.
+    let out = unsafe { task.out.slice_mut(row * features + feature, len) };
+    if let Ok(out) = <&mut [f32; TILE_ROWS]>::try_from(&mut *out) {
+        let sums = if task.output == Output::Add { R::add(R::load(out), sums) } else { sums };
+        R::store(sums, out);
+        return;
+    }
+    let mut values = [0.0; TILE_ROWS];
+    R::store(sums, &mut values);
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = if task.output == Output::Add { *out + value } else { value };
+    }
+}

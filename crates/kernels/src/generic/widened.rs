@@ -1,0 +1,103 @@
+//! Packed weights as bytes, for products of many rows.
+//!
+//! A level that multiplies any bytes in one instruction loses a fifth of its time to unpacking when each panel of
+//! rows does it. For many of them some strips are unpacked once, into a near cache.
+
+// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+#![allow(clippy::needless_range_loop)]
+
+use super::packed::{Strip, add_scaled};
+use crate::activations::{GROUPS, START_128};
+use crate::pack::{Layout, TILE_ROWS, part};
+use crate::rows16::Rows16;
+
+/// A tile whose numbers need nothing done to them.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct WidenedTile {
+    scales: [f32; TILE_ROWS],
+    /// Zeros, if the type has none.
+    mins: [f32; TILE_ROWS],
+    /// Every weight, plus 128.
+    groups: [[u8; 64]; GROUPS],
+}
+
+impl WidenedTile {
+    pub(super) const EMPTY: WidenedTile =
+        WidenedTile { scales: [0.0; TILE_ROWS], mins: [0.0; TILE_ROWS], groups: [[0; 64]; GROUPS] };
+
+    /// Unpacks a tile.
+    #[inline(always)]
+    pub(super) fn fill<R: Rows16, L: Layout>(&mut self, tile: &[u8]) {
+        let layout = const { L::LAYOUT };
+        R::store(R::halves(part(tile, 0)), &mut self.scales);
+        if let Some(mins) = layout.mins {
+            R::store(R::halves(part(tile, mins)), &mut self.mins);
+        }
+        if layout.wide {
+            for (group, out) in self.groups.iter_mut().enumerate() {
+                *out = *part(tile, layout.groups + 64 * group);
+            }
+            return;
+        }
+        let more = const { 128 - L::LAYOUT.zero_point as u8 };
+        for (pair, [low, high]) in self.groups.as_chunks_mut().0.iter_mut().enumerate() {
+            let nibbles: &[u8; 64] = part(tile, layout.groups + 64 * pair);
+            // Wrapping, though nothing wraps: checks would keep these loops from being vectorised.
+            for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
+                (*low, *high) = ((byte & 15).wrapping_add(more), (byte >> 4).wrapping_add(more));
+            }
+        }
+        if let Some(plane) = layout.high_bits {
+            let plane: &[u8; 64] = part(tile, plane);
+            for (group, out) in self.groups.iter_mut().enumerate() {
+                for (out, bits) in out.iter_mut().zip(plane) {
+                    *out = out.wrapping_add((bits >> group & 1) << 4);
+                }
+            }
+        }
+    }
+}
+
+/// A strip of such tiles; with minimums, if `MINS`.
+#[derive(Clone, Copy)]
+pub(super) struct Widened<'a, const MINS: bool>(pub(super) &'a [WidenedTile]);
+
+impl<'a, const MINS: bool> Strip for Widened<'a, MINS> {
+    type Tile = &'a WidenedTile;
+
+    #[inline(always)]
+    fn tile(self, index: usize) -> &'a WidenedTile {
+        &self.0[index]
+    }
+
+    #[inline(always)]
+    fn prefetch<R: Rows16>(_tile: &'a WidenedTile) {}
+
+    #[inline(always)]
+    fn block<R: Rows16, const M: usize, const N: usize>(
+        tiles: [&'a WidenedTile; N],
+        words: &[u32],
+        sums: &mut [[R::Floats; N]; M],
+    ) {
+        let mut dots = [[R::start(0); N]; M];
+        for m in 0..M {
+            dots[m] = [R::start(words[START_128 * M + m] as i32); N];
+        }
+        for group in 0..GROUPS {
+            let mut weights = [R::bytes(&tiles[0].groups[group]); N];
+            for n in 1..N {
+                weights[n] = R::bytes(&tiles[n].groups[group]);
+            }
+            for m in 0..M {
+                for n in 0..N {
+                    dots[m][n] = R::dot_signed(dots[m][n], weights[n], words[group * M + m]);
+                }
+            }
+        }
+        for n in 0..N {
+            let mins = if MINS { Some(R::load(&tiles[n].mins)) } else { None };
+            add_scaled::<R, M, N>(&dots, words, n, R::load(&tiles[n].scales), mins, sums);
+        }
+    }
+}

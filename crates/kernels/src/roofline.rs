@@ -1,0 +1,266 @@
+//! How fast this machine is at most: what its memory gives, and what its arithmetic makes of numbers that
+//! are in registers already. What a kernel reaches is worth knowing as a part of these.
+//!
+//! The loops are in the levels' folders, each in its own instructions: `peak.rs`. Here they are timed, on
+//! the threads that the kernels run on.
+
+use super::Kernels;
+use super::pages;
+use super::pool::Cancel;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// A loop of products and sums, and nothing else.
+#[derive(Clone, Copy)]
+pub(super) struct PeakLoop {
+    /// Does that many iterations on factors of 1, and returns the sum of all products: exact as long as an
+    /// iteration's count is below 2^13. Needs the level's instructions, and those that [`Peaks`] names.
+    pub(super) run: unsafe fn(usize) -> f64,
+    /// Multiplications and additions of one iteration.
+    pub(super) operations: u64,
+}
+
+/// One level's loops.
+pub(super) struct Peaks {
+    /// Each reads all words, in order, and returns their exclusive or. Needs the level's instructions. Which
+    /// is the fastest depends on how well the CPU by itself foresees what will be read.
+    pub(super) reads: &'static [unsafe fn(&[u64]) -> u64],
+    /// Bytes, summed in at least 16 bits.
+    pub(super) int8: PeakLoop,
+    /// bfloat16, summed in float32, if this CPU has an instruction for it.
+    pub(super) bf16: fn() -> Option<PeakLoop>,
+    pub(super) f32: PeakLoop,
+}
+
+/// What is possible at most, on all threads together. A multiplication and an addition are two operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes that can be read from memory.
+    pub read_bytes_per_second: f64,
+    /// Of dot products of bytes.
+    pub int8_operations_per_second: f64,
+    /// Of dot products of bfloat16; None without an instruction for them.
+    pub bf16_operations_per_second: Option<f64>,
+    /// Of products of float32.
+    pub f32_operations_per_second: f64,
+}
+
+/// Why there are no [`Limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitsError {
+    /// The buffer that should be read cannot be had.
+    NoMemory,
+    /// [`Cancel`] fired.
+    Cancelled,
+}
+
+/// How long a pass lasts at least, so that starting the threads does not count.
+const PASS: Duration = Duration::from_millis(3);
+/// How long passes are repeated: the best is taken, as all that can disturb one makes it slower.
+const REPEAT: Duration = Duration::from_millis(80);
+/// Passes that are made in any case.
+const PASSES: usize = 3;
+/// Words that the threads' parts are a multiple of: a page.
+const PAGE_WORDS: usize = 512;
+
+impl Kernels {
+    /// Measures what the threads can read and compute at most, in well under a second.
+    ///
+    /// - `buffer_bytes`: what is read; to find the limit of memory, more than any cache holds
+    ///
+    /// # Errors
+    /// See [`LimitsError`].
+    pub fn limits(&self, buffer_bytes: usize, cancel: &Cancel) -> Result<Limits, LimitsError> {
+        let peaks = &self.table.peaks;
+        // The buffer goes before the rest is measured.
+        let read_bytes_per_second = self.read_rate(&self.touched_buffer(buffer_bytes, cancel)?, cancel)?;
+        let bf16 = (peaks.bf16)();
+        Ok(Limits {
+            read_bytes_per_second,
+            int8_operations_per_second: self.operation_rate(peaks.int8, cancel)?,
+            bf16_operations_per_second: bf16.map(|peak| self.operation_rate(peak, cancel)).transpose()?,
+            f32_operations_per_second: self.operation_rate(peaks.f32, cancel)?,
+        })
+    }
+
+    /// Words of each thread's part.
+    fn part_words(&self, words: usize) -> usize {
+        words.div_ceil(self.pool.threads()).max(1).next_multiple_of(PAGE_WORDS)
+    }
+
+    /// A buffer whose pages are there: written by the threads, so that each has its part near by.
+    fn touched_buffer(&self, bytes: usize, cancel: &Cancel) -> Result<Vec<u64>, LimitsError> {
+        let words = (bytes / size_of::<u64>()).max(1);
+        let mut buffer: Vec<u64> = Vec::new();
+        buffer.try_reserve_exact(words).map_err(|_| LimitsError::NoMemory)?;
+        pages::prefer_huge(buffer.as_ptr().cast(), size_of::<u64>() * words);
+        let spare = &mut buffer.spare_capacity_mut()[..words];
+        self.pool.for_each_chunk(spare, self.part_words(words), cancel, &|_, part| {
+            for word in part {
+                word.write(1);
+            }
+        });
+        if cancel.is_cancelled() {
+            return Err(LimitsError::Cancelled);
+        }
+        // SAFETY: that many were reserved, and all are written: chunks are left out only if `cancel` fires,
+        // which it then says ever after.
+        unsafe { buffer.set_len(words) };
+        Ok(buffer)
+    }
+
+    /// Bytes in a second, if every thread reads its own part of `buffer` in one stream.
+    fn read_rate(&self, buffer: &[u64], cancel: &Cancel) -> Result<f64, LimitsError> {
+        let parts: Vec<&[u64]> = buffer.chunks(self.part_words(buffer.len())).collect();
+        let mut best = 0.0_f64;
+        for read in self.table.peaks.reads {
+            let rate = best_rate(size_of_val(buffer) as f64, Duration::ZERO, cancel, |_| {
+                self.pool.run(parts.len(), cancel, &|part| {
+                    // SAFETY: the table was chosen for this CPU.
+                    black_box(unsafe { read(parts[part]) });
+                });
+            })?;
+            best = best.max(rate);
+        }
+        Ok(best)
+    }
+
+    /// Operations in a second, if every thread runs the loop.
+    fn operation_rate(&self, peak: PeakLoop, cancel: &Cancel) -> Result<f64, LimitsError> {
+        let threads = self.pool.threads();
+        best_rate(threads as f64 * peak.operations as f64, PASS, cancel, |iterations| {
+            self.pool.run(threads, cancel, &|_| {
+                // SAFETY: the table was chosen for this CPU, and bfloat16 is there only if the CPU has it.
+                black_box(unsafe { (peak.run)(iterations) });
+            });
+        })
+    }
+}
+
+/// The best of several passes, in units a second.
+///
+/// - `units`: those of one repetition
+/// - `shortest`: what a pass must last to count
+/// - `pass`: makes that many repetitions; one, if passes may be as short as they are
+fn best_rate(
+    units: f64,
+    shortest: Duration,
+    cancel: &Cancel,
+    pass: impl Fn(usize),
+) -> Result<f64, LimitsError> {
+    let started = Instant::now();
+    let (mut best, mut passes, mut repetitions) = (0.0_f64, 0, 1_usize);
+    while passes < PASSES || started.elapsed() < REPEAT {
+        let began = Instant::now();
+        pass(repetitions);
+        let elapsed = began.elapsed();
+        if cancel.is_cancelled() {
+            return Err(LimitsError::Cancelled);
+        }
+        if elapsed < shortest {
+            repetitions = repetitions.saturating_mul(2);
+            continue;
+        }
+        best = best.max(units * repetitions as f64 / elapsed.max(Duration::from_nanos(1)).as_secs_f64());
+        passes += 1;
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{kernels, levels};
+    use super::*;
+    use crate::Isa;
+    use std::sync::atomic::AtomicBool;
+
+    /// Small: levels may be emulated, and nothing is asked of the figure but that it is one.
+    const BUFFER_BYTES: usize = 1 << 20;
+
+    #[test]
+    fn roofline_loops_do_the_operations_that_they_count() {
+        for isa in levels() {
+            let peaks = &isa.table().peaks;
+            let loops = [Some(peaks.int8), (peaks.bf16)(), Some(peaks.f32)];
+            for (peak, name) in loops.into_iter().zip(["int8", "bf16", "f32"]) {
+                let Some(peak) = peak else { continue };
+                for iterations in [0, 1, 2, 1000] {
+                    // SAFETY: the level is available, and bfloat16 is there only if the CPU has it.
+                    let sum = unsafe { (peak.run)(iterations) };
+                    assert_eq!(
+                        sum,
+                        (iterations as u64 * peak.operations / 2) as f64,
+                        "{name}, {}, {iterations}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn roofline_reads_every_word() {
+        let words: Vec<u64> = (1..5000_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+        for isa in levels() {
+            for (start, len) in [(0, 0), (0, 1), (3, 63), (0, 64), (1, 64), (5, 65), (0, 4999), (7, 1031)] {
+                let part = &words[start..start + len];
+                let expected = part.iter().fold(0, |all, word| all ^ word);
+                for (i, read) in isa.table().peaks.reads.iter().enumerate() {
+                    // SAFETY: the level is available.
+                    let all = unsafe { read(part) };
+                    assert_eq!(all, expected, "{}, loop {i}, {len} words from {start}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn roofline_limits_are_positive_and_finite_for_any_buffer() {
+        for isa in levels() {
+            for (threads, bytes) in [(1, BUFFER_BYTES), (3, BUFFER_BYTES + 13), (2, 0)] {
+                let limits = kernels(isa, threads).limits(bytes, &Cancel::never()).unwrap();
+                let bf16 = limits.bf16_operations_per_second;
+                for rate in [
+                    limits.read_bytes_per_second,
+                    limits.int8_operations_per_second,
+                    bf16.unwrap_or(1.0),
+                    limits.f32_operations_per_second,
+                ] {
+                    assert!(rate.is_finite() && rate > 0.0, "{limits:?}");
+                }
+                assert!(bf16.is_none() || isa >= Isa::Avx512, "{limits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn roofline_bytes_are_faster_than_floats_where_there_are_instructions() {
+        for isa in levels().into_iter().filter(|isa| isa.packs()) {
+            let faster = || {
+                let limits = kernels(isa, 1).limits(BUFFER_BYTES, &Cancel::never()).unwrap();
+                limits.int8_operations_per_second >= limits.f32_operations_per_second
+            };
+            // Others may have had the core for the whole of one measurement.
+            assert!((0..5).any(|_| faster()), "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn roofline_threads_neither_multiply_the_limit_nor_divide_it() {
+        let isa = *levels().last().expect("one level is always there");
+        let rate = |threads| {
+            kernels(isa, threads).limits(BUFFER_BYTES, &Cancel::never()).unwrap().f32_operations_per_second
+        };
+        // Two threads have between a busy core and two; the bounds leave room for company.
+        let sane = || (0.4..3.0).contains(&(rate(2) / rate(1)));
+        assert!((0..5).any(|_| sane()));
+    }
+
+    #[test]
+    fn roofline_stops_when_told_and_says_if_there_is_no_memory() {
+        let kernels = kernels(Isa::Scalar, 2);
+        let limits = kernels.limits(BUFFER_BYTES, &Cancel::new(&AtomicBool::new(true)));
+        assert_eq!(limits, Err(LimitsError::Cancelled));
+        assert_eq!(kernels.limits(usize::MAX, &Cancel::never()), Err(LimitsError::NoMemory));
+    }
+}

@@ -1,0 +1,131 @@
+//! The lanes in plain Rust: the reference, written to be read.
+
+use crate::blocks::f16_at;
+use crate::lanes::{LANES, Lanes};
+use half::bf16;
+
+/// 32 numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct ScalarLanes([f32; LANES]);
+
+/// Element `i` of 16 bytes of nibbles.
+#[inline(always)]
+fn nibble(bytes: &[u8], i: usize) -> u8 {
+    if i < 16 { bytes[i] & 0x0f } else { bytes[i - 16] >> 4 }
+}
+
+impl Lanes for ScalarLanes {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        ScalarLanes([value; LANES])
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        ScalarLanes(*values)
+    }
+
+    #[inline(always)]
+    fn store(self, out: &mut [f32; LANES]) {
+        *out = self.0;
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        ScalarLanes(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        ScalarLanes(std::array::from_fn(|i| self.0[i] * other.0[i]))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        // Not f32::mul_add: without the instruction that is a library call per lane.
+        ScalarLanes(std::array::from_fn(|i| self.0[i] * factor.0[i] + addend.0[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        ScalarLanes(std::array::from_fn(|i| if other.0[i] > self.0[i] { other.0[i] } else { self.0[i] }))
+    }
+
+    #[inline(always)]
+    fn two_to(self) -> Self {
+        // The lowest bits are n's: they become the exponent, the others fall away.
+        ScalarLanes(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))))
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut largest = self.0;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                largest[i] = if largest[i + half] > largest[i] { largest[i + half] } else { largest[i] };
+            }
+            half /= 2;
+        }
+        largest[0]
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut sums = self.0;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                sums[i] += sums[i + half];
+            }
+            half /= 2;
+        }
+        sums[0]
+    }
+
+    #[inline(always)]
+    fn prefetch(_address: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_far(_address: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_stream(_address: *const u8) {}
+
+    #[inline(always)]
+    fn f32(unit: &[u8; 128]) -> Self {
+        ScalarLanes(std::array::from_fn(|i| {
+            f32::from_le_bytes([unit[4 * i], unit[4 * i + 1], unit[4 * i + 2], unit[4 * i + 3]])
+        }))
+    }
+
+    #[inline(always)]
+    fn f16(unit: &[u8; 64]) -> Self {
+        ScalarLanes(std::array::from_fn(|i| f16_at(unit, 2 * i)))
+    }
+
+    #[inline(always)]
+    fn bf16(unit: &[u8; 64]) -> Self {
+        ScalarLanes(std::array::from_fn(|i| {
+            bf16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32_const()
+        }))
+    }
+
+    #[inline(always)]
+    fn q8_0(unit: &[u8; 34]) -> Self {
+        let d = f16_at(unit, 0);
+        ScalarLanes(std::array::from_fn(|i| f32::from(unit[2 + i] as i8) * d))
+    }
+
+    #[inline(always)]
+    fn q4_0(unit: &[u8; 18]) -> Self {
+        let d = f16_at(unit, 0);
+        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[2..], i) as i8 - 8) * d))
+    }
+
+    #[inline(always)]
+    fn q4_1(unit: &[u8; 20]) -> Self {
+        let (d, m) = (f16_at(unit, 0), f16_at(unit, 2));
+        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[4..], i)) * d + m))
+    }
+}

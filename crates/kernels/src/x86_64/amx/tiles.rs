@@ -1,0 +1,380 @@
+//! The tile registers: `TMM0..TMM3` are sums, `4` and `5` rows of x or a, `6` and `7` weights or b.
+//!
+//! The compiler knows nothing of what a tile holds, so everything between loading and storing tiles is one block of
+//! assembly; only their shape stays from one to the next. The intrinsics are not in stable Rust.
+
+use super::widen::Line;
+use std::arch::asm;
+#[cfg(target_os = "linux")]
+use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
+
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 16;
+/// 32-bit words of a tile's row.
+pub(super) const TILE_WORDS: usize = 16;
+/// Words of a tile.
+pub(super) const TILE_LEN: usize = TILE_ROWS * TILE_WORDS;
+
+/// Outputs that are computed together, each way.
+pub(super) const BLOCK_ROWS: usize = 2 * TILE_ROWS;
+
+/// Outputs of 32 rows of x, for each those of 32 rows of weights.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Block(pub(super) [[f32; BLOCK_ROWS]; BLOCK_ROWS]);
+
+impl Block {
+    pub(super) const ZERO: Block = Block([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
+}
+
+/// Columns of a [`WideBlock`]: four tiles side by side.
+pub(super) const WIDE_COLS: usize = 4 * TILE_WORDS;
+/// Parts of a number in [`Tiles::multiply_split`].
+pub(super) const PARTS: usize = 2;
+
+/// 16 rows of 64 sums.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct WideBlock(pub(super) [[f32; WIDE_COLS]; TILE_ROWS]);
+
+impl WideBlock {
+    pub(super) const ZERO: WideBlock = WideBlock([[0.0; WIDE_COLS]; TILE_ROWS]);
+}
+
+/// Whether this CPU has tiles of bf16 and bytes, and the system lets this process use them.
+pub(crate) fn are_available() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use std::sync::OnceLock;
+        static AVAILABLE: OnceLock<bool> = OnceLock::new();
+        *AVAILABLE.get_or_init(|| exist() && are_permitted())
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether CPUID shows AMX-TILE, AMX-BF16 and AMX-INT8.
+#[cfg(target_os = "linux")]
+#[allow(unused_unsafe)] // asking is safe in later versions of Rust
+fn exist() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILE: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    let all = BF16 | TILE | INT8;
+    // SAFETY: every x86-64 has the instruction, and leaf 7 is asked for only if there is one.
+    unsafe { __get_cpuid_max(0).0 >= 7 && __cpuid_count(7, 0).edx & all == all }
+}
+
+/// Asks Linux for the 8 KiB of registers, which it saves for those processes only that have asked. All threads, and
+/// children that are forked, have it from then on.
+///
+/// Source: Linux, Documentation/arch/x86/xstate.rst.
+#[cfg(target_os = "linux")]
+fn are_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: this call takes two numbers and touches no memory of the process.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// The shape of the tiles, as LDTILECFG takes it.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Eight tiles, each as large as can be.
+static CONFIG: TileConfig = {
+    let mut config =
+        TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut tile = 0;
+    while tile < 8 {
+        config.row_bytes[tile] = (4 * TILE_WORDS) as u16;
+        config.rows[tile] = TILE_ROWS as u8;
+        tile += 1;
+    }
+    config
+};
+
+/// This thread's tiles, shaped; let go when dropped, so that nobody need save them.
+pub(super) struct Tiles(());
+
+/// Four tiles of sums that lie so many bytes behind `{sums}`: they are loaded if `{adds}`, else zeros.
+macro_rules! begin_sums {
+    ($second:literal, $third:literal, $fourth:literal) => {
+        concat!(
+            "test {adds:e}, {adds:e}\n",
+            "jz 2f\n",
+            "tileloadd tmm0, [{sums} + {sums_row}]\n",
+            "tileloadd tmm1, [{sums} + {sums_row} + ",
+            $second,
+            "]\n",
+            "tileloadd tmm2, [{sums} + {sums_row} + ",
+            $third,
+            "]\n",
+            "tileloadd tmm3, [{sums} + {sums_row} + ",
+            $fourth,
+            "]\n",
+            "jmp 3f\n",
+            "2:\n",
+            "tilezero tmm0\n",
+            "tilezero tmm1\n",
+            "tilezero tmm2\n",
+            "tilezero tmm3\n",
+            "3:",
+        )
+    };
+}
+
+/// Stores them.
+macro_rules! end_sums {
+    ($second:literal, $third:literal, $fourth:literal) => {
+        concat!(
+            "tilestored [{sums} + {sums_row}], tmm0\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $second,
+            "], tmm1\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $third,
+            "], tmm2\n",
+            "tilestored [{sums} + {sums_row} + ",
+            $fourth,
+            "], tmm3",
+        )
+    };
+}
+
+/// [`Tiles::multiply`]; what a step does after the products of the first part follows.
+macro_rules! multiply {
+    ($x:ident, $weights:ident, $sums:ident, $adds:ident, $steps:ident $(, $more:literal)* $(,)?) => {
+        asm!(
+            begin_sums!("64", "2048", "2112"),
+            "tileloadd tmm4, [{x} + {row}]",
+            "tileloadd tmm6, [{first} + {row}]",
+            "tileloadd tmm7, [{second} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{x} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // The sums that are probably next.
+            "prefetcht0 [{next}]",
+            "prefetcht0 [{next} + 64]",
+            "prefetcht0 [{next} + 128]",
+            "prefetcht0 [{next} + 192]",
+            "prefetcht0 [{next} + 256]",
+            "prefetcht0 [{next} + 320]",
+            "prefetcht0 [{next} + 384]",
+            "prefetcht0 [{next} + 448]",
+            "add {next}, 512",
+            "add {x}, 2048",
+            $($more,)*
+            "add {first}, 1024",
+            "add {second}, 1024",
+            "dec {steps}",
+            "jnz 3b",
+            end_sums!("64", "2048", "2112"),
+            x = inout(reg) $x.as_ptr() => _,
+            first = inout(reg) $weights[0].as_ptr() => _,
+            second = inout(reg) $weights[1].as_ptr() => _,
+            steps = inout(reg) $steps => _,
+            sums = in(reg) $sums.0.as_mut_ptr(),
+            next = inout(reg) $sums.0.as_mut_ptr().wrapping_add(BLOCK_ROWS) => _,
+            sums_row = in(reg) 4 * BLOCK_ROWS,
+            row = in(reg) 4 * TILE_WORDS,
+            adds = in(reg) u32::from($adds),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+impl Tiles {
+    /// # Safety
+    /// [`are_available`] has said so.
+    #[inline(always)]
+    pub(super) unsafe fn shape() -> Self {
+        // SAFETY: the caller's promise; the 64 bytes are a valid shape.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
+        Tiles(())
+    }
+
+    /// Sets `sums` to the products of 32 rows of x, a sum of PARTS terms each, and 32 rows of weights, or adds
+    /// them.
+    ///
+    /// - `x`: `(steps, PARTS, 32 rows, 16 words)`
+    /// - `weights`: twice `(steps, 16 words, 16 rows)`
+    ///
+    /// # Panics
+    /// If these are not as long as each other.
+    #[inline(always)]
+    pub(super) fn multiply<const PARTS: usize>(
+        &self,
+        x: &[u32],
+        weights: [&[Line]; 2],
+        sums: &mut Block,
+        adds: bool,
+    ) {
+        let steps = x.len() / (2 * TILE_LEN * PARTS);
+        assert!(
+            steps > 0 && weights.iter().all(|weights| weights.len() == steps * TILE_WORDS),
+            "as long as x"
+        );
+        // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
+        // local.
+        unsafe {
+            match PARTS {
+                1 => multiply!(x, weights, sums, adds, steps),
+                2 => multiply!(
+                    x,
+                    weights,
+                    sums,
+                    adds,
+                    steps,
+                    "tileloadd tmm4, [{x} + {row}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{x} + {row} + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {x}, 2048",
+                ),
+                _ => unreachable!("one term or two"),
+            }
+        }
+    }
+}
+
+/// A part of a step of [`Tiles::multiply_split`]: the products of one tile of b.
+macro_rules! split_products {
+    ($sums:literal, $high:literal, $low:literal) => {
+        concat!(
+            "tileloadd tmm6, [{b} + {row} + ",
+            $high,
+            "]\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm4, tmm6\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm5, tmm6\n",
+            "tileloadd tmm7, [{b} + {row} + ",
+            $low,
+            "]\n",
+            "tdpbf16ps ",
+            $sums,
+            ", tmm4, tmm7",
+        )
+    };
+}
+
+impl Tiles {
+    /// Sets `sums` to the products of 16 rows of a and 64 columns of b, or adds them. Numbers are sums of two bf16; the
+    /// product of the two smaller terms, a 2^16th of the whole, is left out.
+    ///
+    /// - `a`: `(steps, 2, 16 rows)`, lines of 32 columns
+    /// - `b`: `(steps, 4, 2, 16 words)`, lines of 16 columns
+    ///
+    /// # Panics
+    /// If these are not as long as each other.
+    #[inline(always)]
+    pub(super) fn multiply_split(&self, a: &[Line], b: &[Line], sums: &mut WideBlock, adds: bool) {
+        let steps = a.len() / (PARTS * TILE_ROWS);
+        assert!(steps > 0 && b.len() == 4 * a.len(), "as long as each other");
+        // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
+        // local.
+        unsafe {
+            asm!(
+                begin_sums!("64", "128", "192"),
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm5, [{a} + {row} + 1024]",
+                split_products!("tmm0", "0", "1024"),
+                split_products!("tmm1", "2048", "3072"),
+                split_products!("tmm2", "4096", "5120"),
+                split_products!("tmm3", "6144", "7168"),
+                "add {a}, 2048",
+                "add {b}, 8192",
+                "dec {steps}",
+                "jnz 3b",
+                end_sums!("64", "128", "192"),
+                a = inout(reg) a.as_ptr() => _,
+                b = inout(reg) b.as_ptr() => _,
+                steps = inout(reg) steps => _,
+                sums = in(reg) sums.0.as_mut_ptr(),
+                sums_row = in(reg) 4 * WIDE_COLS,
+                row = in(reg) 4 * TILE_WORDS,
+                adds = in(reg) u32::from(adds),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+macro_rules! repeat {
+    ($product:literal, $ones:ident, $sums:ident, $iterations:ident) => {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tileloadd tmm4, [{ones} + {row}]",
+            "tileloadd tmm6, [{ones} + {row}]",
+            "test {iterations}, {iterations}",
+            "jz 3f",
+            "2:",
+            concat!($product, " tmm0, tmm4, tmm6"),
+            concat!($product, " tmm1, tmm4, tmm6"),
+            concat!($product, " tmm2, tmm4, tmm6"),
+            concat!($product, " tmm3, tmm4, tmm6"),
+            "dec {iterations}",
+            "jnz 2b",
+            "3:",
+            "tilestored [{sums} + {row}], tmm0",
+            "tilestored [{sums} + {row} + 1024], tmm1",
+            "tilestored [{sums} + {row} + 2048], tmm2",
+            "tilestored [{sums} + {row} + 3072], tmm3",
+            ones = in(reg) $ones.as_ptr(),
+            sums = in(reg) $sums.as_mut_ptr(),
+            iterations = inout(reg) $iterations => _,
+            row = in(reg) 4 * TILE_WORDS,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm6") _,
+            options(nostack),
+        )
+    };
+}
+
+impl Tiles {
+    /// Four sums of as many products of a tile with itself: of bytes, or of bf16.
+    #[inline(always)]
+    pub(super) fn repeat<const BYTES: bool>(
+        &self,
+        ones: &[u32; TILE_LEN],
+        iterations: usize,
+    ) -> [u32; 4 * TILE_LEN] {
+        let mut sums = [0; 4 * TILE_LEN];
+        // SAFETY: the tiles are shaped, or there were no `self`; the references cover one tile and four.
+        unsafe {
+            match BYTES {
+                true => repeat!("tdpbusd", ones, sums, iterations),
+                false => repeat!("tdpbf16ps", ones, sums, iterations),
+            }
+        }
+        sums
+    }
+}
+
+impl Drop for Tiles {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the tiles were shaped on this thread, so the instruction is there.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}

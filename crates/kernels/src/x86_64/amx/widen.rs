@@ -1,0 +1,266 @@
+//! Numbers as words of two bf16, in the order that products of tiles take them.
+//!
+//! SAFETY of every block here: these functions run only inside this folder's `#[target_feature]` functions, which
+//! dispatch.rs reaches only after it has seen AVX-512F, BW and BF16 on this CPU; every load and store goes through a
+//! reference to an array of exactly its width.
+
+use super::tiles::TILE_WORDS;
+use crate::activations::GROUPS;
+use crate::generic::dequantize::dequantize_exactly;
+use crate::lanes::{Lanes as _, with_storage};
+use crate::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
+use crate::rows16::Rows16;
+use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
+use crate::{Weight, WeightRows, WeightType};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// A row of a tile: a word of each of 16 rows of weights.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; TILE_ROWS]);
+
+impl Line {
+    pub(super) const ZERO: Line = Line([0; TILE_ROWS]);
+}
+
+/// Rounds to bf16, ties to even: two neighbours are a word.
+#[inline(always)]
+pub(super) fn round_pairs(x: &[f32; 2 * TILE_WORDS], words: &mut [u32; TILE_WORDS]) {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+        let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+        _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+    }
+}
+
+/// Numbers as the sums of two lines, by cutting off the lower half of each: faster than [`round_pairs`] and
+/// [`take_away`], at a bit less.
+#[inline(always)]
+pub(super) fn cut_pairs(x: &[f32; 2 * TILE_WORDS], upper: &mut Line, lower: &mut Line) {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+        let mask = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let cut = |x| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), mask));
+        let (low_cut, high_cut) = (cut(low), cut(high));
+        let words: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high_cut, low_cut));
+        _mm512_store_si512(upper.0.as_mut_ptr().cast(), words);
+        let left = _mm512_cvtne2ps_pbh(_mm512_sub_ps(high, high_cut), _mm512_sub_ps(low, low_cut));
+        _mm512_store_si512(lower.0.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(left));
+    }
+}
+
+/// Takes from `x` what [`round_pairs`] has made of it; the differences are exact.
+#[inline(always)]
+pub(super) fn take_away(words: &[u32; TILE_WORDS], x: &mut [f32; 2 * TILE_WORDS]) {
+    let (words, _) = words.as_chunks::<{ TILE_WORDS / 2 }>();
+    for (x, words) in x.as_chunks_mut::<TILE_WORDS>().0.iter_mut().zip(words) {
+        // SAFETY: see the top of this file.
+        unsafe {
+            let halves = _mm256_loadu_si256(words.as_ptr().cast());
+            let rounded = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+            let left = _mm512_sub_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_castsi512_ps(rounded));
+            _mm512_storeu_ps(x.as_mut_ptr(), left);
+        }
+    }
+}
+
+/// A word of each lane: the lane of `even` in its low, that of `odd` in its high half.
+#[inline(always)]
+fn pair_up(even: __m512, odd: __m512) -> Line {
+    let mut line = Line::ZERO;
+    // SAFETY: see the top of this file.
+    unsafe {
+        // Even lanes in the lower half of the register, odd ones in the upper.
+        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+        let order = _mm512_add_epi32(
+            _mm512_set1_epi32(16 << 16),
+            _mm512_mullo_epi32(
+                _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                _mm512_set1_epi32(0x0001_0001),
+            ),
+        );
+        _mm512_store_si512(line.0.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
+    }
+    line
+}
+
+/// As two lines, whose sums the words stand for: what rounding to the first has lost is the second.
+#[inline(always)]
+pub(super) fn pair_up_split(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> [Line; 2] {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let (even, odd) = (_mm512_loadu_ps(even.as_ptr()), _mm512_loadu_ps(odd.as_ptr()));
+        let line = pair_up(even, odd);
+        let words = _mm512_load_si512(line.0.as_ptr().cast());
+        let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
+        let high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
+        [line, pair_up(_mm512_sub_ps(even, low), _mm512_sub_ps(odd, high))]
+    }
+}
+
+/// Writes a part of a strip of weights, from tile `step` on; zeros where there are no rows or columns.
+#[inline(always)]
+pub(super) fn widen_strip(weight: Weight, strip: usize, step: usize, lines: &mut [Line]) {
+    if strip * TILE_ROWS >= weight.rows() {
+        return lines.fill(Line::ZERO);
+    }
+    match weight {
+        Weight::Packed(packed) => {
+            let tiles = packed.strip(strip);
+            with_layout!(packed.dtype(), widen_tiles::<_>(tiles, step, lines));
+        }
+        Weight::Rows(rows) => turn_rows(rows, strip, step, lines),
+    }
+}
+
+/// As [`widen_strip`], of packed weights: a tile is 32 columns, 16 words.
+#[inline(always)]
+fn widen_tiles<L: Layout>(strip: &[u8], step: usize, lines: &mut [Line]) {
+    let layout = const { L::LAYOUT };
+    let tiles = strip.chunks_exact(layout.bytes).skip(step);
+    let (lines, _) = lines.as_chunks_mut::<TILE_WORDS>();
+    for (tile, lines) in tiles.zip(lines) {
+        let scales = Avx512Rows::halves(part(tile, 0));
+        // The products and the sum are exact before they are rounded, as those of ggml's reference are.
+        let offsets = match layout.mins {
+            Some(mins) => Avx512Rows::halves(part(tile, mins)),
+            None => Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32)),
+        };
+        let plane = layout.high_bits.map(|at| Avx512Rows::bytes(part(tile, at)));
+        for group in 0..GROUPS {
+            let bytes = if layout.wide {
+                Avx512Rows::bytes(part(tile, layout.groups + 64 * group))
+            } else {
+                let (low, high) =
+                    Avx512Rows::nibbles(Avx512Rows::bytes(part(tile, layout.groups + 64 * (group / 2))));
+                if group % 2 == 0 { low } else { high }
+            };
+            let bytes = match plane {
+                Some(plane) => with_high_bit(group, bytes, plane),
+                None => bytes,
+            };
+            let [a, b, c, d] = columns(bytes).map(|numbers| Avx512Rows::mul_add(numbers, scales, offsets));
+            lines[2 * group] = pair_up(a, b);
+            lines[2 * group + 1] = pair_up(c, d);
+        }
+    }
+}
+
+/// The four bytes of each lane, as numbers.
+#[inline(always)]
+fn columns(bytes: __m512i) -> [__m512; 4] {
+    // SAFETY: see the top of this file.
+    unsafe {
+        let mask = _mm512_set1_epi32(255);
+        [
+            _mm512_cvtepi32_ps(_mm512_and_si512(bytes, mask)),
+            _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(bytes), mask)),
+            _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(bytes), mask)),
+            _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(bytes)),
+        ]
+    }
+}
+
+/// See [`Rows16::with_high_bit`].
+#[inline(always)]
+fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
+    match group {
+        0 => Avx512Rows::with_high_bit::<0>(nibbles, plane),
+        1 => Avx512Rows::with_high_bit::<1>(nibbles, plane),
+        2 => Avx512Rows::with_high_bit::<2>(nibbles, plane),
+        3 => Avx512Rows::with_high_bit::<3>(nibbles, plane),
+        4 => Avx512Rows::with_high_bit::<4>(nibbles, plane),
+        5 => Avx512Rows::with_high_bit::<5>(nibbles, plane),
+        6 => Avx512Rows::with_high_bit::<6>(nibbles, plane),
+        _ => Avx512Rows::with_high_bit::<7>(nibbles, plane),
+    }
+}
+
+/// As [`widen_strip`], of weights as they are stored.
+#[inline(always)]
+fn turn_rows(weight: WeightRows, strip: usize, step: usize, lines: &mut [Line]) {
+    let (first, cols) = (strip * TILE_ROWS, weight.cols());
+    let (steps, _) = lines.as_chunks_mut::<TILE_WORDS>();
+    let is_whole = first + TILE_ROWS <= weight.rows() && (step + steps.len()) * TILE_COLS <= cols;
+    if weight.dtype() == WeightType::BF16 && is_whole {
+        let rows: [&[u8]; TILE_ROWS] =
+            std::array::from_fn(|row| &weight.row(first + row)[4 * TILE_WORDS * step..]);
+        let next_strip = TILE_ROWS * weight.row(first).len();
+        for (at, lines) in steps.iter_mut().enumerate() {
+            let rows = rows.map(|row| part(row, 4 * TILE_WORDS * at));
+            // The strips of a slab lie one after the other only here and there: no processor foresees it.
+            for row in rows {
+                Avx512Lanes::prefetch(row.as_ptr().wrapping_add(next_strip));
+            }
+            turn(rows, lines);
+        }
+        return;
+    }
+    let mut rows = [[0_u32; TILE_WORDS * STEPS]; TILE_ROWS];
+    for (at, steps) in steps.chunks_mut(STEPS).enumerate() {
+        let start = TILE_COLS * (step + at * STEPS);
+        let columns = start.min(cols)..(start + TILE_COLS * steps.len()).min(cols);
+        for (row, words) in (first..weight.rows()).zip(&mut rows) {
+            widen_row(weight, row, columns.clone(), &mut words[..TILE_WORDS * steps.len()]);
+        }
+        let rows: &[[u8; 4 * TILE_WORDS * STEPS]; TILE_ROWS] = bytemuck::cast_ref(&rows);
+        for (at, lines) in steps.iter_mut().enumerate() {
+            turn(rows.each_ref().map(|row| part(row, 4 * TILE_WORDS * at)), lines);
+        }
+    }
+}
+
+/// Tiles of a row that are widened at once: 256 columns, a whole block of any type.
+const STEPS: usize = 8;
+
+/// Writes a part of a row as words; zeros behind it.
+#[inline(always)]
+fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut [u32]) {
+    let dtype = weight.dtype();
+    let at = |column: usize| column / dtype.block_len() * dtype.block_bytes();
+    let bytes = &weight.row(row)[at(columns.start)..at(columns.end)];
+    if dtype == WeightType::BF16 {
+        let out: &mut [u8] = bytemuck::cast_slice_mut(words);
+        out[..bytes.len()].copy_from_slice(bytes);
+        out[bytes.len()..].fill(0);
+        return;
+    }
+    let mut numbers = [0.0; TILE_COLS * STEPS];
+    with_storage!(dtype, dequantize_exactly::<Avx512Lanes>(bytes, &mut numbers[..columns.len()]));
+    for (numbers, words) in numbers.as_chunks::<TILE_COLS>().0.iter().zip(words.as_chunks_mut().0) {
+        round_pairs(numbers, words);
+    }
+}
+
+/// Turns 16 words of 16 rows.
+///
+/// A quarter of a row's words is a quarter of a register: four registers take rows `i`, `4 + i`, `8 + i` and
+/// `12 + i` each, so that only fours are interleaved.
+#[inline(always)]
+fn turn(rows: [&[u8; 4 * TILE_WORDS]; TILE_ROWS], lines: &mut [Line; TILE_WORDS]) {
+    for quarter in 0..4 {
+        // SAFETY: see the top of this file; a quarter is 16 of a row's 64 bytes.
+        unsafe {
+            let load = |row: usize| _mm_loadu_si128(rows[row].as_ptr().cast::<__m128i>().add(quarter));
+            let fours = |i: usize| {
+                let pair = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(load(i)), load(4 + i));
+                _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(pair, load(8 + i)), load(12 + i))
+            };
+            let (a, b, c, d) = (fours(0), fours(1), fours(2), fours(3));
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            let turned = [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ];
+            for (line, turned) in lines[4 * quarter..][..4].iter_mut().zip(turned) {
+                _mm512_store_si512(line.0.as_mut_ptr().cast(), turned);
+            }
+        }
+    }
+}

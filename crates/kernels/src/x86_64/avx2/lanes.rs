@@ -1,0 +1,227 @@
+//! The lanes in four AVX2 registers.
+//!
+//! SAFETY of every block here: [`Avx2Lanes`] is used only inside this folder's `#[target_feature]`
+//! instances, which dispatch.rs reaches only after it has seen AVX2, FMA and F16C on this CPU;
+//! every load and store goes through a reference to an array of exactly its width.
+
+use crate::lanes::{LANES, Lanes};
+use std::arch::x86_64::*;
+
+/// 4 x 8 numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Lanes([__m256; 4]);
+
+impl Avx2Lanes {
+    #[inline(always)]
+    fn zip(self, other: Self, operation: impl Fn(__m256, __m256) -> __m256) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
+        Avx2Lanes([operation(a, e), operation(b, f), operation(c, g), operation(d, h)])
+    }
+}
+
+/// Numbers from 32 small integers, 16 in each half.
+#[inline(always)]
+fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx2Lanes {
+    // SAFETY: AVX2 is enabled; see the top of this file.
+    unsafe {
+        let widen =
+            |x| _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(x) } else { _mm256_cvtepu8_epi32(x) });
+        let upper = |x| _mm_srli_si128::<8>(x);
+        Avx2Lanes([widen(low), widen(upper(low)), widen(high), widen(upper(high))])
+    }
+}
+
+/// The low and the high nibbles of 16 bytes.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16]) -> (__m128i, __m128i) {
+    // SAFETY: SSE2 is part of x86-64; the reference covers the 16 bytes read.
+    unsafe {
+        let packed = _mm_loadu_si128(bytes.as_ptr().cast());
+        let mask = _mm_set1_epi8(0x0f);
+        (_mm_and_si128(packed, mask), _mm_and_si128(_mm_srli_epi16::<4>(packed), mask))
+    }
+}
+
+/// The f16 at byte `at`, in every lane.
+#[inline(always)]
+fn half_at(unit: &[u8], at: usize) -> Avx2Lanes {
+    let bits = i16::from_le_bytes([unit[at], unit[at + 1]]);
+    // SAFETY: F16C is enabled; see the top of this file.
+    Avx2Lanes([unsafe { _mm256_cvtph_ps(_mm_set1_epi16(bits)) }; 4])
+}
+
+impl Lanes for Avx2Lanes {
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { Avx2Lanes([_mm256_set1_ps(value); 4]) }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; LANES]) -> Self {
+        // SAFETY: AVX2 is enabled; the reference covers the 32 numbers read.
+        unsafe {
+            let at = values.as_ptr();
+            Avx2Lanes([
+                _mm256_loadu_ps(at),
+                _mm256_loadu_ps(at.add(8)),
+                _mm256_loadu_ps(at.add(16)),
+                _mm256_loadu_ps(at.add(24)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, out: &mut [f32; LANES]) {
+        // SAFETY: AVX2 is enabled; the reference covers the 32 numbers written.
+        unsafe {
+            let at = out.as_mut_ptr();
+            _mm256_storeu_ps(at, self.0[0]);
+            _mm256_storeu_ps(at.add(8), self.0[1]);
+            _mm256_storeu_ps(at.add(16), self.0[2]);
+            _mm256_storeu_ps(at.add(24), self.0[3]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(other, |a, b| unsafe { _mm256_add_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(other, |a, b| unsafe { _mm256_mul_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, addend: Self) -> Self {
+        let ([a, b, c, d], [e, f, g, h], [i, j, k, l]) = (self.0, factor.0, addend.0);
+        // SAFETY: FMA is enabled; see the top of this file.
+        unsafe {
+            Avx2Lanes([
+                _mm256_fmadd_ps(a, e, i),
+                _mm256_fmadd_ps(b, f, j),
+                _mm256_fmadd_ps(c, g, k),
+                _mm256_fmadd_ps(d, h, l),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // The instruction gives its second operand where either is NaN.
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(other, |a, b| unsafe { _mm256_max_ps(b, a) })
+    }
+
+    #[inline(always)]
+    fn two_to(self) -> Self {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        self.zip(Self::splat(1.0), |x, one| unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(one)))
+        })
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let low = _mm256_max_ps(self.0[0], self.0[2]);
+            let high = _mm256_max_ps(self.0[1], self.0[3]);
+            let eight = _mm256_max_ps(low, high);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let low = _mm256_add_ps(self.0[0], self.0[2]);
+            let high = _mm256_add_ps(self.0[1], self.0[3]);
+            let eight = _mm256_add_ps(low, high);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far(address: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        Self::prefetch(address.wrapping_add(2048));
+    }
+
+    #[inline(always)]
+    fn f32(unit: &[u8; 128]) -> Self {
+        // SAFETY: AVX2 is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
+        unsafe {
+            let at = unit.as_ptr().cast::<f32>();
+            Avx2Lanes([
+                _mm256_loadu_ps(at),
+                _mm256_loadu_ps(at.add(8)),
+                _mm256_loadu_ps(at.add(16)),
+                _mm256_loadu_ps(at.add(24)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn f16(unit: &[u8; 64]) -> Self {
+        // SAFETY: F16C is enabled; 4 x 16 bytes lie inside the reference.
+        unsafe {
+            let part = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(unit.as_ptr().add(16 * i).cast()));
+            Avx2Lanes([part(0), part(1), part(2), part(3)])
+        }
+    }
+
+    #[inline(always)]
+    fn bf16(unit: &[u8; 64]) -> Self {
+        // SAFETY: AVX2 is enabled; 4 x 16 bytes lie inside the reference.
+        unsafe {
+            let part = |i: usize| {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(unit.as_ptr().add(16 * i).cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            };
+            Avx2Lanes([part(0), part(1), part(2), part(3)])
+        }
+    }
+
+    #[inline(always)]
+    fn q8_0(unit: &[u8; 34]) -> Self {
+        // SAFETY: SSE2 is part of x86-64; bytes 2..34 lie inside the reference.
+        let (low, high) = unsafe {
+            let bytes = unit.as_ptr().add(2);
+            (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()))
+        };
+        from_bytes::<true>(low, high).mul(half_at(unit, 0))
+    }
+
+    #[inline(always)]
+    fn q4_0(unit: &[u8; 18]) -> Self {
+        let (low, high) = nibbles(unit[2..].try_into().expect("18 - 2 bytes"));
+        from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(unit, 0))
+    }
+
+    #[inline(always)]
+    fn q4_1(unit: &[u8; 20]) -> Self {
+        let (low, high) = nibbles(unit[4..].try_into().expect("20 - 4 bytes"));
+        from_bytes::<false>(low, high).mul(half_at(unit, 0)).add(half_at(unit, 2))
+    }
+}

@@ -1,0 +1,273 @@
+//! 16 rows in pairs of AVX2 registers, 8 rows in each.
+//!
+//! SAFETY of every block here: [`Avx2Rows`] is used only inside the `#[target_feature]` instances of this
+//! folder and of `avxvnni/`, which dispatch.rs reaches only after it has seen AVX2, FMA and F16C, and
+//! AVX-VNNI for `Avx2Rows<true>`, on this CPU; every load and store goes through a reference to an array of
+//! exactly its width.
+
+use super::Avx2Lanes;
+use crate::activations::FLOAT_START;
+use crate::lanes::Lanes;
+use crate::pack::TILE_ROWS;
+use crate::rows16::Rows16;
+use std::arch::x86_64::*;
+
+/// The rows; with `VNNI` four products of bytes are added in one instruction.
+#[derive(Clone, Copy)]
+pub(in crate::x86_64) struct Avx2Rows<const VNNI: bool>;
+
+/// Sums of 32 bits and, without VNNI, of 16 bits, two for each row.
+#[derive(Clone, Copy)]
+pub(in crate::x86_64) struct Sums {
+    wide: [__m256i; 2],
+    narrow: [__m256i; 2],
+}
+
+type Floats = [__m256; 2];
+
+// No closures here: one that is not inlined would be compiled without the level's instructions.
+
+/// Bit `BIT` of every byte at place 4, and what the other bits leave elsewhere.
+#[inline(always)]
+fn bit_to_place_4<const BIT: usize>(plane: __m256i) -> __m256i {
+    // The shifts are of 16 bits; what they carry from one byte into the other never lands at place 4.
+    // SAFETY: AVX2 is enabled; see the top of this file.
+    unsafe {
+        match BIT {
+            0 => _mm256_slli_epi16::<4>(plane),
+            1 => _mm256_slli_epi16::<3>(plane),
+            2 => _mm256_slli_epi16::<2>(plane),
+            3 => _mm256_slli_epi16::<1>(plane),
+            4 => plane,
+            5 => _mm256_srli_epi16::<1>(plane),
+            6 => _mm256_srli_epi16::<2>(plane),
+            _ => _mm256_srli_epi16::<3>(plane),
+        }
+    }
+}
+
+/// `sum`, plus the products of 4 weights, which stand for themselves less 128, and those of `x`.
+#[inline(always)]
+fn add_signed(sum: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: AVX2 is enabled; see the top of this file.
+    unsafe {
+        // maddubs takes unsigned weights, and would overflow if they were offset: the sign goes to the
+        // other factor. 2 * 128 * 127 fits into 16 bits.
+        let weights = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+/// `sum`, plus each pair of numbers of 16 bits.
+#[inline(always)]
+fn add_pairs(sum: __m256i, narrow: __m256i) -> __m256i {
+    // SAFETY: AVX2 is enabled; see the top of this file.
+    unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
+}
+
+impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
+    type Bytes = [__m256i; 2];
+    type Sums = Sums;
+    type Floats = Floats;
+    const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
+    const FLOAT_START: i32 = FLOAT_START;
+
+    #[inline(always)]
+    fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
+        // SAFETY: AVX2 is enabled; the reference covers the 64 bytes read.
+        unsafe {
+            let at = bytes.as_ptr().cast::<__m256i>();
+            [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))]
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles([a, b]: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            let high = [_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
+            (
+                [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)],
+                [_mm256_and_si256(high[0], mask), _mm256_and_si256(high[1], mask)],
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn with_high_bit<const BIT: usize>([a, b]: Self::Bytes, plane: Self::Bytes) -> Self::Bytes {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let mask = _mm256_set1_epi8(16);
+            let [c, d] = [bit_to_place_4::<BIT>(plane[0]), bit_to_place_4::<BIT>(plane[1])];
+            [_mm256_or_si256(a, _mm256_and_si256(c, mask)), _mm256_or_si256(b, _mm256_and_si256(d, mask))]
+        }
+    }
+
+    #[inline(always)]
+    fn start(start: i32) -> Self::Sums {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { Sums { wide: [_mm256_set1_epi32(start); 2], narrow: [_mm256_setzero_si256(); 2] } }
+    }
+
+    #[inline(always)]
+    fn dot(Sums { wide, narrow }: Self::Sums, [a, b]: Self::Bytes, x: u32) -> Self::Sums {
+        // SAFETY: AVX2, and AVX-VNNI if `VNNI`, is enabled; see the top of this file.
+        unsafe {
+            let x = _mm256_set1_epi32(x as i32);
+            if VNNI {
+                let wide = [_mm256_dpbusd_avx_epi32(wide[0], a, x), _mm256_dpbusd_avx_epi32(wide[1], b, x)];
+                return Sums { wide, narrow };
+            }
+            // A pair of products is at most 2 * 31 * 127: four of them fit into 16 bits, eight if no byte
+            // is above 15.
+            let [a, b] = [_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, x)];
+            Sums { wide, narrow: [_mm256_add_epi16(narrow[0], a), _mm256_add_epi16(narrow[1], b)] }
+        }
+    }
+
+    #[inline(always)]
+    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        if VNNI {
+            return Self::dot(sums, bytes, x);
+        }
+        let Sums { wide, narrow } = sums;
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        let x = unsafe { _mm256_set1_epi32(x as i32) };
+        Sums { wide: [add_signed(wide[0], bytes[0], x), add_signed(wide[1], bytes[1], x)], narrow }
+    }
+
+    #[inline(always)]
+    fn fold(sums: Self::Sums) -> Self::Sums {
+        if VNNI {
+            return sums;
+        }
+        let Sums { wide, narrow } = sums;
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        let zeros = unsafe { [_mm256_setzero_si256(); 2] };
+        Sums { wide: [add_pairs(wide[0], narrow[0]), add_pairs(wide[1], narrow[1])], narrow: zeros }
+    }
+
+    #[inline(always)]
+    fn scaled(Sums { wide, .. }: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
+        // SAFETY: AVX2 and FMA are enabled; see the top of this file.
+        unsafe {
+            let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
+            let [a, b] = [_mm256_castsi256_ps(wide[0]), _mm256_castsi256_ps(wide[1])];
+            [_mm256_fmsub_ps(a, scale, offset), _mm256_fmsub_ps(b, scale, offset)]
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        if VNNI {
+            // Such processors gain from what AVX-512's kernels do, see there; of others none was measured.
+            Avx2Lanes::prefetch_far(address.wrapping_add(10240));
+            Avx2Lanes::prefetch(address.wrapping_add(8192));
+        } else {
+            Avx2Lanes::prefetch(address.wrapping_add(1536));
+        }
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers read.
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
+        // SAFETY: F16C is enabled; the reference covers the 2 x 16 bytes read.
+        unsafe {
+            let at = bytes.as_ptr().cast::<__m128i>();
+            [_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))]
+        }
+    }
+
+    #[inline(always)]
+    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
+        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers written.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), values[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), values[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: FMA is enabled; see the top of this file.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
+        unreachable!("this level's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
+    }
+}
+
+/// Turns 8 rows of 8 columns: column `k` becomes `out[k][lane..lane + 8]`.
+///
+/// Pairs, then fours, then eights of rows are interleaved.
+#[inline(always)]
+pub(in crate::x86_64) fn turn_8(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]], lane: usize) {
+    let row = |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("cut to its length") };
+    let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+    // SAFETY: AVX2 is enabled; every load and store goes through a slice of 8 numbers.
+    unsafe {
+        let mut a = [_mm256_setzero_ps(); 8];
+        for i in 0..4 {
+            let (x, y) = (_mm256_loadu_ps(rows[2 * i].as_ptr()), _mm256_loadu_ps(rows[2 * i + 1].as_ptr()));
+            (a[2 * i], a[2 * i + 1]) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+        }
+        for half in 0..2 {
+            for i in 0..2 {
+                // Columns 2i and 2i + 1, with 4 more each in the upper half of the register.
+                let (low, high) = (a[i], a[i + 2]);
+                let (other_low, other_high) = (a[i + 4], a[i + 6]);
+                let (x, y) = match half {
+                    0 => (
+                        _mm256_shuffle_ps::<0x44>(low, high),
+                        _mm256_shuffle_ps::<0x44>(other_low, other_high),
+                    ),
+                    _ => (
+                        _mm256_shuffle_ps::<0xee>(low, high),
+                        _mm256_shuffle_ps::<0xee>(other_low, other_high),
+                    ),
+                };
+                let column = 2 * i + half;
+                let first = out[column][lane..][..8].as_mut_ptr();
+                _mm256_storeu_ps(first, _mm256_permute2f128_ps::<0x20>(x, y));
+                let second = out[column + 4][lane..][..8].as_mut_ptr();
+                _mm256_storeu_ps(second, _mm256_permute2f128_ps::<0x31>(x, y));
+            }
+        }
+    }
+}

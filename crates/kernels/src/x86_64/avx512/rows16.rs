@@ -1,0 +1,155 @@
+//! 16 rows in one AVX-512 register.
+//!
+//! SAFETY of every block here: [`Avx512Rows`] is used only inside this folder's `#[target_feature]`
+//! instances, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every
+//! load and store goes through a reference to an array of exactly its width.
+
+use crate::activations::FLOAT_START;
+use crate::pack::TILE_ROWS;
+use crate::rows16::Rows16;
+use crate::x86_64::avx2::turn_8;
+use std::arch::x86_64::*;
+
+/// One register of 16 numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Rows;
+
+impl Rows16 for Avx512Rows {
+    type Bytes = __m512i;
+    type Sums = __m512i;
+    type Floats = __m512;
+    const SIGNED_OFFSET: i32 = 128;
+    const FLOAT_START: i32 = FLOAT_START;
+
+    #[inline(always)]
+    fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
+        // SAFETY: AVX-512F is enabled; the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn nibbles(bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
+        // SAFETY: AVX-512F and BW are enabled; see the top of this file.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            (_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask))
+        }
+    }
+
+    #[inline(always)]
+    fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes {
+        // SAFETY: AVX-512F and BW are enabled; see the top of this file.
+        unsafe {
+            // The bit goes to place 4 of its byte. The shifts are of 16 bits, and what they carry from one
+            // byte into the other never lands there.
+            let shifted = match BIT {
+                0 => _mm512_slli_epi16::<4>(plane),
+                1 => _mm512_slli_epi16::<3>(plane),
+                2 => _mm512_slli_epi16::<2>(plane),
+                3 => _mm512_slli_epi16::<1>(plane),
+                4 => plane,
+                5 => _mm512_srli_epi16::<1>(plane),
+                6 => _mm512_srli_epi16::<2>(plane),
+                _ => _mm512_srli_epi16::<3>(plane),
+            };
+            // nibbles | (shifted & 16)
+            const OR_AND: i32 = 0b1111_1000;
+            _mm512_ternarylogic_epi32::<OR_AND>(nibbles, shifted, _mm512_set1_epi8(16))
+        }
+    }
+
+    #[inline(always)]
+    fn start(start: i32) -> Self::Sums {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_set1_epi32(start) }
+    }
+
+    #[inline(always)]
+    fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        // SAFETY: AVX-512 VNNI is enabled; see the top of this file.
+        unsafe { _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(x as i32)) }
+    }
+
+    #[inline(always)]
+    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        Self::dot(sums, bytes, x)
+    }
+
+    #[inline(always)]
+    fn fold(sums: Self::Sums) -> Self::Sums {
+        sums
+    }
+
+    #[inline(always)]
+    fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_fmsub_ps(_mm512_castsi512_ps(sums), _mm512_set1_ps(scale), _mm512_set1_ps(offset)) }
+    }
+
+    #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        super::prefetch_stream(address);
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers read.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; the reference covers the 32 bytes read.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers written.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
+    }
+
+    #[inline(always)]
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512 BF16 is enabled: dispatch.rs reaches such products only after it has seen it. The
+        // three types are 512 bits, and every pattern of them is valid.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
+    }
+}
