@@ -194,28 +194,45 @@ pub(super) struct Gemm {
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
-/// Products with packed weights take `$panel_rows` rows of activations and `$strips` strips at once, those
-/// with many rows of floats `$gemm_rows` rows and `$gemm_strips` strips; attention takes `$queries` queries at
-/// once; `$bf16` are the instructions for bf16.
+/// `$packed` is the product with packed weights, which takes `$panel_rows` rows of activations at once. Products with
+/// many rows of floats take `$gemm_rows` rows and `$gemm_strips` strips at once, attention `$queries` queries; `$bf16` are the instructions for bf16.
 /// `$peaks` are the level's own [`Peaks`].
+///
+/// Each weight type has a function of its own, which is never inlined: LLVM takes several times longer for one
+/// function with all of them.
 macro_rules! kernel_table {
     (
-        $lanes:ty, $rows:ty, packed: $panel_rows:literal x $strips:literal,
+        $lanes:ty, $rows:ty, packed: $packed:expr, panel_rows: $panel_rows:expr,
         gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
-        peaks: $peaks:expr,         #[$attribute:meta] $(, bf16: #[$bf16:meta])?
+        peaks: $peaks:expr, #[$attribute:meta] $(, bf16: #[$bf16:meta])?
     ) => {{
         use $crate::generic;
-        #[$attribute]
-        fn packed(task: &generic::packed::PackedTask) {
-            generic::packed::packed::<$rows, $panel_rows, $strips>(task);
-        }
+        use $crate::lanes::{LANES, Lanes, Storage, with_storage};
         #[$attribute]
         fn quantize(x: &[f32], rows: usize, precision: $crate::Precision, panel: &mut [u32]) {
             generic::quantize::quantize(x, rows, precision, panel);
         }
         #[$attribute]
+        #[inline(never)]
+        fn few_rows<L: Lanes, S: Storage>(task: &generic::matmul::MatmulTask, rows: usize) {
+            generic::matmul::few_rows::<L, S>(task, rows);
+        }
+        #[$attribute]
+        #[inline(never)]
+        fn fill_panel<L: Lanes, S: Storage>(task: &generic::matmul::MatmulTask, panel: &mut [[f32; LANES]]) {
+            generic::matmul::fill_panel::<L, S>(task, panel);
+        }
+        #[$attribute]
         fn matmul(task: &generic::matmul::MatmulTask) {
-            generic::matmul::matmul::<$lanes>(task);
+            let (dtype, rows) = (task.weight.dtype(), task.rows());
+            if rows < generic::matmul::panel_from(dtype) {
+                with_storage!(dtype, few_rows::<$lanes>(task, rows));
+            } else {
+                let mut panel = generic::matmul::take_panel(task);
+                with_storage!(dtype, fill_panel::<$lanes>(task, &mut panel));
+                generic::matmul::many_rows::<$lanes>(task, rows, &panel);
+                generic::matmul::put_panel(panel);
+            }
         }
         #[$attribute]
         fn gemm(task: &generic::gemm::GemmTask) {
@@ -277,7 +294,7 @@ macro_rules! kernel_table {
         }
         $crate::dispatch::KernelTable {
             matmul,
-            packed,
+            packed: $packed,
             panel_rows: $panel_rows,
             quantize,
             gemm,
@@ -293,3 +310,23 @@ macro_rules! kernel_table {
     }};
 }
 pub(super) use kernel_table;
+
+/// [`KernelTable::packed`] on `$rows`, `$panel_rows` rows of activations and `$strips` strips at once, compiled with
+/// `$attribute`; a function for each weight type, as in [`kernel_table`].
+macro_rules! packed_kernel {
+    ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
+        use $crate::generic::packed::{self, PackedTask};
+        use $crate::pack::{Layout, with_layout};
+        #[$attribute]
+        #[inline(never)]
+        fn of_type<L: Layout>(task: &PackedTask) {
+            packed::packed::<L, $rows, { $panel_rows }, { $strips }>(task);
+        }
+        #[$attribute]
+        fn packed(task: &PackedTask) {
+            with_layout!(task.weight.dtype(), of_type::<_>(task));
+        }
+        packed
+    }};
+}
+pub(super) use packed_kernel;

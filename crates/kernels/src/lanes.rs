@@ -54,6 +54,8 @@ pub(super) trait Storage {
     const BLOCK_BYTES: usize;
     /// How often 32 elements a block holds.
     const UNITS: usize;
+    /// Whether elements are floats, not blocks of integers.
+    const FLOATS: bool;
     /// The bytes of a block.
     type Block: AsRef<[u8]>;
     /// The whole blocks of a row. Loops over blocks of a length that the compiler knows have no way to panic,
@@ -65,11 +67,12 @@ pub(super) trait Storage {
 
 /// Types that every level decodes in its own way.
 macro_rules! storage_of_lanes {
-    ($($name:ident, $bytes:literal, $decode:ident;)*) => {$(
+    ($($name:ident, $bytes:literal, $floats:literal, $decode:ident;)*) => {$(
         pub(super) struct $name;
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
             const UNITS: usize = 1;
+            const FLOATS: bool = $floats;
             type Block = [u8; $bytes];
             #[inline(always)]
             fn blocks(row: &[u8]) -> &[Self::Block] {
@@ -91,6 +94,7 @@ macro_rules! storage_of_decode {
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
             const UNITS: usize = $units;
+            const FLOATS: bool = false;
             type Block = [u8; $bytes];
             #[inline(always)]
             fn blocks(row: &[u8]) -> &[Self::Block] {
@@ -105,12 +109,12 @@ macro_rules! storage_of_decode {
 }
 
 storage_of_lanes! {
-    F32, 128, f32;
-    F16, 64, f16;
-    Bf16, 64, bf16;
-    Q8_0, 34, q8_0;
-    Q4_0, 18, q4_0;
-    Q4_1, 20, q4_1;
+    F32, 128, true, f32;
+    F16, 64, true, f16;
+    Bf16, 64, true, bf16;
+    Q8_0, 34, false, q8_0;
+    Q4_0, 18, false, q4_0;
+    Q4_1, 20, false, q4_1;
 }
 
 storage_of_decode! {

@@ -155,8 +155,8 @@ impl TileLayout {
         }
     }
 
-    /// Element `i` of lane `lane` of a tile, widened as ggml's reference does.
-    fn element(&self, tile: &[u8], lane: usize, i: usize) -> f32 {
+    /// The integer that element `i` of lane `lane` stands for, before its scale and minimum.
+    pub(super) fn quant(&self, tile: &[u8], lane: usize, i: usize) -> i32 {
         let (group, j) = (i / 4, i % 4);
         let mut quant = if self.wide {
             i32::from(tile[self.groups + 64 * group + 4 * lane + j])
@@ -166,8 +166,23 @@ impl TileLayout {
         if let Some(plane) = self.high_bits {
             quant |= i32::from(tile[plane + 4 * lane + j] >> group & 1) << 4;
         }
-        let scaled = (quant - self.zero_point) as f32 * f16_at(tile, 2 * lane);
-        self.mins.map_or(scaled, |mins| scaled + f16_at(tile, mins + 2 * lane))
+        quant - self.zero_point
+    }
+
+    /// The scale of lane `lane`.
+    pub(super) fn scale(&self, tile: &[u8], lane: usize) -> f32 {
+        f16_at(tile, 2 * lane)
+    }
+
+    /// The minimum of lane `lane`, if the type has one.
+    pub(super) fn min(&self, tile: &[u8], lane: usize) -> Option<f32> {
+        self.mins.map(|mins| f16_at(tile, mins + 2 * lane))
+    }
+
+    /// Element `i` of lane `lane` of a tile, dequantised as ggml's reference does.
+    fn element(&self, tile: &[u8], lane: usize, i: usize) -> f32 {
+        let scaled = self.quant(tile, lane, i) as f32 * self.scale(tile, lane);
+        self.min(tile, lane).map_or(scaled, |min| scaled + min)
     }
 }
 
@@ -214,11 +229,6 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
-    /// Whether weights of this type can be packed.
-    pub fn can_hold(dtype: WeightType) -> bool {
-        TileLayout::of(dtype).is_some()
-    }
-
     /// Bytes of `rows` x `cols` weights when packed; None if they cannot be, or that overflows.
     pub fn bytes_for(dtype: WeightType, rows: usize, cols: usize) -> Option<usize> {
         let layout = TileLayout::of(dtype).filter(|_| cols > 0 && cols.is_multiple_of(TILE_COLS))?;
@@ -276,6 +286,11 @@ impl PackedRows {
     /// All strips.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
+    }
+
+    /// How the tiles are laid out.
+    pub(super) fn layout(&self) -> TileLayout {
+        self.layout
     }
 
     /// The tiles of rows `16 * strip` on.

@@ -10,7 +10,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::{dequantize_row, partial_block};
-use crate::lanes::{Bf16, F16, F32, LANES, Lanes, Storage, with_storage};
+use crate::lanes::{LANES, Lanes, Storage};
 use crate::pool::SharedOut;
 use crate::{Output, WeightRows, WeightType};
 use std::cell::Cell;
@@ -43,6 +43,12 @@ thread_local! {
 }
 
 impl<'a> MatmulTask<'a> {
+    /// Rows of x.
+    #[inline(always)]
+    pub(crate) fn rows(&self) -> usize {
+        self.x.len() / self.width()
+    }
+
     /// Lanes in a row of x.
     #[inline(always)]
     fn width(&self) -> usize {
@@ -63,29 +69,30 @@ impl<'a> MatmulTask<'a> {
     }
 }
 
-/// Runs one task.
-#[inline(always)]
-pub(crate) fn matmul<L: Lanes>(task: &MatmulTask) {
-    let rows = task.x.len() / task.width();
-    match task.weight.dtype {
-        dtype if rows < PANEL_FROM => with_storage!(dtype, few_rows::<L>(task, rows)),
-        WeightType::F32 if rows < FLOAT_PANEL_FROM => stored_rows::<L, F32>(task, rows),
-        WeightType::F16 if rows < FLOAT_PANEL_FROM => stored_rows::<L, F16>(task, rows),
-        WeightType::BF16 if rows < FLOAT_PANEL_FROM => stored_rows::<L, Bf16>(task, rows),
-        dtype => {
-            // Taken out, not borrowed in a closure: a closure this large would be compiled apart, without
-            // the level's instructions.
-            let mut panel = PANEL.take();
-            panel.resize(task.range.len() * task.width(), [0.0; LANES]);
-            with_storage!(dtype, fill_panel::<L>(task, &mut panel));
-            many_rows::<L>(task, rows, &panel);
-            PANEL.set(panel);
-        }
-    }
+/// From how many rows of x on a panel of weights of `dtype` is decoded first.
+pub(crate) fn panel_from(dtype: WeightType) -> usize {
+    if dtype.block_len() == 1 { FLOAT_PANEL_FROM } else { PANEL_FROM }
 }
 
+/// This thread's panel, `(range.len(), width)`. Taken out, not borrowed in a closure: a closure as large as what is
+/// done with it would be compiled apart, without the ISA's instructions.
+pub(crate) fn take_panel(task: &MatmulTask) -> Vec<[f32; LANES]> {
+    let mut panel = PANEL.take();
+    panel.resize(task.range.len() * task.width(), [0.0; LANES]);
+    panel
+}
+
+/// Keeps a panel for this thread's next task.
+pub(crate) fn put_panel(panel: Vec<[f32; LANES]>) {
+    PANEL.set(panel);
+}
+
+/// Fewer rows than [`panel_from`] says, on weights as they are stored.
 #[inline(always)]
-fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
+pub(crate) fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
+    if S::FLOATS && rows >= PANEL_FROM {
+        return stored_rows::<L, S>(task, rows);
+    }
     for column in task.range.clone() {
         let weights = task.weight.row(column);
         match rows {
@@ -226,14 +233,15 @@ fn stretch<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>
 
 /// Decodes the task's rows of weights, each padded with zeros to whole lanes.
 #[inline(always)]
-fn fill_panel<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut [[f32; LANES]]) {
+pub(crate) fn fill_panel<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut [[f32; LANES]]) {
     for (out, row) in panel.chunks_exact_mut(task.width()).zip(task.range.clone()) {
         dequantize_row::<L, S>(task.weight.row(row), out);
     }
 }
 
+/// All rows of x against a decoded panel of the task's weights.
 #[inline(always)]
-fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32; LANES]]) {
+pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32; LANES]]) {
     let width = task.range.len();
     let mut row = 0;
     while row + TILE_X <= rows {

@@ -14,9 +14,9 @@ use crate::activations::{
     FLOAT_START, GROUPS, MOST_PANEL_ROWS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL,
     block_words,
 };
-use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part, with_layout};
+use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part};
 use crate::pool::SharedOut;
-use crate::rows16::Rows16;
+use crate::rows16::PackedRows16;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -72,24 +72,18 @@ pub(super) trait Strip: Copy {
     type Tile: Copy;
 
     fn tile(self, index: usize) -> Self::Tile;
-    /// Asks for what comes behind a tile.
-    fn prefetch<R: Rows16>(tile: Self::Tile);
     /// 32 columns of M rows of x against a tile of each of N strips.
-    fn block<R: Rows16, const M: usize, const N: usize>(
+    fn block<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     );
 }
 
-/// Runs one task. Whole panels of `PANEL` rows, where there are more than one, meet `STRIPS` strips together.
+/// Runs one task, of weights laid out as `L`. Whole panels of `PANEL` rows, where there are more than one, meet
+/// `STRIPS` strips together.
 #[inline(always)]
-pub(crate) fn packed<R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
-    with_layout!(task.weight.dtype(), strips::<_, R, PANEL, STRIPS>(task));
-}
-
-#[inline(always)]
-fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
+pub(crate) fn packed<L: Layout, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
     let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
     let widens = R::SIGNED_OFFSET > 0 && blocks >= PANELS_TO_WIDEN * (task.x.cols() / TILE_COLS);
     if widens && L::LAYOUT.mins.is_some() {
@@ -98,21 +92,20 @@ fn strips<L: Layout, R: Rows16, const PANEL: usize, const STRIPS: usize>(task: &
     if widens {
         return widened_strips::<L, R, false, PANEL, STRIPS>(task);
     }
-    let stored = |strip| Stored::<L>(task.weight.strip(strip), PhantomData);
     if task.x.rows() <= MOST_PANEL_ROWS {
         for panel in task.x.panels() {
-            with_rows!(panel.rows, M, stream::<R, _, M>(task, &panel, stored));
+            with_rows!(panel.rows, M, stream::<L, R, M>(task, &panel));
         }
         return;
     }
     for strips in parts(&task.strips, CACHED_STRIPS) {
-        panels::<R, _, PANEL, STRIPS>(task, strips, stored);
+        panels::<R, _, PANEL, STRIPS>(task, strips, |strip| stored::<L>(task, strip));
     }
 }
 
-/// As [`strips`], unpacked first.
+/// As [`packed`], unpacked first.
 #[inline(always)]
-fn widened_strips<L: Layout, R: Rows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
+fn widened_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
 ) {
     let blocks = task.x.cols() / TILE_COLS;
@@ -145,15 +138,12 @@ fn parts(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>>
 
 /// The only panel of x, of M rows, against all strips of a task: each weight is read once, in one stream.
 #[inline(always)]
-fn stream<R: Rows16, S: Strip, const M: usize>(
-    task: &PackedTask,
-    panel: &Panel,
-    tiles_of: impl Fn(usize) -> S,
-) {
+fn stream<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
     let mut kept = [MaybeUninit::<R::Floats>::uninit(); KEPT];
     for strips in parts(&task.strips, const { KEPT / M }) {
         for (strip, kept) in strips.clone().zip(kept.chunks_exact_mut(M)) {
-            let sums = sums_of::<R, S, M, 1, true>([tiles_of(strip)], panel);
+            let sums =
+                sums_of::<R, Stored<L>, M, 1>([stored::<L>(task, strip)], panel, prefetch_behind::<R, L>);
             for m in 0..M {
                 kept[m].write(sums[m][0]);
             }
@@ -170,7 +160,7 @@ fn stream<R: Rows16, S: Strip, const M: usize>(
 
 /// All panels of x against some strips.
 #[inline(always)]
-fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+fn panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
@@ -189,19 +179,19 @@ fn panels<R: Rows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
 
 /// A panel of any number of rows against one strip.
 #[inline(always)]
-fn one_strip<R: Rows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
+fn one_strip<R: PackedRows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
     with_rows!(panel.rows, M, tile::<R, S, M, 1>(task, strip, [tiles], panel));
 }
 
 /// M rows of x, a whole panel, against N strips.
 #[inline(always)]
-fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
+fn tile<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     task: &PackedTask,
     strip: usize,
     strips: [S; N],
     panel: &Panel,
 ) {
-    let sums = sums_of::<R, S, M, N, false>(strips, panel);
+    let sums = sums_of::<R, S, M, N>(strips, panel, |_| {});
     for n in 0..N {
         for m in 0..M {
             put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
@@ -209,13 +199,12 @@ fn tile<R: Rows16, S: Strip, const M: usize, const N: usize>(
     }
 }
 
-/// The products of M rows of x, a whole panel, and N strips.
-///
-/// `STREAMS`: the weights come from memory, in one stream.
+/// The products of M rows of x, a whole panel, and N strips. `prefetch` sees each tile of the first strip.
 #[inline(always)]
-fn sums_of<R: Rows16, S: Strip, const M: usize, const N: usize, const STREAMS: bool>(
+fn sums_of<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     strips: [S; N],
     panel: &Panel,
+    prefetch: impl Fn(S::Tile),
 ) -> [[R::Floats; N]; M] {
     let mut sums = [[R::splat(0.0); N]; M];
     for block in panel.blocks.chunks_exact(const { block_words(M) }) {
@@ -224,9 +213,7 @@ fn sums_of<R: Rows16, S: Strip, const M: usize, const N: usize, const STREAMS: b
         for n in 1..N {
             tiles[n] = strips[n].tile(index);
         }
-        if STREAMS {
-            S::prefetch::<R>(tiles[0]);
-        }
+        prefetch(tiles[0]);
         S::block::<R, M, N>(tiles, words, &mut sums);
     }
     sums
@@ -234,6 +221,19 @@ fn sums_of<R: Rows16, S: Strip, const M: usize, const N: usize, const STREAMS: b
 
 /// A strip as it is packed.
 struct Stored<'a, L>(&'a [u8], PhantomData<L>);
+
+#[inline(always)]
+fn stored<'a, L: Layout>(task: &PackedTask<'a>, strip: usize) -> Stored<'a, L> {
+    Stored(task.weight.strip(strip), PhantomData)
+}
+
+/// Prefetches the tiles that follow `tile` in the stream.
+#[inline(always)]
+fn prefetch_behind<R: PackedRows16, L: Layout>(tile: &[u8]) {
+    for line in (0..L::LAYOUT.bytes).step_by(64) {
+        R::prefetch_stream(tile.as_ptr().wrapping_add(line));
+    }
+}
 
 impl<L> Clone for Stored<'_, L> {
     fn clone(&self) -> Self {
@@ -253,27 +253,20 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
     }
 
     #[inline(always)]
-    fn prefetch<R: Rows16>(tile: &'a [u8]) {
-        for line in (0..L::LAYOUT.bytes).step_by(64) {
-            R::prefetch_stream(tile.as_ptr().wrapping_add(line));
-        }
-    }
-
-    #[inline(always)]
-    fn block<R: Rows16, const M: usize, const N: usize>(
+    fn block<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [&'a [u8]; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     ) {
         let layout = const { L::LAYOUT };
-        let mut dots = [[R::start(R::FLOAT_START); N]; M];
+        let mut dots = [[R::start(FLOAT_START); N]; M];
         let zero_point = if layout.wide { R::SIGNED_OFFSET } else { layout.zero_point };
         if zero_point > 0 {
             for m in 0..M {
                 let (kind, factor) =
                     if zero_point == 128 { (START_128, 1) } else { (START_8, zero_point / 8) };
                 let start = (words[kind * M + m] as i32).wrapping_sub(FLOAT_START).wrapping_mul(factor);
-                dots[m] = [R::start(start.wrapping_add(R::FLOAT_START)); N];
+                dots[m] = [R::start(start.wrapping_add(FLOAT_START)); N];
             }
         }
         if layout.wide {
@@ -310,7 +303,7 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
 
 /// Adds the products of 32 columns of M rows and strip `n` to their sums.
 #[inline(always)]
-pub(super) fn add_scaled<R: Rows16, const M: usize, const N: usize>(
+pub(super) fn add_scaled<R: PackedRows16, const M: usize, const N: usize>(
     dots: &[[R::Sums; N]; M],
     words: &[u32],
     n: usize,
@@ -332,7 +325,7 @@ pub(super) fn add_scaled<R: Rows16, const M: usize, const N: usize>(
 
 /// The products of groups LOW and HIGH, whose nibbles share bytes.
 #[inline(always)]
-fn pair<R: Rows16, L: Layout, const LOW: usize, const HIGH: usize, const M: usize, const N: usize>(
+fn pair<R: PackedRows16, L: Layout, const LOW: usize, const HIGH: usize, const M: usize, const N: usize>(
     tiles: [&[u8]; N],
     words: &[u32],
     dots: &mut [[R::Sums; N]; M],
@@ -353,7 +346,7 @@ fn pair<R: Rows16, L: Layout, const LOW: usize, const HIGH: usize, const M: usiz
 }
 
 #[inline(always)]
-fn fold<R: Rows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
+fn fold<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
     for m in 0..M {
         for n in 0..N {
             dots[m][n] = R::fold(dots[m][n]);
@@ -363,7 +356,7 @@ fn fold<R: Rows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M])
 
 /// Sets or adds to the outputs of `row` for the 16 features from `feature` on, or those that there are.
 #[inline(always)]
-fn put<R: Rows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
+fn put<R: PackedRows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
     let features = task.weight.rows();
     let len = TILE_ROWS.min(features - feature);
     // SAFETY: this task alone has the features of its strips.

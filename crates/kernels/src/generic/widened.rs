@@ -9,7 +9,7 @@
 use super::packed::{Strip, add_scaled};
 use crate::activations::{GROUPS, START_128};
 use crate::pack::{Layout, TILE_ROWS, part};
-use crate::rows16::Rows16;
+use crate::rows16::PackedRows16;
 
 /// A tile whose numbers need nothing done to them.
 #[derive(Clone, Copy)]
@@ -28,7 +28,7 @@ impl WidenedTile {
 
     /// Unpacks a tile.
     #[inline(always)]
-    pub(super) fn fill<R: Rows16, L: Layout>(&mut self, tile: &[u8]) {
+    pub(super) fn fill<R: PackedRows16, L: Layout>(&mut self, tile: &[u8]) {
         let layout = const { L::LAYOUT };
         R::store(R::halves(part(tile, 0)), &mut self.scales);
         if let Some(mins) = layout.mins {
@@ -72,10 +72,7 @@ impl<'a, const MINS: bool> Strip for Widened<'a, MINS> {
     }
 
     #[inline(always)]
-    fn prefetch<R: Rows16>(_tile: &'a WidenedTile) {}
-
-    #[inline(always)]
-    fn block<R: Rows16, const M: usize, const N: usize>(
+    fn block<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [&'a WidenedTile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],

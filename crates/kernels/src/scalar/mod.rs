@@ -1,6 +1,7 @@
 //! The algorithms on plain Rust lanes and rows: runs everywhere, and is what the others are tested against.
 
 mod lanes;
+mod packed;
 mod peak;
 mod rows16;
 
@@ -10,6 +11,6 @@ use rows16::ScalarRows;
 
 /// Every kernel of this level.
 pub(super) const TABLE: KernelTable = super::dispatch::kernel_table!(
-    ScalarLanes, ScalarRows, packed: 2 x 1, gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
-    #[inline]
+    ScalarLanes, ScalarRows, packed: packed::packed, panel_rows: 2, gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
+    #[cfg(all())] // nothing: the target's own instructions
 );

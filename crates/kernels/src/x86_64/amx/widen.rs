@@ -9,7 +9,7 @@ use crate::activations::GROUPS;
 use crate::generic::dequantize::dequantize_exactly;
 use crate::lanes::{Lanes as _, with_storage};
 use crate::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
-use crate::rows16::Rows16;
+use crate::rows16::{PackedRows16, Rows16};
 use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use crate::{Weight, WeightRows, WeightType};
 use std::arch::x86_64::*;
@@ -164,7 +164,7 @@ fn columns(bytes: __m512i) -> [__m512; 4] {
     }
 }
 
-/// See [`Rows16::with_high_bit`].
+/// See [`PackedRows16::with_high_bit`].
 #[inline(always)]
 fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
     match group {

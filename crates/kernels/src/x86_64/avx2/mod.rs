@@ -4,13 +4,18 @@ mod lanes;
 mod peak;
 mod rows16;
 
-use crate::dispatch::KernelTable;
+use crate::dispatch::{KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::Avx2Lanes;
 pub(super) use peak::{PEAKS, sum_lanes};
 pub(super) use rows16::{Avx2Rows, turn_8};
 
+/// Rows of activations that `packed` takes at once.
+pub(super) const PANEL_ROWS: usize = 6;
+
 /// Every kernel of this level.
-pub(crate) const TABLE: KernelTable = crate::dispatch::kernel_table!(
-    Avx2Lanes, Avx2Rows<false>, packed: 6 x 1, gemm: 6 x 1, attention: 2, peaks: PEAKS,
+pub(crate) const TABLE: KernelTable = kernel_table!(
+    Avx2Lanes, Avx2Rows<false>,
+    packed: packed_kernel!(Avx2Rows<false>, PANEL_ROWS, 1, #[target_feature(enable = "avx2,fma,f16c")]),
+    panel_rows: PANEL_ROWS, gemm: 6 x 1, attention: 2, peaks: PEAKS,
     #[target_feature(enable = "avx2,fma,f16c")]
 );

@@ -6,10 +6,9 @@
 //! exactly its width.
 
 use super::Avx2Lanes;
-use crate::activations::FLOAT_START;
 use crate::lanes::Lanes;
 use crate::pack::TILE_ROWS;
-use crate::rows16::Rows16;
+use crate::rows16::{PackedRows16, Rows16};
 use std::arch::x86_64::*;
 
 /// The rows; with `VNNI` four products of bytes are added in one instruction.
@@ -67,11 +66,66 @@ fn add_pairs(sum: __m256i, narrow: __m256i) -> __m256i {
 }
 
 impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
+    type Floats = Floats;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers read.
+        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
+        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers written.
+        unsafe {
+            _mm256_storeu_ps(out.as_mut_ptr(), values[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), values[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: FMA is enabled; see the top of this file.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
+        unreachable!("this level's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
+    }
+}
+
+impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = Sums;
-    type Floats = Floats;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
-    const FLOAT_START: i32 = FLOAT_START;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
@@ -171,64 +225,11 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn splat(value: f32) -> Self::Floats {
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        unsafe { [_mm256_set1_ps(value); 2] }
-    }
-
-    #[inline(always)]
-    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
-        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers read.
-        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
-    }
-
-    #[inline(always)]
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
         // SAFETY: F16C is enabled; the reference covers the 2 x 16 bytes read.
         unsafe {
             let at = bytes.as_ptr().cast::<__m128i>();
             [_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))]
-        }
-    }
-
-    #[inline(always)]
-    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
-        // SAFETY: AVX2 is enabled; the reference covers the 16 numbers written.
-        unsafe {
-            _mm256_storeu_ps(out.as_mut_ptr(), values[0]);
-            _mm256_storeu_ps(out.as_mut_ptr().add(8), values[1]);
-        }
-    }
-
-    #[inline(always)]
-    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
-        // SAFETY: FMA is enabled; see the top of this file.
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
-    }
-
-    #[inline(always)]
-    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
-        unreachable!("this level's table has no products of bf16")
-    }
-
-    #[inline(always)]
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
-        for lane in [0, 8] {
-            for column in [0, 8] {
-                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
-            }
         }
     }
 }

@@ -4,9 +4,8 @@
 //! instances, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every
 //! load and store goes through a reference to an array of exactly its width.
 
-use crate::activations::FLOAT_START;
 use crate::pack::TILE_ROWS;
-use crate::rows16::Rows16;
+use crate::rows16::{PackedRows16, Rows16};
 use crate::x86_64::avx2::turn_8;
 use std::arch::x86_64::*;
 
@@ -15,11 +14,69 @@ use std::arch::x86_64::*;
 pub(crate) struct Avx512Rows;
 
 impl Rows16 for Avx512Rows {
+    type Floats = __m512;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers read.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers written.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
+    }
+
+    #[inline(always)]
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; see the top of this file.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: AVX-512 BF16 is enabled: dispatch.rs reaches such products only after it has seen it. The
+        // three types are 512 bits, and every pattern of them is valid.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in [0, 8] {
+            for column in [0, 8] {
+                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+            }
+        }
+    }
+}
+
+impl PackedRows16 for Avx512Rows {
     type Bytes = __m512i;
     type Sums = __m512i;
-    type Floats = __m512;
     const SIGNED_OFFSET: i32 = 128;
-    const FLOAT_START: i32 = FLOAT_START;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
@@ -92,64 +149,8 @@ impl Rows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn splat(value: f32) -> Self::Floats {
-        // SAFETY: AVX-512F is enabled; see the top of this file.
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
-        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers read.
-        unsafe { _mm512_loadu_ps(values.as_ptr()) }
-    }
-
-    #[inline(always)]
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; the reference covers the 32 bytes read.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]) {
-        // SAFETY: AVX-512F is enabled; the reference covers the 16 numbers written.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) }
-    }
-
-    #[inline(always)]
-    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX-512F is enabled; see the top of this file.
-        unsafe { _mm512_add_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX-512F is enabled; see the top of this file.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX-512F is enabled; see the top of this file.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
-        // SAFETY: AVX-512 BF16 is enabled: dispatch.rs reaches such products only after it has seen it. The
-        // three types are 512 bits, and every pattern of them is valid.
-        unsafe {
-            let (a, b) =
-                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
-            _mm512_dpbf16_ps(c, a, b)
-        }
-    }
-
-    #[inline(always)]
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
-        for lane in [0, 8] {
-            for column in [0, 8] {
-                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
-            }
-        }
     }
 }

@@ -1,12 +1,13 @@
-//! The algorithms with AVX2, FMA, F16C and AVX-VNNI: those of `avx2/`, but for the products of bytes.
+//! AVX2 with AVX-VNNI: products of bytes by `vpdpbusd`. All else is that of `avx2/`.
 
 mod peak;
 
-use super::avx2::{Avx2Lanes, Avx2Rows};
-use crate::dispatch::KernelTable;
+use super::avx2::{self, Avx2Rows};
+use crate::dispatch::{KernelTable, packed_kernel};
 
-/// Every kernel of this level.
-pub(crate) const TABLE: KernelTable = crate::dispatch::kernel_table!(
-    Avx2Lanes, Avx2Rows<true>, packed: 6 x 1, gemm: 6 x 1, attention: 2, peaks: peak::PEAKS,
-    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-);
+/// Every kernel of this ISA.
+pub(crate) const TABLE: KernelTable = KernelTable {
+    packed: packed_kernel!(Avx2Rows<true>, avx2::PANEL_ROWS, 1, #[target_feature(enable = "avx2,fma,f16c,avxvnni")]),
+    peaks: peak::PEAKS,
+    ..avx2::TABLE
+};
