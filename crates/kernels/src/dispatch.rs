@@ -118,7 +118,7 @@ fn choose() -> Result<Isa, String> {
 }
 
 /// Whether this CPU multiplies pairs of bf16 faster than floats. Some with AVX-512 have no such instruction, and
-/// Intel's do half of FMA's operations with it (Sapphire Rapids and later, measured: docs/performance.md).
+/// Intel's do half of FMA's operations with it (Sapphire Rapids and later, measured: docs/experiments.md).
 pub(super) fn bf16_pairs_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16") && !is_of_intel();

@@ -12,7 +12,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 /// See [`crate::rows16::PackedRows16::prefetch_stream`]. More lines can be on their way to the second-level cache
 /// than to the first: they are brought to the one, and 2 KiB later to the other. Both so far ahead that a stop, as where
-/// a strip ends, is made up for; measured on one kind of processor (docs/performance.md).
+/// a strip ends, is made up for; measured on one kind of processor (docs/experiments.md).
 #[inline(always)]
 fn prefetch_stream(address: *const u8) {
     // SAFETY: a prefetch is a hint; it never faults, whatever the address.
