@@ -18,7 +18,7 @@ from candle_llama.bench import command, runner, worker
 from candle_llama.bench.engines import ENGINES
 from candle_llama.bench.report import table
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
-from candle_llama.bench.roofline import Limits, Roofline, Work
+from candle_llama.bench.roofline import Peaks, Roofline, Work
 from candle_llama.bench.subject import Subject
 
 # Bytes a second that the scripted worker measures.
@@ -45,7 +45,7 @@ for line in sys.stdin:
     if request["do"] == "load":
         answer |= {{"import_seconds": 1.0, "load_seconds": 2.0, "versions": {{engine: "1"}}}}
         answer |= {{"weights": "F32", "isa": "none"}}
-    elif request["do"] == "limits":
+    elif request["do"] == "peaks":
         answer |= {{"isa": "avx2", "read_bytes_per_second": {read_rate!r}, "int8_operations_per_second": 4e9}}
         answer |= {{"bf16_operations_per_second": None, "f32_operations_per_second": 1e9}}
     else:
@@ -219,8 +219,8 @@ def test_the_machine_is_measured_in_turn_with_the_engines(folder: Path, scripted
     bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=3, threads=2, roofline=True)
     turns = [line.split()[0:2] for line in log(scripted)][4:]
     # The process of the limits holds no engine.
-    run = {"cpu": ["cpu", "run"], "numpy": ["numpy", "run"], "limits": ["None", "limits"]}
-    order = ("cpu", "numpy", "limits", "numpy", "limits", "cpu", "limits", "cpu", "numpy")
+    run = {"cpu": ["cpu", "run"], "numpy": ["numpy", "run"], "peaks": ["None", "peaks"]}
+    order = ("cpu", "numpy", "peaks", "numpy", "peaks", "cpu", "peaks", "cpu", "numpy")
     assert turns == [run[name] for name in order]
 
 
@@ -250,18 +250,18 @@ def test_fractions_come_from_the_checkpoint_and_the_best_round(folder: Path, scr
     [(8.0, "Q4_0", 16.0), (8.0, "BF16", 8.0), (None, "BF16", 4.0), (8.0, "F16", 4.0), (8.0, "F32", 4.0)],
 )
 def test_each_type_of_weights_has_its_own_peak(bf16: float | None, type_name: str, peak: float) -> None:
-    limits = Limits("avx512", 1.0, 16.0, bf16, 4.0)
+    peaks = Peaks("avx512", 1.0, 16.0, bf16, 4.0)
     work = Work(0, {type_name: 10}, {"F32": 20})
-    assert work.least_prefill_seconds(3, limits) == pytest.approx(30 / peak + 20 / 4)
+    assert work.least_prefill_seconds(3, peaks) == pytest.approx(30 / peak + 20 / 4)
 
 
 def test_quantised_weights_may_be_multiplied_as_floats_where_bytes_are_slower() -> None:
-    assert Work(0, {"Q4_0": 8}, {}).least_prefill_seconds(1, Limits("scalar", 1.0, 1.0, None, 4.0)) == 2.0
+    assert Work(0, {"Q4_0": 8}, {}).least_prefill_seconds(1, Peaks("scalar", 1.0, 1.0, None, 4.0)) == 2.0
 
 
 def test_the_best_of_the_rounds_counts() -> None:
-    rounds = [Limits("avx2", 1.0, 5.0, None, 3.0), Limits("avx2", 2.0, 4.0, 7.0, 2.0)]
-    assert Limits.best(rounds) == Limits("avx2", 2.0, 5.0, 7.0, 3.0)
+    rounds = [Peaks("avx2", 1.0, 5.0, None, 3.0), Peaks("avx2", 2.0, 4.0, 7.0, 2.0)]
+    assert Peaks.best(rounds) == Peaks("avx2", 2.0, 5.0, 7.0, 3.0)
 
 
 def test_an_untied_head_is_read_instead_of_the_embedding(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_only_what_a_cache_can_hold_excuses_a_fraction_above_1(megabytes: int, e
 def test_limits_that_cannot_be_measured_do_not_end_the_engines(
     folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (scripted / "None-limits-dies").touch()
+    (scripted / "None-peaks-dies").touch()
     assert run_command(str(folder), "--against", "none", "--new-tokens", "8", "--roofline") == 1
     printed = capsys.readouterr().out
     assert "the machine's limits were not measured: its process ended: last words" in printed
@@ -528,14 +528,14 @@ def test_table_has_a_row_per_engine_and_compares() -> None:
 
 
 def test_table_has_fractions_of_the_limits() -> None:
-    limits = Limits("avx512", 76.4e9, 1850e9, 930e9, 460e9)
-    slow = dataclasses.replace(limits, read_bytes_per_second=70e9)
+    peaks = Peaks("avx512", 76.4e9, 1850e9, 930e9, 460e9)
+    slow = dataclasses.replace(peaks, read_bytes_per_second=70e9)
     work = Work(76_000_000, {}, {})
     engine = dataclasses.replace(
         measured("cpu", 600.0, 90.0), prefill_of_peak=0.456, decode_of_bandwidth=0.789
     )
     result = dataclasses.replace(
-        result_of(engine), roofline=Roofline(work, (slow, limits), limits, warnings=("too fast",))
+        result_of(engine), roofline=Roofline(work, (slow, peaks), peaks, warnings=("too fast",))
     )
     assert table(result).splitlines()[3:] == [
         "limits of these threads, avx512: memory 76.4 GB/s (rounds: 70-76.4), "

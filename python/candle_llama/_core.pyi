@@ -15,8 +15,8 @@ __all__ = [
     "doctor",
     "estimate_memory",
     "inspect",
-    "limits",
     "quantize",
+    "roofline_peaks",
 ]
 
 __version__: str
@@ -107,6 +107,6 @@ def quantize(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]: ...
-def limits(*, threads: int | None, buffer_bytes: int) -> dict[str, Any]: ...
+def roofline_peaks(*, threads: int | None, buffer_bytes: int) -> dict[str, Any]: ...
 def check_sampling(given: dict[str, Any]) -> None: ...
 def doctor() -> dict[str, Any]: ...

@@ -3,14 +3,14 @@
 //! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
 //! - `error.rs`: our errors as the classes of `candle_llama.errors`
 //! - `convert.rs`: JSON values and records to Python's and back
-//! - `llama.rs`, `tokenizer.rs`: the classes; `limits.rs`, `quantize.rs`, `system.rs`: functions without one
+//! - `llama.rs`, `tokenizer.rs`: the classes; `quantize.rs`, `roofline.rs`, `system.rs`: functions without one
 
 mod convert;
 mod detach;
 mod error;
-mod limits;
 mod llama;
 mod quantize;
+mod roofline;
 mod system;
 mod tokenizer;
 
@@ -21,11 +21,11 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::limits::limits;
-    #[pymodule_export]
     use super::llama::{PyLlama, PyStream};
     #[pymodule_export]
     use super::quantize::quantize;
+    #[pymodule_export]
+    use super::roofline::roofline_peaks;
     #[pymodule_export]
     use super::system::{check_sampling, doctor, estimate_memory, inspect};
     #[pymodule_export]

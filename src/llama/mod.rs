@@ -23,19 +23,20 @@
 
 mod batch;
 mod inspect;
-mod limits;
+
 mod load;
 mod memory;
 mod quantize;
+mod roofline;
 mod score;
 mod stop_strings;
 mod text_stream;
 
 pub use inspect::{Inspection, inspect};
-pub use limits::limits;
 pub use load::{LoadOptions, LoadReport};
 pub use memory::{MemoryEstimate, estimate_memory};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
+pub use roofline::roofline_peaks;
 pub use score::{LogLikelihood, Score};
 pub use text_stream::{Chunk, Completion, TextStream};
 

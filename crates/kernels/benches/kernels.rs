@@ -5,8 +5,8 @@
 //! multiplication and an addition.
 
 use candle_llama_kernels::{
-    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmScratch, Isa, Kernels, KvBlock, Output, PackedProduct,
-    Precision, Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
+    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmInput, GemmScratch, Isa, Kernels, KvBlock, Output,
+    PackedProduct, Precision, Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -99,7 +99,14 @@ fn floats(criterion: &mut Criterion) {
                         let products = &mut [Product { weight, out: &mut out, output: Output::Set }];
                         match rows {
                             1 => kernels.matmul(&x, rows, products, &Cancel::never()),
-                            _ => kernels.gemm(&x, rows, true, products, &mut scratch, &Cancel::never()),
+                            _ => kernels.gemm(
+                                &x,
+                                rows,
+                                GemmInput::Bf16,
+                                products,
+                                &mut scratch,
+                                &Cancel::never(),
+                            ),
                         }
                     });
                 });

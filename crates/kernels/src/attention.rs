@@ -13,8 +13,8 @@ pub const BLOCK_POSITIONS: usize = 64;
 /// Queries, (row, head), that one task takes: enough to pay for widening a block of keys and values, few
 /// enough that their scores and sums stay near.
 const TASK_QUERIES: usize = 96;
-/// In tiles, which take less time of those: more pay better for laying out a block.
-const SPLIT_TASK_QUERIES: usize = 384;
+/// With AMX tiles, which compute faster: more queries pay for laying out a KV block.
+const AMX_TASK_QUERIES: usize = 384;
 /// Up to so many rows of a sequence may have its units as tasks of their own; what those leave behind, to be
 /// merged, takes memory.
 const FEW_ROWS: usize = 4;
@@ -63,8 +63,8 @@ impl AttentionSpan<'_> {
     }
 }
 
-/// Rows of one head of keys and values whose units were tasks of their own.
-struct Split {
+/// Rows of one head of keys and values whose units are tasks of their own, to be merged at the end.
+struct UnitTasks {
     rows: Range<usize>,
     position: usize,
     kv_head: usize,
@@ -76,10 +76,10 @@ impl Kernels {
     /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
     ///
     /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
-    /// - `splits`: whether all numbers may be sums of two bf16, where the processor multiplies those in tiles and
-    ///   head_dim is a multiple of 32: 16 bits of them count
+    /// - `bf16_pairs`: whether queries, keys, weights and values may each be the sum of two bf16 (about 16 bits),
+    ///   which is faster where the ISA has AMX tiles and head_dim is a multiple of 32
     ///
-    /// A row's output depends on its query, its keys and its values alone, and on whether it `splits`, bit for bit. If
+    /// A row's output depends on its query, its keys and its values alone, and on `bf16_pairs`, bit for bit. If
     /// `cancel` fires, `out` is left unfinished.
     ///
     /// # Panics
@@ -92,7 +92,7 @@ impl Kernels {
         query_heads: usize,
         kv_heads: usize,
         head_dim: usize,
-        splits: bool,
+        bf16_pairs: bool,
         out: &mut [f32],
         cancel: &Cancel,
     ) {
@@ -105,25 +105,26 @@ impl Kernels {
             return;
         }
         let group = query_heads / kv_heads;
-        let split = self.table.attention_split.filter(|split| splits && (split.takes)(head_dim));
-        let run = split.map_or(self.table.attention, |split| split.run);
-        let task_queries = if split.is_some() { SPLIT_TASK_QUERIES } else { TASK_QUERIES };
+        let amx = self.table.attention_bf16_pairs.filter(|amx| bf16_pairs && (amx.takes)(head_dim));
+        let run = amx.map_or(self.table.attention, |amx| amx.run);
+        let task_queries = if amx.is_some() { AMX_TASK_QUERIES } else { TASK_QUERIES };
         let task_rows = (task_queries / group).max(1);
-        let unsplit: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
+        let row_tasks: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
         let threads = self.pool().threads();
-        let may_split = split.is_none() && threads > 1 && unsplit < DRAWS * threads;
-        let is_split =
-            |span: &AttentionSpan| may_split && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1;
+        let threads_would_idle = amx.is_none() && threads > 1 && row_tasks < DRAWS * threads;
+        let goes_by_units = |span: &AttentionSpan| {
+            threads_would_idle && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1
+        };
 
-        let slots = spans.iter().filter(|span| is_split(span)).map(|span| span.units() * kv_heads).sum();
+        let slots = spans.iter().filter(|span| goes_by_units(span)).map(|span| span.units() * kv_heads).sum();
         let mut units: Vec<Attended> = Vec::new();
         units.resize_with(slots, Attended::default);
         let shared_units = SharedOut::new(&mut units);
         let shared_out = SharedOut::new(&mut *out);
-        let (mut tasks, mut splits) = (Vec::new(), Vec::new());
+        let (mut tasks, mut to_merge) = (Vec::new(), Vec::new());
         let (mut first, mut slot) = (0, 0);
         for span in spans {
-            let step = if is_split(span) { span.rows } else { task_rows };
+            let step = if goes_by_units(span) { span.rows } else { task_rows };
             for start in (0..span.rows).step_by(step) {
                 let end = (start + step).min(span.rows);
                 for kv_head in 0..kv_heads {
@@ -139,11 +140,16 @@ impl Kernels {
                         kv_heads,
                         output,
                     };
-                    if is_split(span) {
+                    if goes_by_units(span) {
                         let of_unit =
                             |unit| AttentionOutput::Unit { unit, units: &shared_units, slot: slot + unit };
                         tasks.extend((0..span.units()).map(|unit| task(of_unit(unit))));
-                        splits.push(Split { rows, position, kv_head, slots: slot..slot + span.units() });
+                        to_merge.push(UnitTasks {
+                            rows,
+                            position,
+                            kv_head,
+                            slots: slot..slot + span.units(),
+                        });
                         slot += span.units();
                     } else {
                         tasks.push(task(AttentionOutput::Rows(&shared_out)));
@@ -162,14 +168,14 @@ impl Kernels {
             return;
         }
         let mut total = Attended::default();
-        for split in splits {
-            total.clear(split.rows.len() * group, head_dim.div_ceil(LANES));
-            for (unit, attended) in units[split.slots].iter().enumerate() {
-                let first_row = (unit * UNIT_POSITIONS).saturating_sub(split.position);
-                total.merge(attended, first_row * group..split.rows.len() * group);
+        for merged in to_merge {
+            total.clear(merged.rows.len() * group, head_dim.div_ceil(LANES));
+            for (unit, attended) in units[merged.slots].iter().enumerate() {
+                let first_row = (unit * UNIT_POSITIONS).saturating_sub(merged.position);
+                total.merge(attended, first_row * group..merged.rows.len() * group);
             }
-            for (index, row) in split.rows.enumerate() {
-                let heads = &mut out[(row * query_heads + split.kv_head * group) * head_dim..];
+            for (index, row) in merged.rows.enumerate() {
+                let heads = &mut out[(row * query_heads + merged.kv_head * group) * head_dim..];
                 for (head, out) in heads.chunks_exact_mut(head_dim).take(group).enumerate() {
                     total.write(index * group + head, out);
                 }

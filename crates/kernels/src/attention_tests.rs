@@ -76,7 +76,7 @@ impl Cache {
 
 /// All levels, and once more those that take numbers as sums of two.
 fn modes() -> impl Iterator<Item = (Isa, bool)> {
-    let splits = levels().into_iter().filter(|isa| isa.table().attention_split.is_some());
+    let splits = levels().into_iter().filter(|isa| isa.table().attention_bf16_pairs.is_some());
     levels().into_iter().map(|isa| (isa, false)).chain(splits.map(|isa| (isa, true)))
 }
 

@@ -148,9 +148,9 @@ pub(super) struct KernelTable {
     /// Products of bf16: at AVX-512 only where [`bf16_pairs_are_fast`].
     pub(super) gemm_bf16: Option<Gemm>,
     /// Products of weights in bf16 and activations that are sums of two bf16.
-    pub(super) gemm_split: Option<Gemm>,
+    pub(super) gemm_bf16_pairs: Option<Gemm>,
     pub(super) attention: unsafe fn(&AttentionTask),
-    pub(super) attention_split: Option<SplitAttention>,
+    pub(super) attention_bf16_pairs: Option<Bf16PairAttention>,
     pub(super) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(super) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(super) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
@@ -159,7 +159,7 @@ pub(super) struct KernelTable {
 
 /// Attention of many rows, whose numbers are sums of two bf16.
 #[derive(Clone, Copy)]
-pub(super) struct SplitAttention {
+pub(super) struct Bf16PairAttention {
     /// Takes whole rows, not units.
     pub(super) run: unsafe fn(&AttentionTask),
     /// Which head_dim it takes.
@@ -299,9 +299,9 @@ macro_rules! kernel_table {
             quantize,
             gemm,
             gemm_bf16,
-            gemm_split: None,
+            gemm_bf16_pairs: None,
             attention,
-            attention_split: None,
+            attention_bf16_pairs: None,
             dequantize,
             rms_norm,
             gate_mul,

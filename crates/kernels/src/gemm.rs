@@ -18,6 +18,16 @@ pub struct GemmScratch {
     gated: Vec<u32>,
 }
 
+/// How [`Kernels::gemm`] rounds activations, where the ISA multiplies bf16. Without such instructions, and for weights
+/// that they do not take, activations stay f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GemmInput {
+    /// Each is the sum of two bf16, about 16 bits, where the ISA multiplies bf16 in AMX tiles; else f32.
+    Bf16Pairs,
+    /// Each is rounded to bf16; with AMX tiles, quantised weights are too.
+    Bf16,
+}
+
 /// A weight, `(rows, weight.rows())` outputs, and what becomes of what they hold.
 type Target<'a> = (Weight<'a>, SharedOut<'a>, Output);
 
@@ -41,9 +51,7 @@ impl Kernels {
     /// in another order, so an output's last bits are not those of `matmul`; they too depend on nothing but
     /// the row and the weight's row.
     ///
-    /// With `bf16`, activations that meet weights in bf16 are rounded to it, if the processor multiplies such; where
-    /// it does so in tiles, weights in blocks and activations that meet them are too. Without it, tiles take
-    /// activations that meet weights in bf16 as sums of two: 16 bits of them count.
+    /// `input` says how activations are rounded, where that makes products faster.
     ///
     /// # Panics
     /// As `matmul`.
@@ -51,7 +59,7 @@ impl Kernels {
         &self,
         x: &[f32],
         rows: usize,
-        bf16: bool,
+        input: GemmInput,
         products: &mut [Product],
         scratch: &mut GemmScratch,
         cancel: &Cancel,
@@ -60,7 +68,7 @@ impl Kernels {
         if rows == 0 {
             return;
         }
-        let special = self.special_gemm(bf16);
+        let special = self.special_gemm(input);
         let takes = |weight| special.is_some_and(|gemm| gemm.takes_weight(Weight::Rows(weight)));
         // Mixed types are rare; each kind has its own layout of x.
         for (gemm, is_special) in [(special, true), (Some(&self.table.gemm), false)] {
@@ -79,7 +87,7 @@ impl Kernels {
         self.gemm_bf16().is_some_and(|gemm| gemm.takes_packed)
     }
 
-    /// As [`Kernels::gemm`] with `bf16`, for packed weights.
+    /// As [`Kernels::gemm`] with [`GemmInput::Bf16`], for packed weights.
     ///
     /// # Panics
     /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_packed`].
@@ -107,8 +115,8 @@ impl Kernels {
     }
 
     /// Whether [`Kernels::gemm_mlp`] can be had for such weights.
-    pub fn has_gemm_mlp(&self, bf16: bool, mlp: &Mlp) -> bool {
-        self.gated_gemm(bf16, mlp).is_some()
+    pub fn has_gemm_mlp(&self, input: GemmInput, mlp: &Mlp) -> bool {
+        self.gated_gemm(input, mlp).is_some()
     }
 
     /// Adds to `out` what an MLP makes of `x`, as three products of [`Kernels::gemm`] or [`Kernels::gemm_packed`] and
@@ -124,13 +132,13 @@ impl Kernels {
         &self,
         x: &[f32],
         rows: usize,
-        bf16: bool,
+        input: GemmInput,
         mlp: &Mlp,
         out: &mut [f32],
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let (gemm, run_gated) = self.gated_gemm(bf16, mlp).expect("there are such products");
+        let (gemm, run_gated) = self.gated_gemm(input, mlp).expect("there are such products");
         let (features, inner) = (mlp.gate.cols(), mlp.gate.rows());
         assert_eq!(x.len(), rows * features, "x is (rows, features)");
         assert_eq!(out.len(), rows * features, "out is as x");
@@ -155,12 +163,15 @@ impl Kernels {
     }
 
     /// The products that [`Kernels::gemm`] takes where it can.
-    fn special_gemm(&self, bf16: bool) -> Option<&'static Gemm> {
-        if bf16 { self.gemm_bf16() } else { self.table.gemm_split.as_ref() }
+    fn special_gemm(&self, input: GemmInput) -> Option<&'static Gemm> {
+        match input {
+            GemmInput::Bf16 => self.gemm_bf16(),
+            GemmInput::Bf16Pairs => self.table.gemm_bf16_pairs.as_ref(),
+        }
     }
 
-    fn gated_gemm(&self, bf16: bool, mlp: &Mlp) -> Option<(&'static Gemm, RunGated)> {
-        let gemm = self.special_gemm(bf16)?;
+    fn gated_gemm(&self, input: GemmInput, mlp: &Mlp) -> Option<(&'static Gemm, RunGated)> {
+        let gemm = self.special_gemm(input)?;
         let takes_all = [mlp.gate, mlp.up, mlp.down].into_iter().all(|weight| gemm.takes_weight(weight));
         Some((gemm, gemm.run_gated.filter(|_| takes_all)?))
     }

@@ -4,8 +4,8 @@ use super::tests::{Random, dot_bound, element, kernels, levels, widths};
 use super::*;
 use half::bf16;
 
-fn gemm(kernels: &Kernels, x: &[f32], rows: usize, bf16: bool, product: Product) {
-    kernels.gemm(x, rows, bf16, &mut [product], &mut GemmScratch::default(), &Cancel::never());
+fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Product) {
+    kernels.gemm(x, rows, input, &mut [product], &mut GemmScratch::default(), &Cancel::never());
 }
 
 /// Whether a level rounds such weights and their activations to bf16, if it may.
@@ -39,15 +39,16 @@ fn gemm_is_the_sum_of_products_at_every_level() {
                         .flat_map(|row| (0..cols).map(move |i| element(dtype, weight.row(row), i)))
                         .collect();
                     // Without the instruction bf16 changes nothing.
-                    for rounded in [false, true] {
+                    for input in [GemmInput::Bf16Pairs, GemmInput::Bf16] {
                         let x = random.floats(rows * cols);
                         let mut out = random.floats(rows * weight_rows);
                         let before = out.clone();
                         let output = if rows % 2 == 0 { Output::Set } else { Output::Add };
-                        gemm(&kernels, &x, rows, rounded, Product { weight, out: &mut out, output });
-                        let rounds = rounded && rounds(isa, dtype);
+                        gemm(&kernels, &x, rows, input, Product { weight, out: &mut out, output });
+                        let rounds = input == GemmInput::Bf16 && rounds(isa, dtype);
                         let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
-                        let is_split = isa == Isa::Amx && dtype == WeightType::BF16 && !rounded;
+                        let is_split =
+                            isa == Isa::Amx && dtype == WeightType::BF16 && input == GemmInput::Bf16Pairs;
                         for (at, got) in out.into_iter().enumerate() {
                             let x = x[at / weight_rows * cols..][..cols].iter();
                             let x = x.map(|&x| if is_split { split(x) } else { round(x) });
@@ -82,19 +83,19 @@ fn a_row_of_gemm_depends_on_nothing_but_the_row() {
             let bytes = random.weights(dtype, weight_rows * cols);
             let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
             let x = random.floats(40 * cols);
-            let run = |bf16: bool, threads: usize, rows: std::ops::Range<usize>| {
+            let run = |input: GemmInput, threads: usize, rows: std::ops::Range<usize>| {
                 let mut out = vec![0.0; rows.len() * weight_rows];
                 let x = &x[rows.start * cols..rows.end * cols];
                 let product = Product { weight, out: &mut out, output: Output::Set };
-                gemm(&kernels(isa, threads), x, rows.len(), bf16, product);
+                gemm(&kernels(isa, threads), x, rows.len(), input, product);
                 out
             };
-            let whole = [false, true].map(|bf16| run(bf16, 1, 0..40));
+            let inputs = [GemmInput::Bf16Pairs, GemmInput::Bf16];
+            let whole = inputs.map(|input| run(input, 1, 0..40));
             for rows in [0..1, 3..5, 4..9, 2..8, 1..13, 20..38, 0..40] {
-                for (bf16, threads) in [(true, 1), (true, 3), (false, 1), (false, 3)] {
-                    let expected =
-                        &whole[usize::from(bf16)][rows.start * weight_rows..rows.end * weight_rows];
-                    let got = run(bf16, threads, rows.clone());
+                for (index, threads) in [(0, 1), (0, 3), (1, 1), (1, 3)] {
+                    let expected = &whole[index][rows.start * weight_rows..rows.end * weight_rows];
+                    let got = run(inputs[index], threads, rows.clone());
                     assert_eq!(got, expected, "{dtype} {rows:?} {}", isa.name());
                 }
             }
@@ -124,7 +125,7 @@ fn gemm_packed_is_gemm_bit_for_bit() {
                 let before = random.floats(rows * weight_rows);
                 for output in [Output::Set, Output::Add] {
                     let (mut expected, mut got) = (before.clone(), before.clone());
-                    gemm(&kernels, &x, rows, true, Product { weight, out: &mut expected, output });
+                    gemm(&kernels, &x, rows, GemmInput::Bf16, Product { weight, out: &mut expected, output });
                     let product = PackedProduct { weight: &packed, out: &mut got, output };
                     let mut scratch = GemmScratch::default();
                     kernels.gemm_packed(&x, rows, &mut [product], &mut scratch, &Cancel::never());
@@ -159,14 +160,14 @@ impl Matrix {
         }
     }
 
-    fn multiply(&self, kernels: &Kernels, x: &[f32], bf16: bool, out: &mut [f32], output: Output) {
+    fn multiply(&self, kernels: &Kernels, x: &[f32], input: GemmInput, out: &mut [f32], output: Output) {
         let (rows, mut scratch, never) = (x.len() / self.cols, GemmScratch::default(), Cancel::never());
         match self.weight() {
             Weight::Packed(weight) => {
                 let product = PackedProduct { weight, out, output };
                 kernels.gemm_packed(x, rows, &mut [product], &mut scratch, &never);
             }
-            Weight::Rows(weight) => gemm(kernels, x, rows, bf16, Product { weight, out, output }),
+            Weight::Rows(weight) => gemm(kernels, x, rows, input, Product { weight, out, output }),
         }
     }
 }
@@ -174,6 +175,7 @@ impl Matrix {
 #[test]
 fn gemm_mlp_is_its_three_products_bit_for_bit() {
     use Activation::*;
+    use GemmInput::*;
     use WeightType::*;
     let mut random = Random(24);
     for isa in levels() {
@@ -191,21 +193,23 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
                 let down = matrix(down, features, inner);
                 let x = random.floats(rows * features);
                 let before = random.floats(rows * features);
-                for (activation, bf16) in [(Silu, true), (Gelu, true), (Silu, false), (QuickGelu, false)] {
+                for (activation, input) in
+                    [(Silu, Bf16), (Gelu, Bf16), (Silu, Bf16Pairs), (QuickGelu, Bf16Pairs)]
+                {
                     let mlp = Mlp { activation, gate: gate.weight(), up: up.weight(), down: down.weight() };
-                    if !kernels.has_gemm_mlp(bf16, &mlp) {
+                    if !kernels.has_gemm_mlp(input, &mlp) {
                         continue;
                     }
                     is_had = true;
                     let (mut gated, mut raised) = (vec![0.0; rows * inner], vec![0.0; rows * inner]);
-                    gate.multiply(&kernels, &x, bf16, &mut gated, Output::Set);
-                    up.multiply(&kernels, &x, bf16, &mut raised, Output::Set);
+                    gate.multiply(&kernels, &x, input, &mut gated, Output::Set);
+                    up.multiply(&kernels, &x, input, &mut raised, Output::Set);
                     kernels.gate_mul(activation, &mut gated, &raised, &Cancel::never());
                     let (mut expected, mut got) = (before.clone(), before.clone());
-                    down.multiply(&kernels, &gated, bf16, &mut expected, Output::Add);
+                    down.multiply(&kernels, &gated, input, &mut expected, Output::Add);
                     let mut scratch = GemmScratch::default();
-                    kernels.gemm_mlp(&x, rows, bf16, &mlp, &mut got, &mut scratch, &Cancel::never());
-                    assert_eq!(got, expected, "{rows}x{features}x{inner} {activation:?} {bf16}");
+                    kernels.gemm_mlp(&x, rows, input, &mlp, &mut got, &mut scratch, &Cancel::never());
+                    assert_eq!(got, expected, "{rows}x{features}x{inner} {activation:?} {input:?}");
                 }
             }
         }

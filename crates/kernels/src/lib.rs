@@ -46,13 +46,13 @@ pub use activations::{Precision, QuantizedRows};
 pub use attention::{AttentionSpan, BLOCK_POSITIONS, KvBlock};
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
-pub use gemm::{GemmScratch, Mlp};
+pub use gemm::{GemmInput, GemmScratch, Mlp};
 pub use generic::elementwise::exp;
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
 pub use pages::{Arena, Piece, grown};
 pub use pool::{Cancel, Pool};
-pub use roofline::{Limits, LimitsError};
+pub use roofline::{RooflineError, RooflinePeaks};
 
 use dispatch::KernelTable;
 use generic::matmul::MatmulTask;

@@ -34,7 +34,7 @@ pub(super) struct Peaks {
 
 /// What is possible at most, on all threads together. A multiplication and an addition are two operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
+pub struct RooflinePeaks {
     /// Bytes that can be read from memory.
     pub read_bytes_per_second: f64,
     /// Of dot products of bytes.
@@ -45,9 +45,9 @@ pub struct Limits {
     pub f32_operations_per_second: f64,
 }
 
-/// Why there are no [`Limits`].
+/// Why there are no [`RooflinePeaks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitsError {
+pub enum RooflineError {
     /// The buffer that should be read cannot be had.
     NoMemory,
     /// [`Cancel`] fired.
@@ -69,13 +69,17 @@ impl Kernels {
     /// - `buffer_bytes`: what is read; to find the limit of memory, more than any cache holds
     ///
     /// # Errors
-    /// See [`LimitsError`].
-    pub fn limits(&self, buffer_bytes: usize, cancel: &Cancel) -> Result<Limits, LimitsError> {
+    /// See [`RooflineError`].
+    pub fn roofline_peaks(
+        &self,
+        buffer_bytes: usize,
+        cancel: &Cancel,
+    ) -> Result<RooflinePeaks, RooflineError> {
         let peaks = &self.table.peaks;
         // The buffer goes before the rest is measured.
         let read_bytes_per_second = self.read_rate(&self.touched_buffer(buffer_bytes, cancel)?, cancel)?;
         let bf16 = (peaks.bf16)();
-        Ok(Limits {
+        Ok(RooflinePeaks {
             read_bytes_per_second,
             int8_operations_per_second: self.operation_rate(peaks.int8, cancel)?,
             bf16_operations_per_second: bf16.map(|peak| self.operation_rate(peak, cancel)).transpose()?,
@@ -89,10 +93,10 @@ impl Kernels {
     }
 
     /// A buffer whose pages are there: written by the threads, so that each has its part near by.
-    fn touched_buffer(&self, bytes: usize, cancel: &Cancel) -> Result<Vec<u64>, LimitsError> {
+    fn touched_buffer(&self, bytes: usize, cancel: &Cancel) -> Result<Vec<u64>, RooflineError> {
         let words = (bytes / size_of::<u64>()).max(1);
         let mut buffer: Vec<u64> = Vec::new();
-        buffer.try_reserve_exact(words).map_err(|_| LimitsError::NoMemory)?;
+        buffer.try_reserve_exact(words).map_err(|_| RooflineError::NoMemory)?;
         pages::prefer_huge(buffer.as_ptr().cast(), size_of::<u64>() * words);
         let spare = &mut buffer.spare_capacity_mut()[..words];
         self.pool.for_each_chunk(spare, self.part_words(words), cancel, &|_, part| {
@@ -101,7 +105,7 @@ impl Kernels {
             }
         });
         if cancel.is_cancelled() {
-            return Err(LimitsError::Cancelled);
+            return Err(RooflineError::Cancelled);
         }
         // SAFETY: that many were reserved, and all are written: chunks are left out only if `cancel` fires,
         // which it then says ever after.
@@ -110,7 +114,7 @@ impl Kernels {
     }
 
     /// Bytes in a second, if every thread reads its own part of `buffer` in one stream.
-    fn read_rate(&self, buffer: &[u64], cancel: &Cancel) -> Result<f64, LimitsError> {
+    fn read_rate(&self, buffer: &[u64], cancel: &Cancel) -> Result<f64, RooflineError> {
         let parts: Vec<&[u64]> = buffer.chunks(self.part_words(buffer.len())).collect();
         let mut best = 0.0_f64;
         for read in self.table.peaks.reads {
@@ -126,7 +130,7 @@ impl Kernels {
     }
 
     /// Operations in a second, if every thread runs the loop.
-    fn operation_rate(&self, peak: PeakLoop, cancel: &Cancel) -> Result<f64, LimitsError> {
+    fn operation_rate(&self, peak: PeakLoop, cancel: &Cancel) -> Result<f64, RooflineError> {
         let threads = self.pool.threads();
         best_rate(threads as f64 * peak.operations as f64, PASS, cancel, |iterations| {
             self.pool.run(threads, cancel, &|_| {
@@ -147,7 +151,7 @@ fn best_rate(
     shortest: Duration,
     cancel: &Cancel,
     pass: impl Fn(usize),
-) -> Result<f64, LimitsError> {
+) -> Result<f64, RooflineError> {
     let started = Instant::now();
     let (mut best, mut passes, mut repetitions) = (0.0_f64, 0, 1_usize);
     while passes < PASSES || started.elapsed() < REPEAT {
@@ -155,7 +159,7 @@ fn best_rate(
         pass(repetitions);
         let elapsed = began.elapsed();
         if cancel.is_cancelled() {
-            return Err(LimitsError::Cancelled);
+            return Err(RooflineError::Cancelled);
         }
         if elapsed < shortest {
             repetitions = repetitions.saturating_mul(2);
@@ -218,17 +222,17 @@ mod tests {
     fn roofline_limits_are_positive_and_finite_for_any_buffer() {
         for isa in levels() {
             for (threads, bytes) in [(1, BUFFER_BYTES), (3, BUFFER_BYTES + 13), (2, 0)] {
-                let limits = kernels(isa, threads).limits(bytes, &Cancel::never()).unwrap();
-                let bf16 = limits.bf16_operations_per_second;
+                let peaks = kernels(isa, threads).roofline_peaks(bytes, &Cancel::never()).unwrap();
+                let bf16 = peaks.bf16_operations_per_second;
                 for rate in [
-                    limits.read_bytes_per_second,
-                    limits.int8_operations_per_second,
+                    peaks.read_bytes_per_second,
+                    peaks.int8_operations_per_second,
                     bf16.unwrap_or(1.0),
-                    limits.f32_operations_per_second,
+                    peaks.f32_operations_per_second,
                 ] {
-                    assert!(rate.is_finite() && rate > 0.0, "{limits:?}");
+                    assert!(rate.is_finite() && rate > 0.0, "{peaks:?}");
                 }
-                assert!(bf16.is_none() || isa >= Isa::Avx512, "{limits:?}");
+                assert!(bf16.is_none() || isa >= Isa::Avx512, "{peaks:?}");
             }
         }
     }
@@ -237,8 +241,8 @@ mod tests {
     fn roofline_bytes_are_faster_than_floats_where_there_are_instructions() {
         for isa in levels().into_iter().filter(|isa| isa.packs()) {
             let faster = || {
-                let limits = kernels(isa, 1).limits(BUFFER_BYTES, &Cancel::never()).unwrap();
-                limits.int8_operations_per_second >= limits.f32_operations_per_second
+                let peaks = kernels(isa, 1).roofline_peaks(BUFFER_BYTES, &Cancel::never()).unwrap();
+                peaks.int8_operations_per_second >= peaks.f32_operations_per_second
             };
             // Others may have had the core for the whole of one measurement.
             assert!((0..5).any(|_| faster()), "{}", isa.name());
@@ -249,7 +253,10 @@ mod tests {
     fn roofline_threads_neither_multiply_the_limit_nor_divide_it() {
         let isa = *levels().last().expect("one level is always there");
         let rate = |threads| {
-            kernels(isa, threads).limits(BUFFER_BYTES, &Cancel::never()).unwrap().f32_operations_per_second
+            kernels(isa, threads)
+                .roofline_peaks(BUFFER_BYTES, &Cancel::never())
+                .unwrap()
+                .f32_operations_per_second
         };
         // Two threads have between a busy core and two; the bounds leave room for company.
         let sane = || (0.4..3.0).contains(&(rate(2) / rate(1)));
@@ -259,8 +266,8 @@ mod tests {
     #[test]
     fn roofline_stops_when_told_and_says_if_there_is_no_memory() {
         let kernels = kernels(Isa::Scalar, 2);
-        let limits = kernels.limits(BUFFER_BYTES, &Cancel::new(&AtomicBool::new(true)));
-        assert_eq!(limits, Err(LimitsError::Cancelled));
-        assert_eq!(kernels.limits(usize::MAX, &Cancel::never()), Err(LimitsError::NoMemory));
+        let peaks = kernels.roofline_peaks(BUFFER_BYTES, &Cancel::new(&AtomicBool::new(true)));
+        assert_eq!(peaks, Err(RooflineError::Cancelled));
+        assert_eq!(kernels.roofline_peaks(usize::MAX, &Cancel::never()), Err(RooflineError::NoMemory));
     }
 }

@@ -38,7 +38,7 @@ def table(result: BenchResult) -> str:
     if not result.together:
         lines.append("for want of memory the engines took turns, each loading anew")
     if result.roofline:
-        lines += _limits(result.roofline)
+        lines += _peaks(result.roofline)
     lines.append("")
     ran = [engine for engine in result.engines if engine.runs]
     if ran:
@@ -74,7 +74,7 @@ def _row(engine: EngineResult, new_tokens: int) -> tuple[str, ...]:
     )
 
 
-def _limits(roofline: Roofline) -> list[str]:
+def _peaks(roofline: Roofline) -> list[str]:
     if roofline.best is None:
         return [f"the machine's limits were not measured: {roofline.failed}"]
     best = roofline.best

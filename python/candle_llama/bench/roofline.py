@@ -1,8 +1,8 @@
 """How near an engine comes to what the machine can do: memory when decoding, arithmetic in prefill.
 
-To decode a token every weight must be read once; to read a prompt every weight must be multiplied with every
-token. `candle_llama._core.limits` measures how fast that can go at most. What else an engine does (attention,
-norms, sampling) is not counted, so that the fractions are if anything too low.
+Decoding a token reads every weight once; reading a prompt multiplies every weight with every token.
+`candle_llama._core.roofline_peaks` measures how fast that can go at most. What else an engine does (attention,
+norms, sampling) is not counted, so the fractions are, if anything, too low.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from candle_llama.bench.read_checkpoint import StoredTensor
 
-__all__ = ["BUFFER_BYTES", "Limits", "Roofline", "Work", "limits_from"]
+__all__ = ["BUFFER_BYTES", "Peaks", "Roofline", "Work", "peaks_from"]
 
 # Several times what any cache holds: one of 480 MiB gave enough of 512 MiB, read again and again, to raise
 # the limit by 6 %.
@@ -27,7 +27,7 @@ QUANTISED = ("int8", "bf16", "f32")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Peaks:
     """What the threads can do at most, from one measurement or the best of several."""
 
     isa: str
@@ -94,13 +94,13 @@ class Work:
             {head.type_name: 2 * head.size},
         )
 
-    def least_prefill_seconds(self, prompt_tokens: int, limits: Limits) -> float:
+    def least_prefill_seconds(self, prompt_tokens: int, peaks: Peaks) -> float:
         """The time that the arithmetic of a prompt takes at the limits."""
         operations = Counter(self.operations_per_prompt)
         for name, number in self.operations_per_prompt_token.items():
             operations[name] += number * prompt_tokens
         return sum(
-            number / limits.operations_per_second(ARITHMETIC.get(name, QUANTISED))
+            number / peaks.operations_per_second(ARITHMETIC.get(name, QUANTISED))
             for name, number in operations.items()
         )
 
@@ -110,9 +110,9 @@ class Roofline:
     """The machine's limits beside what the checkpoint asks of it."""
 
     work: Work
-    rounds: tuple[Limits, ...] = ()
+    rounds: tuple[Peaks, ...] = ()
     """One measurement for each round."""
-    best: Limits | None = None
+    best: Peaks | None = None
     failed: str | None = None
     """Why there are no limits."""
     warnings: tuple[str, ...] = ()
@@ -147,6 +147,6 @@ class Roofline:
         return lines
 
 
-def limits_from(answer: Mapping[str, Any]) -> Limits:
+def peaks_from(answer: Mapping[str, Any]) -> Peaks:
     """Picks the limits from a worker's answer."""
-    return Limits(**{name: answer[name] for name in Limits.__dataclass_fields__})
+    return Peaks(**{name: answer[name] for name in Peaks.__dataclass_fields__})

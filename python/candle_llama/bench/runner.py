@@ -23,7 +23,7 @@ from candle_llama import _core
 from candle_llama.bench import worker as worker_module
 from candle_llama.bench.engines import ENGINES, OPPONENTS
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
-from candle_llama.bench.roofline import BUFFER_BYTES, Limits, Roofline, Work, limits_from
+from candle_llama.bench.roofline import BUFFER_BYTES, Peaks, Roofline, Work, peaks_from
 from candle_llama.bench.subject import Subject
 
 # New tokens of the warm-up: enough to have run every step of decoding.
@@ -154,7 +154,7 @@ class Contestant:
         return answer
 
 
-class LimitsProbe(Contestant):
+class PeaksProbe(Contestant):
     """Takes its turn among the engines, and measures what the machine can do."""
 
     def start(self) -> None:
@@ -240,8 +240,8 @@ def run_bench(
     needed = sum(ENGINES[c.engine].memory_needed(subject) + OVERHEAD_BYTES for c in contestants)
     work = Work.of(subject.tensors) if roofline else None
     buffer_bytes = min(BUFFER_BYTES, available // 4)
-    limits_request = {"do": "limits", "threads": threads, "buffer_bytes": buffer_bytes}
-    probe = LimitsProbe("limits", limits_request, {})
+    peaks_request = {"do": "peaks", "threads": threads, "buffer_bytes": buffer_bytes}
+    probe = PeaksProbe("peaks", peaks_request, {})
     probes = [probe] if work else []
     together = needed + len(probes) * buffer_bytes <= available
     subject.warm_page_cache()
@@ -254,9 +254,9 @@ def run_bench(
     results = {c.engine: _result(c, contestants, subject, prompt_tokens, new_tokens) for c in contestants}
     results |= {name: EngineResult(name, skipped=reason) for name, reason in skipped.items()}
     engines = [results[name] for name in names]
-    limits = None
+    roofline = None
     if work:
-        engines, limits = _beside_limits(engines, work, probe, prompt_tokens)
+        engines, roofline = _beside_peaks(engines, work, probe, prompt_tokens)
     return BenchResult(
         model=subject.path.name,
         parameters=subject.parameters,
@@ -273,7 +273,7 @@ def run_bench(
             "python": platform.python_version(),
         },
         engines=tuple(engines),
-        roofline=limits,
+        roofline=roofline,
     )
 
 
@@ -355,14 +355,14 @@ def _result(
     )
 
 
-def _beside_limits(
-    engines: list[EngineResult], work: Work, probe: LimitsProbe, prompt_tokens: int
+def _beside_peaks(
+    engines: list[EngineResult], work: Work, probe: PeaksProbe, prompt_tokens: int
 ) -> tuple[list[EngineResult], Roofline]:
     """Compares every engine's medians with the best that was measured of the machine."""
     if probe.failed:
         return engines, Roofline(work, failed=probe.failed)
-    rounds = tuple(limits_from(answer) for answer in probe.answers)
-    roofline = Roofline(work, rounds, Limits.best(rounds))
+    rounds = tuple(peaks_from(answer) for answer in probe.answers)
+    roofline = Roofline(work, rounds, Peaks.best(rounds))
     engines = [
         dataclasses.replace(
             engine,

@@ -5,7 +5,7 @@ engine alone. Requests come on stdin, one answer each goes to what was stdout:
 
     {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "context_length": 640}
     {"do": "run", "prompt": [1, 2, 3], "new_tokens": 64}
-    {"do": "limits", "threads": 2, "buffer_bytes": 536870912}
+    {"do": "peaks", "threads": 2, "buffer_bytes": 536870912}
 
 A request that fails is answered by {"error": "..."}. The process ends when stdin does.
 """
@@ -245,10 +245,11 @@ class Worker:
         }
 
 
-def limits(request: dict[str, Any]) -> dict[str, Any]:
+def peaks(request: dict[str, Any]) -> dict[str, Any]:
     """Measures what the machine can do; in a process without an engine."""
     core = importlib.import_module("candle_llama._core")
-    measured: dict[str, Any] = core.limits(threads=request["threads"], buffer_bytes=request["buffer_bytes"])
+    threads, buffer_bytes = request["threads"], request["buffer_bytes"]
+    measured: dict[str, Any] = core.roofline_peaks(threads=threads, buffer_bytes=buffer_bytes)
     return measured
 
 
@@ -276,7 +277,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()
-    actions = {"load": worker.load, "run": worker.run, "limits": limits}
+    actions = {"load": worker.load, "run": worker.run, "peaks": peaks}
     for line in sys.stdin:
         request = json.loads(line)
         try:

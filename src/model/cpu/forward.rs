@@ -16,83 +16,15 @@
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
-use super::weights::{Layer, Linear, Matrix};
+use super::arithmetic::{Arithmetic, Phase};
+use super::projector::{Projection, Projector, project, project_onto};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{
-    Activation, AttentionSpan, GemmScratch, Kernels, Mlp, Output, PackedProduct, Precision, Product,
-    QuantizedRows, Weight, grown,
-};
+use crate::kernels::{AttentionSpan, GemmScratch, Output, QuantizedRows, grown};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
 /// The most rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
-
-/// The longest prompt whose products are those of generated tokens, but for 16-bit activations: for so few rows
-/// others take longer.
-const PHRASE: usize = 16;
-
-/// The longest prompt that is read with 16-bit activations.
-const SHORT_PROMPT: usize = 128;
-
-/// What a token is to its sequence. Where products need not be exact, it decides how they are computed: see
-/// [`Arithmetic`].
-#[derive(Clone, Copy, PartialEq)]
-enum Phase {
-    /// In a prompt of at most [`PHRASE`] tokens.
-    Phrase,
-    /// In a prompt of at most [`SHORT_PROMPT`] tokens: a chat's question, whose answer hangs on few
-    /// tokens, and which is soon read in any case.
-    ShortPrompt,
-    /// In a longer prompt.
-    Prompt,
-    /// Generated.
-    Decode,
-}
-
-impl Phase {
-    fn of(position: usize, prompt_tokens: usize) -> Self {
-        match prompt_tokens {
-            _ if position >= prompt_tokens => Phase::Decode,
-            tokens if tokens <= PHRASE => Phase::Phrase,
-            tokens if tokens <= SHORT_PROMPT => Phase::ShortPrompt,
-            _ => Phase::Prompt,
-        }
-    }
-
-    fn arithmetic(self) -> Arithmetic {
-        match self {
-            Phase::Phrase => Arithmetic { gemm: None, precision: Precision::Bits16 },
-            Phase::ShortPrompt => Arithmetic { gemm: Some(false), precision: Precision::Bits16 },
-            Phase::Prompt => Arithmetic { gemm: Some(true), precision: Precision::Mixed },
-            Phase::Decode => Arithmetic { gemm: None, precision: Precision::Bits8 },
-        }
-    }
-
-    /// That of the head. A prompt's last token has it as in the shortest prompts: generation begins there, and it is
-    /// often the only one. Others keep 16 bits too: nothing behind the head evens its rounding out.
-    fn head_arithmetic(self, is_last: bool) -> Arithmetic {
-        match self {
-            Phase::Decode => self.arithmetic(),
-            _ if is_last => Phase::Phrase.arithmetic(),
-            _ => Arithmetic { precision: Precision::Bits16, ..self.arithmetic() },
-        }
-    }
-}
-
-/// How products are computed.
-#[derive(Clone, Copy)]
-struct Arithmetic {
-    /// Whether by those for many rows, and then, whether they may be of bf16: see [`Kernels::gemm`].
-    gemm: Option<bool>,
-    /// Of activations that meet packed weights in other products.
-    precision: Precision,
-}
-
-impl Arithmetic {
-    /// Weights are not packed then.
-    const EXACT: Arithmetic = Arithmetic { gemm: None, precision: Precision::Bits16 };
-}
 
 /// Buffers for one chunk; they grow to the largest chunk seen and stay.
 #[derive(Default)]
@@ -120,106 +52,6 @@ pub(super) struct Scratch {
     /// The input of a product, in 8 bits.
     quantized: QuantizedRows,
     gemm: GemmScratch,
-}
-
-/// `out = x · weightᵀ + bias`, replacing what `out` holds, or added to it.
-struct Projection<'a> {
-    weight: &'a Matrix,
-    bias: Option<&'a [f32]>,
-    /// `(rows, out_features)`
-    out: &'a mut [f32],
-    output: Output,
-}
-
-/// A projection that replaces what `out` holds.
-fn project<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
-    Projection { weight: &linear.weight, bias: linear.bias.as_deref(), out, output: Output::Set }
-}
-
-/// As [`project`], added to what `out` holds: the residual connection.
-fn project_onto<'a>(linear: &'a Linear, out: &'a mut [f32]) -> Projection<'a> {
-    Projection { output: Output::Add, ..project(linear, out) }
-}
-
-/// What projections of a chunk need.
-struct Projector<'a> {
-    kernels: &'a Kernels,
-    arithmetic: Arithmetic,
-    /// The input, for weights that want it so.
-    quantized: &'a mut QuantizedRows,
-    /// As `quantized`.
-    gemm: &'a mut GemmScratch,
-    cancel: &'a Cancel<'a>,
-}
-
-impl Projector<'_> {
-    /// Runs projections of the same `x`, `(rows, in_features)`.
-    fn run<'a>(&mut self, x: &[f32], rows: usize, projections: impl IntoIterator<Item = Projection<'a>>) {
-        if rows == 0 {
-            return;
-        }
-        let (mut products, mut packed_products) = (Vec::new(), Vec::new());
-        for Projection { weight, bias, out, mut output } in projections {
-            if let Some(bias) = bias {
-                put_bias(bias, out, output);
-                output = Output::Add;
-            }
-            match weight.view() {
-                Weight::Rows(weight) => products.push(Product { weight, out, output }),
-                Weight::Packed(weight) => packed_products.push(PackedProduct { weight, out, output }),
-            }
-        }
-        let Projector { kernels, arithmetic: Arithmetic { gemm, precision }, cancel, .. } = *self;
-        if !products.is_empty() {
-            match gemm {
-                None => kernels.matmul(x, rows, &mut products, cancel),
-                Some(bf16) => kernels.gemm(x, rows, bf16, &mut products, self.gemm, cancel),
-            }
-        }
-        if packed_products.is_empty() {
-            return;
-        }
-        if gemm == Some(true) && kernels.has_gemm_packed() {
-            kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
-        } else {
-            kernels.quantize(x, rows, precision, self.quantized, cancel);
-            kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
-        }
-    }
-
-    /// Adds a layer's MLP to `out` in one, where the kernels can; else says false.
-    fn run_mlp(
-        &mut self,
-        x: &[f32],
-        rows: usize,
-        layer: &Layer,
-        activation: Activation,
-        out: &mut [f32],
-    ) -> bool {
-        let Projector { kernels, arithmetic, ref mut gemm, cancel, .. } = *self;
-        let Some(bf16) = arithmetic.gemm else { return false };
-        let Layer { gate_proj, up_proj, down_proj, .. } = layer;
-        let [gate, up, down] = [gate_proj, up_proj, down_proj].map(|linear| linear.weight.view());
-        let mlp = Mlp { activation, gate, up, down };
-        let is_taken = gate_proj.bias.is_none() && up_proj.bias.is_none() && kernels.has_gemm_mlp(bf16, &mlp);
-        if is_taken {
-            if let Some(bias) = &down_proj.bias {
-                put_bias(bias, out, Output::Add);
-            }
-            kernels.gemm_mlp(x, rows, bf16, &mlp, out, gemm, cancel);
-        }
-        is_taken
-    }
-}
-
-/// Sets or adds a bias to every row of `out`.
-fn put_bias(bias: &[f32], out: &mut [f32], output: Output) {
-    for row in out.chunks_exact_mut(bias.len()) {
-        match output {
-            Output::Set => row.copy_from_slice(bias),
-            Output::Add => row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias),
-        }
-    }
 }
 
 /// The most bytes that the buffers of a step take, with the logits of one row and a copy of them.
@@ -301,7 +133,7 @@ impl CpuModel {
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
         let mut projector = Projector {
             kernels,
-            arithmetic: if *exact { Arithmetic::EXACT } else { phase.arithmetic() },
+            arithmetic: Arithmetic::of_layers(phase, *exact),
             quantized: &mut scratch.quantized,
             gemm: &mut scratch.gemm,
             cancel,
@@ -350,8 +182,8 @@ impl CpuModel {
                     blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
-            let splits = !*exact && phase == Phase::Prompt;
-            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, splits, attended, cancel);
+            let pairs = projector.arithmetic.attention_bf16_pairs;
+            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, pairs, attended, cancel);
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
@@ -387,9 +219,7 @@ impl CpuModel {
             let (x, rest) = normed.split_at(alike.len() * hidden);
             let (logits, behind) = std::mem::take(&mut out).split_at_mut(alike.len() * config.vocab_size);
             (normed, out) = (rest, behind);
-            if !*exact {
-                projector.arithmetic = phase.head_arithmetic(alike[0]);
-            }
+            projector.arithmetic = Arithmetic::of_head(phase, *exact, alike[0]);
             let lm_head =
                 Projection { weight: weights.lm_head(), bias: None, out: logits, output: Output::Set };
             projector.run(x, alike.len(), [lm_head]);

@@ -2,8 +2,12 @@
 //!
 //! - `weights.rs`: the checkpoint's tensors, checked against the config
 //! - `forward.rs`: the whole decoder stack, for a chunk of rows at a time
+//! - `arithmetic.rs`: which kernel computes a chunk's products, and how activations are rounded
+//! - `projector.rs`: runs them
 
+mod arithmetic;
 mod forward;
+mod projector;
 mod weights;
 
 use crate::checkpoint::Checkpoint;

@@ -1,6 +1,6 @@
 """Writes blocks.txt: random blocks of every storage type, and what the `gguf` package makes of them.
 
-Run `python crates/kernels/tests/golden/blocks.py` after adding a type; a test compares the file with this script's output.
+Run this script after adding a type; a test compares the file with its output.
 """
 
 from pathlib import Path

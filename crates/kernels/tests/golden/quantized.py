@@ -1,6 +1,6 @@
 """Writes quantized.txt: rows of float32, and the blocks that the `gguf` package makes of them.
 
-Run `python crates/kernels/tests/golden/quantized.py` after adding a type; a test compares the file with its output.
+Run this script after adding a type; a test compares the file with its output.
 """
 
 from pathlib import Path

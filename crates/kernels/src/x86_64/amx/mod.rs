@@ -15,7 +15,7 @@ mod widen;
 
 use super::avx512;
 use crate::WeightType;
-use crate::dispatch::{Gemm, KernelTable, SplitAttention};
+use crate::dispatch::{Bf16PairAttention, Gemm, KernelTable};
 
 /// Products of activations in bf16.
 const GEMM_BF16: Gemm = Gemm {
@@ -34,7 +34,7 @@ const GEMM_BF16: Gemm = Gemm {
 /// Every kernel of this level.
 pub(crate) const TABLE: KernelTable = KernelTable {
     gemm_bf16: Some(GEMM_BF16),
-    gemm_split: Some(Gemm {
+    gemm_bf16_pairs: Some(Gemm {
         run: gemm::gemm::<2>,
         run_gated: Some(gemm::gated::<2>),
         pack_rows: gemm::pack_rows::<2>,
@@ -43,7 +43,7 @@ pub(crate) const TABLE: KernelTable = KernelTable {
         takes_packed: false,
         ..GEMM_BF16
     }),
-    attention_split: Some(SplitAttention { run: attention::attention, takes: attention::takes }),
+    attention_bf16_pairs: Some(Bf16PairAttention { run: attention::attention, takes: attention::takes }),
     peaks: peak::PEAKS,
     ..avx512::TABLE
 };

@@ -2,7 +2,7 @@
 
 use super::load::MOST_THREADS;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Kernels, Limits, LimitsError};
+use crate::kernels::{Isa, Kernels, RooflineError, RooflinePeaks};
 use crate::model::Cancel;
 use crate::sys;
 
@@ -18,7 +18,11 @@ const FEWEST_BYTES: usize = 1 << 20;
 /// - [`Error::InvalidArgument`] for `threads` and `buffer_bytes`
 /// - [`Error::OutOfMemory`] if there is no room for the buffer
 /// - [`Error::Cancelled`]
-pub fn limits(threads: Option<usize>, buffer_bytes: usize, cancel: &Cancel) -> Result<(Isa, Limits)> {
+pub fn roofline_peaks(
+    threads: Option<usize>,
+    buffer_bytes: usize,
+    cancel: &Cancel,
+) -> Result<(Isa, RooflinePeaks)> {
     let threads = match threads {
         Some(threads @ 1..=MOST_THREADS) => threads,
         Some(other) => {
@@ -45,10 +49,10 @@ pub fn limits(threads: Option<usize>, buffer_bytes: usize, cancel: &Cancel) -> R
     let isa = Isa::available().last().unwrap_or(Isa::Scalar);
     let kernels = Kernels::new(isa, threads)
         .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
-    match kernels.limits(buffer_bytes, cancel) {
-        Ok(limits) => Ok((isa, limits)),
-        Err(LimitsError::NoMemory) => Err(out_of_memory(free)),
-        Err(LimitsError::Cancelled) => Err(Error::Cancelled),
+    match kernels.roofline_peaks(buffer_bytes, cancel) {
+        Ok(peaks) => Ok((isa, peaks)),
+        Err(RooflineError::NoMemory) => Err(out_of_memory(free)),
+        Err(RooflineError::Cancelled) => Err(Error::Cancelled),
     }
 }
 
@@ -57,25 +61,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_of_the_best_level_that_the_cpu_has() {
-        let (isa, limits) = limits(Some(1), FEWEST_BYTES, &Cancel::never()).unwrap();
+    fn roofline_peaks_are_of_the_best_level_that_the_cpu_has() {
+        let (isa, peaks) = roofline_peaks(Some(1), FEWEST_BYTES, &Cancel::never()).unwrap();
         assert_eq!(Some(isa), Isa::available().last());
-        assert!(limits.read_bytes_per_second > 0.0);
+        assert!(peaks.read_bytes_per_second > 0.0);
     }
 
     #[test]
-    fn limits_refuse_bad_arguments_and_more_memory_than_there_is() {
+    fn roofline_peaks_refuse_bad_arguments_and_more_memory_than_there_is() {
         for (threads, bytes, name) in [
             (0, FEWEST_BYTES, "threads"),
             (MOST_THREADS + 1, FEWEST_BYTES, "threads"),
             (1, 0, "buffer_bytes"),
         ] {
-            match limits(Some(threads), bytes, &Cancel::never()) {
+            match roofline_peaks(Some(threads), bytes, &Cancel::never()) {
                 Err(Error::InvalidArgument { argument, .. }) => assert_eq!(argument, name),
                 other => panic!("{other:?}"),
             }
         }
-        let huge = limits(Some(1), usize::MAX, &Cancel::never());
+        let huge = roofline_peaks(Some(1), usize::MAX, &Cancel::never());
         assert!(matches!(huge, Err(Error::OutOfMemory { .. })), "{huge:?}");
     }
 }

@@ -1,0 +1,90 @@
+//! How the products of a chunk are computed: which kernel, and how activations are rounded.
+//!
+//! Only the row's place in its sequence decides (prompt or generated, length of the prompt), never the batch,
+//! so that an answer does not depend on what runs beside it. docs/kernels.md has the table and its error.
+
+use crate::kernels::{GemmInput, Precision};
+
+/// The longest prompt that is read with the kernel of generated tokens. For so few rows it is the fastest.
+const PHRASE: usize = 16;
+
+/// The longest prompt that is read with 16-bit activations.
+const SHORT_PROMPT: usize = 128;
+
+/// What a token is to its sequence.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Phase {
+    /// In a prompt of at most [`PHRASE`] tokens.
+    Phrase,
+    /// In a prompt of at most [`SHORT_PROMPT`] tokens. A chat's question is one: its answer depends on few
+    /// tokens, and it is read in little time at any precision.
+    ShortPrompt,
+    /// In a longer prompt.
+    Prompt,
+    /// Generated.
+    Decode,
+}
+
+impl Phase {
+    /// The phase of the token at `position` of a sequence whose first `prompt_tokens` tokens are its prompt.
+    pub(super) fn of(position: usize, prompt_tokens: usize) -> Self {
+        match prompt_tokens {
+            _ if position >= prompt_tokens => Phase::Decode,
+            tokens if tokens <= PHRASE => Phase::Phrase,
+            tokens if tokens <= SHORT_PROMPT => Phase::ShortPrompt,
+            _ => Phase::Prompt,
+        }
+    }
+}
+
+/// Which kernel multiplies by weights that lie in rows.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum ProductKind {
+    /// [`crate::kernels::Kernels::matmul`]: f32 activations, one order of summation for any number of rows.
+    Matmul,
+    /// [`crate::kernels::Kernels::gemm`]: for many rows.
+    Gemm(GemmInput),
+}
+
+/// How the products of a chunk are computed.
+#[derive(Clone, Copy)]
+pub(super) struct Arithmetic {
+    /// The kernel for weights in rows.
+    pub(super) product: ProductKind,
+    /// How activations are quantised for packed weights.
+    pub(super) precision: Precision,
+    /// Whether attention may compute with sums of two bf16.
+    pub(super) attention_bf16_pairs: bool,
+}
+
+impl Arithmetic {
+    /// f32 everywhere. Weights are not packed then, so `precision` decides nothing.
+    const EXACT: Arithmetic = Arithmetic {
+        product: ProductKind::Matmul,
+        precision: Precision::Bits16,
+        attention_bf16_pairs: false,
+    };
+
+    /// The arithmetic of the decoder layers.
+    pub(super) fn of_layers(phase: Phase, exact: bool) -> Self {
+        let (product, precision) = match phase {
+            _ if exact => return Arithmetic::EXACT,
+            Phase::Phrase => (ProductKind::Matmul, Precision::Bits16),
+            Phase::ShortPrompt => (ProductKind::Gemm(GemmInput::Bf16Pairs), Precision::Bits16),
+            Phase::Prompt => (ProductKind::Gemm(GemmInput::Bf16), Precision::Mixed),
+            Phase::Decode => (ProductKind::Matmul, Precision::Bits8),
+        };
+        Arithmetic { product, precision, attention_bf16_pairs: phase == Phase::Prompt }
+    }
+
+    /// The arithmetic of the output head. Its rounding error goes straight into the logits, so every row of a
+    /// prompt has 16-bit activations there. The prompt's last row, where generation begins, uses the kernel of
+    /// the shortest prompts.
+    pub(super) fn of_head(phase: Phase, exact: bool, ends_prompt: bool) -> Self {
+        match phase {
+            Phase::Decode => Arithmetic::of_layers(phase, exact),
+            _ if ends_prompt => Arithmetic::of_layers(Phase::Phrase, exact),
+            _ => Arithmetic { precision: Precision::Bits16, ..Arithmetic::of_layers(phase, exact) },
+        }
+    }
+}
