@@ -1,7 +1,7 @@
 """How near an engine comes to what the machine can do: memory when decoding, arithmetic in prefill.
 
 Decoding a token reads every weight once; reading a prompt multiplies every weight with every token.
-`candle_llama._core.roofline_peaks` measures how fast that can go at most. What else an engine does (attention,
+`candle_llama._core.roofline_peaks` measures how fast that can go at most. Other work of an engine (attention,
 norms, sampling) is not counted, so the fractions are, if anything, too low.
 """
 
