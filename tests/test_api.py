@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import importlib
+import inspect
 import json
 import pickle
 import shutil
@@ -357,3 +358,33 @@ def test_docstring_examples_run(module):
 
 def write_generation_config(folder: Path, **fields: object) -> None:
     (folder / "generation_config.json").write_text(json.dumps(fields))
+
+
+def test_help_names_every_option_of_load():
+    loading = inspect.signature(candle_llama.load).parameters
+    assert next(iter(loading)) == "source"
+    assert {"device", "kv_dtype", "context_length", "revision", "progress"} <= set(loading)
+    assert loading["kv_dtype"].default == "auto"
+    assert set(inspect.signature(candle_llama.estimate_memory).parameters) == set(loading)
+    described = candle_llama.load.__doc__ or ""
+    assert all(f"{name}:" in described for name in loading)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"contxt_length": 3}, TypeError, "unknown option 'contxt_length'; did you mean 'context_length'"),
+        ({"zzz": 3}, TypeError, "the parameters are source, revision"),
+        ({"threads": 0}, ValueError, "threads must be at least 1, not 0"),
+        ({"threads": "2"}, TypeError, "threads must be an int or None, not str"),
+        ({"dtype": "int8"}, ValueError, '"int8" is not one of auto, float32, float16, bfloat16'),
+        ({"dtype": 8}, TypeError, "dtype must be a str, not int"),
+        ({"compute": ""}, ValueError, "is not one of auto, exact"),
+        ({"quantize": "q9_9"}, ValueError, "is not one of None, q8_0, q4_0"),
+        ({"engine": "gpu"}, ValueError, "is not one of auto, cpu, candle"),
+    ],
+)
+@pytest.mark.parametrize("function", [candle_llama.load, candle_llama.estimate_memory])
+def test_options_are_checked_by_name(tiny, function, options, error, message):
+    with pytest.raises(error, match=message):
+        function(tiny, **options)

@@ -347,7 +347,7 @@ def test_ctrl_c_ends_the_measurement_of_the_limits() -> None:
         "threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()\n"
         "try:\n"
         "    while True:\n"
-        "        _core.limits(threads=2, buffer_bytes=8 << 20)\n"
+        "        _core.roofline_peaks(threads=2, buffer_bytes=8 << 20)\n"
         "except KeyboardInterrupt:\n"
         "    print('interrupted')"
     )

@@ -23,20 +23,7 @@ __version__: str
 
 @final
 class Llama:
-    def __new__(
-        cls,
-        path: str,
-        *,
-        device: str,
-        dtype: str,
-        quantize: str | None,
-        compute: str,
-        kv_dtype: str,
-        engine: str,
-        threads: int | None,
-        context_length: int | None,
-        strict: bool,
-    ) -> Llama: ...
+    def __new__(cls, path: str, options: dict[str, Any]) -> Llama: ...
     @property
     def config(self) -> dict[str, Any]: ...
     @property
@@ -85,17 +72,7 @@ class Tokenizer:
     def kind(self) -> str: ...
 
 def inspect(path: str) -> dict[str, Any]: ...
-def estimate_memory(
-    path: str,
-    *,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    compute: str,
-    kv_dtype: str,
-    engine: str,
-    context_length: int | None,
-) -> dict[str, Any]: ...
+def estimate_memory(path: str, options: dict[str, Any]) -> dict[str, Any]: ...
 def quantize(
     source: str,
     destination: str,

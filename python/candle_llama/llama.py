@@ -5,12 +5,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, Unpack, overload
+from typing import Any, Self, TypeAlias, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from candle_llama import _core, hub, sampling
+from candle_llama.options import LOADING, SOURCE, LoadOptions, check_positive, keywords, pick
 from candle_llama.sampling import SamplingOptions, SamplingParams
 from candle_llama.stream import Stream, completion
 from candle_llama.tokenizer import Tokenizer, checked_token_ids
@@ -30,24 +31,8 @@ Prompt: TypeAlias = str | TokenIds
 _MOST_LOGITS_BYTES = 2 * 1024**3
 
 
-def load(
-    source: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
-    quantize: Literal["q8_0", "q4_0"] | None = None,
-    compute: Literal["auto", "exact"] = "auto",
-    kv_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto",
-    engine: Literal["auto", "cpu", "candle"] = "auto",
-    threads: int | None = None,
-    context_length: int | None = None,
-    strict: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: bool = True,
-) -> "Llama":
+@keywords(SOURCE, LOADING)
+def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Llama":
     """Loads a model.
 
     Args:
@@ -94,30 +79,13 @@ def load(
         >>> llm.load_report.lm_head
         'tied'
     """
-    for name, value in (("threads", threads), ("context_length", context_length)):
-        if value is not None:
-            check_positive(name, value)
-    where: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "progress": progress,
-    }
-    how: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "quantize": quantize,
-        "compute": compute,
-        "kv_dtype": kv_dtype,
-        "engine": engine,
-        "threads": threads,
-        "context_length": context_length,
-        "strict": strict,
-    }
-    path = hub.resolve(source, token=token, **where)
-    llm = Llama(_core.Llama(str(path), **how), hub.portable(source), where, how)
+    where, how = pick(options, SOURCE), pick(options, LOADING)
+    path = hub.resolve(source, **where)
+    # An access token is not kept: models are pickled.
+    del where["token"]
+    llm = Llama(_core.Llama(str(path), how), hub.portable(source), where, how)
     for message in llm.load_report.warnings:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=3)
     return llm
 
 
@@ -478,14 +446,6 @@ def _prompt(prompt: Any, name: str) -> str | list[int]:
     if not isinstance(prompt, list | tuple) and not hasattr(prompt, "dtype"):
         raise TypeError(f"{name} must be a str or a list of token ids, not {type(prompt).__name__}")
     return checked_token_ids(prompt, name)
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises TypeError or ValueError if a value is not an int of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
-    if not 1 <= value < 2**63:
-        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def _load_report(fields: dict[str, Any]) -> LoadReport:

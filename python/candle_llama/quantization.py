@@ -5,12 +5,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 from candle_llama import _core, hub
-from candle_llama.llama import check_positive
+from candle_llama.options import SOURCE, SourceOptions, check_positive, keywords, pick
 from candle_llama.types import QuantizeReport, StorageType
 
 
+@keywords(SOURCE)
 def quantize(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
@@ -20,11 +22,7 @@ def quantize(
     allow_requantize: bool = False,
     tokenizer: bool = True,
     threads: int | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: bool = True,
+    **options: Unpack[SourceOptions],
 ) -> QuantizeReport:
     """Writes a model as one GGUF file, which llama.cpp reads too.
 
@@ -43,11 +41,7 @@ def quantize(
             original does.
         tokenizer: False leaves the tokenizer out, for those that GGUF cannot express.
         threads: None takes the cores that this process may really use.
-        revision: Branch, tag or commit on the hub.
-        token: Access token for the hub.
-        cache_dir: Where downloads are kept.
-        local_files_only: Stay off the network.
-        progress: Show progress if stderr is a terminal.
+        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `progress`, as for `load`.
 
     Returns:
         What was written. Its warnings are raised as `UserWarning`s, too.
@@ -74,15 +68,8 @@ def quantize(
     """
     if threads is not None:
         check_positive("threads", threads)
-    path = hub.resolve(
-        source,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        progress=progress,
-    )
-    bar = _Bar() if progress and sys.stderr is not None and sys.stderr.isatty() else None
+    path = hub.resolve(source, **pick(options, SOURCE))
+    bar = _Bar() if options["progress"] and sys.stderr is not None and sys.stderr.isatty() else None
     tell: Callable[[int, int], None] | None = bar.show if bar else None
     try:
         fields = _core.quantize(
@@ -99,7 +86,7 @@ def quantize(
         if bar:
             bar.clear()
     for message in fields["warnings"]:
-        warnings.warn(message, UserWarning, stacklevel=2)
+        warnings.warn(message, UserWarning, stacklevel=3)
     tensors = {name: StorageType(**size) for name, size in fields["tensors"].items()}
     return QuantizeReport(**{**fields, "tensors": tensors})
 

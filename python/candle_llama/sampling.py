@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 from candle_llama import _core
+from candle_llama.options import suggestion
 
 OnOverflow = Literal["error", "truncate_left"]
 
@@ -184,17 +185,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
                 raise TypeError("max_tokens is another name of max_new_tokens: give one of them")
             name = "max_new_tokens"
         if name not in FIELDS:
-            raise TypeError(f"unknown sampling parameter {name!r}{_suggestion(name)}")
+            raise TypeError(f"unknown sampling parameter {name!r}{suggestion(name, [*FIELDS, 'max_tokens'])}")
         values[name] = None if value is None else _CONVERTERS[FIELDS[name].metadata["kind"]](name, value)
     return values
-
-
-def _suggestion(name: str) -> str:
-    # Seldom needed, and slow to import.
-    import difflib
-
-    close = difflib.get_close_matches(name, [*FIELDS, "max_tokens"], n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; the parameters are {', '.join(FIELDS)}"
 
 
 def _wrong(name: str, expected: str, value: object) -> TypeError:

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from candle_llama import _core, hub
+from candle_llama.options import SOURCE, SourceOptions, keywords, pick
 from candle_llama.types import Message
 
 
@@ -112,24 +113,13 @@ class Tokenizer:
         )
 
 
-def load_tokenizer(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    progress: bool = True,
-) -> Tokenizer:
+@keywords(SOURCE)
+def load_tokenizer(source: str | os.PathLike[str], **options: Unpack[SourceOptions]) -> Tokenizer:
     """Loads a tokenizer without its model; GGUF files that hold only a vocabulary will do.
 
     Args:
         source: As for `load`.
-        revision: As for `load`, like all that follows.
-        token: Access token for the hub.
-        cache_dir: Where downloads are kept.
-        local_files_only: Stay off the network.
-        progress: Show progress bars if stderr is a terminal.
+        **options: `revision`, `token`, `cache_dir`, `local_files_only` and `progress`, as for `load`.
 
     Raises:
         FileNotFoundError: There is no such source, or no tokenizer in it.
@@ -141,14 +131,11 @@ def load_tokenizer(
         >>> candle_llama.load_tokenizer("demo").vocab_size
         49152
     """
-    options: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "progress": progress,
-    }
-    path = hub.resolve(source, token=token, weights=False, **options)
-    return Tokenizer(_core.Tokenizer.open(str(path)), hub.portable(source), options)
+    where = pick(options, SOURCE)
+    path = hub.resolve(source, weights=False, **where)
+    # An access token is not kept: tokenizers are pickled.
+    del where["token"]
+    return Tokenizer(_core.Tokenizer.open(str(path)), hub.portable(source), where)
 
 
 def _reload(source: str, options: dict[str, Any]) -> Tokenizer:

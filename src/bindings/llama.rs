@@ -42,32 +42,7 @@ impl From<PyPrompt> for Prompt {
 #[pymethods]
 impl PyLlama {
     #[new]
-    #[pyo3(signature = (path, *, device, dtype, quantize, compute, kv_dtype, engine, threads, context_length, strict))]
-    #[allow(clippy::too_many_arguments)] // Python's keyword arguments
-    fn new(
-        py: Python<'_>,
-        path: PathBuf,
-        device: String,
-        dtype: String,
-        quantize: Option<String>,
-        compute: String,
-        kv_dtype: String,
-        engine: String,
-        threads: Option<usize>,
-        context_length: Option<usize>,
-        strict: bool,
-    ) -> PyResult<Self> {
-        let options = LoadOptions {
-            device,
-            dtype,
-            quantize,
-            compute,
-            kv_dtype,
-            engine,
-            threads,
-            context_length,
-            strict,
-        };
+    fn new(py: Python<'_>, path: PathBuf, options: LoadOptions) -> PyResult<Self> {
         detach_engine(py, |cancel| Llama::load(&path, &options, cancel)).map(PyLlama)
     }
 

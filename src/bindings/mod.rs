@@ -3,12 +3,14 @@
 //! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
 //! - `error.rs`: our errors as the classes of `candle_llama.errors`
 //! - `convert.rs`: JSON values and records to Python's and back
+//! - `options.rs`: keywords as `LoadOptions`
 //! - `llama.rs`, `tokenizer.rs`: the classes; `quantize.rs`, `roofline.rs`, `system.rs`: functions without one
 
 mod convert;
 mod detach;
 mod error;
 mod llama;
+mod options;
 mod quantize;
 mod roofline;
 mod system;

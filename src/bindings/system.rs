@@ -52,29 +52,11 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
 
 /// What a model takes, before it is loaded.
 #[pyfunction]
-#[pyo3(signature = (path, *, device, dtype, quantize, compute, kv_dtype, engine, context_length))]
-#[allow(clippy::too_many_arguments)] // the keywords of one Python call
 pub(super) fn estimate_memory(
     py: Python<'_>,
     path: PathBuf,
-    device: String,
-    dtype: String,
-    quantize: Option<String>,
-    compute: String,
-    kv_dtype: String,
-    engine: String,
-    context_length: Option<usize>,
+    options: LoadOptions,
 ) -> PyResult<Bound<'_, PyDict>> {
-    let options = LoadOptions {
-        device,
-        dtype,
-        quantize,
-        compute,
-        kv_dtype,
-        engine,
-        context_length,
-        ..LoadOptions::default()
-    };
     let estimate = detach_engine(py, |_| llama::estimate_memory(&path, &options))?;
     convert::memory_estimate(py, &estimate)
 }

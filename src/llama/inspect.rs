@@ -1,6 +1,6 @@
 //! What a checkpoint is, without loading its weights.
 
-use super::load::open_checkpoint;
+use super::opened::open_checkpoint;
 use crate::checkpoint::tied::{HeadChoice, choose_head};
 use crate::checkpoint::{Format, TensorInfo};
 use crate::config::LlamaConfig;

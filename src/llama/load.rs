@@ -2,71 +2,29 @@
 
 use super::Llama;
 use super::memory::{self, MemoryEstimate};
-use crate::checkpoint::tied::{self, HeadChoice, LmHead};
-use crate::checkpoint::{Checkpoint, Format};
-use crate::config::{GenerationConfig, LlamaConfig};
+use super::opened::Opened;
+use super::options::{Choices, EngineKind, FloatType, LoadOptions};
+use crate::checkpoint::tied::LmHead;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::kernels::{Cancel, Isa, WeightType};
-use crate::kv_cache::KvShape;
+use crate::kernels::{Cancel, Isa};
 use crate::model::candle::CandleModel;
-use crate::model::cpu::{CpuModel, CpuOptions, Types};
+use crate::model::cpu::{CpuModel, CpuOptions};
 use crate::model::{Model, Storage};
 use crate::sys::Process;
 use crate::tokenizer::Tokenizer;
 use crate::{device, sys};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// What `load` may be told; the defaults are the fields' "auto" and None.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// "auto", "cpu", "cuda", "cuda:N" or "metal".
-    pub device: String,
-    /// "auto" keeps the checkpoint's storage types; "float32", "float16", "bfloat16".
-    pub dtype: String,
-    /// None, "q8_0" or "q4_0": what float matrices are quantised to, tensor by tensor.
-    pub quantize: Option<String>,
-    /// "auto", or "exact": float32 activations, keys and values everywhere.
-    pub compute: String,
-    /// The type of cached keys and values: "auto" is float16, in exact mode float32; "float16", "bfloat16",
-    /// "float32".
-    pub kv_dtype: String,
-    /// "auto", "cpu" or "candle".
-    pub engine: String,
-    /// None: the cores that this process may use.
-    pub threads: Option<usize>,
-    /// None: the model's own, bounded by memory.
-    pub context_length: Option<usize>,
-    /// Refuse what would otherwise load with a warning.
-    pub strict: bool,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        let auto = || "auto".to_owned();
-        LoadOptions {
-            device: auto(),
-            dtype: auto(),
-            quantize: None,
-            compute: auto(),
-            kv_dtype: auto(),
-            engine: auto(),
-            threads: None,
-            context_length: None,
-            strict: false,
-        }
-    }
-}
-
 /// What was loaded, and how.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
-    /// "cpu" or "candle".
+    /// The decoder's name.
     pub engine: &'static str,
-    /// The device, as [`LoadOptions::device`] spells it.
+    /// The device's name.
     pub device: String,
     /// "auto" or "exact".
     pub compute: &'static str,
@@ -92,204 +50,41 @@ pub struct LoadReport {
     pub bytes: u64,
 }
 
-/// The options, parsed.
-pub(super) struct Choices {
-    pub(super) dtype: Option<WeightType>,
-    quantize: Option<WeightType>,
-    pub(super) exact: bool,
-    /// As asked for.
-    kv_dtype: Option<WeightType>,
-    engine: Option<EngineKind>,
-    pub(super) device: Device,
-    threads: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum EngineKind {
-    Cpu,
-    Candle,
-}
-
-/// The most threads that a caller may ask for: far above any machine's cores.
-pub(super) const MOST_THREADS: usize = 4096;
 /// The context that is offered however little memory is left.
 const LEAST_CONTEXT: usize = 512;
 
-impl Choices {
-    pub(super) fn new(options: &LoadOptions) -> Result<Self> {
-        let unknown = |argument: &str, value: &str, known: &str| {
-            Error::argument(argument, format!("{value:?} is not one of {known}"))
-        };
-        let float = |argument: &str, value: &str| match value {
-            "auto" => Ok(None),
-            "float32" => Ok(Some(WeightType::F32)),
-            "float16" => Ok(Some(WeightType::F16)),
-            "bfloat16" => Ok(Some(WeightType::BF16)),
-            other => Err(unknown(argument, other, "auto, float32, float16, bfloat16")),
-        };
-        let dtype = float("dtype", &options.dtype)?;
-        let kv_dtype = float("kv_dtype", &options.kv_dtype)?;
-        let quantize = match options.quantize.as_deref() {
-            None => None,
-            Some("q8_0") => Some(WeightType::Q8_0),
-            Some("q4_0") => Some(WeightType::Q4_0),
-            Some(other) => return Err(unknown("quantize", other, "None, q8_0, q4_0")),
-        };
-        if let (Some(_), Some(dtype)) = (quantize, dtype) {
-            let reason = format!("cannot be with dtype {dtype}: quantised weights have one type");
-            return Err(Error::argument("quantize", reason));
-        }
-        let exact = match options.compute.as_str() {
-            "auto" => false,
-            "exact" => true,
-            other => return Err(unknown("compute", other, "auto, exact")),
-        };
-        if exact && !matches!(kv_dtype, None | Some(WeightType::F32)) {
-            let reason = format!(
-                "{:?} cannot be with compute=\"exact\", which keeps keys and values in float32",
-                options.kv_dtype
-            );
-            return Err(Error::argument("kv_dtype", reason));
-        }
-        let engine = match options.engine.as_str() {
-            "auto" => None,
-            "cpu" => Some(EngineKind::Cpu),
-            "candle" => Some(EngineKind::Candle),
-            other => return Err(unknown("engine", other, "auto, cpu, candle")),
-        };
-        // The cpu engine takes no accelerator, so "auto" must not find one for it.
-        let name =
-            if engine == Some(EngineKind::Cpu) && options.device == "auto" { "cpu" } else { &options.device };
-        let device = device::open(name)?;
-        if engine == Some(EngineKind::Cpu) && !device.is_cpu() {
-            return Err(Error::argument("engine", format!("\"cpu\" does not run on device {name}")));
-        }
-        let threads = match options.threads {
-            Some(threads @ 1..=MOST_THREADS) => threads,
-            Some(other) => {
-                return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}")));
-            }
-            None => sys::usable_cores(),
-        };
-        Ok(Choices { dtype, quantize, exact, kv_dtype, engine, device, threads })
+/// The context that is offered, and the bytes that keys and values of all sequences may take.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] if the model has no room, or not with the context that was asked for.
+fn context(
+    opened: &Opened,
+    options: &LoadOptions,
+    choices: &Choices,
+    warnings: &mut Vec<String>,
+    notes: &mut Vec<String>,
+) -> Result<(usize, u64)> {
+    let own = opened.config.context_length();
+    let asked = opened.asked_context(options)?;
+    if asked > own {
+        warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
     }
-
-    /// In which types the cpu engine holds weights.
-    pub(super) fn types(&self) -> Types {
-        Types { dtype: self.dtype, quantize: self.quantize }
+    // A GPU's memory is Candle's to ask for.
+    let memory = if choices.device.is_cpu() { sys::memory() } else { None };
+    let Some(memory) = memory else { return Ok((asked, u64::MAX)) };
+    let least = options.context_length.unwrap_or(own.min(LEAST_CONTEXT));
+    let needed = MemoryEstimate::new(opened, choices, least);
+    warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
+    let block_bytes = opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX);
+    let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
+    let fits = fits.max(LEAST_CONTEXT);
+    let context_length = options.context_length.unwrap_or(own.min(fits));
+    if context_length < asked {
+        notes.push(format!(
+            "context_length is {context_length}, not the model's own {own}, for want of memory"
+        ));
     }
-
-    /// Whether Candle's Llama is tried; else it is the cpu engine.
-    pub(super) fn tries_candle(&self) -> bool {
-        self.engine == Some(EngineKind::Candle) || !self.device.is_cpu()
-    }
-
-    /// The type of the cpu engine's keys and values.
-    pub(super) fn kv_dtype(&self) -> WeightType {
-        self.kv_dtype.unwrap_or(if self.exact { WeightType::F32 } else { WeightType::F16 })
-    }
-}
-
-/// Everything that is known before weights are read.
-pub(super) struct Opened {
-    pub(super) checkpoint: Arc<Checkpoint>,
-    pub(super) config: LlamaConfig,
-    generation: GenerationConfig,
-    pub(super) head: HeadChoice,
-}
-
-impl Opened {
-    pub(super) fn new(path: &Path, strict: bool) -> Result<Self> {
-        let (checkpoint, config) = open_checkpoint(path)?;
-        let generation = match checkpoint.format() {
-            Format::Safetensors => GenerationConfig::from_folder(path)?,
-            Format::Gguf => GenerationConfig::default(),
-        };
-        let head = tied::choose_head(&checkpoint, config.tie_word_embeddings, strict)?;
-        check_sizes(&checkpoint, &config)?;
-        Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
-    }
-
-    /// The context that was asked for; else the model's own.
-    pub(super) fn asked_context(&self, options: &LoadOptions) -> Result<usize> {
-        match options.context_length {
-            Some(asked) if !(1..=crate::config::MAX_SIZE).contains(&asked) => {
-                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
-                Err(Error::argument("context_length", reason))
-            }
-            asked => Ok(asked.unwrap_or(self.config.context_length())),
-        }
-    }
-
-    /// The shape of the cpu engine's keys and values.
-    pub(super) fn kv_shape(&self, dtype: WeightType) -> KvShape {
-        KvShape {
-            layers: self.config.num_hidden_layers,
-            kv_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-            dtype,
-        }
-    }
-
-    /// The context that is offered, and the bytes that keys and values of all sequences may take.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] if the model has no room, or not with the context that was asked for.
-    fn context(
-        &self,
-        options: &LoadOptions,
-        choices: &Choices,
-        warnings: &mut Vec<String>,
-        notes: &mut Vec<String>,
-    ) -> Result<(usize, u64)> {
-        let own = self.config.context_length();
-        let asked = self.asked_context(options)?;
-        if asked > own {
-            warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
-        }
-        // A GPU's memory is Candle's to ask for.
-        let memory = if choices.device.is_cpu() { sys::memory() } else { None };
-        let Some(memory) = memory else { return Ok((asked, u64::MAX)) };
-        let least = options.context_length.unwrap_or(own.min(LEAST_CONTEXT));
-        let needed = MemoryEstimate::new(self, choices, least);
-        warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
-        let block_bytes = self.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX);
-        let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
-        let fits = fits.max(LEAST_CONTEXT);
-        let context_length = options.context_length.unwrap_or(own.min(fits));
-        if context_length < asked {
-            notes.push(format!(
-                "context_length is {context_length}, not the model's own {own}, for want of memory"
-            ));
-        }
-        Ok((context_length, budget))
-    }
-}
-
-/// Checks the config's sizes against one tensor of each shape. Otherwise a config that lies would seem to
-/// ask for more memory than there is.
-fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let query = config.num_attention_heads * config.head_dim;
-    let key_value = config.num_key_value_heads * config.head_dim;
-    checkpoint.check_shape(tied::EMBED_TOKENS, &[config.vocab_size, hidden])?;
-    checkpoint.check_shape("model.layers.0.self_attn.q_proj.weight", &[query, hidden])?;
-    checkpoint.check_shape("model.layers.0.self_attn.k_proj.weight", &[key_value, hidden])?;
-    checkpoint.check_shape("model.layers.0.mlp.gate_proj.weight", &[inner, hidden])
-}
-
-/// Opens a checkpoint and reads its config, without touching weights.
-pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> {
-    // A folder's config first: a folder without one is told so, whatever else it lacks.
-    if path.is_dir() {
-        let config = LlamaConfig::from_folder(path)?;
-        return Ok((Checkpoint::open(path)?, config));
-    }
-    let checkpoint = Checkpoint::open(path)?;
-    let metadata =
-        checkpoint.metadata().ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
-    let config = LlamaConfig::from_gguf(metadata, Some(&checkpoint))?;
-    Ok((checkpoint, config))
+    Ok((context_length, budget))
 }
 
 pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Llama> {
@@ -301,7 +96,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     warnings.extend(opened.generation.warnings.iter().cloned());
     let mut notes = Vec::new();
 
-    let (context_length, kv_bytes) = opened.context(options, &choices, &mut warnings, &mut notes)?;
+    let (context_length, kv_bytes) = context(&opened, options, &choices, &mut warnings, &mut notes)?;
     let (model, kind, kv_dtype) =
         load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings, cancel)?;
     let storage = model.storage();
@@ -333,10 +128,10 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
 
     let cpu = kind == EngineKind::Cpu;
     let report = LoadReport {
-        engine: if cpu { "cpu" } else { "candle" },
+        engine: kind.name(),
         device: if cpu { "cpu".into() } else { device::name(&choices.device) },
-        compute: if choices.exact { "exact" } else { "auto" },
-        kv_dtype: float_name(kv_dtype),
+        compute: options.compute.name(),
+        kv_dtype: kv_dtype.name(),
         isa: if cpu { Some(detect_isa()?.name()) } else { None },
         threads: choices.threads,
         lm_head: opened.head.lm_head,
@@ -370,7 +165,7 @@ fn load_model(
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
-) -> Result<(Box<dyn Model>, EngineKind, WeightType)> {
+) -> Result<(Box<dyn Model>, EngineKind, FloatType)> {
     if choices.tries_candle() {
         match load_candle(opened, choices, context_length, notes) {
             Ok((model, dtype)) => {
@@ -393,7 +188,7 @@ fn load_model(
         lm_head: opened.head.lm_head,
         types: choices.types(),
         exact: choices.exact,
-        kv_dtype: choices.kv_dtype(),
+        kv_dtype: choices.kv_dtype().weight_type(),
         kv_bytes,
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;
@@ -427,30 +222,30 @@ fn load_candle(
     choices: &Choices,
     context_length: usize,
     notes: &mut Vec<String>,
-) -> Result<(CandleModel, WeightType)> {
+) -> Result<(CandleModel, FloatType)> {
     if !CANDLE_THREADS.get_or_init(Process::current).is_current() {
         let reason = "Candle's threads stayed in the process that this one was forked from; use \
                       engine=\"cpu\", or start processes with multiprocessing's \"spawn\" method";
         return Err(Error::Device { device: device::name(&choices.device), reason: reason.into() });
     }
-    let stored = stored_type(&opened.checkpoint);
-    let dtype = candle_dtype(choices, stored)?;
+    let stored = opened.stored_type();
+    let dtype = choices.candle_dtype(stored)?;
     let computes_with = match dtype {
-        DType::F16 => WeightType::F16,
-        DType::BF16 => WeightType::BF16,
-        _ => WeightType::F32,
+        DType::F16 => FloatType::Float16,
+        DType::BF16 => FloatType::Bfloat16,
+        _ => FloatType::Float32,
     };
     if let Some(asked) = choices.kv_dtype.filter(|&asked| asked != computes_with) {
         let reason = format!(
             "{}: Candle's Llama keeps keys and values in the type that it computes with, here {}; use \
              engine=\"cpu\"",
-            float_name(asked),
-            float_name(computes_with)
+            asked.name(),
+            computes_with.name()
         );
         return Err(Error::unsupported("kv_dtype", reason));
     }
     let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
-    if stored != Some(computes_with) {
+    if stored != Some(computes_with.weight_type()) {
         notes.push(format!(
             "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
         ));
@@ -459,60 +254,4 @@ fn load_candle(
     let model =
         CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)?;
     Ok((model, computes_with))
-}
-
-/// A float type, as the options spell it.
-fn float_name(dtype: WeightType) -> &'static str {
-    match dtype {
-        WeightType::F16 => "float16",
-        WeightType::BF16 => "bfloat16",
-        _ => "float32",
-    }
-}
-
-/// The type in which Candle's Llama holds weights that are stored as `stored`.
-pub(super) fn candle_dtype(choices: &Choices, stored: Option<WeightType>) -> Result<DType> {
-    if choices.quantize.is_some() {
-        let reason = "Candle's Llama computes with floats; use engine=\"cpu\"";
-        return Err(Error::unsupported("quantize", reason));
-    }
-    let on_cpu = choices.device.is_cpu();
-    Ok(match (choices.exact, choices.dtype, stored) {
-        (true, None | Some(WeightType::F32), _) | (false, Some(WeightType::F32), _) => DType::F32,
-        (true, Some(other), _) => {
-            return Err(Error::argument(
-                "dtype",
-                format!("{other} cannot be with compute=\"exact\" in Candle"),
-            ));
-        }
-        (false, Some(WeightType::F16), _) => DType::F16,
-        (false, Some(_), _) if on_cpu => {
-            return Err(Error::unsupported(
-                "dtype",
-                "bfloat16: Candle's CPU has no such matmul; use engine=\"cpu\"",
-            ));
-        }
-        (false, Some(_), _) => DType::BF16,
-        (false, None, Some(WeightType::F16)) => DType::F16,
-        (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
-        (false, None, Some(WeightType::F32)) => DType::F32,
-        // BF16 on the CPU, and blocks of integers.
-        (false, None, _) => {
-            if on_cpu {
-                DType::F32
-            } else {
-                DType::BF16
-            }
-        }
-    })
-}
-
-/// The type that most bytes of the matrices are stored in; None if it cannot be read.
-pub(super) fn stored_type(checkpoint: &Checkpoint) -> Option<WeightType> {
-    let mut totals = std::collections::BTreeMap::<String, u64>::new();
-    for info in checkpoint.infos() {
-        *totals.entry(info.dtype).or_default() += info.bytes;
-    }
-    let (name, _) = totals.into_iter().max_by_key(|(_, bytes)| *bytes)?;
-    WeightType::named(&name)
 }

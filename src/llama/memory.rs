@@ -1,6 +1,7 @@
 //! What a model takes, before it is loaded, and whether there is room for it.
 
-use super::load::{Choices, LoadOptions, Opened, candle_dtype, stored_type};
+use super::opened::Opened;
+use super::options::{Choices, EngineKind, LoadOptions};
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
 use crate::error::{Error, Result};
@@ -98,13 +99,14 @@ impl MemoryEstimate {
                 copied = copied.saturating_add(held.bytes);
             }
         }
-        let block_bytes = opened.kv_shape(choices.kv_dtype()).block_bytes().unwrap_or(usize::MAX) as u64;
+        let block_bytes =
+            opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX) as u64;
         MemoryEstimate {
             weights,
             kv_cache: block_bytes.saturating_mul(context_length.div_ceil(BLOCK_POSITIONS) as u64),
             scratch: cpu::scratch_bytes(&opened.config),
             context_length,
-            engine: "cpu",
+            engine: EngineKind::Cpu.name(),
             copied,
         }
     }
@@ -112,7 +114,7 @@ impl MemoryEstimate {
     fn candle(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let config = &opened.config;
         // What cannot be held is told when it is loaded.
-        let dtype = candle_dtype(choices, stored_type(&opened.checkpoint)).unwrap_or(DType::F32);
+        let dtype = choices.candle_dtype(opened.stored_type()).unwrap_or(DType::F32);
         let element_bytes = dtype.size_in_bytes() as u64;
         let count: u64 = used_tensors(opened).map(|info| elements(&info)).fold(0, u64::saturating_add);
         let weights = count.saturating_mul(element_bytes);
@@ -129,7 +131,7 @@ impl MemoryEstimate {
             kv_cache: keys.saturating_mul(2).saturating_mul(element_bytes),
             scratch: cpu::scratch_bytes(config).saturating_add(attention.saturating_mul(2 * F32_BYTES)),
             context_length,
-            engine: "candle",
+            engine: EngineKind::Candle.name(),
             copied: weights,
         }
     }

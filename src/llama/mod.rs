@@ -1,5 +1,7 @@
 //! The facade: load a model, then generate, stream, chat, or look at its logits.
 //!
+//! - `options.rs`: how to load; what the options come to on this machine
+//! - `opened.rs`: what is known of a model before its weights are read
 //! - `load.rs`: which engine, device, types and context a path and its options give
 //! - `text_stream.rs`: tokens to text, chunk by chunk
 //! - `batch.rs`: several prompts at once
@@ -23,9 +25,10 @@
 
 mod batch;
 mod inspect;
-
 mod load;
 mod memory;
+mod opened;
+mod options;
 mod quantize;
 mod roofline;
 mod score;
@@ -33,8 +36,9 @@ mod stop_strings;
 mod text_stream;
 
 pub use inspect::{Inspection, inspect};
-pub use load::{LoadOptions, LoadReport};
+pub use load::LoadReport;
 pub use memory::{MemoryEstimate, estimate_memory};
+pub use options::{Compute, EngineKind, FloatType, LoadOptions, QuantizeType, UnknownName};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use roofline::roofline_peaks;
 pub use score::{LogLikelihood, Score};

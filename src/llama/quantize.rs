@@ -12,14 +12,14 @@ mod metadata;
 mod plan;
 mod rows;
 
-use super::load::{MOST_THREADS, Opened};
+use super::opened::Opened;
+use super::options;
 use crate::checkpoint::gguf::{Writer, check_destination};
 use crate::checkpoint::{Checkpoint, Format};
 use crate::error::{Error, Result};
 use crate::kernels::quantize::TARGETS;
 use crate::kernels::{Cancel, WeightType};
 use crate::model::Storage;
-use crate::sys;
 use plan::{Data, Planned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -90,13 +90,7 @@ pub fn quantize(
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
     let dtype = parse_dtype(&options.dtype)?;
-    let threads = match options.threads {
-        Some(threads @ 1..=MOST_THREADS) => threads,
-        Some(other) => {
-            return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}")));
-        }
-        None => sys::usable_cores(),
-    };
+    let threads = options::threads(options.threads)?;
     check_destination(destination, options.force)?;
     let opened = Opened::new(source, false)?;
     let mut warnings: Vec<String> = opened.head.warning.iter().cloned().collect();

@@ -1,6 +1,6 @@
 //! How fast this machine is at most.
 
-use super::load::MOST_THREADS;
+use super::options;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, Kernels, RooflineError, RooflinePeaks};
 use crate::model::Cancel;
@@ -23,13 +23,7 @@ pub fn roofline_peaks(
     buffer_bytes: usize,
     cancel: &Cancel,
 ) -> Result<(Isa, RooflinePeaks)> {
-    let threads = match threads {
-        Some(threads @ 1..=MOST_THREADS) => threads,
-        Some(other) => {
-            return Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}")));
-        }
-        None => sys::usable_cores(),
-    };
+    let threads = options::threads(threads)?;
     if buffer_bytes < FEWEST_BYTES {
         let reason = format!("{buffer_bytes} is less than {FEWEST_BYTES}");
         return Err(Error::argument("buffer_bytes", reason));
@@ -69,11 +63,9 @@ mod tests {
 
     #[test]
     fn roofline_peaks_refuse_bad_arguments_and_more_memory_than_there_is() {
-        for (threads, bytes, name) in [
-            (0, FEWEST_BYTES, "threads"),
-            (MOST_THREADS + 1, FEWEST_BYTES, "threads"),
-            (1, 0, "buffer_bytes"),
-        ] {
+        for (threads, bytes, name) in
+            [(0, FEWEST_BYTES, "threads"), (usize::MAX, FEWEST_BYTES, "threads"), (1, 0, "buffer_bytes")]
+        {
             match roofline_peaks(Some(threads), bytes, &Cancel::never()) {
                 Err(Error::InvalidArgument { argument, .. }) => assert_eq!(argument, name),
                 other => panic!("{other:?}"),

@@ -98,10 +98,10 @@ fn use_up_untimed(path: &Path) -> bool {
 /// loaded.
 fn run(path: &Path, engine: &str) -> bool {
     let options = LoadOptions {
-        engine: engine.into(),
+        engine: engine.parse().ok(),
         threads: Some(1),
         context_length: Some(64),
-        device: "cpu".into(),
+        device: Some("cpu".into()),
         ..LoadOptions::default()
     };
     let Some(llama) = checked(Llama::load(path, &options, &Cancel::never())) else { return false };

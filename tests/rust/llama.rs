@@ -1,6 +1,7 @@
 //! The facade, without Python: both engines over a tiny folder that has no tokenizer.
 
 use candle_llama::error::Error;
+use candle_llama::llama::{Compute, EngineKind, FloatType, QuantizeType};
 use candle_llama::model::Cancel;
 use candle_llama::sampling::SamplingOptions;
 use candle_llama::{Llama, LoadOptions, Prompt};
@@ -23,9 +24,9 @@ fn folder() -> TempDir {
 
 fn load(dir: &TempDir, engine: &str, compute: &str) -> Llama {
     let options = LoadOptions {
-        engine: engine.into(),
-        compute: compute.into(),
-        device: "cpu".into(),
+        engine: engine.parse().ok(),
+        compute: compute.parse().unwrap(),
+        device: Some("cpu".into()),
         ..LoadOptions::default()
     };
     Llama::load(dir.path(), &options, &Cancel::never()).unwrap()
@@ -87,7 +88,8 @@ fn dtype_changes_how_weights_are_held() {
     for (dtype, name, bound) in
         [("float16", "F16", 5e-3), ("bfloat16", "BF16", 4e-2), ("float32", "F32", 0.0)]
     {
-        let options = LoadOptions { dtype: dtype.into(), compute: "exact".into(), ..LoadOptions::default() };
+        let options =
+            LoadOptions { dtype: dtype.parse().ok(), compute: Compute::Exact, ..LoadOptions::default() };
         let llama = Llama::load(dir.path(), &options, &Cancel::never()).unwrap();
         assert!(llama.load_report().storage.iter().any(|storage| storage.dtype == name));
         let values = llama.logits(&PROMPT, None, &Cancel::never()).unwrap().values;
@@ -101,11 +103,14 @@ fn options_out_of_range_are_refused_by_name() {
     let dir = folder();
     let default = LoadOptions::default;
     let cases = [
-        ("dtype", LoadOptions { dtype: "int8".into(), ..default() }),
-        ("compute", LoadOptions { compute: "fast".into(), ..default() }),
-        ("kv_dtype", LoadOptions { kv_dtype: "int8".into(), ..default() }),
-        ("kv_dtype", LoadOptions { kv_dtype: "float16".into(), compute: "exact".into(), ..default() }),
-        ("engine", LoadOptions { engine: "gpu".into(), ..default() }),
+        (
+            "kv_dtype",
+            LoadOptions { kv_dtype: Some(FloatType::Float16), compute: Compute::Exact, ..default() },
+        ),
+        (
+            "quantize",
+            LoadOptions { quantize: Some(QuantizeType::Q8_0), dtype: Some(FloatType::Float16), ..default() },
+        ),
         ("threads", LoadOptions { threads: Some(0), ..default() }),
         ("context_length", LoadOptions { context_length: Some(0), ..default() }),
     ];
@@ -115,8 +120,17 @@ fn options_out_of_range_are_refused_by_name() {
             other => panic!("{argument}: {other:?}"),
         }
     }
-    let unknown = LoadOptions { device: "tpu".into(), ..default() };
+    let unknown = LoadOptions { device: Some("tpu".into()), ..default() };
     assert!(matches!(Llama::load(dir.path(), &unknown, &Cancel::never()), Err(Error::Device { .. })));
+}
+
+#[test]
+fn names_of_options_are_parsed_and_unknown_ones_listed() {
+    assert_eq!("bfloat16".parse(), Ok(FloatType::Bfloat16));
+    assert_eq!("exact".parse::<Compute>().map(Compute::name), Ok("exact"));
+    let error = "gpu".parse::<EngineKind>().unwrap_err();
+    assert_eq!(error.to_string(), "\"gpu\" is not one of cpu, candle");
+    assert_eq!("Q8_0".parse::<QuantizeType>().unwrap_err().known, ["q8_0", "q4_0"]);
 }
 
 #[test]
@@ -124,10 +138,11 @@ fn a_load_can_be_cancelled() {
     let dir = folder();
     let flag = AtomicBool::new(true);
     // Some that convert, some that pack, some that have nothing to do.
-    for (dtype, quantize) in [("auto", None), ("bfloat16", None), ("auto", Some("q8_0"))] {
-        let quantize = quantize.map(String::from);
-        let options =
-            LoadOptions { dtype: dtype.into(), quantize, engine: "cpu".into(), ..LoadOptions::default() };
+    for (dtype, quantize) in
+        [(None, None), (Some(FloatType::Bfloat16), None), (None, Some(QuantizeType::Q8_0))]
+    {
+        let engine = Some(EngineKind::Cpu);
+        let options = LoadOptions { dtype, quantize, engine, ..LoadOptions::default() };
         let cancelled = Llama::load(dir.path(), &options, &Cancel::new(&flag));
         assert!(matches!(cancelled, Err(Error::Cancelled)), "{options:?}");
         Llama::load(dir.path(), &options, &Cancel::never()).unwrap();
@@ -178,9 +193,9 @@ fn the_estimate_is_what_is_held() {
     let dir = folder();
     for (engine, dtype) in [("cpu", "auto"), ("cpu", "bfloat16"), ("candle", "auto")] {
         let options = LoadOptions {
-            engine: engine.into(),
-            dtype: dtype.into(),
-            device: "cpu".into(),
+            engine: engine.parse().ok(),
+            dtype: dtype.parse().ok(),
+            device: Some("cpu".into()),
             context_length: Some(64),
             ..LoadOptions::default()
         };

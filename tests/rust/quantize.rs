@@ -1,6 +1,7 @@
 //! A checkpoint to a GGUF file, without Python.
 
 use candle_llama::error::Error;
+use candle_llama::llama::Compute;
 use candle_llama::llama::{QuantizeOptions, quantize};
 use candle_llama::model::Cancel;
 use candle_llama::{Llama, LoadOptions};
@@ -28,7 +29,7 @@ fn a_folder_becomes_a_file_with_the_same_logits() {
     };
     quantize(&folder, &path, &options, &mut progress, &Cancel::never()).unwrap();
     assert!(told.last().is_some_and(|(done, total)| done == total && *done > 0), "{told:?}");
-    let exact = LoadOptions { compute: "exact".into(), device: "cpu".into(), ..LoadOptions::default() };
+    let exact = LoadOptions { compute: Compute::Exact, device: Some("cpu".into()), ..LoadOptions::default() };
     let logits = |path: &Path| {
         Llama::load(path, &exact, &Cancel::never())
             .unwrap()

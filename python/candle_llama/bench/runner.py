@@ -254,9 +254,9 @@ def run_bench(
     results = {c.engine: _result(c, contestants, subject, prompt_tokens, new_tokens) for c in contestants}
     results |= {name: EngineResult(name, skipped=reason) for name, reason in skipped.items()}
     engines = [results[name] for name in names]
-    roofline = None
+    measured = None
     if work:
-        engines, roofline = _beside_peaks(engines, work, probe, prompt_tokens)
+        engines, measured = _beside_peaks(engines, work, probe, prompt_tokens)
     return BenchResult(
         model=subject.path.name,
         parameters=subject.parameters,
@@ -273,7 +273,7 @@ def run_bench(
             "python": platform.python_version(),
         },
         engines=tuple(engines),
-        roofline=roofline,
+        roofline=measured,
     )
 
 

@@ -1,68 +1,42 @@
 """The flags that commands share: how to find and load a model, and how to sample."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
+from candle_llama.options import LOADING, SOURCE, Option
 from candle_llama.sampling import FIELDS
-
-_LOAD_FLAGS = (
-    "device",
-    "dtype",
-    "quantize",
-    "compute",
-    "kv_dtype",
-    "engine",
-    "threads",
-    "context_length",
-    "strict",
-)
-_SOURCE_FLAGS = ("revision", "token", "cache_dir", "local_files_only", "progress")
 
 
 def add_model(parser: argparse.ArgumentParser, name: str = "MODEL") -> None:
     """Adds MODEL, or what else it is called, and the flags for finding it."""
     parser.add_argument("model", metavar=name, help='folder, .gguf file, hub id, or "demo"')
     group = parser.add_argument_group("finding the model")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--token", help="access token for the hub (default: the stored login, or HF_TOKEN)")
-    group.add_argument("--cache-dir", metavar="FOLDER", help="where downloads are kept")
-    group.add_argument("--local-files-only", action="store_true", help="stay off the network")
-    group.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    _add_flags(group, SOURCE)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """Adds the flags for loading a model."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0 or metal (default: auto)")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        help="auto keeps the type in which the weights are stored",
-    )
-    group.add_argument(
-        "--quantize", choices=("q8_0", "q4_0"), help="round float weights to 8 or 4 bits while loading"
-    )
-    group.add_argument(
-        "--compute",
-        default="auto",
-        choices=("auto", "exact"),
-        help="exact: float32 activations and KV cache everywhere",
-    )
-    group.add_argument(
-        "--kv-dtype",
-        default="auto",
-        choices=("auto", "float16", "bfloat16", "float32"),
-        help="type of cached keys and values (default: float16; with --compute exact: float32)",
-    )
-    group.add_argument(
-        "--engine", default="auto", choices=("auto", "cpu", "candle"), help="our own decoder, or Candle's"
-    )
-    group.add_argument("--threads", type=int, metavar="N", help="default: the cores this process may use")
-    group.add_argument("--context-length", type=int, metavar="N", help="default: the model's own")
-    group.add_argument(
-        "--strict", action="store_true", help="refuse what would otherwise load with a warning"
-    )
+    _add_flags(group, LOADING)
+
+
+def _add_flags(group: argparse._ArgumentGroup, table: Mapping[str, Option]) -> None:
+    for name, option in table.items():
+        flag = name.replace("_", "-")
+        if option.default is True:
+            group.add_argument(f"--no-{flag}", dest=name, action="store_false", help=option.help)
+        elif option.default is False:
+            group.add_argument(f"--{flag}", action="store_true", help=option.help)
+        else:
+            group.add_argument(
+                f"--{flag}",
+                default=option.default,
+                choices=option.choices or None,
+                metavar=option.metavar,
+                type=int if option.is_count else str,
+                help=option.help,
+            )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -88,12 +62,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keywords for `load`."""
-    return {name: getattr(args, name) for name in (*_LOAD_FLAGS, *_SOURCE_FLAGS)}
+    return {name: getattr(args, name) for name in (*SOURCE, *LOADING)}
 
 
 def finding(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keywords for `hub.resolve`."""
-    return {name: getattr(args, name) for name in _SOURCE_FLAGS}
+    return {name: getattr(args, name) for name in SOURCE}
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ use crate::checkpoint::gguf::{Metadata, Value};
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Cancel, WeightType};
-use crate::llama::load::Opened;
+use crate::llama::opened::Opened;
 use crate::tokenizer::{Tokenizer, no_tokenizer};
 use std::path::Path;
 

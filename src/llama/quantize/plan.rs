@@ -8,7 +8,7 @@ use crate::checkpoint::{TensorInfo, names};
 use crate::config::ROPE_FREQS;
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
-use crate::llama::load::Opened;
+use crate::llama::opened::Opened;
 use std::collections::BTreeMap;
 
 /// A tensor of the new file.

@@ -1,0 +1,146 @@
+"""The options for finding and loading a model: one table for keywords and for the command line's flags."""
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args
+
+FloatType = Literal["float32", "float16", "bfloat16"]
+QuantizeType = Literal["q8_0", "q4_0"]
+Compute = Literal["auto", "exact"]
+Engine = Literal["cpu", "candle"]
+
+
+class SourceOptions(TypedDict, total=False):
+    """Where to look for a model; `candle_llama.load` says what each means."""
+
+    revision: str | None
+    token: str | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    progress: bool
+
+
+class LoadOptions(SourceOptions, total=False):
+    """How to load a model; `candle_llama.load` says what each means."""
+
+    device: str
+    dtype: FloatType | Literal["auto"]
+    quantize: QuantizeType | None
+    compute: Compute
+    kv_dtype: FloatType | Literal["auto"]
+    engine: Engine | Literal["auto"]
+    threads: int | None
+    context_length: int | None
+    strict: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option.
+
+    Attributes:
+        default: Its value if it is not given.
+        help: What the command line says of it.
+        choices: The values that there are, if they can be listed.
+        metavar: What the command line calls its value.
+        is_count: Whether it is a positive number.
+    """
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    is_count: bool = False
+
+
+SOURCE = {
+    "revision": Option(None, "branch, tag or commit on the hub", metavar="NAME"),
+    "token": Option(None, "access token for the hub (default: the stored login, or HF_TOKEN)"),
+    "cache_dir": Option(None, "where downloads are kept", metavar="FOLDER"),
+    "local_files_only": Option(False, "stay off the network"),
+    "progress": Option(True, "no progress bars"),
+}
+"""`SourceOptions` by name."""
+
+LOADING = {
+    "device": Option("auto", "auto, cpu, cuda, cuda:0 or metal (default: auto)"),
+    "dtype": Option(
+        "auto", "auto keeps the type in which the weights are stored", ("auto", *get_args(FloatType))
+    ),
+    "quantize": Option(None, "round float weights to 8 or 4 bits while loading", get_args(QuantizeType)),
+    "compute": Option("auto", "exact: float32 activations and KV cache everywhere", get_args(Compute)),
+    "kv_dtype": Option(
+        "auto",
+        "type of cached keys and values (default: float16; with --compute exact: float32)",
+        ("auto", *get_args(FloatType)),
+    ),
+    "engine": Option("auto", "our own decoder, or Candle's", ("auto", *get_args(Engine))),
+    "threads": Option(None, "default: the cores this process may use", metavar="N", is_count=True),
+    "context_length": Option(None, "default: the model's own", metavar="N", is_count=True),
+    "strict": Option(False, "refuse what would otherwise load with a warning"),
+}
+"""What `LoadOptions` adds, by name."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def keywords(*tables: Mapping[str, Option]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Makes a function that ends in `**options` take the options of `tables`.
+
+    The function gets all of them, defaults included. Its signature names them, so that `help` does.
+
+    An unknown name is a TypeError with a suggestion. A count that is no positive int is a TypeError or a
+    ValueError.
+    """
+    known = {name: option for table in tables for name, option in table.items()}
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = [*(p.name for p in own), *known]
+
+        @functools.wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for name, value in kwargs.items():
+                if name not in names:
+                    raise TypeError(f"{function.__name__}: unknown option {name!r}{suggestion(name, names)}")
+                if name in known and known[name].is_count and value is not None:
+                    check_positive(name, value)
+            completed: dict[str, Any] = {name: option.default for name, option in known.items()}
+            completed.update(kwargs)
+            return function(*args, **completed)
+
+        shown = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            for name, option in known.items()
+        ]
+        checked.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
+
+
+def pick(options: Mapping[str, Any], table: Mapping[str, Option]) -> dict[str, Any]:
+    """Returns those of `options` that `table` names."""
+    return {name: options[name] for name in table}
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """Returns what to add to a message about an unknown name."""
+    # Seldom needed, and slow to import.
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the parameters are {', '.join(known)}"
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError if a value is not an int of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
+    if not 1 <= value < 2**63:
+        raise ValueError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,90 @@
+//! What is known of a model before its weights are read.
+
+use super::options::LoadOptions;
+use crate::checkpoint::tied::{self, HeadChoice};
+use crate::checkpoint::{Checkpoint, Format};
+use crate::config::{GenerationConfig, LlamaConfig};
+use crate::error::{Error, Result};
+use crate::kernels::WeightType;
+use crate::kv_cache::KvShape;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Everything that is known before weights are read.
+pub(super) struct Opened {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) config: LlamaConfig,
+    pub(super) generation: GenerationConfig,
+    pub(super) head: HeadChoice,
+}
+
+impl Opened {
+    pub(super) fn new(path: &Path, strict: bool) -> Result<Self> {
+        let (checkpoint, config) = open_checkpoint(path)?;
+        let generation = match checkpoint.format() {
+            Format::Safetensors => GenerationConfig::from_folder(path)?,
+            Format::Gguf => GenerationConfig::default(),
+        };
+        let head = tied::choose_head(&checkpoint, config.tie_word_embeddings, strict)?;
+        check_sizes(&checkpoint, &config)?;
+        Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
+    }
+
+    /// The context that was asked for; else the model's own.
+    pub(super) fn asked_context(&self, options: &LoadOptions) -> Result<usize> {
+        match options.context_length {
+            Some(asked) if !(1..=crate::config::MAX_SIZE).contains(&asked) => {
+                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
+                Err(Error::argument("context_length", reason))
+            }
+            asked => Ok(asked.unwrap_or(self.config.context_length())),
+        }
+    }
+
+    /// The shape of the cpu engine's keys and values.
+    pub(super) fn kv_shape(&self, dtype: WeightType) -> KvShape {
+        KvShape {
+            layers: self.config.num_hidden_layers,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim,
+            dtype,
+        }
+    }
+
+    /// The type that most bytes of the matrices are stored in; None if it cannot be read.
+    pub(super) fn stored_type(&self) -> Option<WeightType> {
+        let mut totals = BTreeMap::<String, u64>::new();
+        for info in self.checkpoint.infos() {
+            *totals.entry(info.dtype).or_default() += info.bytes;
+        }
+        let (name, _) = totals.into_iter().max_by_key(|(_, bytes)| *bytes)?;
+        WeightType::named(&name)
+    }
+}
+
+/// Checks the config's sizes against one tensor of each shape. Otherwise a config that lies would seem to
+/// ask for more memory than there is.
+fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let query = config.num_attention_heads * config.head_dim;
+    let key_value = config.num_key_value_heads * config.head_dim;
+    checkpoint.check_shape(tied::EMBED_TOKENS, &[config.vocab_size, hidden])?;
+    checkpoint.check_shape("model.layers.0.self_attn.q_proj.weight", &[query, hidden])?;
+    checkpoint.check_shape("model.layers.0.self_attn.k_proj.weight", &[key_value, hidden])?;
+    checkpoint.check_shape("model.layers.0.mlp.gate_proj.weight", &[inner, hidden])
+}
+
+/// Opens a checkpoint and reads its config, without touching weights.
+pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> {
+    // A folder's config first: a folder without one is told so, whatever else it lacks.
+    if path.is_dir() {
+        let config = LlamaConfig::from_folder(path)?;
+        return Ok((Checkpoint::open(path)?, config));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let metadata =
+        checkpoint.metadata().ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
+    let config = LlamaConfig::from_gguf(metadata, Some(&checkpoint))?;
+    Ok((checkpoint, config))
+}
