@@ -249,8 +249,18 @@ impl Runner {
     }
 }
 
-/// The config as Candle's Llama takes it.
-fn stock_config(config: &LlamaConfig, context_length: usize, use_flash_attn: bool) -> Result<stock::Config> {
+/// The config as Candle's own Llama takes it, for loading that through our [`var_builder`].
+///
+/// - `context_length`: positions that the rotary tables are made for
+/// - `use_flash_attn`: needs the feature `flash-attn` and a CUDA device
+///
+/// # Errors
+/// [`Error::Unsupported`] for what Candle's Llama cannot express.
+pub fn stock_config(
+    config: &LlamaConfig,
+    context_length: usize,
+    use_flash_attn: bool,
+) -> Result<stock::Config> {
     let refused = |key: &str, value: String| {
         Error::unsupported(key, format!("{value}: Candle's Llama cannot express it; use engine=\"cpu\""))
     };
