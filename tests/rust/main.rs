@@ -3,6 +3,7 @@
 mod checkpoint;
 mod checkpoint_files;
 mod config;
+mod examples;
 mod gguf_writer;
 mod hostile;
 mod llama;
