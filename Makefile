@@ -5,11 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The first interpreter that is new enough; `make PYTHON=/path/to/python ...` names another.
-PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
-    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
-    then echo $$python; break; fi; done)
-
 # What the extension module and the package are made of. Folders too: they change when a file goes.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml \
     $(shell find src crates python \( -type d -o -name Cargo.toml -o -name '*.rs' -o -name '*.py' \
@@ -58,6 +53,7 @@ layers: $(VENV)/.installed-test  ## the house rules: who may import whom
 
 .PHONY: fmt
 fmt: $(VENV)/.installed-test  ## format everything
+	@.ci/tools rustfmt
 	cargo fmt --all
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -67,10 +63,12 @@ lint: fmt-check clippy ruff  ## check formats and lints
 
 .PHONY: fmt-check
 fmt-check:
+	@.ci/tools rustfmt
 	cargo fmt --all --check
 
 .PHONY: clippy
-clippy: tools $(VENV)/.created
+clippy: $(VENV)/.created
+	@.ci/tools cc clippy
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PYO3_PYTHON=$(abspath $(BIN)/python) \
 	    cargo clippy --release --locked --lib --features python -- -D warnings
@@ -86,11 +84,12 @@ mypy: $(VENV)/.installed-test  ## check the types, and the type stubs against th
 	$(BIN)/python -m mypy.stubtest candle_llama._core
 
 .PHONY: cuda-check
-cuda-check: tools  ## type-check the CUDA features on a machine without CUDA
+cuda-check:  ## type-check the CUDA features on a machine without CUDA
+	@.ci/tools cargo cc git
 	.ci/cuda-check
 
 .PHONY: wheel
-wheel: tools $(VENV)/.created  ## one wheel for this machine, in dist/
+wheel: $(VENV)/.created | tools  ## one wheel for this machine, in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 .PHONY: clean
@@ -101,17 +100,11 @@ clean:  ## remove everything that was made here
 
 .PHONY: tools
 tools:
-	@command -v cargo >/dev/null || { echo "make: cargo is needed: install Rust $(RUST_VERSION) or newer" >&2; exit 1; }
-	@command -v cc >/dev/null || { echo "make: a C compiler is needed: apt-get install build-essential" >&2; exit 1; }
+	@.ci/tools cargo cc
 
-RUST_VERSION = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-
+# All tools at once, so that they are installed at once.
 $(VENV)/.created:
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	    { echo "make: Python 3.11 or newer is needed; name one with make PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	    { echo "make: $(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@python=$$(.ci/tools cargo cc python) && set -x && "$$python" -m venv $(VENV)
 	@touch $@
 
 # Changes when FEATURES does.
