@@ -1,0 +1,151 @@
+"""What docs/ says of calls is so: every call is run."""
+
+import asyncio
+import inspect
+import io
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import candle_llama
+import tiny as checkpoints
+from candle_llama import cli, hub
+from candle_llama.sampling import FIELDS
+
+DOCS = Path(__file__).parent.parent / "docs"
+MIGRATING = DOCS / "migrating.md"
+
+
+def tables(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yields the section and the rows of each table of a Markdown file, a row by the names of its columns."""
+    section, table = "", []
+    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            table.append([cell.strip() for cell in line.strip("|").split("|")])
+            continue
+        if table:
+            names, _, *rows = table
+            yield section, [dict(zip(names, row, strict=True)) for row in rows]
+            table = []
+        if line.startswith("#"):
+            section = line.strip("# ")
+
+
+def codes(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def column(name: str, but_for: str = "") -> list[str]:
+    """All code in the columns of this name, but for a section's; each piece once."""
+    cells = (row.get(name, "") for section, rows in tables(MIGRATING) if section != but_for for row in rows)
+    return list(dict.fromkeys(code for cell in cells for code in codes(cell)))
+
+
+CALLS = column("candle-llama", but_for="Sampling parameters")
+COMMANDS = [code for code in CALLS if code.startswith("candle-llama ")]
+WORKAROUNDS = [code for code in column("what to do") if "llm." in code]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The models that the page names."""
+    folder = tmp_path_factory.mktemp("docs")
+    config = checkpoints.gguf_config(max_position_embeddings=8192)
+    quantised = checkpoints.write_gguf(folder / "model.gguf", config, matrix_type="Q4_0")
+    return {
+        "org/name": checkpoints.write_checkpoint(folder / "name", config),
+        "org/name:*Q4_0.gguf": quantised,
+        "model.gguf": quantised,
+        "f16.gguf": checkpoints.write_gguf(folder / "f16.gguf", config, matrix_type="F16"),
+    }
+
+
+@pytest.fixture
+def at_home(sources, tmp_path, monkeypatch):
+    """Finds the page's models without a hub; what its calls write goes to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "resolve", lambda source, **_: sources[source])
+
+
+@pytest.mark.parametrize("code", [code for code in CALLS + WORKAROUNDS if code not in COMMANDS])
+def test_calls_of_the_migration_page_work(code, at_home):
+    with candle_llama.load("org/name") as llm:
+        *_, last = llm.stream("hello", max_new_tokens=3)
+        names = {
+            "asyncio": asyncio,
+            "candle_llama": candle_llama,
+            "math": math,
+            "llm": llm,
+            "prompt": "hello",
+            "prompts": ["hello", "the world"],
+            "messages": [{"role": "user", "content": "hello"}],
+            "tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}],
+            "template": checkpoints.CHAT_TEMPLATE,
+            "text": "hello",
+            "ids": llm.tokenizer.encode("hello world"),
+            "params": candle_llama.SamplingParams(max_new_tokens=3),
+            "context": "hello",
+            "continuation": " world",
+            "chunk": last,
+        }
+        if re.match(r"for |\w+ = ", code):
+            exec(code, names)
+            return
+        result = eval(code, names)
+        if inspect.isawaitable(result):
+            result = asyncio.run(result)
+        assert (result is None) == (code == "llm.close()")
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_of_the_migration_page_work(line, at_home, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    assert cli.main(shlex.split(line)[1:]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_migration_page_names_every_command_and_every_sampling_parameter():
+    commands = {code.split()[1] for code in codes(MIGRATING.read_text(encoding="utf-8")) if code in COMMANDS}
+    assert commands | {"doctor"} == set(cli.COMMANDS)
+    (parameters,) = (rows for section, rows in tables(MIGRATING) if section == "Sampling parameters")
+    named = [name for row in parameters for name in codes(row["candle-llama"])]
+    assert sorted(named) == sorted([*FIELDS, "max_tokens"])
+
+
+# The names under which each would come; when one does, the page is to be changed.
+ABSENT = {
+    "a server with OpenAI's interface": {"serve"},
+    "embeddings": {"embed", "embeddings"},
+    "LoRA adapters": {"lora", "adapter"},
+    "grammars, JSON schemas, regular expressions": {"grammar", "json_schema", "regex", "choice"},
+    "logits processors, samplers of one's own": {"logits_processors"},
+    "beam search": {"num_beams"},
+    "several answers to a prompt": {"n", "num_return_sequences"},
+    "speculative decoding with a draft model": {"draft_model"},
+    "saved prompts, `save_state`, prompt caches": {"save_state", "load_state", "prefix_cache"},
+    "a KV cache of less than 16 bits, or one that rotates": {"max_kv_size", "kv_bits"},
+    "`mirostat`, `typical_p`, `xtc`, `no_repeat_ngram_size`": {"mirostat", "typical_p", "xtc_probability"},
+    "layers split between GPU and CPU": {"device_map", "n_gpu_layers"},
+    "images, audio": {"images", "audio"},
+    "training": {"train", "fit"},
+    "`async` calls": {"agenerate", "achat", "astream", "astream_chat"},
+    "architectures other than Llama": {"AutoModel"},
+}
+
+
+def test_what_the_migration_page_calls_absent_is_absent():
+    (rows,) = (rows for section, rows in tables(MIGRATING) if section == "What candle-llama does not have")
+    assert [row[""] for row in rows] == list(ABSENT)
+    here = {
+        *candle_llama.__all__,
+        *dir(candle_llama.Llama),
+        *inspect.signature(candle_llama.load).parameters,
+        *FIELDS,
+        *cli.COMMANDS,
+    }
+    assert not here & set().union(*ABSENT.values())
