@@ -1,6 +1,7 @@
-"""What docs/ says of calls is so: every call is run."""
+"""What docs/ says is so: every call that it shows is run, every message that it quotes is in the sources."""
 
 import asyncio
+import builtins
 import inspect
 import io
 import math
@@ -17,8 +18,9 @@ import tiny as checkpoints
 from candle_llama import cli, hub
 from candle_llama.sampling import FIELDS
 
-DOCS = Path(__file__).parent.parent / "docs"
-MIGRATING = DOCS / "migrating.md"
+ROOT = Path(__file__).parent.parent
+MIGRATING = ROOT / "docs" / "migrating.md"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 
 def tables(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
@@ -149,3 +151,52 @@ def test_what_the_migration_page_calls_absent_is_absent():
         *cli.COMMANDS,
     }
     assert not here & set().union(*ABSENT.values())
+
+
+def messages() -> list[str]:
+    """What the bullets of the troubleshooting page begin with."""
+    _, *sections = TROUBLESHOOTING.read_text(encoding="utf-8").split("\n## ")
+    bullets = [bullet for section in sections for bullet in re.findall(r"^- .*(?:\n  .*)*", section, re.M)]
+    quoted = [re.match(r"- (?:`[^`]+`,?\s+)*`[^`]+`(?=:\s)", bullet) for bullet in bullets]
+    assert [bullet for bullet, match in zip(bullets, quoted, strict=True) if match is None] == [
+        bullet for bullet in bullets if bullet.startswith("- Any other text: ")
+    ]
+    return [message for match in quoted if match for message in codes(match[0])]
+
+
+@pytest.fixture(scope="module")
+def source_texts() -> str:
+    """The sources, with strings that go over several lines in one piece."""
+    folders = [("src", "*.rs"), ("crates", "*.rs"), ("python", "*.py")]
+    files = [file for folder, kind in folders for file in (ROOT / folder).rglob(kind)]
+    files.append(ROOT / ".ci" / "tools")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    text = re.sub(r"\\\n\s*", "", text)
+    text = re.sub(r"\"\n\s*f?\"", "", text)
+    return text.replace('\\"', '"')
+
+
+def is_given(message: str, source_texts: str) -> bool:
+    """Whether a message is in the sources, where "..." stands for what is filled in."""
+    pieces = [re.escape(piece.strip()) for piece in message.split("...") if piece.strip()]
+    return re.search(r"[^\n]{1,60}?".join(pieces), source_texts) is not None
+
+
+@pytest.mark.parametrize("message", messages())
+def test_messages_of_the_troubleshooting_page_are_in_the_sources(message, source_texts):
+    assert is_given(message, source_texts)
+
+
+@pytest.mark.parametrize("message", ["the model is in a bad mood", "is gated ... the context holds"])
+def test_a_message_that_nobody_gives_is_seen(message, source_texts):
+    assert not is_given(message, source_texts)
+
+
+def test_classes_of_the_troubleshooting_page_have_the_attributes():
+    rows = next(rows for section, rows in tables(TROUBLESHOOTING))
+    for row in rows:
+        for name in codes(row["class"]):
+            cls = getattr(candle_llama, name, None) or getattr(builtins, name)
+            assert all(hasattr(cls, attribute) for attribute in codes(row["attributes"])), name
+    ours = {name for name in candle_llama.__all__ if name.endswith("Error")}
+    assert {name for row in rows for name in codes(row["class"])} >= ours - {"CandleLlamaError"}
