@@ -19,7 +19,7 @@
 //!
 //! Source of the format: one scale per 32 rounds 2 to 7 times finer than one per row (docs/kernels.md).
 
-use super::pack::TILE_COLS;
+use crate::pack::TILE_COLS;
 
 /// Groups of 4 elements in 32.
 pub(super) const GROUPS: usize = TILE_COLS / 4;

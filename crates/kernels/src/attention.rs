@@ -1,14 +1,14 @@
 //! The facade of the attention kernel: keys and values in blocks, sequences side by side.
 
-use super::generic::attended::Attended;
-use super::generic::attention::{AttentionOutput, AttentionTask, UNIT_POSITIONS};
-use super::lanes::LANES;
-use super::pool::{Cancel, SharedOut};
-use super::{Kernels, WeightType};
+use crate::blocks::WeightType;
+use crate::generic::attended::Attended;
+use crate::generic::attention::{AttentionOutput, AttentionTask, UNIT_POSITIONS};
+use crate::kernels::Kernels;
+use crate::kv_block::{BLOCK_POSITIONS, KvBlock};
+use crate::lanes::LANES;
+use crate::output::SharedOut;
+use crate::pool::Cancel;
 use std::ops::Range;
-
-/// Positions in one block of keys and values.
-pub const BLOCK_POSITIONS: usize = 64;
 
 /// Queries, (row, head), that one task takes: enough to pay for widening a block of keys and values, few
 /// enough that their scores and sums stay near.
@@ -20,31 +20,6 @@ const AMX_TASK_QUERIES: usize = 384;
 const FEW_ROWS: usize = 4;
 /// They have, where threads would draw fewer tasks than this: three heads cannot be shared by two threads.
 const DRAWS: usize = 4;
-
-/// The keys and values of 64 positions in one layer.
-#[derive(Clone, Copy, Debug)]
-pub struct KvBlock<'a> {
-    /// F32, F16 or BF16.
-    pub dtype: WeightType,
-    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
-    pub keys: &'a [u8],
-    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
-    pub values: &'a [u8],
-}
-
-impl<'a> KvBlock<'a> {
-    #[inline(always)]
-    pub(super) fn keys(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
-        let len = self.keys.len() / kv_heads;
-        &self.keys[kv_head * len..][..len]
-    }
-
-    #[inline(always)]
-    pub(super) fn values(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
-        let len = self.values.len() / kv_heads;
-        &self.values[kv_head * len..][..len]
-    }
-}
 
 /// One sequence's part of [`Kernels::attention`].
 pub struct AttentionSpan<'a> {

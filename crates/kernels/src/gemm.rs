@@ -1,11 +1,16 @@
 //! The facade of the kernels for many rows of float activations.
 
-use super::dispatch::{Gemm, RunGated};
-use super::generic::gemm::{GatedTask, GemmTask};
-use super::pack::TILE_ROWS;
-use super::pages::grown;
-use super::pool::{Cancel, SharedOut};
-use super::{Activation, Isa, Kernels, Output, PackedProduct, Product, Weight, dispatch};
+use crate::dispatch::{self, Isa};
+use crate::generic::gemm::{GatedTask, GemmTask};
+use crate::kernels::{Kernels, Product};
+use crate::mlp::Mlp;
+use crate::output::{Output, SharedOut};
+use crate::pack::TILE_ROWS;
+use crate::packed::PackedProduct;
+use crate::pages::grown;
+use crate::pool::Cancel;
+use crate::table::{Gemm, RunGated};
+use crate::weight::Weight;
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 4;
@@ -30,21 +35,6 @@ pub enum GemmInput {
 
 /// A weight, `(rows, weight.rows())` outputs, and what becomes of what they hold.
 type Target<'a> = (Weight<'a>, SharedOut<'a>, Output);
-
-/// What follows attention in a layer: `(activation(x · gateᵀ) * (x · upᵀ)) · downᵀ`.
-///
-/// Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
-#[derive(Clone, Copy)]
-pub struct Mlp<'a> {
-    /// The function on the gate.
-    pub activation: Activation,
-    /// `(inner features, features)`
-    pub gate: Weight<'a>,
-    /// As `gate`.
-    pub up: Weight<'a>,
-    /// `(features, inner features)`
-    pub down: Weight<'a>,
-}
 
 impl Kernels {
     /// Computes `out = x · wᵀ` as [`Kernels::matmul`] does, several times as fast where rows are many. Sums are

@@ -17,9 +17,8 @@
 //! element `4g + j`. d and m are f16. The numbers are those of `blocks.rs`, none is changed: a tile takes
 //! the bytes of its 16 blocks. Rows behind the last are zeros.
 
-use super::WeightType;
-use super::blocks::f16_at;
-use super::pages::{Arena, Piece};
+use crate::blocks::{WeightType, f16_at};
+use crate::pages::{Arena, Piece};
 use std::fmt;
 
 /// Rows of a tile.
@@ -84,7 +83,7 @@ layouts! {
 /// Calls `$function::<Layout, ...>($args)` for the type of packed weights.
 macro_rules! with_layout {
     ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?)) => {{
-        use $crate::{WeightType, pack};
+        use $crate::{blocks::WeightType, pack};
         match $dtype {
             WeightType::Q8_0 => $function::<pack::Q8_0 $(, $generic)*>($($arg),*),
             WeightType::Q4_0 => $function::<pack::Q4_0 $(, $generic)*>($($arg),*),

@@ -1,10 +1,12 @@
 //! The facade of the kernels on packed weights and 8-bit activations.
 
-use super::activations::{MOST_PANEL_ROWS, Precision, QuantizedRows, panel_words};
-use super::generic::packed::PackedTask;
-use super::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
-use super::pool::{Cancel, SharedOut};
-use super::{Kernels, Output, WeightType};
+use crate::activations::{MOST_PANEL_ROWS, Precision, QuantizedRows, panel_words};
+use crate::blocks::WeightType;
+use crate::generic::packed::PackedTask;
+use crate::kernels::Kernels;
+use crate::output::{Output, SharedOut};
+use crate::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
+use crate::pool::Cancel;
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
 const DRAWS: usize = 8;

@@ -6,10 +6,9 @@
 //! waits only for workers that joined: one that sleeps or was not scheduled costs nothing, and after
 //! a fork the child, which has no workers, still gets its work done by the calling thread.
 
-use super::Output;
+use crate::output::SharedOut;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -337,55 +336,5 @@ impl Shared {
             }
             state = self.state.load(Ordering::Acquire);
         }
-    }
-}
-
-/// A slice that the tasks of one job write to, each its own part.
-pub(super) struct SharedOut<'a, T = f32> {
-    start: *mut T,
-    len: usize,
-    borrow: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: the methods that write say what their callers owe: no two tasks touch one element.
-unsafe impl<T: Send> Sync for SharedOut<'_, T> {}
-
-impl SharedOut<'_> {
-    /// Sets element `index`, or adds to it.
-    ///
-    /// # Safety
-    /// `index` is inside the slice, and no other task touches it while this one runs.
-    #[inline(always)]
-    pub(super) unsafe fn put(&self, index: usize, value: f32, output: Output) {
-        debug_assert!(index < self.len);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let cell = self.start.add(index);
-            *cell = match output {
-                Output::Set => value,
-                Output::Add => *cell + value,
-            };
-        }
-    }
-}
-
-impl<'a, T> SharedOut<'a, T> {
-    pub(super) fn new(out: &'a mut [T]) -> Self {
-        SharedOut { start: out.as_mut_ptr(), len: out.len(), borrow: PhantomData }
-    }
-
-    /// The elements from `start` on.
-    ///
-    /// # Safety
-    /// No other task touches them while this one runs.
-    ///
-    /// # Panics
-    /// If they reach over the end.
-    #[allow(clippy::mut_from_ref)] // exclusive by the caller's promise
-    #[inline(always)]
-    pub(super) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "a part inside the whole");
-        // SAFETY: inside the slice by the assertion; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }

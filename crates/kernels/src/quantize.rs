@@ -9,7 +9,7 @@
 //!
 //! Source: ggml, `ggml-quants.c`, `quantize_row_*_ref`.
 
-use super::WeightType;
+use crate::blocks::WeightType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 

@@ -4,33 +4,12 @@
 //! The loops are in the levels' folders, each in its own instructions: `peak.rs`. Here they are timed, on
 //! the threads that the kernels run on.
 
-use super::Kernels;
-use super::pages;
-use super::pool::Cancel;
+use crate::kernels::Kernels;
+use crate::pages;
+use crate::peaks::PeakLoop;
+use crate::pool::Cancel;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
-
-/// A loop of products and sums, and nothing else.
-#[derive(Clone, Copy)]
-pub(super) struct PeakLoop {
-    /// Does that many iterations on factors of 1, and returns the sum of all products: exact as long as an
-    /// iteration's count is below 2^13. Needs the level's instructions, and those that [`Peaks`] names.
-    pub(super) run: unsafe fn(usize) -> f64,
-    /// Multiplications and additions of one iteration.
-    pub(super) operations: u64,
-}
-
-/// One level's loops.
-pub(super) struct Peaks {
-    /// Each reads all words, in order, and returns their exclusive or. Needs the level's instructions. Which
-    /// is the fastest depends on how well the CPU by itself foresees what will be read.
-    pub(super) reads: &'static [unsafe fn(&[u64]) -> u64],
-    /// Bytes, summed in at least 16 bits.
-    pub(super) int8: PeakLoop,
-    /// bfloat16, summed in float32, if this CPU has an instruction for it.
-    pub(super) bf16: fn() -> Option<PeakLoop>,
-    pub(super) f32: PeakLoop,
-}
 
 /// What is possible at most, on all threads together. A multiplication and an addition are two operations.
 #[derive(Clone, Copy, Debug, PartialEq)]

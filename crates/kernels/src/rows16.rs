@@ -3,7 +3,7 @@
 //! A lane is a row of weights, an output feature, so that no sum ever goes across lanes. Integer sums
 //! are exact; each level then does the same operations on f32 in the same order.
 
-use super::pack::TILE_ROWS;
+use crate::pack::TILE_ROWS;
 
 /// 16 f32 numbers, one for each row, in one ISA's registers.
 ///

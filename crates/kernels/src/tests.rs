@@ -2,7 +2,7 @@
 //! promise that a row's result depends on nothing but the row.
 
 use super::generic::elementwise::{exp, exp_of_negative};
-use super::lanes::{Lanes, load_partial};
+use super::lanes::{LANES, Lanes, load_partial};
 use super::*;
 use half::{bf16, f16};
 use std::cell::Cell;

@@ -13,9 +13,11 @@
 use super::attended::{Attended, part_start};
 use super::dequantize::dequantize_row;
 use super::elementwise::exp_of_negative;
-use crate::lanes::{Bf16, F16, F32, LANES, Lanes, Storage};
-use crate::pool::SharedOut;
-use crate::{BLOCK_POSITIONS, KvBlock, WeightType};
+use super::storage::{Bf16, F16, F32, Storage};
+use crate::blocks::WeightType;
+use crate::kv_block::{BLOCK_POSITIONS, KvBlock};
+use crate::lanes::{LANES, Lanes};
+use crate::output::SharedOut;
 use std::cell::Cell;
 use std::ops::Range;
 

@@ -1,7 +1,8 @@
 //! Stored weights to f32.
 
-use crate::WeightRows;
-use crate::lanes::{LANES, Lanes, Storage, with_storage};
+use super::storage::{Storage, with_storage};
+use crate::lanes::{LANES, Lanes};
+use crate::weight::WeightRows;
 
 /// Writes row `row` of `rows` as f32 to `out`, `(cols,)`.
 #[inline(always)]

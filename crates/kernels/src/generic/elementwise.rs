@@ -1,7 +1,7 @@
 //! What happens to one row of activations between the matrix products.
 
-use crate::Activation;
 use crate::lanes::{LANES, Lanes, load_partial};
+use crate::mlp::Activation;
 
 /// `out = x / sqrt(mean(x²) + epsilon) * weight`; all of the same length.
 ///

@@ -12,11 +12,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::dequantize_exactly;
-use crate::lanes::{Lanes, with_storage};
+use super::storage::with_storage;
+use crate::lanes::Lanes;
+use crate::mlp::Mlp;
+use crate::output::{Output, SharedOut};
 use crate::pack::TILE_ROWS;
-use crate::pool::SharedOut;
 use crate::rows16::Rows16;
-use crate::{Mlp, Output, Weight, WeightRows};
+use crate::weight::{Weight, WeightRows};
 use std::cell::Cell;
 use std::ops::Range;
 

@@ -10,9 +10,11 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::{dequantize_row, partial_block};
-use crate::lanes::{LANES, Lanes, Storage};
-use crate::pool::SharedOut;
-use crate::{Output, WeightRows, WeightType};
+use super::storage::Storage;
+use crate::blocks::WeightType;
+use crate::lanes::{LANES, Lanes};
+use crate::output::{Output, SharedOut};
+use crate::weight::WeightRows;
 use std::cell::Cell;
 use std::ops::Range;
 

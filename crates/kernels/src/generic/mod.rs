@@ -12,4 +12,6 @@ pub(super) mod gemm;
 pub(super) mod matmul;
 pub(super) mod packed;
 pub(super) mod quantize;
+pub(super) mod storage;
+mod strip;
 mod widened;

@@ -8,14 +8,13 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
+use super::strip::{Strip, add_scaled};
 use super::widened::{Widened, WidenedTile};
-use crate::Output;
 use crate::activations::{
-    FLOAT_START, GROUPS, MOST_PANEL_ROWS, OFFSET, Panel, QuantizedRows, SCALE, START_8, START_128, TOTAL,
-    block_words,
+    FLOAT_START, GROUPS, MOST_PANEL_ROWS, Panel, QuantizedRows, START_8, START_128, block_words,
 };
+use crate::output::{Output, SharedOut};
 use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part};
-use crate::pool::SharedOut;
 use crate::rows16::PackedRows16;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -65,19 +64,6 @@ macro_rules! with_rows {
         const $constant: usize = $rows;
         $run
     }};
-}
-
-/// The tiles of a strip, as they are stored or unpacked.
-pub(super) trait Strip: Copy {
-    type Tile: Copy;
-
-    fn tile(self, index: usize) -> Self::Tile;
-    /// 32 columns of M rows of x against a tile of each of N strips.
-    fn block<R: PackedRows16, const M: usize, const N: usize>(
-        tiles: [Self::Tile; N],
-        words: &[u32],
-        sums: &mut [[R::Floats; N]; M],
-    );
 }
 
 /// Runs one task, of weights laid out as `L`. Whole panels of `PANEL` rows, where there are more than one, meet
@@ -297,28 +283,6 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
                 None => None,
             };
             add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
-        }
-    }
-}
-
-/// Adds the products of 32 columns of M rows and strip `n` to their sums.
-#[inline(always)]
-pub(super) fn add_scaled<R: PackedRows16, const M: usize, const N: usize>(
-    dots: &[[R::Sums; N]; M],
-    words: &[u32],
-    n: usize,
-    scales: R::Floats,
-    mins: Option<R::Floats>,
-    sums: &mut [[R::Floats; N]; M],
-) {
-    let word = |kind: usize, m: usize| f32::from_bits(words[kind * M + m]);
-    for m in 0..M {
-        let dot = R::scaled(dots[m][n], word(SCALE, m), word(OFFSET, m));
-        sums[m][n] = R::mul_add(dot, scales, sums[m][n]);
-    }
-    if let Some(mins) = mins {
-        for m in 0..M {
-            sums[m][n] = R::mul_add(mins, R::splat(word(TOTAL, m)), sums[m][n]);
         }
     }
 }

@@ -6,7 +6,7 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
-use super::packed::{Strip, add_scaled};
+use super::strip::{Strip, add_scaled};
 use crate::activations::{GROUPS, START_128};
 use crate::pack::{Layout, TILE_ROWS, part};
 use crate::rows16::PackedRows16;

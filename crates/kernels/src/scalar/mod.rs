@@ -5,12 +5,12 @@ mod packed;
 mod peak;
 mod rows16;
 
-use super::dispatch::KernelTable;
+use crate::table::KernelTable;
 pub(super) use lanes::ScalarLanes;
 use rows16::ScalarRows;
 
 /// Every kernel of this level.
-pub(super) const TABLE: KernelTable = super::dispatch::kernel_table!(
+pub(super) const TABLE: KernelTable = crate::table::kernel_table!(
     ScalarLanes, ScalarRows, packed: packed::packed, panel_rows: 2, gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
     #[cfg(all())] // nothing: the target's own instructions
 );

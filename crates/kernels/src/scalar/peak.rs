@@ -1,6 +1,6 @@
 //! The limits of plain Rust, as the compiler makes instructions of it.
 
-use crate::roofline::{PeakLoop, Peaks};
+use crate::peaks::{PeakLoop, Peaks};
 use std::hint::black_box;
 
 /// This level's loops.

@@ -4,14 +4,16 @@
 //! two bf16 each, so 16 bits of them count. A block's keys and values are laid out once for all queries of a task; then
 //! 16 queries at a time get their scores, their weights and their sums of values. A query is a (row, head) of the task.
 
-use super::tiles::{PARTS, TILE_ROWS, TILE_WORDS, Tiles, WIDE_COLS, WideBlock};
-use super::widen::{Line, cut_pairs, pair_up_split, round_pairs, take_away};
+use super::tiles::{Line, PARTS, TILE_ROWS, TILE_WORDS, Tiles, WIDE_COLS, WideBlock};
+use super::widen::{cut_pairs, pair_up_split, round_pairs, take_away};
+use crate::blocks::WeightType;
 use crate::generic::attention::{AttentionOutput, AttentionTask};
 use crate::generic::dequantize::dequantize_row;
 use crate::generic::elementwise::exp_of_negative;
-use crate::lanes::{Bf16, F16, F32, LANES, Lanes};
+use crate::generic::storage::{Bf16, F16, F32};
+use crate::kv_block::BLOCK_POSITIONS;
+use crate::lanes::{LANES, Lanes};
 use crate::x86_64::avx512::Avx512Lanes;
-use crate::{BLOCK_POSITIONS, WeightType};
 use std::cell::Cell;
 use std::ops::Range;
 

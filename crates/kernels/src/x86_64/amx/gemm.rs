@@ -6,12 +6,12 @@
 //!
 //! A word is two bf16.
 
-use super::tiles::{BLOCK_ROWS, Block, TILE_ROWS, TILE_WORDS, Tiles};
-use super::widen::{Line, round_pairs, take_away, widen_strip};
-use crate::Output;
+use super::tiles::{BLOCK_ROWS, Block, Line, TILE_ROWS, TILE_WORDS, Tiles};
+use super::widen::{round_pairs, take_away, widen_strip};
 use crate::generic::elementwise::gate_mul;
 use crate::generic::gemm::{GatedTask, GemmTask};
 use crate::lanes::{Lanes as _, padded};
+use crate::output::Output;
 use crate::x86_64::avx512::Avx512Lanes;
 use std::cell::Cell;
 

@@ -14,8 +14,8 @@ mod tiles;
 mod widen;
 
 use super::avx512;
-use crate::WeightType;
-use crate::dispatch::{Bf16PairAttention, Gemm, KernelTable};
+use crate::blocks::WeightType;
+use crate::table::{Bf16PairAttention, Gemm, KernelTable};
 
 /// Products of activations in bf16.
 const GEMM_BF16: Gemm = Gemm {

@@ -1,7 +1,7 @@
 //! The limits of tiles of bytes and of bf16.
 
 use super::tiles::{TILE_LEN, Tiles};
-use crate::roofline::{PeakLoop, Peaks};
+use crate::peaks::{PeakLoop, Peaks};
 use crate::x86_64::avx512;
 
 /// This level's loops.

@@ -3,7 +3,6 @@
 //! The compiler knows nothing of what a tile holds, so everything between loading and storing tiles is one block of
 //! assembly; only their shape stays from one to the next. The intrinsics are not in stable Rust.
 
-use super::widen::Line;
 use std::arch::asm;
 #[cfg(target_os = "linux")]
 use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
@@ -14,6 +13,15 @@ pub(super) const TILE_ROWS: usize = 16;
 pub(super) const TILE_WORDS: usize = 16;
 /// Words of a tile.
 pub(super) const TILE_LEN: usize = TILE_ROWS * TILE_WORDS;
+
+/// A row of a tile: a word of each of 16 rows of weights.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; TILE_WORDS]);
+
+impl Line {
+    pub(super) const ZERO: Line = Line([0; TILE_WORDS]);
+}
 
 /// Outputs that are computed together, each way.
 pub(super) const BLOCK_ROWS: usize = 2 * TILE_ROWS;

@@ -4,25 +4,18 @@
 //! dispatch.rs reaches only after it has seen AVX-512F, BW and BF16 on this CPU; every load and store goes through a
 //! reference to an array of exactly its width.
 
-use super::tiles::TILE_WORDS;
+use super::tiles::{Line, TILE_WORDS};
 use crate::activations::GROUPS;
+use crate::blocks::WeightType;
 use crate::generic::dequantize::dequantize_exactly;
-use crate::lanes::{Lanes as _, with_storage};
+use crate::generic::storage::with_storage;
+use crate::lanes::Lanes as _;
 use crate::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
 use crate::rows16::{PackedRows16, Rows16};
+use crate::weight::{Weight, WeightRows};
 use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
-use crate::{Weight, WeightRows, WeightType};
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// A row of a tile: a word of each of 16 rows of weights.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; TILE_ROWS]);
-
-impl Line {
-    pub(super) const ZERO: Line = Line([0; TILE_ROWS]);
-}
 
 /// Rounds to bf16, ties to even: two neighbours are a word.
 #[inline(always)]

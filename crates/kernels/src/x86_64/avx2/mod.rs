@@ -4,7 +4,7 @@ mod lanes;
 mod peak;
 mod rows16;
 
-use crate::dispatch::{KernelTable, kernel_table, packed_kernel};
+use crate::table::{KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::Avx2Lanes;
 pub(super) use peak::{PEAKS, sum_lanes};
 pub(super) use rows16::{Avx2Rows, turn_8};

@@ -3,7 +3,7 @@
 //! SAFETY of every block here: the functions enable what they use, and are called only through the tables
 //! of this folder and of `avxvnni/`, which dispatch.rs reaches only after it has seen AVX2 and FMA on this CPU.
 
-use crate::roofline::{PeakLoop, Peaks};
+use crate::peaks::{PeakLoop, Peaks};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;

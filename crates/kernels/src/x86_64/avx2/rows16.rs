@@ -5,7 +5,7 @@
 //! AVX-VNNI for `Avx2Rows<true>`, on this CPU; every load and store goes through a reference to an array of
 //! exactly its width.
 
-use super::Avx2Lanes;
+use super::lanes::Avx2Lanes;
 use crate::lanes::Lanes;
 use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};

@@ -4,8 +4,8 @@
 //! table, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU, and [`bf16`] only
 //! after BF16 was seen here.
 
-use super::prefetch_stream;
-use crate::roofline::{PeakLoop, Peaks};
+use super::lanes::prefetch_stream;
+use crate::peaks::{PeakLoop, Peaks};
 use std::arch::x86_64::*;
 use std::hint::black_box;
 

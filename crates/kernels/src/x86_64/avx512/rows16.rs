@@ -4,6 +4,7 @@
 //! instances, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every
 //! load and store goes through a reference to an array of exactly its width.
 
+use super::lanes::prefetch_stream;
 use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};
 use crate::x86_64::avx2::turn_8;
@@ -145,7 +146,7 @@ impl PackedRows16 for Avx512Rows {
 
     #[inline(always)]
     fn prefetch_stream(address: *const u8) {
-        super::prefetch_stream(address);
+        prefetch_stream(address);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 mod peak;
 
 use super::avx2::{self, Avx2Rows};
-use crate::dispatch::{KernelTable, packed_kernel};
+use crate::table::{KernelTable, packed_kernel};
 
 /// Every kernel of this ISA.
 pub(crate) const TABLE: KernelTable = KernelTable {

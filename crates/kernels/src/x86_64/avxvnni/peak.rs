@@ -1,6 +1,6 @@
 //! The limits of AVX-VNNI: those of AVX2, but for the products of bytes.
 
-use crate::roofline::{PeakLoop, Peaks};
+use crate::peaks::{PeakLoop, Peaks};
 use crate::x86_64::avx2::{self, sum_lanes};
 use std::arch::x86_64::*;
 use std::hint::black_box;

@@ -1,0 +1,106 @@
+//! How the blocks of each storage type become lanes.
+
+use super::decode;
+use crate::lanes::Lanes;
+
+/// A storage type at compile time: how its blocks become lanes.
+pub(crate) trait Storage {
+    /// Bytes of a block; of the float types, of 32 elements.
+    const BLOCK_BYTES: usize;
+    /// How often 32 elements a block holds.
+    const UNITS: usize;
+    /// Whether elements are floats, not blocks of integers.
+    const FLOATS: bool;
+    /// The bytes of a block.
+    type Block: AsRef<[u8]>;
+    /// The whole blocks of a row. Loops over blocks of a length that the compiler knows have no way to panic,
+    /// which would keep their sums in memory.
+    fn blocks(row: &[u8]) -> &[Self::Block];
+    /// Decodes one unit of a block of `BLOCK_BYTES` bytes.
+    fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L;
+}
+
+/// Types that every level decodes in its own way.
+macro_rules! storage_of_lanes {
+    ($($name:ident, $bytes:literal, $floats:literal, $decode:ident;)*) => {$(
+        pub(crate) struct $name;
+        impl Storage for $name {
+            const BLOCK_BYTES: usize = $bytes;
+            const UNITS: usize = 1;
+            const FLOATS: bool = $floats;
+            type Block = [u8; $bytes];
+            #[inline(always)]
+            fn blocks(row: &[u8]) -> &[Self::Block] {
+                row.as_chunks().0
+            }
+            #[inline(always)]
+            fn lanes<L: Lanes>(block: &[u8], _unit: usize) -> L {
+                L::$decode(block.try_into().expect("a block is cut by its own length"))
+            }
+        }
+    )*};
+}
+
+/// Types that all levels decode alike.
+macro_rules! storage_of_decode {
+    ($($name:ident, $bytes:literal, $units:literal, $decode:ident;)*) => {$(
+        #[allow(non_camel_case_types)] // ggml's spelling
+        pub(crate) struct $name;
+        impl Storage for $name {
+            const BLOCK_BYTES: usize = $bytes;
+            const UNITS: usize = $units;
+            const FLOATS: bool = false;
+            type Block = [u8; $bytes];
+            #[inline(always)]
+            fn blocks(row: &[u8]) -> &[Self::Block] {
+                row.as_chunks().0
+            }
+            #[inline(always)]
+            fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L {
+                L::load(&decode::$decode(block.try_into().expect("a block is cut by its own length"), unit))
+            }
+        }
+    )*};
+}
+
+storage_of_lanes! {
+    F32, 128, true, f32;
+    F16, 64, true, f16;
+    Bf16, 64, true, bf16;
+    Q8_0, 34, false, q8_0;
+    Q4_0, 18, false, q4_0;
+    Q4_1, 20, false, q4_1;
+}
+
+storage_of_decode! {
+    Q5_0, 22, 1, q5_0;
+    Q5_1, 24, 1, q5_1;
+    Q2_K, 84, 8, q2_k;
+    Q3_K, 110, 8, q3_k;
+    Q4_K, 144, 8, q4_k;
+    Q5_K, 176, 8, q5_k;
+    Q6_K, 210, 8, q6_k;
+}
+
+/// Calls `$function::<..., Storage>($args)` for a [`WeightType`](crate::blocks::WeightType) known at run time.
+macro_rules! with_storage {
+    ($dtype:expr, $function:ident::<$lanes:ty>($($arg:expr),* $(,)?)) => {{
+        use $crate::{blocks::WeightType, generic::storage};
+        match $dtype {
+            WeightType::F32 => $function::<$lanes, storage::F32>($($arg),*),
+            WeightType::F16 => $function::<$lanes, storage::F16>($($arg),*),
+            WeightType::BF16 => $function::<$lanes, storage::Bf16>($($arg),*),
+            WeightType::Q8_0 => $function::<$lanes, storage::Q8_0>($($arg),*),
+            WeightType::Q4_0 => $function::<$lanes, storage::Q4_0>($($arg),*),
+            WeightType::Q4_1 => $function::<$lanes, storage::Q4_1>($($arg),*),
+            WeightType::Q5_0 => $function::<$lanes, storage::Q5_0>($($arg),*),
+            WeightType::Q5_1 => $function::<$lanes, storage::Q5_1>($($arg),*),
+            WeightType::Q2_K => $function::<$lanes, storage::Q2_K>($($arg),*),
+            WeightType::Q3_K => $function::<$lanes, storage::Q3_K>($($arg),*),
+            WeightType::Q4_K => $function::<$lanes, storage::Q4_K>($($arg),*),
+            WeightType::Q5_K => $function::<$lanes, storage::Q5_K>($($arg),*),
+            WeightType::Q6_K => $function::<$lanes, storage::Q6_K>($($arg),*),
+        }
+    }};
+}
+pub(crate) use with_storage;

@@ -1,0 +1,210 @@
+//! The facade: the kernels of one level, and the checks of every length.
+
+use crate::blocks::WeightType;
+use crate::dispatch::Isa;
+use crate::generic::matmul::MatmulTask;
+use crate::lanes::{self, LANES};
+use crate::mlp::Activation;
+use crate::output::{Output, SharedOut};
+use crate::pages::Arena;
+use crate::pool::{Cancel, Pool};
+use crate::table::KernelTable;
+use crate::weight::WeightRows;
+
+/// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
+const PANEL_LEN: usize = 1 << 17;
+
+/// Widens whole blocks to f32, exactly as ggml's reference does.
+///
+/// - `bytes`: `out.len()` elements of `dtype`
+/// - `out`: overwritten
+///
+/// # Panics
+/// If `bytes` is not of that length.
+pub fn dequantize(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
+    if out.is_empty() && bytes.is_empty() {
+        return;
+    }
+    let rows = WeightRows::new(dtype, bytes, 1, out.len()).expect("bytes of as many elements");
+    // Every level gives the same bits; a forced level that is missing is reported where models load.
+    let table = Isa::detect().unwrap_or(Isa::Scalar).table();
+    // SAFETY: the table was chosen for this CPU; `out` is the one row.
+    unsafe { (table.dequantize)(rows, 0, out) }
+}
+
+/// One product of [`Kernels::matmul`].
+pub struct Product<'a> {
+    /// `(out_features, in_features)`
+    pub weight: WeightRows<'a>,
+    /// `(rows, out_features)`
+    pub out: &'a mut [f32],
+    /// Replace or add.
+    pub output: Output,
+}
+
+impl Product<'_> {
+    /// # Panics
+    /// If `x` is not `(rows, in_features)`, or `out` not `(rows, out_features)`.
+    pub(crate) fn check(&self, x: &[f32], rows: usize) {
+        assert_eq!(x.len(), rows * self.weight.cols, "x is (rows, in_features)");
+        assert_eq!(self.out.len(), rows * self.weight.rows, "out is (rows, out_features)");
+    }
+}
+
+/// The kernels of one level, and the threads they run on.
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) table: &'static KernelTable,
+    pub(crate) pool: Pool,
+    /// Of packed weights.
+    pub(crate) arena: Arena,
+}
+
+impl Kernels {
+    /// The kernels of `isa` on `threads` threads, the calling one included.
+    ///
+    /// # Errors
+    /// The system's, if a thread cannot be started.
+    ///
+    /// # Panics
+    /// If this CPU has not that level.
+    pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
+        Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)?, arena: Arena::default() })
+    }
+
+    /// The level in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Computes `out = x · wᵀ` for several weights that share an input.
+    ///
+    /// - `x`: `(rows, in_features)`
+    /// - each weight: `(out_features, in_features)`
+    /// - each `out`: `(rows, out_features)`
+    ///
+    /// An output depends on its row and its weight's row alone, bit for bit. If `cancel` fires, the
+    /// outputs are left unfinished.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn matmul(&self, x: &[f32], rows: usize, products: &mut [Product], cancel: &Cancel) {
+        if rows == 0 {
+            return;
+        }
+        products.iter().for_each(|product| product.check(x, rows));
+        let cols = x.len() / rows;
+        let mut padded = Vec::new();
+        let x = if cols.is_multiple_of(LANES) {
+            x.as_chunks().0
+        } else {
+            for row in x.chunks_exact(cols) {
+                let (lanes, tail) = row.as_chunks();
+                padded.extend_from_slice(lanes);
+                padded.push(lanes::padded(tail));
+            }
+            &padded
+        };
+        // Small enough that the threads end together, large enough to be worth drawing, and a
+        // multiple of the register tile's three rows.
+        let per_task = match rows {
+            1..4 => (32 * 1024 / cols).clamp(3, 96),
+            _ => (PANEL_LEN / cols).clamp(3, 48),
+        } / 3
+            * 3;
+        let targets: Vec<_> =
+            products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
+        let features: Vec<usize> = targets.iter().map(|(weight, ..)| weight.rows).collect();
+        self.pool.for_each_range(&features, per_task, cancel, &|product, range| {
+            let (weight, output, out) = &targets[product];
+            let task = MatmulTask { x, weight: *weight, range, out, output: *output };
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
+            // ranges of columns do not overlap.
+            unsafe { (self.table.matmul)(&task) }
+        });
+    }
+
+    /// Writes row `row` of a weight as f32 to `out`, `(cols,)`.
+    ///
+    /// # Panics
+    /// If `row` or the length of `out` is out of range.
+    pub fn dequantize(&self, weight: WeightRows, row: usize, out: &mut [f32]) {
+        assert!(row < weight.rows, "row {row} of {}", weight.rows);
+        assert_eq!(out.len(), weight.cols, "out is one row");
+        // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+        unsafe { (self.table.dequantize)(weight, row, out) }
+    }
+
+    /// RMSNorm of every row: `out = x / sqrt(mean(x²) + epsilon) * weight`.
+    ///
+    /// - `x`, `out`: `(rows, weight.len())`
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32], cancel: &Cancel) {
+        let width = weight.len();
+        assert_eq!(x.len(), out.len(), "out is as x");
+        assert!(width > 0 && x.len().is_multiple_of(width), "x is (rows, weight.len())");
+        let rows = if x.len() <= ROW_BY_ROW { x.len() } else { width };
+        self.pool.for_each_chunk(out, rows.max(1), cancel, &|chunk, out| {
+            let x = &x[chunk * rows..][..out.len()];
+            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+                unsafe { (self.table.rms_norm)(x, weight, epsilon, out) }
+            }
+        });
+    }
+
+    /// `gate = activation(gate) * up`, elementwise.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gate_mul(&self, activation: Activation, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
+        assert_eq!(gate.len(), up.len(), "one up for each gate");
+        self.pool.for_each_chunk(gate, ROW_BY_ROW, cancel, &|chunk, gate| {
+            let up = &up[chunk * ROW_BY_ROW..][..gate.len()];
+            // SAFETY: the table was chosen for this CPU; lengths were asserted above.
+            unsafe { (self.table.gate_mul)(activation, gate, up) }
+        });
+    }
+
+    /// Rotates the halves of every head by its row's angles, in place (rotary position embedding).
+    ///
+    /// - `x`: `(rows, heads, head_dim)`
+    /// - `cos`, `sin`: `(rows, head_dim / 2)`
+    ///
+    /// Source: Su et al., "RoFormer", arXiv 2104.09864, in the half-split order of `transformers`.
+    ///
+    /// # Panics
+    /// If a length disagrees with these shapes.
+    pub fn rope(&self, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], cancel: &Cancel) {
+        let half = head_dim / 2;
+        assert_eq!(cos.len(), sin.len(), "a sine for each cosine");
+        assert!(
+            half > 0 && head_dim.is_multiple_of(2) && cos.len().is_multiple_of(half),
+            "(rows, head_dim / 2)"
+        );
+        let rows = cos.len() / half;
+        if rows == 0 {
+            return;
+        }
+        assert!(x.len().is_multiple_of(rows * head_dim), "x is (rows, heads, head_dim)");
+        self.pool.for_each_chunk(x, x.len() / rows, cancel, &|row, heads| {
+            let (cos, sin) = (&cos[row * half..][..half], &sin[row * half..][..half]);
+            for head in heads.chunks_exact_mut(head_dim) {
+                let (first, second) = head.split_at_mut(half);
+                for (((x, y), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*x, *y) = (*x * cos - *y * sin, *y * cos + *x * sin);
+                }
+            }
+        });
+    }
+}
+
+/// Elements below which splitting elementwise work over threads costs more than it saves.
+const ROW_BY_ROW: usize = 4096;

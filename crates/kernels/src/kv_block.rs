@@ -1,0 +1,31 @@
+//! Keys and values as attention reads them.
+
+use crate::blocks::WeightType;
+
+/// Positions in one block of keys and values.
+pub const BLOCK_POSITIONS: usize = 64;
+
+/// The keys and values of 64 positions in one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct KvBlock<'a> {
+    /// F32, F16 or BF16.
+    pub dtype: WeightType,
+    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
+    pub keys: &'a [u8],
+    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
+    pub values: &'a [u8],
+}
+
+impl<'a> KvBlock<'a> {
+    #[inline(always)]
+    pub(crate) fn keys(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.keys.len() / kv_heads;
+        &self.keys[kv_head * len..][..len]
+    }
+
+    #[inline(always)]
+    pub(crate) fn values(&self, kv_head: usize, kv_heads: usize) -> &'a [u8] {
+        let len = self.values.len() / kv_heads;
+        &self.values[kv_head * len..][..len]
+    }
+}
