@@ -2,7 +2,7 @@
 
 use super::{Engine, PREFILL_TOKENS, Sequence, Step};
 use crate::error::{Error, Result};
-use crate::kernels::BLOCK_POSITIONS;
+use crate::kernels::KV_BLOCK_POSITIONS;
 use crate::model::{Cancel, Rows, Span};
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ impl Engine {
         if running.is_empty() || running.len() >= self.max_num_seqs {
             return Ok(running.is_empty());
         }
-        let blocks = |tokens: usize| tokens.min(self.context_length()).div_ceil(BLOCK_POSITIONS);
+        let blocks = |tokens: usize| tokens.min(self.context_length()).div_ceil(KV_BLOCK_POSITIONS);
         let grows =
             |running: &&Sequence| blocks(running.most_tokens()).saturating_sub(blocks(running.computed()));
         let wanted = running.iter().map(grows).fold(blocks(tokens), usize::saturating_add);

@@ -1,7 +1,7 @@
 //! Blocks of 64 positions: allocated when first needed, given back when a sequence ends.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Arena, BLOCK_POSITIONS, KvBlock, Piece, WeightType};
+use crate::kernels::{Arena, KV_BLOCK_POSITIONS, KvBlock, Piece, WeightType};
 use std::ops::Range;
 
 /// What a block holds.
@@ -20,7 +20,7 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of the keys, or of the values, of one layer in a block; None if that overflows.
     fn part_bytes(&self) -> Option<usize> {
-        self.dtype.bytes_for(self.kv_heads.checked_mul(self.head_dim)?.checked_mul(BLOCK_POSITIONS)?)
+        self.dtype.bytes_for(self.kv_heads.checked_mul(self.head_dim)?.checked_mul(KV_BLOCK_POSITIONS)?)
     }
 
     /// Bytes of one block, all layers; None if that overflows.
@@ -109,7 +109,7 @@ impl BlockPool {
         let full = |what: &str| Error::Generation {
             reason: format!(
                 "no room for more keys and values: {} blocks of {} positions, {} bytes each, are in use; {what}",
-                self.blocks, BLOCK_POSITIONS, self.block_bytes,
+                self.blocks, KV_BLOCK_POSITIONS, self.block_bytes,
             ),
         };
         if self.blocks >= self.most {

@@ -2,7 +2,7 @@
 
 use super::block_pool::{Block, BlockPool, KvShape};
 use crate::error::Result;
-use crate::kernels::{BLOCK_POSITIONS, KvBlock, WeightType};
+use crate::kernels::{KV_BLOCK_POSITIONS, KvBlock, WeightType};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 
@@ -18,7 +18,7 @@ impl PagedKv {
     /// # Errors
     /// As [`BlockPool::take`]; what was there stays.
     pub fn reserve(&mut self, positions: usize, pool: &mut BlockPool) -> Result<()> {
-        while self.blocks.len() * BLOCK_POSITIONS < positions {
+        while self.blocks.len() * KV_BLOCK_POSITIONS < positions {
             self.blocks.push(pool.take()?);
         }
         Ok(())
@@ -64,8 +64,8 @@ impl PagedKv {
         let width = shape.kv_heads * shape.head_dim;
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (position, (keys, values)) in (position..).zip(rows) {
-            let (block_keys, block_values) = self.blocks[position / BLOCK_POSITIONS].layer_mut(layer);
-            scatter(block_keys, block_values, shape, position % BLOCK_POSITIONS, keys, values);
+            let (block_keys, block_values) = self.blocks[position / KV_BLOCK_POSITIONS].layer_mut(layer);
+            scatter(block_keys, block_values, shape, position % KV_BLOCK_POSITIONS, keys, values);
         }
     }
 
@@ -91,11 +91,11 @@ fn scatter<T: bytemuck::NoUninit>(
 ) {
     let size = size_of::<T>();
     for (index, key) in keys.iter().enumerate() {
-        let to = (index * BLOCK_POSITIONS + at) * size;
+        let to = (index * KV_BLOCK_POSITIONS + at) * size;
         block_keys[to..to + size].copy_from_slice(bytemuck::bytes_of(key));
     }
     for (head, values) in values.chunks_exact(shape.head_dim).enumerate() {
-        let to = (head * BLOCK_POSITIONS + at) * shape.head_dim * size;
+        let to = (head * KV_BLOCK_POSITIONS + at) * shape.head_dim * size;
         block_values[to..to + shape.head_dim * size].copy_from_slice(bytemuck::cast_slice(values));
     }
 }

@@ -5,7 +5,7 @@ use super::options::{Choices, EngineKind, LoadOptions};
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
 use crate::error::{Error, Result};
-use crate::kernels::{BLOCK_POSITIONS, Isa, PackedRows, WeightType};
+use crate::kernels::{Isa, KV_BLOCK_POSITIONS, PackedRows, WeightType};
 use crate::model::cpu;
 use crate::sys::Memory;
 use candle_core::DType;
@@ -61,7 +61,7 @@ impl Held {
         // Of an embedding that is not the head, single rows are read.
         let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
         let dtype = choices.types().held(stored, cols, multiplied);
-        let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs);
+        let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs_weights);
         let packed = PackedRows::bytes_for(dtype, rows, cols).filter(|_| packs);
         let bytes = packed.or_else(|| dtype.bytes_for(cols)?.checked_mul(rows))?;
         Some(Held { bytes: bytes as u64, copied: packed.is_some() || dtype != stored })
@@ -103,7 +103,7 @@ impl MemoryEstimate {
             opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX) as u64;
         MemoryEstimate {
             weights,
-            kv_cache: block_bytes.saturating_mul(context_length.div_ceil(BLOCK_POSITIONS) as u64),
+            kv_cache: block_bytes.saturating_mul(context_length.div_ceil(KV_BLOCK_POSITIONS) as u64),
             scratch: cpu::scratch_bytes(&opened.config),
             context_length,
             engine: EngineKind::Cpu.name(),
@@ -183,7 +183,7 @@ pub(super) fn check(
 pub(super) fn room(needed: &MemoryEstimate, memory: Memory, block_bytes: u64) -> (usize, u64) {
     let left = memory.available.saturating_sub(needed.weights.saturating_add(needed.scratch));
     let budget = (left as f64 * KV_SHARE) as u64;
-    let positions = (budget / block_bytes.max(1)).saturating_mul(BLOCK_POSITIONS as u64);
+    let positions = (budget / block_bytes.max(1)).saturating_mul(KV_BLOCK_POSITIONS as u64);
     (usize::try_from(positions).unwrap_or(usize::MAX), budget.max(needed.kv_cache))
 }
 
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_get_a_share_of_what_is_left_and_always_what_was_promised() {
-        let positions = BLOCK_POSITIONS;
+        let positions = KV_BLOCK_POSITIONS;
         assert_eq!(room(&NEEDED, memory(2030, 0), 100), (8 * positions, 800));
         assert_eq!(room(&NEEDED, memory(2029, 0), 100), (7 * positions, 799));
         assert_eq!(room(&NEEDED, memory(1100, 500), 100), (0, 200), "in swap");

@@ -121,7 +121,7 @@ pub trait Model: Send {
         1
     }
 
-    /// How many blocks of [`crate::kernels::BLOCK_POSITIONS`] positions sequences may still take.
+    /// How many blocks of [`crate::kernels::KV_BLOCK_POSITIONS`] positions sequences may still take.
     fn free_blocks(&self) -> usize {
         usize::MAX
     }

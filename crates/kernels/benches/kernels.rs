@@ -5,7 +5,7 @@
 //! multiplication and an addition.
 
 use candle_llama_kernels::{
-    AttentionSpan, BLOCK_POSITIONS, Cancel, GemmInput, GemmScratch, Isa, Kernels, KvBlock, Output,
+    AttentionSpan, Cancel, GemmInput, GemmScratch, Isa, KV_BLOCK_POSITIONS, Kernels, KvBlock, Output,
     PackedProduct, Precision, Product, QuantizedRows, WeightRows, WeightType, quantize::quantize_row,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -40,7 +40,7 @@ fn weights(dtype: WeightType, rows: usize) -> Vec<u8> {
 }
 
 /// The levels that this processor has, with their kernels.
-fn levels() -> Vec<(Isa, Kernels)> {
+fn isas() -> Vec<(Isa, Kernels)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Isa::available().map(|isa| (isa, Kernels::new(isa, threads).expect("threads can be started"))).collect()
 }
@@ -62,7 +62,7 @@ fn packed(criterion: &mut Criterion) {
             group.sample_size(20).throughput(throughput(rows, features, &stored));
             let x = numbers(rows * COLS);
             let mut out = vec![0.0; rows * features];
-            for (isa, kernels) in levels().into_iter().filter(|(isa, _)| isa.packs()) {
+            for (isa, kernels) in isas().into_iter().filter(|(isa, _)| isa.packs_weights()) {
                 let fill = |row: usize, out: &mut [u8]| {
                     let len = out.len();
                     out.copy_from_slice(&stored[row * len..][..len]);
@@ -92,7 +92,7 @@ fn floats(criterion: &mut Criterion) {
             group.sample_size(20).throughput(throughput(rows, features, &stored));
             let x = numbers(rows * COLS);
             let mut out = vec![0.0; rows * features];
-            for (isa, kernels) in levels() {
+            for (isa, kernels) in isas() {
                 let mut scratch = GemmScratch::default();
                 group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
                     bencher.iter(|| {
@@ -118,8 +118,9 @@ fn floats(criterion: &mut Criterion) {
 /// A generated token with 4096 positions before it, and a prompt of its own.
 fn attention(criterion: &mut Criterion) {
     for (rows, position) in [(1, 4095), (PROMPT, 0)] {
-        let len = WeightType::F16.bytes_for(KV_HEADS * HEAD_DIM * BLOCK_POSITIONS).expect("whole elements");
-        let blocks = (position + rows).div_ceil(BLOCK_POSITIONS);
+        let len =
+            WeightType::F16.bytes_for(KV_HEADS * HEAD_DIM * KV_BLOCK_POSITIONS).expect("whole elements");
+        let blocks = (position + rows).div_ceil(KV_BLOCK_POSITIONS);
         let (keys, values) = (vec![0; blocks * len], vec![0; blocks * len]);
         let queries = numbers(rows * HEADS * HEAD_DIM);
         let mut out = vec![0.0; queries.len()];
@@ -128,12 +129,12 @@ fn attention(criterion: &mut Criterion) {
             PROMPT => Throughput::Elements((2 * rows * rows * HEADS * HEAD_DIM) as u64),
             _ => Throughput::Bytes((keys.len() + values.len()) as u64),
         });
-        for (isa, kernels) in levels() {
+        for (isa, kernels) in isas() {
             let block = |(keys, values)| KvBlock { dtype: WeightType::F16, keys, values };
             let spans = [AttentionSpan {
                 rows,
                 position,
-                blocks: keys.chunks_exact(len).zip(values.chunks_exact(len)).map(block).collect(),
+                kv_blocks: keys.chunks_exact(len).zip(values.chunks_exact(len)).map(block).collect(),
             }];
             group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
                 bencher.iter(|| {

@@ -1,10 +1,10 @@
 //! The facade of the attention kernel: keys and values in blocks, sequences side by side.
 
 use crate::blocks::WeightType;
-use crate::generic::attended::Attended;
 use crate::generic::attention::{AttentionOutput, AttentionTask, UNIT_POSITIONS};
+use crate::generic::partial_attention::PartialAttention;
 use crate::kernels::Kernels;
-use crate::kv_block::{BLOCK_POSITIONS, KvBlock};
+use crate::kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 use crate::lanes::LANES;
 use crate::output::SharedOut;
 use crate::pool::Cancel;
@@ -19,7 +19,7 @@ const AMX_TASK_QUERIES: usize = 384;
 /// merged, takes memory.
 const FEW_ROWS: usize = 4;
 /// They have, where threads would draw fewer tasks than this: three heads cannot be shared by two threads.
-const DRAWS: usize = 4;
+const TASKS_PER_THREAD: usize = 4;
 
 /// One sequence's part of [`Kernels::attention`].
 pub struct AttentionSpan<'a> {
@@ -28,7 +28,7 @@ pub struct AttentionSpan<'a> {
     /// The position of the first row.
     pub position: usize,
     /// Blocks that reach over all positions up to the last row's, itself included.
-    pub blocks: Vec<KvBlock<'a>>,
+    pub kv_blocks: Vec<KvBlock<'a>>,
 }
 
 impl AttentionSpan<'_> {
@@ -75,7 +75,7 @@ impl Kernels {
         let rows: usize = spans.iter().map(|span| span.rows).sum();
         assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
         assert_eq!(queries.len(), out.len(), "out is as the queries");
-        check_blocks(spans, kv_heads * head_dim);
+        check_kv_blocks(spans, kv_heads * head_dim);
         if queries.is_empty() {
             return;
         }
@@ -86,20 +86,21 @@ impl Kernels {
         let task_rows = (task_queries / group).max(1);
         let row_tasks: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
         let threads = self.pool().threads();
-        let threads_would_idle = amx.is_none() && threads > 1 && row_tasks < DRAWS * threads;
-        let goes_by_units = |span: &AttentionSpan| {
+        let threads_would_idle = amx.is_none() && threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
+        let uses_unit_tasks = |span: &AttentionSpan| {
             threads_would_idle && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1
         };
 
-        let slots = spans.iter().filter(|span| goes_by_units(span)).map(|span| span.units() * kv_heads).sum();
-        let mut units: Vec<Attended> = Vec::new();
-        units.resize_with(slots, Attended::default);
+        let slots =
+            spans.iter().filter(|span| uses_unit_tasks(span)).map(|span| span.units() * kv_heads).sum();
+        let mut units: Vec<PartialAttention> = Vec::new();
+        units.resize_with(slots, PartialAttention::default);
         let shared_units = SharedOut::new(&mut units);
         let shared_out = SharedOut::new(&mut *out);
         let (mut tasks, mut to_merge) = (Vec::new(), Vec::new());
         let (mut first, mut slot) = (0, 0);
         for span in spans {
-            let step = if goes_by_units(span) { span.rows } else { task_rows };
+            let step = if uses_unit_tasks(span) { span.rows } else { task_rows };
             for start in (0..span.rows).step_by(step) {
                 let end = (start + step).min(span.rows);
                 for kv_head in 0..kv_heads {
@@ -110,15 +111,15 @@ impl Kernels {
                         head_dim,
                         rows: rows.clone(),
                         position,
-                        blocks: &span.blocks,
+                        kv_blocks: &span.kv_blocks,
                         kv_head,
                         kv_heads,
                         output,
                     };
-                    if goes_by_units(span) {
-                        let of_unit =
+                    if uses_unit_tasks(span) {
+                        let unit_output =
                             |unit| AttentionOutput::Unit { unit, units: &shared_units, slot: slot + unit };
-                        tasks.extend((0..span.units()).map(|unit| task(of_unit(unit))));
+                        tasks.extend((0..span.units()).map(|unit| task(unit_output(unit))));
                         to_merge.push(UnitTasks {
                             rows,
                             position,
@@ -142,12 +143,12 @@ impl Kernels {
         if cancel.is_cancelled() {
             return;
         }
-        let mut total = Attended::default();
+        let mut total = PartialAttention::default();
         for merged in to_merge {
             total.clear(merged.rows.len() * group, head_dim.div_ceil(LANES));
-            for (unit, attended) in units[merged.slots].iter().enumerate() {
+            for (unit, partial) in units[merged.slots].iter().enumerate() {
                 let first_row = (unit * UNIT_POSITIONS).saturating_sub(merged.position);
-                total.merge(attended, first_row * group..merged.rows.len() * group);
+                total.merge(partial, first_row * group..merged.rows.len() * group);
             }
             for (index, row) in merged.rows.enumerate() {
                 let heads = &mut out[(row * query_heads + merged.kv_head * group) * head_dim..];
@@ -160,16 +161,16 @@ impl Kernels {
 }
 
 /// Asserts that blocks are there for all positions, of a float type, and with `width` elements for each position.
-fn check_blocks(spans: &[AttentionSpan], width: usize) {
+fn check_kv_blocks(spans: &[AttentionSpan], width: usize) {
     for span in spans {
         let positions = span.position + span.rows;
-        assert!(span.blocks.len() * BLOCK_POSITIONS >= positions, "blocks reach over all positions");
-        for block in &span.blocks {
-            let floats = matches!(block.dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
-            assert!(floats, "keys and values are of a float type");
-            let len = block.dtype.bytes_for(width * BLOCK_POSITIONS);
-            assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, BLOCK_POSITIONS)");
-            assert_eq!(Some(block.values.len()), len, "(kv_heads, BLOCK_POSITIONS, head_dim)");
+        assert!(span.kv_blocks.len() * KV_BLOCK_POSITIONS >= positions, "KV blocks for all positions");
+        for block in &span.kv_blocks {
+            let is_float = matches!(block.dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
+            assert!(is_float, "keys and values are of a float type");
+            let len = block.dtype.bytes_for(width * KV_BLOCK_POSITIONS);
+            assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, KV_BLOCK_POSITIONS)");
+            assert_eq!(Some(block.values.len()), len, "(kv_heads, KV_BLOCK_POSITIONS, head_dim)");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Attention at every level of this CPU: against plain f64 arithmetic, and against itself.
 
-use super::tests::{Random, kernels, levels};
+use super::tests::{Random, isas, kernels};
 use super::*;
 use half::{bf16, f16};
 
@@ -26,17 +26,17 @@ impl Cache {
             numbers.into_iter().map(|x| (x * 128.0).round() / 128.0).collect()
         };
         let (keys, values) = (numbers(), numbers());
-        let blocks = (0..positions.div_ceil(BLOCK_POSITIONS))
+        let blocks = (0..positions.div_ceil(KV_BLOCK_POSITIONS))
             .map(|block| {
                 // Unused positions hold what an earlier sequence left there.
-                let mut k = vec![f32::NAN; kv_heads * head_dim * BLOCK_POSITIONS];
+                let mut k = vec![f32::NAN; kv_heads * head_dim * KV_BLOCK_POSITIONS];
                 let mut v = k.clone();
-                for p in 0..BLOCK_POSITIONS.min(positions - block * BLOCK_POSITIONS) {
+                for p in 0..KV_BLOCK_POSITIONS.min(positions - block * KV_BLOCK_POSITIONS) {
                     for head in 0..kv_heads {
                         for d in 0..head_dim {
-                            let from = ((block * BLOCK_POSITIONS + p) * kv_heads + head) * head_dim + d;
-                            k[(head * head_dim + d) * BLOCK_POSITIONS + p] = keys[from];
-                            v[(head * BLOCK_POSITIONS + p) * head_dim + d] = values[from];
+                            let from = ((block * KV_BLOCK_POSITIONS + p) * kv_heads + head) * head_dim + d;
+                            k[(head * head_dim + d) * KV_BLOCK_POSITIONS + p] = keys[from];
+                            v[(head * KV_BLOCK_POSITIONS + p) * head_dim + d] = values[from];
                         }
                     }
                 }
@@ -58,11 +58,11 @@ impl Cache {
     fn forget_from(&mut self, position: usize, head_dim: usize) {
         let size = self.dtype.block_bytes();
         for (block, (keys, values)) in self.blocks.iter_mut().enumerate() {
-            let from = position.saturating_sub(block * BLOCK_POSITIONS).min(BLOCK_POSITIONS);
-            for row in keys.chunks_exact_mut(BLOCK_POSITIONS * size) {
+            let from = position.saturating_sub(block * KV_BLOCK_POSITIONS).min(KV_BLOCK_POSITIONS);
+            for row in keys.chunks_exact_mut(KV_BLOCK_POSITIONS * size) {
                 row[from * size..].fill(0xff);
             }
-            for head in values.chunks_exact_mut(BLOCK_POSITIONS * head_dim * size) {
+            for head in values.chunks_exact_mut(KV_BLOCK_POSITIONS * head_dim * size) {
                 head[from * head_dim * size..].fill(0xff);
             }
         }
@@ -70,20 +70,20 @@ impl Cache {
 
     fn span(&self, position: usize, rows: usize) -> AttentionSpan<'_> {
         let blocks = self.blocks.iter().map(|(keys, values)| KvBlock { dtype: self.dtype, keys, values });
-        AttentionSpan { rows, position, blocks: blocks.collect() }
+        AttentionSpan { rows, position, kv_blocks: blocks.collect() }
     }
 }
 
 /// All levels, and once more those that take numbers as sums of two.
 fn modes() -> impl Iterator<Item = (Isa, bool)> {
-    let splits = levels().into_iter().filter(|isa| isa.table().attention_bf16_pairs.is_some());
-    levels().into_iter().map(|isa| (isa, false)).chain(splits.map(|isa| (isa, true)))
+    let pairs = isas().into_iter().filter(|isa| isa.table().attention_bf16_pairs.is_some());
+    isas().into_iter().map(|isa| (isa, false)).chain(pairs.map(|isa| (isa, true)))
 }
 
 #[test]
 fn attention_is_softmax_of_scores_times_values() {
     let mut random = Random(4);
-    for (isa, splits) in modes() {
+    for (isa, pairs) in modes() {
         for (kv_heads, group, head_dim, dtype, first, rows) in [
             (1, 1, 2, WeightType::F32, 60, 90),
             (2, 3, 10, WeightType::F16, 60, 90),
@@ -106,10 +106,10 @@ fn attention_is_softmax_of_scores_times_values() {
             let span = [cache.span(first, rows)];
             let never = Cancel::never();
             let kernels = kernels(isa, 2);
-            kernels.attention(&queries, &span, heads, kv_heads, head_dim, splits, &mut out, &never);
+            kernels.attention(&queries, &span, heads, kv_heads, head_dim, pairs, &mut out, &never);
             // Values are below 1 and the weights sum to 1: the error is that of f32 exps, or of scores of up to 8 and
             // weights of 16 bits.
-            let bound = if splits { 8e-5 } else { 4e-6 };
+            let bound = if pairs { 8e-5 } else { 4e-6 };
             for row in 0..rows {
                 for head in 0..heads {
                     let at = |p: usize| (p * kv_heads + head / group) * head_dim;
@@ -141,7 +141,7 @@ fn attention_is_softmax_of_scores_times_values() {
 #[test]
 fn a_row_of_attention_depends_on_nothing_but_the_row() {
     let mut random = Random(5);
-    for (isa, splits) in modes() {
+    for (isa, pairs) in modes() {
         for (dtype, group, head_dim) in [
             (WeightType::F32, 2, 64),
             (WeightType::F16, 3, 48),
@@ -163,7 +163,7 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
                     spans.iter().map(|&(position, rows)| cache.span(position, rows)).collect();
                 let kernels = kernels(isa, threads);
                 let never = Cancel::never();
-                kernels.attention(&queries, &spans, heads, kv_heads, head_dim, splits, &mut out, &never);
+                kernels.attention(&queries, &spans, heads, kv_heads, head_dim, pairs, &mut out, &never);
                 out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let whole = run(&cache, &queries, 1, &[(0, positions)]);

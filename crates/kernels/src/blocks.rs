@@ -19,7 +19,7 @@
 //!
 //! In the nibble types of 32, byte `j` holds element `j` (low half) and element `j + 16` (high half). The
 //! blocks of 256 have a scale for each 16 (Q2_K, Q3_K, Q6_K) or 32; which bits are whose is in
-//! `generic/decode.rs`.
+//! `generic/dequantize_block.rs`.
 //!
 //! Source: ggml, `ggml-common.h`.
 

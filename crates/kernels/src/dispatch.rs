@@ -38,7 +38,7 @@ impl Isa {
 
     /// Whether products with packed weights are faster here than those with f32 activations: not where the
     /// compiler alone must find the instructions.
-    pub fn packs(self) -> bool {
+    pub fn packs_weights(self) -> bool {
         self != Isa::Scalar
     }
 
@@ -65,7 +65,7 @@ impl Isa {
             Isa::Amx => {
                 Isa::Avx512.is_available()
                     && is_x86_feature_detected!("avx512bf16")
-                    && super::x86_64::amx::are_available()
+                    && super::x86_64::amx::is_available()
             }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -114,7 +114,7 @@ fn choose() -> Result<Isa, String> {
 
 /// Whether this CPU multiplies pairs of bf16 faster than floats. Some with AVX-512 have no such instruction, and
 /// Intel's do half of FMA's operations with it (Sapphire Rapids and later, measured: docs/experiments.md).
-pub(super) fn bf16_pairs_are_fast() -> bool {
+pub(super) fn bf16_dot_is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16") && !is_of_intel();
     #[cfg(not(target_arch = "x86_64"))]

@@ -13,7 +13,7 @@ use crate::table::{Gemm, RunGated};
 use crate::weight::Weight;
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
-const DRAWS: usize = 4;
+const TASKS_PER_THREAD: usize = 4;
 
 /// Rows of activations as [`Kernels::gemm`] lays them out; kept to be reused.
 #[derive(Debug, Default)]
@@ -58,16 +58,16 @@ impl Kernels {
         if rows == 0 {
             return;
         }
-        let special = self.special_gemm(input);
-        let takes = |weight| special.is_some_and(|gemm| gemm.takes_weight(Weight::Rows(weight)));
+        let rounded = self.gemm_for(input);
+        let takes = |weight| rounded.is_some_and(|gemm| gemm.takes_weight(Weight::Rows(weight)));
         // Mixed types are rare; each kind has its own layout of x.
-        for (gemm, is_special) in [(special, true), (Some(&self.table.gemm), false)] {
-            let chosen = products.iter_mut().filter(|product| takes(product.weight) == is_special);
+        for (gemm, is_rounded) in [(rounded, true), (Some(&self.table.gemm), false)] {
+            let chosen = products.iter_mut().filter(|product| takes(product.weight) == is_rounded);
             let targets: Vec<Target> =
                 chosen.map(|p| (Weight::Rows(p.weight), SharedOut::new(p.out), p.output)).collect();
             if let (Some(gemm), false) = (gemm, targets.is_empty()) {
                 let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
-                self.gemm_with(gemm, x, rows, &targets, cancel);
+                self.run_gemm(gemm, x, rows, &targets, cancel);
             }
         }
     }
@@ -100,7 +100,7 @@ impl Kernels {
             .collect();
         if rows > 0 && !targets.is_empty() {
             let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
-            self.gemm_with(gemm, x, rows, &targets, cancel);
+            self.run_gemm(gemm, x, rows, &targets, cancel);
         }
     }
 
@@ -141,19 +141,19 @@ impl Kernels {
         let gated = grown(&mut scratch.gated, gemm.laid_out_rows(rows) * (gemm.row_words)(inner));
         let strips = inner.div_ceil(TILE_ROWS);
         // A task has strips of two weights.
-        let per_task = self.strips_per_task(gemm, 2 * strips, gemm.task_strips / 2);
+        let per_task = self.strips_per_task(gemm, 2 * strips, gemm.max_task_strips / 2);
         let shared = SharedOut::new(gated);
         self.pool.for_each_range(&[strips], per_task, cancel, &|_, strips| {
             let task = GatedTask { x, rows, mlp, strips, out: &shared };
-            // SAFETY: as in `gemm_with`.
+            // SAFETY: as in `run_gemm`.
             unsafe { run_gated(&task) }
         });
         let target = (mlp.down, SharedOut::new(out), Output::Add);
-        self.gemm_with(gemm, gated, rows, &[target], cancel);
+        self.run_gemm(gemm, gated, rows, &[target], cancel);
     }
 
     /// The products that [`Kernels::gemm`] takes where it can.
-    fn special_gemm(&self, input: GemmInput) -> Option<&'static Gemm> {
+    fn gemm_for(&self, input: GemmInput) -> Option<&'static Gemm> {
         match input {
             GemmInput::Bf16 => self.gemm_bf16(),
             GemmInput::Bf16Pairs => self.table.gemm_bf16_pairs.as_ref(),
@@ -161,13 +161,13 @@ impl Kernels {
     }
 
     fn gated_gemm(&self, input: GemmInput, mlp: &Mlp) -> Option<(&'static Gemm, RunGated)> {
-        let gemm = self.special_gemm(input)?;
+        let gemm = self.gemm_for(input)?;
         let takes_all = [mlp.gate, mlp.up, mlp.down].into_iter().all(|weight| gemm.takes_weight(weight));
         Some((gemm, gemm.run_gated.filter(|_| takes_all)?))
     }
 
     fn gemm_bf16(&self) -> Option<&'static Gemm> {
-        let is_fast = self.isa == Isa::Amx || dispatch::bf16_pairs_are_fast();
+        let is_fast = self.isa == Isa::Amx || dispatch::bf16_dot_is_fast();
         self.table.gemm_bf16.as_ref().filter(|_| is_fast)
     }
 
@@ -193,10 +193,10 @@ impl Kernels {
     }
 
     /// At least one product and one row; their lengths have been checked. `x` is laid out.
-    fn gemm_with(&self, gemm: &Gemm, x: &[u32], rows: usize, targets: &[Target], cancel: &Cancel) {
+    fn run_gemm(&self, gemm: &Gemm, x: &[u32], rows: usize, targets: &[Target], cancel: &Cancel) {
         let strips: Vec<usize> =
             targets.iter().map(|(weight, ..)| weight.rows().div_ceil(TILE_ROWS)).collect();
-        let per_task = self.strips_per_task(gemm, strips.iter().sum(), gemm.task_strips);
+        let per_task = self.strips_per_task(gemm, strips.iter().sum(), gemm.max_task_strips);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, out, output) = &targets[product];
             let task = GemmTask { x, rows, weight: *weight, strips, out, output: *output };
@@ -206,8 +206,8 @@ impl Kernels {
         });
     }
 
-    fn strips_per_task(&self, gemm: &Gemm, strips: usize, most: usize) -> usize {
-        (strips / (DRAWS * self.pool.threads())).clamp(1, most).next_multiple_of(gemm.strips)
+    fn strips_per_task(&self, gemm: &Gemm, strips: usize, max: usize) -> usize {
+        (strips / (TASKS_PER_THREAD * self.pool.threads())).clamp(1, max).next_multiple_of(gemm.strips)
     }
 }
 
@@ -222,7 +222,7 @@ impl Gemm {
     fn laid_out_rows(&self, rows: usize) -> usize {
         let whole = rows / self.panel_rows * self.panel_rows;
         let left = rows - whole;
-        let tail = self.tails.iter().find(|&&tail| tail >= left).filter(|_| left > 0);
+        let tail = self.tail_rows.iter().find(|&&tail| tail >= left).filter(|_| left > 0);
         whole + tail.copied().unwrap_or(0)
     }
 }

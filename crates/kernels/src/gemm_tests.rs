@@ -1,6 +1,6 @@
 //! The suite for products of many rows: every level of this CPU against plain arithmetic.
 
-use super::tests::{Random, dot_bound, element, kernels, levels, widths};
+use super::tests::{Random, dot_bound, element, isas, kernels, widths};
 use super::*;
 use half::bf16;
 
@@ -12,21 +12,21 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Pr
 fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
-        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_pairs_are_fast(),
+        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_dot_is_fast(),
         _ => false,
     }
 }
 
 /// As tiles take activations that are not rounded: the sum of two numbers in bf16.
-fn split(x: f32) -> f32 {
+fn bf16_pair(x: f32) -> f32 {
     let high = bf16::from_f32(x).to_f32();
     high + bf16::from_f32(x - high).to_f32()
 }
 
 #[test]
-fn gemm_is_the_sum_of_products_at_every_level() {
+fn gemm_is_the_sum_of_products_on_every_isa() {
     let mut random = Random(21);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in WeightType::ALL {
             for cols in widths(dtype).into_iter().chain([256 * 3]) {
@@ -47,11 +47,11 @@ fn gemm_is_the_sum_of_products_at_every_level() {
                         gemm(&kernels, &x, rows, input, Product { weight, out: &mut out, output });
                         let rounds = input == GemmInput::Bf16 && rounds(isa, dtype);
                         let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
-                        let is_split =
+                        let uses_pairs =
                             isa == Isa::Amx && dtype == WeightType::BF16 && input == GemmInput::Bf16Pairs;
                         for (at, got) in out.into_iter().enumerate() {
                             let x = x[at / weight_rows * cols..][..cols].iter();
-                            let x = x.map(|&x| if is_split { split(x) } else { round(x) });
+                            let x = x.map(|&x| if uses_pairs { bf16_pair(x) } else { round(x) });
                             let x: Vec<f32> = x.collect();
                             let w = w[at % weight_rows * cols..][..cols].iter().map(|&w| round(w));
                             let w: Vec<f32> = w.collect();
@@ -77,7 +77,7 @@ fn gemm_is_the_sum_of_products_at_every_level() {
 #[test]
 fn a_row_of_gemm_depends_on_nothing_but_the_row() {
     let mut random = Random(22);
-    for isa in levels() {
+    for isa in isas() {
         for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q4_0, WeightType::Q4_K] {
             let (weight_rows, cols) = (70, if dtype.block_len() == 1 { 900 } else { 1280 });
             let bytes = random.weights(dtype, weight_rows * cols);
@@ -108,7 +108,7 @@ fn gemm_packed_is_gemm_bit_for_bit() {
     let mut random = Random(23);
     let packable =
         || WeightType::ALL.into_iter().filter(|&dtype| PackedRows::bytes_for(dtype, 1, 32).is_some());
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         if !kernels.has_gemm_packed() {
             assert_ne!(isa, Isa::Amx);
@@ -178,9 +178,9 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
     use GemmInput::*;
     use WeightType::*;
     let mut random = Random(24);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
-        let mut is_had = false;
+        let mut was_tested = false;
         for (gate, up, down) in
             [(BF16, BF16, BF16), (Q4_0, Q4_0, Q4_0), (Q8_0, Q5_1, Q4_1), (Q4_0, BF16, Q8_0), (F32, F32, F32)]
         {
@@ -200,7 +200,7 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
                     if !kernels.has_gemm_mlp(input, &mlp) {
                         continue;
                     }
-                    is_had = true;
+                    was_tested = true;
                     let (mut gated, mut raised) = (vec![0.0; rows * inner], vec![0.0; rows * inner]);
                     gate.multiply(&kernels, &x, input, &mut gated, Output::Set);
                     up.multiply(&kernels, &x, input, &mut raised, Output::Set);
@@ -213,6 +213,6 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
                 }
             }
         }
-        assert_eq!(is_had, isa == Isa::Amx);
+        assert_eq!(was_tested, isa == Isa::Amx);
     }
 }

@@ -12,7 +12,7 @@ use crate::table::KernelTable;
 use crate::weight::WeightRows;
 
 /// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
-const PANEL_LEN: usize = 1 << 17;
+const DEQUANTIZED_LEN: usize = 1 << 17;
 
 /// Widens whole blocks to f32, exactly as ggml's reference does.
 ///
@@ -114,7 +114,7 @@ impl Kernels {
         // multiple of the register tile's three rows.
         let per_task = match rows {
             1..4 => (32 * 1024 / cols).clamp(3, 96),
-            _ => (PANEL_LEN / cols).clamp(3, 48),
+            _ => (DEQUANTIZED_LEN / cols).clamp(3, 48),
         } / 3
             * 3;
         let targets: Vec<_> =
@@ -150,7 +150,7 @@ impl Kernels {
         let width = weight.len();
         assert_eq!(x.len(), out.len(), "out is as x");
         assert!(width > 0 && x.len().is_multiple_of(width), "x is (rows, weight.len())");
-        let rows = if x.len() <= ROW_BY_ROW { x.len() } else { width };
+        let rows = if x.len() <= ELEMENTWISE_TASK { x.len() } else { width };
         self.pool.for_each_chunk(out, rows.max(1), cancel, &|chunk, out| {
             let x = &x[chunk * rows..][..out.len()];
             for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
@@ -166,8 +166,8 @@ impl Kernels {
     /// If the lengths differ.
     pub fn gate_mul(&self, activation: Activation, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
         assert_eq!(gate.len(), up.len(), "one up for each gate");
-        self.pool.for_each_chunk(gate, ROW_BY_ROW, cancel, &|chunk, gate| {
-            let up = &up[chunk * ROW_BY_ROW..][..gate.len()];
+        self.pool.for_each_chunk(gate, ELEMENTWISE_TASK, cancel, &|chunk, gate| {
+            let up = &up[chunk * ELEMENTWISE_TASK..][..gate.len()];
             // SAFETY: the table was chosen for this CPU; lengths were asserted above.
             unsafe { (self.table.gate_mul)(activation, gate, up) }
         });
@@ -207,4 +207,4 @@ impl Kernels {
 }
 
 /// Elements below which splitting elementwise work over threads costs more than it saves.
-const ROW_BY_ROW: usize = 4096;
+const ELEMENTWISE_TASK: usize = 4096;

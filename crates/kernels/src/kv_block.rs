@@ -3,16 +3,16 @@
 use crate::blocks::WeightType;
 
 /// Positions in one block of keys and values.
-pub const BLOCK_POSITIONS: usize = 64;
+pub const KV_BLOCK_POSITIONS: usize = 64;
 
 /// The keys and values of 64 positions in one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct KvBlock<'a> {
     /// F32, F16 or BF16.
     pub dtype: WeightType,
-    /// `(kv_heads, head_dim, BLOCK_POSITIONS)`: a lane is a position
+    /// `(kv_heads, head_dim, KV_BLOCK_POSITIONS)`: a lane is a position
     pub keys: &'a [u8],
-    /// `(kv_heads, BLOCK_POSITIONS, head_dim)`
+    /// `(kv_heads, KV_BLOCK_POSITIONS, head_dim)`
     pub values: &'a [u8],
 }
 

@@ -38,12 +38,12 @@ pub(super) trait Lanes: Copy {
 
     // 32 stored weights, as documented in `blocks.rs`. Dequantising rounds after the product and
     // after the sum, as ggml's reference does, so every instruction set yields the same weights.
-    fn f32(unit: &[u8; 128]) -> Self;
-    fn f16(unit: &[u8; 64]) -> Self;
-    fn bf16(unit: &[u8; 64]) -> Self;
-    fn q8_0(unit: &[u8; 34]) -> Self;
-    fn q4_0(unit: &[u8; 18]) -> Self;
-    fn q4_1(unit: &[u8; 20]) -> Self;
+    fn f32(block: &[u8; 128]) -> Self;
+    fn f16(block: &[u8; 64]) -> Self;
+    fn bf16(block: &[u8; 64]) -> Self;
+    fn q8_0(block: &[u8; 34]) -> Self;
+    fn q4_0(block: &[u8; 18]) -> Self;
+    fn q4_1(block: &[u8; 20]) -> Self;
 }
 
 /// Fewer than `LANES` values, with zeros behind.

@@ -4,7 +4,7 @@
 //! - `generic/`: the algorithms, written once over `lanes.rs` and `rows16.rs`
 //! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level, `x86_64/amx/`: tiles;
 //!   `dispatch.rs` chooses one
-//! - `pack.rs`, `activations.rs`: weights in tiles, activations in 8 bits
+//! - `pack.rs`, `quantized_rows.rs`: weights in tiles, activations in 8 bits
 //! - `pool.rs`: the threads; `pages.rs`: memory for weights
 //! - `quantize.rs`: float32 to storage types
 //! - `roofline.rs`: how fast the machine is at most
@@ -16,7 +16,6 @@
 //! this CPU, on lengths that the facade has checked.
 #![allow(unsafe_code)]
 
-mod activations;
 mod attention;
 #[cfg(test)]
 mod attention_tests;
@@ -39,6 +38,7 @@ mod pages;
 mod peaks;
 mod pool;
 pub mod quantize;
+mod quantized_rows;
 mod roofline;
 mod rows16;
 mod scalar;
@@ -49,19 +49,19 @@ mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use activations::{Precision, QuantizedRows};
 pub use attention::AttentionSpan;
 pub use blocks::WeightType;
 pub use dispatch::{ISA_VARIABLE, Isa};
 pub use gemm::{GemmInput, GemmScratch};
 pub use generic::elementwise::exp;
 pub use kernels::{Kernels, Product, dequantize};
-pub use kv_block::{BLOCK_POSITIONS, KvBlock};
+pub use kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 pub use mlp::{Activation, Mlp};
 pub use output::Output;
 pub use pack::{NoMemory, PackedRows};
 pub use packed::PackedProduct;
 pub use pages::{Arena, Piece, grown};
 pub use pool::{Cancel, Pool};
+pub use quantized_rows::{Precision, QuantizedRows};
 pub use roofline::{RooflineError, RooflinePeaks};
 pub use weight::{Weight, WeightRows};

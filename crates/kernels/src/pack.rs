@@ -38,21 +38,21 @@ pub(super) struct TileLayout {
     /// Where the groups begin.
     pub(super) groups: usize,
     /// Whether the groups are bytes, not nibbles.
-    pub(super) wide: bool,
+    pub(super) stores_bytes: bool,
     /// What a stored number is above the number it stands for.
     pub(super) zero_point: i32,
 }
 
-const fn layout(mins: bool, high_bits: bool, wide: bool, zero_point: i32) -> TileLayout {
+const fn layout(has_mins: bool, has_high_bits: bool, stores_bytes: bool, zero_point: i32) -> TileLayout {
     let scales = 2 * TILE_ROWS;
-    let before_bits = if mins { 2 * scales } else { scales };
-    let groups = if high_bits { before_bits + 64 } else { before_bits };
+    let before_bits = if has_mins { 2 * scales } else { scales };
+    let groups = if has_high_bits { before_bits + 64 } else { before_bits };
     TileLayout {
-        bytes: groups + if wide { 512 } else { 256 },
-        mins: if mins { Some(scales) } else { None },
-        high_bits: if high_bits { Some(before_bits) } else { None },
+        bytes: groups + if stores_bytes { 512 } else { 256 },
+        mins: if has_mins { Some(scales) } else { None },
+        high_bits: if has_high_bits { Some(before_bits) } else { None },
         groups,
-        wide,
+        stores_bytes,
         zero_point,
     }
 }
@@ -141,7 +141,7 @@ impl TileLayout {
         let mut put = |index: usize, word: u32| {
             tile[self.groups + 64 * index + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
         };
-        if self.wide {
+        if self.stores_bytes {
             for group in 0..8 {
                 put(group, word(quants, 4 * group) ^ 0x8080_8080);
             }
@@ -157,7 +157,7 @@ impl TileLayout {
     /// The integer that element `i` of lane `lane` stands for, before its scale and minimum.
     pub(super) fn quant(&self, tile: &[u8], lane: usize, i: usize) -> i32 {
         let (group, j) = (i / 4, i % 4);
-        let mut quant = if self.wide {
+        let mut quant = if self.stores_bytes {
             i32::from(tile[self.groups + 64 * group + 4 * lane + j])
         } else {
             i32::from(tile[self.groups + 64 * (group / 2) + 4 * lane + j] >> (4 * (group % 2)) & 15)
@@ -187,7 +187,7 @@ impl TileLayout {
 
 /// `LEN` bytes of a tile.
 #[inline(always)]
-pub(super) fn part<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
+pub(super) fn bytes_at<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
     tile[at..][..LEN].try_into().expect("cut to its length")
 }
 

@@ -1,15 +1,15 @@
 //! The facade of the kernels on packed weights and 8-bit activations.
 
-use crate::activations::{MOST_PANEL_ROWS, Precision, QuantizedRows, panel_words};
 use crate::blocks::WeightType;
 use crate::generic::packed::PackedTask;
 use crate::kernels::Kernels;
 use crate::output::{Output, SharedOut};
 use crate::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
 use crate::pool::Cancel;
+use crate::quantized_rows::{MAX_PANEL_ROWS, Precision, QuantizedRows, panel_words};
 
 /// How many times each thread draws work in one product, at least: so that the threads end together.
-const DRAWS: usize = 8;
+const TASKS_PER_THREAD: usize = 8;
 
 /// One product of [`Kernels::matmul_packed`].
 pub struct PackedProduct<'a> {
@@ -64,7 +64,7 @@ impl Kernels {
     ) {
         let cols = x.len().checked_div(rows).unwrap_or(0);
         assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
-        let panel_rows = if rows <= MOST_PANEL_ROWS { rows.max(1) } else { self.table.panel_rows };
+        let panel_rows = if rows <= MAX_PANEL_ROWS { rows.max(1) } else { self.table.panel_rows };
         (out.rows, out.cols, out.panel_rows) = (rows, cols, panel_rows);
         let whole = panel_words(panel_rows, cols);
         let left = rows % panel_rows;
@@ -105,9 +105,9 @@ impl Kernels {
         let targets: Vec<_> =
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
         let strips: Vec<usize> = targets.iter().map(|(weight, ..)| weight.strips()).collect();
-        let draws = DRAWS * self.pool.threads();
+        let tasks = TASKS_PER_THREAD * self.pool.threads();
         // Even, for those levels that take two strips at once.
-        let per_task = (strips.iter().sum::<usize>() / draws).clamp(1, 64).next_multiple_of(2);
+        let per_task = (strips.iter().sum::<usize>() / tasks).clamp(1, 64).next_multiple_of(2);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, output, out) = &targets[product];
             let task = PackedTask { x, weight, strips, out, output: *output };

@@ -1,9 +1,9 @@
 //! The suite for packed weights and 8-bit activations: every level of this CPU against plain arithmetic.
 
-use super::activations::{
+use super::quantized_rows::{
     FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
 };
-use super::tests::{Random, kernels, levels};
+use super::tests::{Random, isas, kernels};
 use super::*;
 
 const TYPES: [WeightType; 5] =
@@ -91,7 +91,7 @@ fn packing_keeps_every_weight() {
 }
 
 #[test]
-fn what_has_no_tiles_is_not_packed() {
+fn types_without_a_tile_layout_are_not_packed() {
     let kernels = kernels(Isa::Scalar, 1);
     let pack = |dtype, rows, cols| kernels.pack(dtype, rows, cols, &Cancel::never(), &|_, _| {}).unwrap();
     assert!(pack(WeightType::F32, 16, 32).is_none());
@@ -104,7 +104,7 @@ fn what_has_no_tiles_is_not_packed() {
 #[test]
 fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
     let mut random = Random(12);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for (rows, cols) in [(1, 32), (3, 64), (8, 96), (9, 576), (23, 32)] {
             let mut x = random.floats(rows * cols);
@@ -147,10 +147,10 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
 }
 
 #[test]
-fn what_is_not_finite_stays_so() {
+fn non_finite_activations_give_non_finite_outputs() {
     let bytes = Random(13).weights(WeightType::Q4_0, 16 * 64);
     let weight = WeightRows::new(WeightType::Q4_0, &bytes, 16, 64).unwrap();
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 1);
         let packed = pack(&kernels, weight);
         let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
@@ -182,9 +182,9 @@ fn extremes(random: &mut Random, dtype: WeightType, blocks: usize) -> Vec<u8> {
 }
 
 #[test]
-fn sums_of_integers_are_exact_at_every_level() {
+fn sums_of_integers_are_exact_on_every_isa() {
     let mut random = Random(14);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in TYPES {
             for (rows, weight_rows, cols) in [
@@ -228,7 +228,7 @@ fn sums_of_integers_are_exact_at_every_level() {
 #[test]
 fn products_are_those_of_the_rounded_activations() {
     let mut random = Random(15);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in TYPES {
             for (rows, weight_rows, cols, precision) in [
@@ -280,7 +280,7 @@ fn products_are_those_of_the_rounded_activations() {
 fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
     let mut random = Random(16);
     let (weight_rows, cols) = (70, 96);
-    for isa in levels() {
+    for isa in isas() {
         for dtype in TYPES {
             let bytes = random.weights(dtype, weight_rows * cols);
             let mut x = random.floats(60 * cols);
@@ -306,10 +306,10 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
 }
 
 #[test]
-fn rests_keep_a_row_to_a_few_millionths() {
+fn residuals_keep_a_row_to_a_few_millionths() {
     let mut random = Random(17);
     let x = random.floats(5 * 576);
-    for isa in levels() {
+    for isa in isas() {
         let quantized = quantized(&kernels(isa, 2), &x, 5, Precision::Bits16);
         for (row, x) in x.chunks_exact(576).enumerate() {
             for (x, rounded) in x.iter().zip(rounded(&quantized, row)) {
@@ -322,26 +322,30 @@ fn rests_keep_a_row_to_a_few_millionths() {
 }
 
 #[test]
-fn what_lies_beside_an_outlier_keeps_its_rest() {
+fn blocks_with_an_outlier_keep_their_residual() {
     let (rows, cols) = (9, 576);
     let mut x = Random(19).floats(rows * cols);
     // The mean magnitude of the others is 0.5.
     x[2 * cols + 40] = 100.0;
     x[3 * cols + 500] = 7.0;
     x[7 * cols] = -9.0;
-    for isa in levels() {
+    for isa in isas() {
         let quantized = quantized(&kernels(isa, 2), &x, rows, Precision::Mixed);
-        let rests = |row: usize| -> Vec<usize> {
+        let residuals = |row: usize| -> Vec<usize> {
             let blocks = blocks(&quantized, row);
             let seconds = blocks.windows(2).filter(|pair| pair[0].index == pair[1].index);
-            seconds.map(|pair| &pair[1]).filter(|rest| rest.scale > 0.0).map(|rest| rest.index).collect()
+            seconds
+                .map(|pair| &pair[1])
+                .filter(|residual| residual.scale > 0.0)
+                .map(|residual| residual.index)
+                .collect()
         };
         let expected = (0..rows).map(|row| match row {
             2 => vec![1],
             7 => vec![0],
             _ => vec![],
         });
-        assert!((0..rows).map(rests).eq(expected), "{}", isa.name());
+        assert!((0..rows).map(residuals).eq(expected), "{}", isa.name());
         for (x, rounded) in x[2 * cols + 32..][..32].iter().zip(&rounded(&quantized, 2)[32..]) {
             let error = (rounded - f64::from(*x)).abs();
             assert!(error <= 100.0 * 0.51 * 0.51 / 127.0 / 127.0, "{error} {}", isa.name());
@@ -351,10 +355,10 @@ fn what_lies_beside_an_outlier_keeps_its_rest() {
 
 /// Above it an offset would not be finite, at some levels and in some products only.
 #[test]
-fn what_is_too_large_for_a_scale_counts_as_infinite() {
+fn numbers_too_large_for_a_scale_count_as_infinite() {
     let bytes = Random(18).weights(WeightType::Q8_0, 16 * 32);
     let weight = WeightRows::new(WeightType::Q8_0, &bytes, 16, 32).unwrap();
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 1);
         let packed = pack(&kernels, weight);
         for (x, is_finite) in [(1e33, true), (1.1e33, false), (f32::MAX, false)] {

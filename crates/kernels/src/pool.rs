@@ -176,7 +176,7 @@ impl Pool {
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| {
-            self.shared.draw_tasks(0, tasks, || cancel.is_cancelled(), run);
+            self.shared.claim_tasks(0, tasks, || cancel.is_cancelled(), run);
         }));
         self.shared.close();
         let theirs = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -254,7 +254,7 @@ impl Shared {
                 let state = self.state.fetch_add(1, Ordering::AcqRel);
                 if state & OPEN != 0 {
                     seen = state / NEXT;
-                    self.draw(index + 1);
+                    self.run_job(index + 1);
                 }
                 self.state.fetch_sub(1, Ordering::Release);
                 idle_since = Instant::now();
@@ -286,7 +286,13 @@ impl Shared {
 
     /// Draws and runs tasks, first those of `thread`, then what others have left, until there are no more
     /// or `stop` says so.
-    fn draw_tasks(&self, thread: usize, tasks: usize, stop: impl Fn() -> bool, run: &(dyn Fn(usize) + Sync)) {
+    fn claim_tasks(
+        &self,
+        thread: usize,
+        tasks: usize,
+        stop: impl Fn() -> bool,
+        run: &(dyn Fn(usize) + Sync),
+    ) {
         let threads = self.next_tasks.len();
         for owner in (thread..threads).chain(0..thread) {
             let (next, end) = (&self.next_tasks[owner].0, self.own_tasks(owner, tasks).end);
@@ -305,15 +311,15 @@ impl Shared {
     }
 
     /// Draws tasks of the job that this worker joined, until none is left.
-    fn draw(&self, thread: usize) {
+    fn run_job(&self, thread: usize) {
         // SAFETY: this worker has joined, so the job stays as it is until it leaves.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
         // SAFETY: the caller keeps both alive until every worker that joined has left.
         let (run, stop) = unsafe { (&*job.run, &*job.stop) };
-        let drawn = catch_unwind(AssertUnwindSafe(|| {
-            self.draw_tasks(thread, job.tasks, || stop.load(Ordering::Relaxed), run);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.claim_tasks(thread, job.tasks, || stop.load(Ordering::Relaxed), run);
         }));
-        if let Err(panic) = drawn {
+        if let Err(panic) = outcome {
             // No task after a panic makes sense.
             for next in &*self.next_tasks {
                 next.0.store(job.tasks, Ordering::Relaxed);

@@ -195,9 +195,9 @@ fn round(number: f32) -> u32 {
     const ONES: f32 = 1.5 * (1 << 23) as f32;
     let rounded = number + ONES;
     // Exact. A half was rounded to the even neighbour, which may be the one nearer to zero.
-    let rest = number - (rounded - ONES);
-    let up = u32::from((rest == 0.5) & (number > 0.0));
-    let down = u32::from((rest == -0.5) & (number < 0.0));
+    let error = number - (rounded - ONES);
+    let up = u32::from((error == 0.5) & (number > 0.0));
+    let down = u32::from((error == -0.5) & (number < 0.0));
     rounded.to_bits().wrapping_sub(ONES.to_bits()).wrapping_add(up).wrapping_sub(down)
 }
 
@@ -217,7 +217,7 @@ fn q8_0(x: &Block, out: &mut [u8; 34]) -> bool {
 /// The integer part of a number from 0 up to 2^22. A cast would do, but it costs more, as it minds what lies
 /// outside.
 #[inline(always)]
-fn cut(number: f32) -> u32 {
+fn truncate(number: f32) -> u32 {
     // At this size a float's last bit counts ones, so adding it rounds to an integer, and the bits show it.
     const ONES: f32 = (1 << 23) as f32;
     let rounded = number + ONES;
@@ -231,7 +231,7 @@ fn quants(x: &Block, min: f32, id: Option<f32>, half: f32, top: u32) -> [u8; BLO
     let mut quants = [0; BLOCK];
     let Some(id) = id else { return quants };
     for (quant, number) in quants.iter_mut().zip(x) {
-        *quant = cut((number - min) * id + half).min(top) as u8;
+        *quant = truncate((number - min) * id + half).min(top) as u8;
     }
     quants
 }
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_is_refused_by_place_and_value() {
+    fn unstorable_numbers_are_refused_with_index_and_value() {
         for dtype in TARGETS {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut row = [0.5; 96];
@@ -362,9 +362,9 @@ mod tests {
             for value in [value, -value] {
                 let mut row = [1.0; 32];
                 row[9] = value;
-                let mut widened = [0.0; 32];
-                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut widened);
-                assert!(widened.iter().all(|x| x.is_finite()), "{dtype} {widened:?}");
+                let mut dequantized = [0.0; 32];
+                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
+                assert!(dequantized.iter().all(|x| x.is_finite()), "{dtype} {dequantized:?}");
                 row[9] = value * 1.01;
                 row[10] = -row[9];
                 assert!(quantized(dtype, &row).is_err(), "{dtype}");
@@ -378,9 +378,9 @@ mod tests {
             for tiny in [1e-45, 1e-40, 1e-38, -1e-38, -0.0] {
                 let mut row = [0.0; 32];
                 (row[5], row[6]) = (tiny, tiny / -2.0);
-                let mut widened = [1.0; 32];
-                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut widened);
-                assert_eq!(widened, [0.0; 32], "{dtype} {tiny}");
+                let mut dequantized = [1.0; 32];
+                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
+                assert_eq!(dequantized, [0.0; 32], "{dtype} {tiny}");
             }
         }
     }
@@ -397,9 +397,9 @@ mod tests {
                 match quantized(dtype, &row) {
                     Err(refused) => assert_eq!(refused.value.to_bits(), row[refused.index].to_bits()),
                     Ok(bytes) => {
-                        let mut widened = [f32::NAN; 32];
-                        dequantize(dtype, &bytes, &mut widened);
-                        assert!(widened.iter().all(|number| number.is_finite()), "{dtype} {row:?}");
+                        let mut dequantized = [f32::NAN; 32];
+                        dequantize(dtype, &bytes, &mut dequantized);
+                        assert!(dequantized.iter().all(|number| number.is_finite()), "{dtype} {row:?}");
                     }
                 }
             }
@@ -414,7 +414,7 @@ mod tests {
                 for number in [middle.next_down(), middle, middle.next_up()] {
                     assert_eq!(round(number) as i32, number.round() as i32, "{number}");
                     if number >= 0.0 {
-                        assert_eq!(cut(number), number as u32, "{number}");
+                        assert_eq!(truncate(number), number as u32, "{number}");
                     }
                 }
             }
@@ -437,8 +437,8 @@ mod tests {
         for dtype in TARGETS {
             for _ in 0..200 {
                 let row: [f32; 64] = std::array::from_fn(|_| random());
-                let mut widened = [0.0; 64];
-                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut widened);
+                let mut dequantized = [0.0; 64];
+                dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
                 // The largest magnitude is below 1. Of the types without a minimum one end has a step less,
                 // which costs a whole one.
                 let step = match dtype {
@@ -449,7 +449,7 @@ mod tests {
                     WeightType::Q5_1 => 0.5 * 2.0 / 31.0,
                     _ => 1.0 / 256.0,
                 };
-                for (got, expected) in widened.iter().zip(&row) {
+                for (got, expected) in dequantized.iter().zip(&row) {
                     assert!((got - expected).abs() < step * 1.01 + 1e-3, "{dtype} {got} {expected}");
                 }
             }

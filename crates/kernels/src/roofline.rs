@@ -152,7 +152,7 @@ fn best_rate(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{kernels, levels};
+    use super::super::tests::{isas, kernels};
     use super::*;
     use crate::Isa;
     use std::sync::atomic::AtomicBool;
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn roofline_loops_do_the_operations_that_they_count() {
-        for isa in levels() {
+        for isa in isas() {
             let peaks = &isa.table().peaks;
             let loops = [Some(peaks.int8), (peaks.bf16)(), Some(peaks.f32)];
             for (peak, name) in loops.into_iter().zip(["int8", "bf16", "f32"]) {
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn roofline_reads_every_word() {
         let words: Vec<u64> = (1..5000_u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
-        for isa in levels() {
+        for isa in isas() {
             for (start, len) in [(0, 0), (0, 1), (3, 63), (0, 64), (1, 64), (5, 65), (0, 4999), (7, 1031)] {
                 let part = &words[start..start + len];
                 let expected = part.iter().fold(0, |all, word| all ^ word);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn roofline_limits_are_positive_and_finite_for_any_buffer() {
-        for isa in levels() {
+        for isa in isas() {
             for (threads, bytes) in [(1, BUFFER_BYTES), (3, BUFFER_BYTES + 13), (2, 0)] {
                 let peaks = kernels(isa, threads).roofline_peaks(bytes, &Cancel::never()).unwrap();
                 let bf16 = peaks.bf16_operations_per_second;
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn roofline_bytes_are_faster_than_floats_where_there_are_instructions() {
-        for isa in levels().into_iter().filter(|isa| isa.packs()) {
+        for isa in isas().into_iter().filter(|isa| isa.packs_weights()) {
             let faster = || {
                 let peaks = kernels(isa, 1).roofline_peaks(BUFFER_BYTES, &Cancel::never()).unwrap();
                 peaks.int8_operations_per_second >= peaks.f32_operations_per_second
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn roofline_threads_neither_multiply_the_limit_nor_divide_it() {
-        let isa = *levels().last().expect("one level is always there");
+        let isa = *isas().last().expect("one level is always there");
         let rate = |threads| {
             kernels(isa, threads)
                 .roofline_peaks(BUFFER_BYTES, &Cancel::never())

@@ -23,7 +23,7 @@ pub(super) trait Rows16: Copy {
     /// `c`, plus both products of the pairs of bf16 in `a` and `b`. Only at levels whose table says so.
     fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Turns 16 rows, each `stride` behind the one before, of 16 columns: column `k` becomes `out[k]`.
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
+    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
 }
 
 /// Instructions for 16 rows of packed weights. The scalar reference has none: its `packed` is plain Rust.
@@ -52,7 +52,7 @@ pub(super) trait PackedRows16: Rows16 {
     /// Makes room in the parts.
     fn fold(sums: Self::Sums) -> Self::Sums;
     /// The sums less `FLOAT_START`, after a fold, times `scale`, rounded once. `offset` is as in
-    /// `activations.rs`.
+    /// `quantized_rows.rs`.
     fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats;
     /// Little-endian f16 numbers.
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats;

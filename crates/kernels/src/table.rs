@@ -1,6 +1,5 @@
 //! One level's kernels, as a table of functions.
 
-use crate::activations::Precision;
 use crate::blocks::WeightType;
 use crate::generic::attention::AttentionTask;
 use crate::generic::gemm::{GatedTask, GemmTask};
@@ -8,6 +7,7 @@ use crate::generic::matmul::MatmulTask;
 use crate::generic::packed::PackedTask;
 use crate::mlp::Activation;
 use crate::peaks::Peaks;
+use crate::quantized_rows::Precision;
 use crate::weight::WeightRows;
 
 /// One level's kernels. Every pointer needs the level's instructions; lengths are the callers' care
@@ -21,7 +21,7 @@ pub(crate) struct KernelTable {
     pub(crate) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
     /// Products in f32.
     pub(crate) gemm: Gemm,
-    /// Products of bf16: at AVX-512 only where [`bf16_pairs_are_fast`].
+    /// Products of bf16: at AVX-512 only where [`bf16_dot_is_fast`].
     pub(crate) gemm_bf16: Option<Gemm>,
     /// Products of weights in bf16 and activations that are sums of two bf16.
     pub(crate) gemm_bf16_pairs: Option<Gemm>,
@@ -62,11 +62,11 @@ pub(crate) struct Gemm {
     /// Rows of a panel.
     pub(crate) panel_rows: usize,
     /// How many rows the last panel may have, ascending up to `panel_rows`; those that are missing are zeros.
-    pub(crate) tails: &'static [usize],
+    pub(crate) tail_rows: &'static [usize],
     /// Strips done at once: tasks have a multiple.
     pub(crate) strips: usize,
     /// The most strips of a task.
-    pub(crate) task_strips: usize,
+    pub(crate) max_task_strips: usize,
 }
 
 /// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
@@ -86,7 +86,7 @@ macro_rules! kernel_table {
         use $crate::generic::storage::{Storage, with_storage};
         use $crate::lanes::{LANES, Lanes};
         #[$attribute]
-        fn quantize(x: &[f32], rows: usize, precision: $crate::activations::Precision, panel: &mut [u32]) {
+        fn quantize(x: &[f32], rows: usize, precision: $crate::quantized_rows::Precision, panel: &mut [u32]) {
             generic::quantize::quantize(x, rows, precision, panel);
         }
         #[$attribute]
@@ -96,19 +96,19 @@ macro_rules! kernel_table {
         }
         #[$attribute]
         #[inline(never)]
-        fn fill_panel<L: Lanes, S: Storage>(task: &generic::matmul::MatmulTask, panel: &mut [[f32; LANES]]) {
-            generic::matmul::fill_panel::<L, S>(task, panel);
+        fn dequantize_weights<L: Lanes, S: Storage>(task: &generic::matmul::MatmulTask, dequantized: &mut [[f32; LANES]]) {
+            generic::matmul::dequantize_weights::<L, S>(task, dequantized);
         }
         #[$attribute]
         fn matmul(task: &generic::matmul::MatmulTask) {
             let (dtype, rows) = (task.weight.dtype(), task.rows());
-            if rows < generic::matmul::panel_from(dtype) {
+            if rows < generic::matmul::dequantize_from(dtype) {
                 with_storage!(dtype, few_rows::<$lanes>(task, rows));
             } else {
-                let mut panel = generic::matmul::take_panel(task);
-                with_storage!(dtype, fill_panel::<$lanes>(task, &mut panel));
-                generic::matmul::many_rows::<$lanes>(task, rows, &panel);
-                generic::matmul::put_panel(panel);
+                let mut dequantized = generic::matmul::take_buffer(task);
+                with_storage!(dtype, dequantize_weights::<$lanes>(task, &mut dequantized));
+                generic::matmul::many_rows::<$lanes>(task, rows, &dequantized);
+                generic::matmul::return_buffer(dequantized);
             }
         }
         #[$attribute]
@@ -127,9 +127,9 @@ macro_rules! kernel_table {
             pack_rows,
             row_words: generic::gemm::row_words::<false>,
             panel_rows: $gemm_rows,
-            tails: generic::gemm::tails($gemm_rows),
+            tail_rows: generic::gemm::tail_rows($gemm_rows),
             strips: $gemm_strips,
-            task_strips: 8,
+            max_task_strips: 8,
         };
         #[allow(unused_mut, unused_assignments)] // without the instructions
         let gemm_bf16 = {

@@ -65,7 +65,7 @@ fn half_offsets(dtype: WeightType) -> &'static [usize] {
 
 /// Every level of this CPU, saying which are left out; none may be, on a machine known to have all.
 #[allow(clippy::print_stdout)] // what was not tested is said
-pub(super) fn levels() -> Vec<Isa> {
+pub(super) fn isas() -> Vec<Isa> {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
         println!("skipped: {}", isa.name());
         let required = std::env::var("CANDLE_LLAMA_REQUIRE_ISA").unwrap_or_default();
@@ -155,9 +155,9 @@ pub(super) fn widths(dtype: WeightType) -> Vec<usize> {
 }
 
 #[test]
-fn dequantize_is_bit_exact_at_every_level() {
+fn dequantize_is_bit_exact_on_every_isa() {
     let mut random = Random(1);
-    for isa in levels() {
+    for isa in isas() {
         for dtype in WeightType::ALL {
             for cols in widths(dtype) {
                 let bytes = random.weights(dtype, 3 * cols);
@@ -179,7 +179,7 @@ fn dequantize_is_bit_exact_at_every_level() {
 const GOLDEN_BLOCKS: &str = include_str!("../tests/golden/blocks.txt");
 
 #[test]
-fn blocks_are_widened_as_the_gguf_package_widens_them() {
+fn blocks_are_dequantized_as_by_the_gguf_package() {
     let hex = |text: &str| -> Vec<u8> {
         (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
     };
@@ -191,7 +191,7 @@ fn blocks_are_widened_as_the_gguf_package_widens_them() {
         let expected: Vec<u32> =
             expected.chunks(4).map(|bits| u32::from_le_bytes(bits.try_into().unwrap())).collect();
         let mut out = vec![0.0; expected.len()];
-        for isa in levels() {
+        for isa in isas() {
             let weight = WeightRows::new(dtype, &bytes, 1, expected.len()).unwrap();
             kernels(isa, 1).dequantize(weight, 0, &mut out);
             let got: Vec<u32> = out.iter().map(|x| x.to_bits()).collect();
@@ -203,10 +203,10 @@ fn blocks_are_widened_as_the_gguf_package_widens_them() {
 }
 
 #[test]
-fn every_f16_is_widened_exactly() {
+fn every_f16_is_converted_exactly() {
     let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let weight = WeightRows::new(WeightType::F16, &bytes, 1, 1 << 16).unwrap();
-    for isa in levels() {
+    for isa in isas() {
         let mut out = vec![0.0; 1 << 16];
         kernels(isa, 1).dequantize(weight, 0, &mut out);
         for (bits, value) in out.into_iter().enumerate() {
@@ -224,9 +224,9 @@ pub(super) fn dot_bound(x: &[f32], w: &[f32]) -> f64 {
 }
 
 #[test]
-fn matmul_is_the_sum_of_products_at_every_level() {
+fn matmul_is_the_sum_of_products_on_every_isa() {
     let mut random = Random(2);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in WeightType::ALL {
             for cols in widths(dtype) {
@@ -259,7 +259,7 @@ fn matmul_is_the_sum_of_products_at_every_level() {
 #[test]
 fn a_row_of_matmul_depends_on_nothing_but_the_row() {
     let mut random = Random(3);
-    for isa in levels() {
+    for isa in isas() {
         for dtype in WeightType::ALL {
             let cols = if dtype.block_len() == 1 { 100 } else { 3 * dtype.block_len() };
             let bytes = random.weights(dtype, 130 * cols);
@@ -339,7 +339,7 @@ fn activations_follow_their_formulas() {
     let mut x: Vec<f32> = random.floats(997).iter().map(|x| 8.0 * x).collect();
     x.extend([0.0, -0.0, 1e-30, 60.0, -60.0, 200.0, -200.0]);
     let up = random.floats(x.len());
-    for isa in levels() {
+    for isa in isas() {
         for (activation, formula) in formulas {
             let mut gate = x.clone();
             kernels(isa, 2).gate_mul(activation, &mut gate, &up, &Cancel::never());
@@ -355,7 +355,7 @@ fn activations_follow_their_formulas() {
 #[test]
 fn rms_norm_and_rope_follow_their_formulas() {
     let mut random = Random(6);
-    for isa in levels() {
+    for isa in isas() {
         let kernels = kernels(isa, 2);
         for width in [2, 31, 32, 33, 576] {
             let rows = 9;
@@ -391,7 +391,7 @@ fn rms_norm_and_rope_follow_their_formulas() {
 }
 
 #[test]
-fn the_pool_runs_every_task_once_whoever_calls() {
+fn the_pool_runs_every_task_once_for_any_caller() {
     let pool = Pool::new(3).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -411,7 +411,7 @@ fn the_pool_runs_every_task_once_whoever_calls() {
 }
 
 #[test]
-fn what_a_thread_leaves_the_others_do() {
+fn tasks_of_a_busy_thread_are_run_by_the_others() {
     let pool = Pool::new(2).unwrap();
     let done = AtomicUsize::new(0);
     // The caller's first task ends only when all others have been done, its own next ones too.
@@ -427,7 +427,7 @@ fn what_a_thread_leaves_the_others_do() {
 }
 
 #[test]
-fn nobody_works_at_a_job_that_has_returned() {
+fn no_worker_runs_a_job_that_has_returned() {
     let pool = Pool::new(4).unwrap();
     for round in 0..20_000 {
         let (is_open, done) = (AtomicBool::new(true), AtomicUsize::new(0));

@@ -179,7 +179,7 @@ impl CpuModel {
                 .map(|span| AttentionSpan {
                     rows: span.tokens.len(),
                     position: span.start,
-                    blocks: sequences[&span.seq].kv.layer(index),
+                    kv_blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
             let pairs = projector.arithmetic.attention_bf16_pairs;

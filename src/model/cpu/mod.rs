@@ -82,7 +82,7 @@ impl CpuModel {
     ) -> Result<Self> {
         let kernels = Kernels::new(options.isa, options.threads)
             .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
-        let packs = !options.exact && options.isa.packs();
+        let packs = !options.exact && options.isa.packs_weights();
         let (lm_head, types) = (options.lm_head, options.types);
         let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs, cancel)?;
         let shape = KvShape {

@@ -1,42 +1,42 @@
 //! Causal attention of some rows of queries over blocks of cached keys and values.
 //!
-//! Keys lie transposed inside a block, `(head_dim, BLOCK_POSITIONS)`: a lane is a position, so scores need
+//! Keys lie transposed inside a block, `(head_dim, KV_BLOCK_POSITIONS)`: a lane is a position, so scores need
 //! no sums across lanes. Block by block, all queries that share a head of keys and values get their scores,
 //! then their weights, then their sums of values; a vector of keys or values, once loaded, serves a tile of
-//! queries. The softmax keeps a running maximum, from block to block and from unit to unit (`attended.rs`).
+//! queries. The softmax keeps a running maximum, from block to block and from unit to unit (`partial_attention.rs`).
 //! Blocks and units begin at fixed positions and queries never mix, so a row's result depends neither on its
 //! neighbours nor on how the prompt or the work was cut.
 
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
-use super::attended::{Attended, part_start};
 use super::dequantize::dequantize_row;
 use super::elementwise::exp_of_negative;
+use super::partial_attention::{PartialAttention, part_start};
 use super::storage::{Bf16, F16, F32, Storage};
 use crate::blocks::WeightType;
-use crate::kv_block::{BLOCK_POSITIONS, KvBlock};
+use crate::kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 use crate::lanes::{LANES, Lanes};
 use crate::output::SharedOut;
 use std::cell::Cell;
 use std::ops::Range;
 
 /// Blocks in a unit: what one task of a single row reads. Results hang on it, so it is the same for all.
-const UNIT_BLOCKS: usize = 8;
+const UNIT_KV_BLOCKS: usize = 8;
 /// Positions in a unit.
-pub(crate) const UNIT_POSITIONS: usize = UNIT_BLOCKS * BLOCK_POSITIONS;
+pub(crate) const UNIT_POSITIONS: usize = UNIT_KV_BLOCKS * KV_BLOCK_POSITIONS;
 /// Vectors of positions in a block.
-const BLOCK_LANES: usize = BLOCK_POSITIONS / LANES;
+const KV_BLOCK_VECTORS: usize = KV_BLOCK_POSITIONS / LANES;
 /// For up to so many queries, a block in 16 bits is widened wherever it is used; for more, once before. Plain
 /// Rust, whose tile is 1, widens too slowly to do it twice.
-const fn few_queries(tile: usize) -> usize {
-    8 * (tile - 1)
+const fn few_queries(most: usize) -> usize {
+    8 * (most - 1)
 }
 
 /// Whether `tile` queries' sums over two vectors fit into registers: keys and values are then read line by line, in
 /// order, as processors' prefetchers like it.
-const fn has_room_for_pairs(tile: usize) -> bool {
-    tile >= 4
+const fn fits_two_vectors(most: usize) -> bool {
+    most >= 4
 }
 
 /// Some rows of one sequence against one head of keys and values, for all query heads that share it.
@@ -49,8 +49,8 @@ pub(crate) struct AttentionTask<'a> {
     pub(crate) rows: Range<usize>,
     /// The position of the first of them.
     pub(crate) position: usize,
-    /// Block i holds positions from `i * BLOCK_POSITIONS` on; they reach over all rows' positions.
-    pub(crate) blocks: &'a [KvBlock<'a>],
+    /// Block i holds positions from `i * KV_BLOCK_POSITIONS` on; they reach over all rows' positions.
+    pub(crate) kv_blocks: &'a [KvBlock<'a>],
     pub(crate) kv_head: usize,
     pub(crate) kv_heads: usize,
     pub(crate) output: AttentionOutput<'a>,
@@ -62,7 +62,7 @@ pub(crate) enum AttentionOutput<'a> {
     /// All units; the outcome goes to the rows' heads in a slice as `queries`.
     Rows(&'a SharedOut<'a>),
     /// One unit, which is put at `slot`, to be merged with the others.
-    Unit { unit: usize, units: &'a SharedOut<'a, Attended>, slot: usize },
+    Unit { unit: usize, units: &'a SharedOut<'a, PartialAttention>, slot: usize },
 }
 
 impl AttentionTask<'_> {
@@ -74,13 +74,13 @@ impl AttentionTask<'_> {
 
     /// Where the heads of the task in row `row` begin, in `queries` and in `out`.
     #[inline(always)]
-    pub(crate) fn heads_at(&self, row: usize) -> usize {
+    pub(crate) fn heads_offset(&self, row: usize) -> usize {
         ((self.rows.start + row) * self.query_heads + self.kv_head * self.group()) * self.head_dim
     }
 
     /// The queries, `(rows, group)`, that see `position`: from this one on.
     #[inline(always)]
-    pub(crate) fn first_that_sees(&self, position: usize) -> usize {
+    pub(crate) fn first_query_seeing(&self, position: usize) -> usize {
         position.saturating_sub(self.position).min(self.rows.len()) * self.group()
     }
 
@@ -92,14 +92,14 @@ impl AttentionTask<'_> {
 
     /// Blocks that the last row sees.
     #[inline(always)]
-    pub(crate) fn seen_blocks(&self) -> usize {
-        (self.position + self.rows.len()).div_ceil(BLOCK_POSITIONS)
+    pub(crate) fn seen_kv_blocks(&self) -> usize {
+        (self.position + self.rows.len()).div_ceil(KV_BLOCK_POSITIONS)
     }
 
     #[inline(always)]
     fn units(&self) -> Range<usize> {
         match self.output {
-            AttentionOutput::Rows(_) => 0..self.seen_blocks().div_ceil(UNIT_BLOCKS),
+            AttentionOutput::Rows(_) => 0..self.seen_kv_blocks().div_ceil(UNIT_KV_BLOCKS),
             AttentionOutput::Unit { unit, .. } => unit..unit + 1,
         }
     }
@@ -108,12 +108,12 @@ impl AttentionTask<'_> {
 /// What is kept between tasks, to save allocations. A query is a (row, head) of the task.
 #[derive(Default)]
 struct Scratch {
-    /// `(head_dim, BLOCK_POSITIONS)`
+    /// `(head_dim, KV_BLOCK_POSITIONS)`
     keys: Vec<[f32; LANES]>,
-    /// `(BLOCK_POSITIONS, head_dim)`, padded if head_dim is less than lanes.
+    /// `(KV_BLOCK_POSITIONS, head_dim)`, padded if head_dim is less than lanes.
     values: Vec<[f32; LANES]>,
     queries: Queries,
-    total: Attended,
+    total: PartialAttention,
 }
 
 /// The queries of a task and what becomes of them.
@@ -121,15 +121,15 @@ struct Scratch {
 struct Queries {
     /// `(queries, head_dim)`, divided by the square root of head_dim.
     scaled: Vec<f32>,
-    /// `(queries, BLOCK_POSITIONS)`: scores of a block, then weights.
-    weights: Vec<[[f32; LANES]; BLOCK_LANES]>,
+    /// `(queries, KV_BLOCK_POSITIONS)`: scores of a block, then weights.
+    weights: Vec<[[f32; LANES]; KV_BLOCK_VECTORS]>,
     /// How many positions of the block a query sees.
     visible: Vec<usize>,
     /// What remains of the earlier blocks' sums, now that the maximum is another.
-    kept: Vec<[f32; LANES]>,
+    rescale: Vec<[f32; LANES]>,
     /// Of the block's weights.
     sums: Vec<f32>,
-    unit: Attended,
+    unit: PartialAttention,
 }
 
 thread_local! {
@@ -138,28 +138,28 @@ thread_local! {
 
 /// Runs one task, `TILE` queries at a time.
 #[inline(always)]
-pub(crate) fn attention<L: Lanes, const TILE: usize>(task: &AttentionTask) {
+pub(crate) fn attention<L: Lanes, const QUERIES: usize>(task: &AttentionTask) {
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
-    attention_with::<L, TILE>(task, &mut scratch);
+    attention_with::<L, QUERIES>(task, &mut scratch);
     SCRATCH.set(scratch);
 }
 
 #[inline(always)]
-fn attention_with<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut Scratch) {
+fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch) {
     let head_dim = task.head_dim;
     let heads_len = task.group() * head_dim;
     let scale = 1.0 / (head_dim as f32).sqrt();
     let scaled = &mut scratch.queries.scaled;
     scaled.clear();
     for row in 0..task.rows.len() {
-        scaled.extend(task.queries[task.heads_at(row)..][..heads_len].iter().map(|q| q * scale));
+        scaled.extend(task.queries[task.heads_offset(row)..][..heads_len].iter().map(|q| q * scale));
     }
     let count = task.rows.len() * task.group();
     scratch.total.clear(count, head_dim.div_ceil(LANES));
     for unit in task.units() {
-        attend_unit::<L, TILE>(task, scratch, unit);
-        let seen_by = task.first_that_sees(unit * UNIT_POSITIONS)..count;
+        attend_unit::<L, QUERIES>(task, scratch, unit);
+        let seen_by = task.first_query_seeing(unit * UNIT_POSITIONS)..count;
         match task.output {
             AttentionOutput::Rows(_) => scratch.total.merge(&scratch.queries.unit, seen_by),
             AttentionOutput::Unit { units, slot, .. } => {
@@ -173,7 +173,7 @@ fn attention_with<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &m
     for row in 0..task.rows.len() {
         // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, into which the
         // same range was just read.
-        let heads = unsafe { out.slice_mut(task.heads_at(row), heads_len) };
+        let heads = unsafe { out.slice_mut(task.heads_offset(row), heads_len) };
         for (head, out) in heads.chunks_exact_mut(head_dim).enumerate() {
             scratch.total.write(row * task.group() + head, out);
         }
@@ -182,70 +182,74 @@ fn attention_with<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &m
 
 /// Leaves in `scratch.queries.unit` what the queries attend to in one unit.
 #[inline(always)]
-fn attend_unit<L: Lanes, const TILE: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
+fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
     let count = task.rows.len() * task.group();
     let Scratch { keys, values, queries, .. } = scratch;
-    queries.weights.resize(count, [[0.0; LANES]; BLOCK_LANES]);
+    queries.weights.resize(count, [[0.0; LANES]; KV_BLOCK_VECTORS]);
     queries.visible.resize(count, 0);
-    queries.kept.resize(count.div_ceil(LANES), [0.0; LANES]);
+    queries.rescale.resize(count.div_ceil(LANES), [0.0; LANES]);
     queries.sums.resize(count, 0.0);
     queries.unit.clear(count, task.head_dim.div_ceil(LANES));
-    for index in unit * UNIT_BLOCKS..((unit + 1) * UNIT_BLOCKS).min(task.seen_blocks()) {
-        let block = &task.blocks[index];
-        let (mut dtype, first) = (block.dtype, index * BLOCK_POSITIONS);
+    for index in unit * UNIT_KV_BLOCKS..((unit + 1) * UNIT_KV_BLOCKS).min(task.seen_kv_blocks()) {
+        let block = &task.kv_blocks[index];
+        let (mut dtype, first) = (block.dtype, index * KV_BLOCK_POSITIONS);
         let mut block_keys = block.keys(task.kv_head, task.kv_heads);
         let mut block_values = block.values(task.kv_head, task.kv_heads);
-        let next = task.blocks.get(index + 1).unwrap_or(block);
+        let next = task.kv_blocks.get(index + 1).unwrap_or(block);
         let next_keys = next.keys(task.kv_head, task.kv_heads);
         let next_values = next.values(task.kv_head, task.kv_heads);
-        if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(TILE) {
+        if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(QUERIES) {
             match dtype {
-                WeightType::F32 => widen::<L, F32>(task, block_keys, block_values, keys, values),
-                WeightType::F16 => widen::<L, F16>(task, block_keys, block_values, keys, values),
-                _ => widen::<L, Bf16>(task, block_keys, block_values, keys, values),
+                WeightType::F32 => {
+                    dequantize_kv_block::<L, F32>(task, block_keys, block_values, keys, values)
+                }
+                WeightType::F16 => {
+                    dequantize_kv_block::<L, F16>(task, block_keys, block_values, keys, values)
+                }
+                _ => dequantize_kv_block::<L, Bf16>(task, block_keys, block_values, keys, values),
             }
             (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             dtype = WeightType::F32;
         }
         let bytes = [block_keys, block_values, next_keys, next_values];
         match dtype {
-            WeightType::F32 => attend_block::<L, F32, TILE>(task, queries, first, bytes),
-            WeightType::F16 => attend_block::<L, F16, TILE>(task, queries, first, bytes),
-            _ => attend_block::<L, Bf16, TILE>(task, queries, first, bytes),
+            WeightType::F32 => attend_kv_block::<L, F32, QUERIES>(task, queries, first, bytes),
+            WeightType::F16 => attend_kv_block::<L, F16, QUERIES>(task, queries, first, bytes),
+            _ => attend_kv_block::<L, Bf16, QUERIES>(task, queries, first, bytes),
         }
     }
 }
 
 /// Writes a block's keys and values as f32; rows of values that are shorter than lanes are padded.
 #[inline(always)]
-fn widen<L: Lanes, S: Storage>(
+fn dequantize_kv_block<L: Lanes, S: Storage>(
     task: &AttentionTask,
     stored_keys: &[u8],
     stored_values: &[u8],
     keys: &mut Vec<[f32; LANES]>,
     values: &mut Vec<[f32; LANES]>,
 ) {
-    keys.resize(task.head_dim * BLOCK_LANES, [0.0; LANES]);
-    values.resize(task.values_len() * BLOCK_LANES, [0.0; LANES]);
+    keys.resize(task.head_dim * KV_BLOCK_VECTORS, [0.0; LANES]);
+    values.resize(task.values_len() * KV_BLOCK_VECTORS, [0.0; LANES]);
     dequantize_row::<L, S>(stored_keys, keys);
     if task.head_dim >= LANES {
         dequantize_row::<L, S>(stored_values, values);
     } else {
-        let rows = stored_values.chunks_exact(stored_values.len() / BLOCK_POSITIONS);
+        let rows = stored_values.chunks_exact(stored_values.len() / KV_BLOCK_POSITIONS);
         for (row, out) in rows.zip(values.chunks_exact_mut(1)) {
             dequantize_row::<L, S>(row, out);
         }
     }
 }
 
-/// Calls `$function::<..., N>($args)` for N queries from `$query` on at a time, at most `$tile`, which is at most 4.
-macro_rules! in_tiles {
-    ($queries:expr, $tile:ident, $query:ident => $function:ident::<$($type:tt),*>($($arg:expr),*)) => {{
+/// Calls `$function::<..., N>($args)` for N queries from `$query` on at a time, at most `$most`, which is at most 4.
+macro_rules! for_each_microkernel {
+    ($queries:expr, $most:ident, $query:ident => $function:ident::<$($type:tt),*>($($arg:expr),*)) => {{
         let Range { start: mut $query, end } = $queries;
         while $query < end {
             let left = end - $query;
             // Not one by itself, if it can be helped: its sums would wait for each other.
-            let count = if left == $tile + 1 && $tile > 2 { $tile - 1 } else { left.min($tile) };
+            let count = if left == $most + 1 && $most > 2 { $most - 1 } else { left.min($most) };
             match count {
                 1 => $function::<$($type,)* 1>($($arg),*),
                 2 => $function::<$($type,)* 2>($($arg),*),
@@ -286,9 +290,9 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// One block: keys `(head_dim, BLOCK_POSITIONS)` and values `(BLOCK_POSITIONS, values_len)`, then the next block's.
+/// One block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values `(KV_BLOCK_POSITIONS, values_len)`, then the next block's.
 #[inline(always)]
-fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
+fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     task: &AttentionTask,
     queries: &mut Queries,
     first: usize,
@@ -297,37 +301,45 @@ fn attend_block<L: Lanes, S: Storage, const TILE: usize>(
     let keys = Stream::new([keys, values, next_keys]);
     let values = Stream::new([values, next_keys, next_values]);
     let count = queries.sums.len();
-    let seen_by = task.first_that_sees(first)..count;
-    if has_room_for_pairs(TILE) {
-        in_tiles!(seen_by.clone(), TILE, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys));
+    let seen_by = task.first_query_seeing(first)..count;
+    if fits_two_vectors(QUERIES) {
+        for_each_microkernel!(
+            seen_by.clone(), QUERIES, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys)
+        );
     } else {
-        for part in 0..BLOCK_LANES {
-            let seen_by = task.first_that_sees(first + part * LANES)..count;
-            in_tiles!(seen_by, TILE, query => scores::<L, S, 1>(queries, query, task.head_dim, part, keys));
+        for vector in 0..KV_BLOCK_VECTORS {
+            let seen_by = task.first_query_seeing(first + vector * LANES)..count;
+            for_each_microkernel!(
+                seen_by, QUERIES, query => scores::<L, S, 1>(queries, query, task.head_dim, vector, keys)
+            );
         }
     }
     for query in seen_by.clone() {
         let position = task.position + query / task.group();
-        queries.visible[query] = (position + 1 - first).min(BLOCK_POSITIONS);
-        weigh::<L>(queries, query);
+        queries.visible[query] = (position + 1 - first).min(KV_BLOCK_POSITIONS);
+        softmax_weights::<L>(queries, query);
     }
     // Some of the first lanes may be of queries that see nothing here: nobody reads those.
-    for kept in &mut queries.kept[seen_by.start / LANES..] {
-        exp_of_negative(L::load(kept)).store(kept);
+    for rescale in &mut queries.rescale[seen_by.start / LANES..] {
+        exp_of_negative(L::load(rescale)).store(rescale);
     }
     for query in seen_by.clone() {
-        let kept = queries.kept.as_flattened()[query];
-        queries.unit.sum[query] = queries.unit.sum[query] * kept + queries.sums[query];
+        let rescale = queries.rescale.as_flattened()[query];
+        queries.unit.sum[query] = queries.unit.sum[query] * rescale + queries.sums[query];
     }
     let (row_len, width) = (task.values_len(), task.head_dim.div_ceil(LANES));
     let mut index = 0;
     while index < width {
         let part = ValuesPart { index, width, row_len };
-        if has_room_for_pairs(TILE) && index + 1 < width {
-            in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S, 2>(queries, query, part, values));
+        if fits_two_vectors(QUERIES) && index + 1 < width {
+            for_each_microkernel!(
+                seen_by.clone(), QUERIES, query => add_values::<L, S, 2>(queries, query, part, values)
+            );
             index += 2;
         } else {
-            in_tiles!(seen_by.clone(), TILE, query => add_values::<L, S, 1>(queries, query, part, values));
+            for_each_microkernel!(
+                seen_by.clone(), QUERIES, query => add_values::<L, S, 1>(queries, query, part, values)
+            );
             index += 1;
         }
     }
@@ -350,7 +362,7 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
     query: usize,
     head_dim: usize,
-    part: usize,
+    vector: usize,
     keys: Stream,
 ) {
     let mut q: [&[f32]; N] = [&[]; N];
@@ -358,10 +370,10 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
         q[i] = &queries.scaled[(query + i) * head_dim..][..head_dim];
     }
     let mut sums = [[L::splat(0.0); P]; N];
-    for (d, row) in keys.bytes.chunks_exact(BLOCK_LANES * S::BLOCK_BYTES).take(head_dim).enumerate() {
+    for (d, row) in keys.bytes.chunks_exact(KV_BLOCK_VECTORS * S::BLOCK_BYTES).take(head_dim).enumerate() {
         let mut lanes = [L::splat(0.0); P];
         for p in 0..P {
-            lanes[p] = keys.lanes::<L, S>(row, (part + p) * S::BLOCK_BYTES);
+            lanes[p] = keys.lanes::<L, S>(row, (vector + p) * S::BLOCK_BYTES);
         }
         for i in 0..N {
             let q = L::splat(q[i][d]);
@@ -372,16 +384,16 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     }
     for i in 0..N {
         for p in 0..P {
-            sums[i][p].store(&mut queries.weights[query + i][part + p]);
+            sums[i][p].store(&mut queries.weights[query + i][vector + p]);
         }
     }
 }
 
 /// Makes weights of a query's scores; leaves in `kept` the logarithm of what it is to be.
 #[inline(always)]
-fn weigh<L: Lanes>(queries: &mut Queries, query: usize) {
+fn softmax_weights<L: Lanes>(queries: &mut Queries, query: usize) {
     let visible = queries.visible[query];
-    if visible < BLOCK_POSITIONS {
+    if visible < KV_BLOCK_POSITIONS {
         queries.weights[query].as_flattened_mut()[visible..].fill(f32::NEG_INFINITY);
     }
     let [first, second] = &mut queries.weights[query];
@@ -395,7 +407,7 @@ fn weigh<L: Lanes>(queries: &mut Queries, query: usize) {
     high.store(second);
     queries.unit.maximum[query] = maximum;
     queries.sums[query] = low.add(high).sum();
-    queries.kept.as_flattened_mut()[query] = before - maximum;
+    queries.rescale.as_flattened_mut()[query] = before - maximum;
 }
 
 /// `weighted = weighted * kept + weights · values` for `N` queries and `P` parts of the values.
@@ -406,11 +418,11 @@ fn add_values<L: Lanes, S: Storage, const P: usize, const N: usize>(
     part: ValuesPart,
     values: Stream,
 ) {
-    let mut kept = [0.0; N];
-    kept.copy_from_slice(&queries.kept.as_flattened()[query..][..N]);
+    let mut rescale = [0.0; N];
+    rescale.copy_from_slice(&queries.rescale.as_flattened()[query..][..N]);
     // The first sees least. What a query does not see it must not even multiply by zero: it may be NaN.
     let common = queries.visible[query];
-    add_seen::<L, S, P, N>(queries, query, part, values, 0..common, kept);
+    add_seen::<L, S, P, N>(queries, query, part, values, 0..common, rescale);
     for query in query + 1..query + N {
         let more = common..queries.visible[query];
         if !more.is_empty() {
@@ -426,16 +438,16 @@ fn add_seen<L: Lanes, S: Storage, const P: usize, const N: usize>(
     part: ValuesPart,
     values: Stream,
     positions: Range<usize>,
-    kept: [f32; N],
+    rescale: [f32; N],
 ) {
     let at = |query: usize, p: usize| query * part.width + part.index + p;
     let mut weights: [&[f32]; N] = [&[]; N];
     let mut sums = [[L::splat(0.0); P]; N];
     for i in 0..N {
         weights[i] = &queries.weights[query + i].as_flattened()[positions.clone()];
-        let kept = L::splat(kept[i]);
+        let rescale = L::splat(rescale[i]);
         for p in 0..P {
-            sums[i][p] = L::load(&queries.unit.weighted[at(query + i, p)]).mul(kept);
+            sums[i][p] = L::load(&queries.unit.weighted[at(query + i, p)]).mul(rescale);
         }
     }
     let row_bytes = part.row_len * S::BLOCK_BYTES / LANES;

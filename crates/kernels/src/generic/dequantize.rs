@@ -15,7 +15,7 @@ pub(crate) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out: &mut [f32]
 #[inline(always)]
 pub(crate) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut();
-    let (whole, partial) = bytes.split_at(chunks.len() / S::UNITS * S::BLOCK_BYTES);
+    let (whole, partial) = bytes.split_at(chunks.len() / S::VECTORS * S::BLOCK_BYTES);
     dequantize_row::<L, S>(whole, chunks);
     if !tail.is_empty() {
         let mut padded = [0.0; LANES];
@@ -29,9 +29,9 @@ pub(crate) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [
 pub(crate) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
     let blocks = bytes.chunks_exact(S::BLOCK_BYTES);
     let tail = blocks.remainder();
-    for (block, out) in blocks.zip(out.chunks_exact_mut(S::UNITS)) {
-        for (unit, out) in out.iter_mut().enumerate() {
-            S::lanes::<L>(block, unit).store(out);
+    for (block, out) in blocks.zip(out.chunks_exact_mut(S::VECTORS)) {
+        for (vector, out) in out.iter_mut().enumerate() {
+            S::lanes::<L>(block, vector).store(out);
         }
     }
     if let (false, Some(last)) = (tail.is_empty(), out.last_mut()) {

@@ -24,11 +24,11 @@ use std::ops::Range;
 
 /// Words of a row that are turned and meet rows of x at once: whole blocks of every type. Those of some strips and of
 /// a panel lie in the nearest cache together.
-const SLAB: usize = 256;
+const SLAB_WORDS: usize = 256;
 
 /// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
 pub(crate) struct GemmTask<'a> {
-    /// In panels of some rows, `(words, rows)` each; the last may have others, see [`tails`].
+    /// In panels of some rows, `(words, rows)` each; the last may have others, see [`tail_rows`].
     pub(crate) x: &'a [u32],
     /// Rows of x.
     pub(crate) rows: usize,
@@ -64,10 +64,10 @@ impl Words {
 
 #[derive(Default)]
 struct Scratch {
-    /// `(16 rows, SLAB)`
+    /// `(16 rows, SLAB_WORDS)`
     rows: Vec<f32>,
-    /// `(SLAB, strips)`
-    panel: Vec<Words>,
+    /// `(SLAB_WORDS, strips)`
+    slab: Vec<Words>,
     /// Of the slabs so far, `(groups of strips, rows, strips)`. In `out` they would lie far from each other.
     sums: Vec<Words>,
 }
@@ -82,7 +82,7 @@ pub(crate) fn row_words<const BF16: bool>(cols: usize) -> usize {
 }
 
 /// How many rows the last panel may have, where others have so many: the numbers that [`multiply`] takes.
-pub(crate) const fn tails(panel: usize) -> &'static [usize] {
+pub(crate) const fn tail_rows(panel: usize) -> &'static [usize] {
     match panel {
         12 => &[1, 2, 3, 6, 12],
         6 => &[1, 2, 3, 6],
@@ -126,27 +126,27 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
     let Weight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
     // Taken out, not borrowed in a closure: see matmul.rs.
     let mut scratch = SCRATCH.take();
-    let Scratch { rows, panel, sums } = &mut scratch;
-    rows.resize(TILE_ROWS * SLAB, 0.0);
-    panel.resize(SLAB * STRIPS, Words::ZERO);
+    let Scratch { rows, slab, sums } = &mut scratch;
+    rows.resize(TILE_ROWS * SLAB_WORDS, 0.0);
+    slab.resize(SLAB_WORDS * STRIPS, Words::ZERO);
     let words = row_words::<BF16>(weight.cols());
-    let group_sums = task.x.len() / words * STRIPS;
-    sums.resize(task.strips.len().div_ceil(STRIPS) * group_sums, Words::ZERO);
-    for slab in (0..words).step_by(SLAB) {
-        let len = SLAB.min(words - slab);
-        for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(group_sums)) {
+    let sums_len = task.x.len() / words * STRIPS;
+    sums.resize(task.strips.len().div_ceil(STRIPS) * sums_len, Words::ZERO);
+    for start in (0..words).step_by(SLAB_WORDS) {
+        let len = SLAB_WORDS.min(words - start);
+        for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(sums_len)) {
             for n in 0..STRIPS {
                 let weight = if strip + n < task.strips.end { Some(weight) } else { None };
-                fill::<L, R, STRIPS, BF16>(weight, strip + n, slab..slab + len, n, rows, panel);
+                fill_slab::<L, R, STRIPS, BF16>(weight, strip + n, start..start + len, n, rows, slab);
             }
-            let weights = &panel[..len * STRIPS];
+            let weights = &slab[..len * STRIPS];
             let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
             for (number, (x, sums)) in panels.enumerate() {
                 let rows = x.len() / words;
-                let x = &x[slab * rows..(slab + len) * rows];
-                multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, slab > 0);
-                if slab + len == words {
-                    put::<R, STRIPS>(task, sums, number * PANEL, strip);
+                let x = &x[start * rows..(start + len) * rows];
+                multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, start > 0);
+                if start + len == words {
+                    write_outputs::<R, STRIPS>(task, sums, number * PANEL, strip);
                 }
             }
         }
@@ -156,15 +156,15 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
 
 /// Puts a slab of a strip, or zeros, into its place of the panel.
 #[inline(always)]
-fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
+fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     weight: Option<WeightRows>,
     strip: usize,
-    slab: Range<usize>,
+    words: Range<usize>,
     place: usize,
     rows: &mut [f32],
-    panel: &mut [Words],
+    slab: &mut [Words],
 ) {
-    for (lane, out) in rows.chunks_exact_mut(SLAB).enumerate() {
+    for (lane, out) in rows.chunks_exact_mut(SLAB_WORDS).enumerate() {
         let row = strip * TILE_ROWS + lane;
         let Some(weight) = weight.filter(|weight| row < weight.rows()) else {
             out.fill(0.0);
@@ -172,54 +172,54 @@ fn fill<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
         };
         let (bytes, dtype) = (weight.row(row), weight.dtype());
         if BF16 {
-            let bytes = &bytes[4 * slab.start..bytes.len().min(4 * slab.end)];
+            let bytes = &bytes[4 * words.start..bytes.len().min(4 * words.end)];
             for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
                 // An odd number of columns ends in half a word.
                 let bits = pair.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
                 *out = f32::from_bits(bits);
             }
         } else {
-            let part = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
-            let bytes = &bytes[part(slab.start)..part(slab.end)];
-            let out = &mut out[..slab.len()];
+            let bytes_of = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
+            let bytes = &bytes[bytes_of(words.start)..bytes_of(words.end)];
+            let out = &mut out[..words.len()];
             with_storage!(dtype, dequantize_exactly::<L>(bytes, out));
         }
     }
     // What lies behind the slab's end is turned too, and not used.
-    let mut turned = [[0.0; TILE_ROWS]; TILE_ROWS];
-    for start in (0..slab.len()).step_by(TILE_ROWS) {
-        R::turn(&rows[start..], SLAB, &mut turned);
-        for (k, turned) in turned.iter().enumerate() {
-            panel[(start + k) * STRIPS + place] = Words(*turned);
+    let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
+    for start in (0..words.len()).step_by(TILE_ROWS) {
+        R::transpose(&rows[start..], SLAB_WORDS, &mut transposed);
+        for (k, transposed) in transposed.iter().enumerate() {
+            slab[(start + k) * STRIPS + place] = Words(*transposed);
         }
     }
 }
 
-/// Sets `sums` to the products of M rows of x, or of one of its [`tails`], and N strips, or adds them.
+/// Sets `sums` to the products of M rows of x, or of one of its [`tail_rows`], and N strips, or adds them.
 #[inline(always)]
 fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
     weights: &[Words],
     sums: &mut [Words],
-    adds: bool,
+    accumulates: bool,
 ) {
     match sums.len() / N {
-        rows if rows == M => tile::<R, M, N, BF16>(x, weights, sums, adds),
-        1 => tile::<R, 1, N, BF16>(x, weights, sums, adds),
-        2 => tile::<R, 2, N, BF16>(x, weights, sums, adds),
-        3 => tile::<R, 3, N, BF16>(x, weights, sums, adds),
-        6 => tile::<R, 6, N, BF16>(x, weights, sums, adds),
+        rows if rows == M => microkernel::<R, M, N, BF16>(x, weights, sums, accumulates),
+        1 => microkernel::<R, 1, N, BF16>(x, weights, sums, accumulates),
+        2 => microkernel::<R, 2, N, BF16>(x, weights, sums, accumulates),
+        3 => microkernel::<R, 3, N, BF16>(x, weights, sums, accumulates),
+        6 => microkernel::<R, 6, N, BF16>(x, weights, sums, accumulates),
         rows => unreachable!("{rows} is no tail"),
     }
 }
 
 /// As [`multiply`], of M rows.
 #[inline(always)]
-fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
+fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
     weights: &[Words],
     out: &mut [Words],
-    adds: bool,
+    accumulates: bool,
 ) {
     // From zero, and what came before is added at the end: else the compiler keeps a sum in memory, and each step
     // waits for it to be stored and loaded.
@@ -244,7 +244,7 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     let out: &mut [[Words; N]; M] = out.as_chunks_mut().0.first_chunk_mut().expect("M rows of N strips");
     for m in 0..M {
         for n in 0..N {
-            let before = if adds { R::load(&out[m][n].0) } else { R::splat(0.0) };
+            let before = if accumulates { R::load(&out[m][n].0) } else { R::splat(0.0) };
             R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
         }
     }
@@ -252,7 +252,7 @@ fn tile<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
 
 /// Sets or adds to the outputs of the rows from `first` on and the N strips from `strip` on, those that there are.
 #[inline(always)]
-fn put<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
+fn write_outputs<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
     let features = task.weight.rows();
     for (row, sums) in (first..task.rows).zip(sums.as_chunks::<N>().0) {
         for n in 0..N.min(task.strips.end - strip) {

@@ -32,34 +32,34 @@ pub(crate) struct MatmulTask<'a> {
 
 /// From this many rows of x on, a decoded panel pays; of float weights, which decode in an instruction, from
 /// twice a tile's.
-const PANEL_FROM: usize = 4;
-const FLOAT_PANEL_FROM: usize = 2 * TILE_X + 1;
+const DEQUANTIZE_FROM: usize = 4;
+const DEQUANTIZE_FLOATS_FROM: usize = 2 * MICROKERNEL_ROWS + 1;
 /// Rows of x, and of the panel, in one register tile: 4 x 3 accumulators of two AVX-512 registers.
-const TILE_X: usize = 4;
-const TILE_W: usize = 3;
+const MICROKERNEL_ROWS: usize = 4;
+const MICROKERNEL_COLUMNS: usize = 3;
 /// Blocks of stored float weights between two looks at where a row ends.
-const STRETCH: usize = 8;
+const UNROLLED_BLOCKS: usize = 8;
 
 thread_local! {
-    static PANEL: Cell<Vec<[f32; LANES]>> = const { Cell::new(Vec::new()) };
+    static DEQUANTIZED: Cell<Vec<[f32; LANES]>> = const { Cell::new(Vec::new()) };
 }
 
 impl<'a> MatmulTask<'a> {
     /// Rows of x.
     #[inline(always)]
     pub(crate) fn rows(&self) -> usize {
-        self.x.len() / self.width()
+        self.x.len() / self.row_vectors()
     }
 
     /// Lanes in a row of x.
     #[inline(always)]
-    fn width(&self) -> usize {
+    fn row_vectors(&self) -> usize {
         self.weight.cols.div_ceil(LANES)
     }
 
     #[inline(always)]
     fn x_row(&self, row: usize) -> &'a [[f32; LANES]] {
-        &self.x[row * self.width()..][..self.width()]
+        &self.x[row * self.row_vectors()..][..self.row_vectors()]
     }
 
     /// Sets or adds to output `(row, column)`.
@@ -72,42 +72,42 @@ impl<'a> MatmulTask<'a> {
 }
 
 /// From how many rows of x on a panel of weights of `dtype` is decoded first.
-pub(crate) fn panel_from(dtype: WeightType) -> usize {
-    if dtype.block_len() == 1 { FLOAT_PANEL_FROM } else { PANEL_FROM }
+pub(crate) fn dequantize_from(dtype: WeightType) -> usize {
+    if dtype.block_len() == 1 { DEQUANTIZE_FLOATS_FROM } else { DEQUANTIZE_FROM }
 }
 
 /// This thread's panel, `(range.len(), width)`. Taken out, not borrowed in a closure: a closure as large as what is
 /// done with it would be compiled apart, without the ISA's instructions.
-pub(crate) fn take_panel(task: &MatmulTask) -> Vec<[f32; LANES]> {
-    let mut panel = PANEL.take();
-    panel.resize(task.range.len() * task.width(), [0.0; LANES]);
-    panel
+pub(crate) fn take_buffer(task: &MatmulTask) -> Vec<[f32; LANES]> {
+    let mut dequantized = DEQUANTIZED.take();
+    dequantized.resize(task.range.len() * task.row_vectors(), [0.0; LANES]);
+    dequantized
 }
 
 /// Keeps a panel for this thread's next task.
-pub(crate) fn put_panel(panel: Vec<[f32; LANES]>) {
-    PANEL.set(panel);
+pub(crate) fn return_buffer(dequantized: Vec<[f32; LANES]>) {
+    DEQUANTIZED.set(dequantized);
 }
 
 /// Fewer rows than [`panel_from`] says, on weights as they are stored.
 #[inline(always)]
 pub(crate) fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
-    if S::FLOATS && rows >= PANEL_FROM {
-        return stored_rows::<L, S>(task, rows);
+    if S::IS_FLOAT && rows >= DEQUANTIZE_FROM {
+        return stored_microkernels::<L, S>(task, rows);
     }
     for column in task.range.clone() {
         let weights = task.weight.row(column);
         match rows {
-            1 => dots::<L, S, 1>(task, weights, column),
-            2 => dots::<L, S, 2>(task, weights, column),
-            _ => dots::<L, S, 3>(task, weights, column),
+            1 => dot_rows::<L, S, 1>(task, weights, column),
+            2 => dot_rows::<L, S, 2>(task, weights, column),
+            _ => dot_rows::<L, S, 3>(task, weights, column),
         }
     }
 }
 
 /// One weight row against all N rows of x.
 #[inline(always)]
-fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8], column: usize) {
+fn dot_rows<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8], column: usize) {
     let whole = task.weight.cols / LANES;
     let mut x: [&[[f32; LANES]]; N] = [&[]; N];
     for row in 0..N {
@@ -116,14 +116,14 @@ fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8],
     let mut sums = [L::splat(0.0); N];
     let blocks = weights.chunks_exact(S::BLOCK_BYTES);
     let tail = blocks.remainder();
-    for (block, first) in blocks.zip((0..whole).step_by(S::UNITS)) {
+    for (block, first) in blocks.zip((0..whole).step_by(S::VECTORS)) {
         for line in (0..S::BLOCK_BYTES).step_by(64) {
             L::prefetch_stream(block.as_ptr().wrapping_add(line));
         }
-        for unit in 0..S::UNITS {
-            let w = S::lanes::<L>(block, unit);
+        for vector in 0..S::VECTORS {
+            let w = S::lanes::<L>(block, vector);
             for row in 0..N {
-                sums[row] = L::load(&x[row][first.wrapping_add(unit)]).mul_add(w, sums[row]);
+                sums[row] = L::load(&x[row][first.wrapping_add(vector)]).mul_add(w, sums[row]);
             }
         }
     }
@@ -141,24 +141,24 @@ fn dots<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8],
 /// Rows of x that need float weights more than once, `TILE_W` weight rows at a time: all but the first time
 /// the weights come from the cache.
 #[inline(always)]
-fn stored_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
+fn stored_microkernels<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     let mut column = task.range.start;
-    while column + TILE_W <= task.range.end {
+    while column + MICROKERNEL_COLUMNS <= task.range.end {
         let mut row = 0;
         while row < rows {
             match rows - row {
-                1 => stored_tile::<L, S, 1, TILE_W>(task, row, column),
-                2 => stored_tile::<L, S, 2, TILE_W>(task, row, column),
-                3 => stored_tile::<L, S, 3, TILE_W>(task, row, column),
-                _ => stored_tile::<L, S, TILE_X, TILE_W>(task, row, column),
+                1 => stored_microkernel::<L, S, 1, MICROKERNEL_COLUMNS>(task, row, column),
+                2 => stored_microkernel::<L, S, 2, MICROKERNEL_COLUMNS>(task, row, column),
+                3 => stored_microkernel::<L, S, 3, MICROKERNEL_COLUMNS>(task, row, column),
+                _ => stored_microkernel::<L, S, MICROKERNEL_ROWS, MICROKERNEL_COLUMNS>(task, row, column),
             }
-            row += TILE_X;
+            row += MICROKERNEL_ROWS;
         }
-        column += TILE_W;
+        column += MICROKERNEL_COLUMNS;
     }
     while column < task.range.end {
         for row in 0..rows {
-            stored_tile::<L, S, 1, 1>(task, row, column);
+            stored_microkernel::<L, S, 1, 1>(task, row, column);
         }
         column += 1;
     }
@@ -166,7 +166,7 @@ fn stored_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
 
 /// X rows of x against W rows of float weights, as they are stored.
 #[inline(always)]
-fn stored_tile<L: Lanes, S: Storage, const X: usize, const W: usize>(
+fn stored_microkernel<L: Lanes, S: Storage, const X: usize, const W: usize>(
     task: &MatmulTask,
     row: usize,
     column: usize,
@@ -183,15 +183,15 @@ fn stored_tile<L: Lanes, S: Storage, const X: usize, const W: usize>(
     let next = (row == 0).then_some(W * w[0].len() * S::BLOCK_BYTES);
     let mut sums = [[L::splat(0.0); W]; X];
     let mut at = 0;
-    while at + STRETCH <= w[0].len() {
-        sums = stretch::<L, S, X, W, STRETCH>(sums, &x, &w, at, next);
-        at += STRETCH;
+    while at + UNROLLED_BLOCKS <= w[0].len() {
+        sums = add_blocks::<L, S, X, W, UNROLLED_BLOCKS>(sums, &x, &w, at, next);
+        at += UNROLLED_BLOCKS;
     }
     while at < w[0].len() {
-        sums = stretch::<L, S, X, W, 1>(sums, &x, &w, at, next);
+        sums = add_blocks::<L, S, X, W, 1>(sums, &x, &w, at, next);
         at += 1;
     }
-    if at < task.width() {
+    if at < task.row_vectors() {
         for j in 0..W {
             let weights = partial_block::<L, S>(&task.weight.row(column + j)[at * S::BLOCK_BYTES..]);
             for i in 0..X {
@@ -204,7 +204,7 @@ fn stored_tile<L: Lanes, S: Storage, const X: usize, const W: usize>(
 
 /// B blocks of [`stored_tile`]. Of arrays, not slices: what may be out of bounds keeps the sums out of registers.
 #[inline(always)]
-fn stretch<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>(
+fn add_blocks<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>(
     mut sums: [[L; W]; X],
     x: &[&[[f32; LANES]]; X],
     w: &[&[S::Block]; W],
@@ -235,37 +235,37 @@ fn stretch<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>
 
 /// Decodes the task's rows of weights, each padded with zeros to whole lanes.
 #[inline(always)]
-pub(crate) fn fill_panel<L: Lanes, S: Storage>(task: &MatmulTask, panel: &mut [[f32; LANES]]) {
-    for (out, row) in panel.chunks_exact_mut(task.width()).zip(task.range.clone()) {
+pub(crate) fn dequantize_weights<L: Lanes, S: Storage>(task: &MatmulTask, dequantized: &mut [[f32; LANES]]) {
+    for (out, row) in dequantized.chunks_exact_mut(task.row_vectors()).zip(task.range.clone()) {
         dequantize_row::<L, S>(task.weight.row(row), out);
     }
 }
 
 /// All rows of x against a decoded panel of the task's weights.
 #[inline(always)]
-pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32; LANES]]) {
-    let width = task.range.len();
+pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, dequantized: &[[f32; LANES]]) {
+    let columns = task.range.len();
     let mut row = 0;
-    while row + TILE_X <= rows {
+    while row + MICROKERNEL_ROWS <= rows {
         let mut column = 0;
-        while column + TILE_W <= width {
-            tile::<L, TILE_X, TILE_W>(task, panel, row, column);
-            column += TILE_W;
+        while column + MICROKERNEL_COLUMNS <= columns {
+            microkernel::<L, MICROKERNEL_ROWS, MICROKERNEL_COLUMNS>(task, dequantized, row, column);
+            column += MICROKERNEL_COLUMNS;
         }
-        while column < width {
-            tile::<L, TILE_X, 1>(task, panel, row, column);
+        while column < columns {
+            microkernel::<L, MICROKERNEL_ROWS, 1>(task, dequantized, row, column);
             column += 1;
         }
-        row += TILE_X;
+        row += MICROKERNEL_ROWS;
     }
     while row < rows {
         let mut column = 0;
-        while column + TILE_W <= width {
-            tile::<L, 1, TILE_W>(task, panel, row, column);
-            column += TILE_W;
+        while column + MICROKERNEL_COLUMNS <= columns {
+            microkernel::<L, 1, MICROKERNEL_COLUMNS>(task, dequantized, row, column);
+            column += MICROKERNEL_COLUMNS;
         }
-        while column < width {
-            tile::<L, 1, 1>(task, panel, row, column);
+        while column < columns {
+            microkernel::<L, 1, 1>(task, dequantized, row, column);
             column += 1;
         }
         row += 1;
@@ -274,23 +274,23 @@ pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, panel: &[[f32;
 
 /// X rows of x against W rows of the panel, `(range.len(), width)`.
 #[inline(always)]
-fn tile<L: Lanes, const X: usize, const W: usize>(
+fn microkernel<L: Lanes, const X: usize, const W: usize>(
     task: &MatmulTask,
-    panel: &[[f32; LANES]],
+    dequantized: &[[f32; LANES]],
     row: usize,
     column: usize,
 ) {
-    let width = task.width();
+    let vectors = task.row_vectors();
     let mut x: [&[[f32; LANES]]; X] = [&[]; X];
     for i in 0..X {
         x[i] = task.x_row(row + i);
     }
     let mut w: [&[[f32; LANES]]; W] = [&[]; W];
     for j in 0..W {
-        w[j] = &panel[(column + j) * width..][..width];
+        w[j] = &dequantized[(column + j) * vectors..][..vectors];
     }
     let mut sums = [[L::splat(0.0); W]; X];
-    for k in 0..width {
+    for k in 0..vectors {
         for i in 0..X {
             let values = L::load(&x[i][k]);
             for j in 0..W {

@@ -9,12 +9,12 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::strip::{Strip, add_scaled};
-use super::widened::{Widened, WidenedTile};
-use crate::activations::{
-    FLOAT_START, GROUPS, MOST_PANEL_ROWS, Panel, QuantizedRows, START_8, START_128, block_words,
-};
+use super::unpacked::{UnpackedStrip, UnpackedTile};
 use crate::output::{Output, SharedOut};
-use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, part};
+use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, bytes_at};
+use crate::quantized_rows::{
+    FLOAT_START, GROUPS, MAX_PANEL_ROWS, Panel, QuantizedRows, START_8, START_128, block_words,
+};
 use crate::rows16::PackedRows16;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -36,14 +36,14 @@ pub(crate) struct PackedTask<'a> {
 const CACHED_STRIPS: usize = 4;
 /// Outputs, of 16 features of a row, that a stream of weights keeps by itself until there are so many: each line of
 /// outputs is far away by then, and asking for it among weights that are asked for delays these.
-const KEPT: usize = 64;
+const STACK_OUTPUTS: usize = 64;
 /// Panels, without rests, for which it pays to unpack strips first, where the level can use that.
-const PANELS_TO_WIDEN: usize = 8;
+const UNPACK_FROM_PANELS: usize = 8;
 /// As `CACHED_STRIPS`, of unpacked ones.
-const WIDENED_BYTES: usize = 512 << 10;
+const UNPACKED_BYTES: usize = 512 << 10;
 
 thread_local! {
-    static WIDENED: Cell<Vec<WidenedTile>> = Cell::default();
+    static UNPACKED: Cell<Vec<UnpackedTile>> = Cell::default();
 }
 
 /// Runs the code for a panel of so many rows, which it knows as a constant.
@@ -57,7 +57,7 @@ macro_rules! with_rows {
             5 => with_rows!($constant = 5, $run),
             6 => with_rows!($constant = 6, $run),
             7 => with_rows!($constant = 7, $run),
-            _ => with_rows!($constant = MOST_PANEL_ROWS, $run),
+            _ => with_rows!($constant = MAX_PANEL_ROWS, $run),
         }
     };
     ($constant:ident = $rows:expr, $run:expr) => {{
@@ -71,38 +71,38 @@ macro_rules! with_rows {
 #[inline(always)]
 pub(crate) fn packed<L: Layout, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
     let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
-    let widens = R::SIGNED_OFFSET > 0 && blocks >= PANELS_TO_WIDEN * (task.x.cols() / TILE_COLS);
-    if widens && L::LAYOUT.mins.is_some() {
-        return widened_strips::<L, R, true, PANEL, STRIPS>(task);
+    let unpacks = R::SIGNED_OFFSET > 0 && blocks >= UNPACK_FROM_PANELS * (task.x.cols() / TILE_COLS);
+    if unpacks && L::LAYOUT.mins.is_some() {
+        return unpacked_strips::<L, R, true, PANEL, STRIPS>(task);
     }
-    if widens {
-        return widened_strips::<L, R, false, PANEL, STRIPS>(task);
+    if unpacks {
+        return unpacked_strips::<L, R, false, PANEL, STRIPS>(task);
     }
-    if task.x.rows() <= MOST_PANEL_ROWS {
+    if task.x.rows() <= MAX_PANEL_ROWS {
         for panel in task.x.panels() {
-            with_rows!(panel.rows, M, stream::<L, R, M>(task, &panel));
+            with_rows!(panel.rows, M, one_panel::<L, R, M>(task, &panel));
         }
         return;
     }
-    for strips in parts(&task.strips, CACHED_STRIPS) {
-        panels::<R, _, PANEL, STRIPS>(task, strips, |strip| stored::<L>(task, strip));
+    for strips in split(&task.strips, CACHED_STRIPS) {
+        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<L>(task, strip));
     }
 }
 
 /// As [`packed`], unpacked first.
 #[inline(always)]
-fn widened_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
+fn unpacked_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
 ) {
     let blocks = task.x.cols() / TILE_COLS;
-    let cached = WIDENED_BYTES / (blocks * size_of::<WidenedTile>()) / STRIPS * STRIPS;
+    let cached = UNPACKED_BYTES / (blocks * size_of::<UnpackedTile>()) / STRIPS * STRIPS;
     let together = cached.clamp(STRIPS, task.strips.len().max(STRIPS));
     // Taken out, not borrowed in a closure: see matmul.rs.
-    let mut tiles = WIDENED.take();
+    let mut tiles = UNPACKED.take();
     if tiles.len() < together * blocks {
-        tiles.resize(together * blocks, WidenedTile::EMPTY);
+        tiles.resize(together * blocks, UnpackedTile::EMPTY);
     }
-    for strips in parts(&task.strips, together) {
+    for strips in split(&task.strips, together) {
         for (strip, tiles) in strips.clone().zip(tiles.chunks_exact_mut(blocks)) {
             let stored = task.weight.strip(strip).chunks_exact(L::LAYOUT.bytes);
             for (tile, stored) in tiles.iter_mut().zip(stored) {
@@ -110,35 +110,38 @@ fn widened_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usi
             }
         }
         let first = strips.start;
-        let widened = |strip: usize| Widened::<MINS>(&tiles[(strip - first) * blocks..][..blocks]);
-        panels::<R, _, PANEL, STRIPS>(task, strips, widened);
+        let unpacked = |strip: usize| UnpackedStrip::<MINS>(&tiles[(strip - first) * blocks..][..blocks]);
+        many_panels::<R, _, PANEL, STRIPS>(task, strips, unpacked);
     }
-    WIDENED.set(tiles);
+    UNPACKED.set(tiles);
 }
 
 /// `range` in parts of `len`; the last may be shorter.
-fn parts(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.clone().step_by(len).map(move |start| start..(start + len).min(end))
 }
 
 /// The only panel of x, of M rows, against all strips of a task: each weight is read once, in one stream.
 #[inline(always)]
-fn stream<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
-    let mut kept = [MaybeUninit::<R::Floats>::uninit(); KEPT];
-    for strips in parts(&task.strips, const { KEPT / M }) {
-        for (strip, kept) in strips.clone().zip(kept.chunks_exact_mut(M)) {
-            let sums =
-                sums_of::<R, Stored<L>, M, 1>([stored::<L>(task, strip)], panel, prefetch_behind::<R, L>);
+fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
+    let mut outputs = [MaybeUninit::<R::Floats>::uninit(); STACK_OUTPUTS];
+    for strips in split(&task.strips, const { STACK_OUTPUTS / M }) {
+        for (strip, outputs) in strips.clone().zip(outputs.chunks_exact_mut(M)) {
+            let sums = microkernel::<R, PackedStrip<L>, M, 1>(
+                [packed_strip::<L>(task, strip)],
+                panel,
+                prefetch_ahead::<R, L>,
+            );
             for m in 0..M {
-                kept[m].write(sums[m][0]);
+                outputs[m].write(sums[m][0]);
             }
         }
-        for (strip, kept) in strips.zip(kept.chunks_exact(M)) {
+        for (strip, outputs) in strips.zip(outputs.chunks_exact(M)) {
             for m in 0..M {
                 // SAFETY: written above, for each of these strips.
-                let sums = unsafe { kept[m].assume_init() };
-                put::<R>(task, panel.first + m, strip * TILE_ROWS, sums);
+                let sums = unsafe { outputs[m].assume_init() };
+                write_outputs::<R>(task, panel.first + m, strip * TILE_ROWS, sums);
             }
         }
     }
@@ -146,7 +149,7 @@ fn stream<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: 
 
 /// All panels of x against some strips.
 #[inline(always)]
-fn panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
@@ -154,7 +157,12 @@ fn panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     for panel in task.x.panels() {
         let mut strip = strips.start;
         while panel.rows == PANEL && strip + STRIPS <= strips.end {
-            tile::<R, S, PANEL, STRIPS>(task, strip, std::array::from_fn(|n| tiles_of(strip + n)), &panel);
+            multiply_strips::<R, S, PANEL, STRIPS>(
+                task,
+                strip,
+                std::array::from_fn(|n| tiles_of(strip + n)),
+                &panel,
+            );
             strip += STRIPS;
         }
         for strip in strip..strips.end {
@@ -166,28 +174,28 @@ fn panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
 /// A panel of any number of rows against one strip.
 #[inline(always)]
 fn one_strip<R: PackedRows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
-    with_rows!(panel.rows, M, tile::<R, S, M, 1>(task, strip, [tiles], panel));
+    with_rows!(panel.rows, M, multiply_strips::<R, S, M, 1>(task, strip, [tiles], panel));
 }
 
 /// M rows of x, a whole panel, against N strips.
 #[inline(always)]
-fn tile<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
+fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     task: &PackedTask,
     strip: usize,
     strips: [S; N],
     panel: &Panel,
 ) {
-    let sums = sums_of::<R, S, M, N>(strips, panel, |_| {});
+    let sums = microkernel::<R, S, M, N>(strips, panel, |_| {});
     for n in 0..N {
         for m in 0..M {
-            put::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
+            write_outputs::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
         }
     }
 }
 
 /// The products of M rows of x, a whole panel, and N strips. `prefetch` sees each tile of the first strip.
 #[inline(always)]
-fn sums_of<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
+fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     strips: [S; N],
     panel: &Panel,
     prefetch: impl Fn(S::Tile),
@@ -200,36 +208,36 @@ fn sums_of<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
             tiles[n] = strips[n].tile(index);
         }
         prefetch(tiles[0]);
-        S::block::<R, M, N>(tiles, words, &mut sums);
+        S::multiply_tiles::<R, M, N>(tiles, words, &mut sums);
     }
     sums
 }
 
 /// A strip as it is packed.
-struct Stored<'a, L>(&'a [u8], PhantomData<L>);
+struct PackedStrip<'a, L>(&'a [u8], PhantomData<L>);
 
 #[inline(always)]
-fn stored<'a, L: Layout>(task: &PackedTask<'a>, strip: usize) -> Stored<'a, L> {
-    Stored(task.weight.strip(strip), PhantomData)
+fn packed_strip<'a, L: Layout>(task: &PackedTask<'a>, strip: usize) -> PackedStrip<'a, L> {
+    PackedStrip(task.weight.strip(strip), PhantomData)
 }
 
 /// Prefetches the tiles that follow `tile` in the stream.
 #[inline(always)]
-fn prefetch_behind<R: PackedRows16, L: Layout>(tile: &[u8]) {
+fn prefetch_ahead<R: PackedRows16, L: Layout>(tile: &[u8]) {
     for line in (0..L::LAYOUT.bytes).step_by(64) {
         R::prefetch_stream(tile.as_ptr().wrapping_add(line));
     }
 }
 
-impl<L> Clone for Stored<'_, L> {
+impl<L> Clone for PackedStrip<'_, L> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<L> Copy for Stored<'_, L> {}
+impl<L> Copy for PackedStrip<'_, L> {}
 
-impl<'a, L: Layout> Strip for Stored<'a, L> {
+impl<'a, L: Layout> Strip for PackedStrip<'a, L> {
     type Tile = &'a [u8];
 
     #[inline(always)]
@@ -239,14 +247,14 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
     }
 
     #[inline(always)]
-    fn block<R: PackedRows16, const M: usize, const N: usize>(
+    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [&'a [u8]; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     ) {
         let layout = const { L::LAYOUT };
         let mut dots = [[R::start(FLOAT_START); N]; M];
-        let zero_point = if layout.wide { R::SIGNED_OFFSET } else { layout.zero_point };
+        let zero_point = if layout.stores_bytes { R::SIGNED_OFFSET } else { layout.zero_point };
         if zero_point > 0 {
             for m in 0..M {
                 let (kind, factor) =
@@ -255,31 +263,31 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
                 dots[m] = [R::start(start.wrapping_add(FLOAT_START)); N];
             }
         }
-        if layout.wide {
+        if layout.stores_bytes {
             for group in 0..GROUPS {
                 for n in 0..N {
-                    let weights = R::bytes(part(tiles[n], layout.groups + 64 * group));
+                    let weights = R::bytes(bytes_at(tiles[n], layout.groups + 64 * group));
                     for m in 0..M {
                         dots[m][n] = R::dot_signed(dots[m][n], weights, words[group * M + m]);
                     }
                 }
             }
         } else {
-            pair::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
-            pair::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
+            dot_nibbles::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
+            dot_nibbles::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
             if layout.high_bits.is_some() {
-                fold::<R, M, N>(&mut dots);
+                fold_all::<R, M, N>(&mut dots);
             }
-            pair::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
-            pair::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
-            fold::<R, M, N>(&mut dots);
+            dot_nibbles::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
+            dot_nibbles::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
+            fold_all::<R, M, N>(&mut dots);
         }
         for n in 0..N {
-            let scales = R::halves(part(tiles[n], 0));
+            let scales = R::halves(bytes_at(tiles[n], 0));
             // No `map`: its closure would be compiled without the level's instructions.
             #[allow(clippy::manual_map)]
             let mins = match layout.mins {
-                Some(mins) => Some(R::halves(part(tiles[n], mins))),
+                Some(mins) => Some(R::halves(bytes_at(tiles[n], mins))),
                 None => None,
             };
             add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
@@ -289,16 +297,23 @@ impl<'a, L: Layout> Strip for Stored<'a, L> {
 
 /// The products of groups LOW and HIGH, whose nibbles share bytes.
 #[inline(always)]
-fn pair<R: PackedRows16, L: Layout, const LOW: usize, const HIGH: usize, const M: usize, const N: usize>(
+fn dot_nibbles<
+    R: PackedRows16,
+    L: Layout,
+    const LOW: usize,
+    const HIGH: usize,
+    const M: usize,
+    const N: usize,
+>(
     tiles: [&[u8]; N],
     words: &[u32],
     dots: &mut [[R::Sums; N]; M],
 ) {
     let layout = const { L::LAYOUT };
     for n in 0..N {
-        let (mut low, mut high) = R::nibbles(R::bytes(part(tiles[n], layout.groups + 32 * LOW)));
+        let (mut low, mut high) = R::nibbles(R::bytes(bytes_at(tiles[n], layout.groups + 32 * LOW)));
         if let Some(plane) = layout.high_bits {
-            let plane = R::bytes(part(tiles[n], plane));
+            let plane = R::bytes(bytes_at(tiles[n], plane));
             low = R::with_high_bit::<LOW>(low, plane);
             high = R::with_high_bit::<HIGH>(high, plane);
         }
@@ -310,7 +325,7 @@ fn pair<R: PackedRows16, L: Layout, const LOW: usize, const HIGH: usize, const M
 }
 
 #[inline(always)]
-fn fold<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
+fn fold_all<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
     for m in 0..M {
         for n in 0..N {
             dots[m][n] = R::fold(dots[m][n]);
@@ -320,7 +335,7 @@ fn fold<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N
 
 /// Sets or adds to the outputs of `row` for the 16 features from `feature` on, or those that there are.
 #[inline(always)]
-fn put<R: PackedRows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
+fn write_outputs<R: PackedRows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
     let features = task.weight.rows();
     let len = TILE_ROWS.min(features - feature);
     // SAFETY: this task alone has the features of its strips.

@@ -1,10 +1,10 @@
-//! f32 activations to 8 bits; the layout is in `activations.rs`.
+//! f32 activations to 8 bits; the layout is in `quantized_rows.rs`.
 
-use crate::activations::{
-    FLOAT_OFFSET, FLOAT_START, MOST_PANEL_ROWS, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
+use crate::pack::TILE_COLS;
+use crate::quantized_rows::{
+    FLOAT_OFFSET, FLOAT_START, MAX_PANEL_ROWS, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
     block_words,
 };
-use crate::pack::TILE_COLS;
 
 /// What is smaller counts as 0: its reciprocal would be infinite.
 const SMALLEST: f32 = 1e-30;
@@ -12,7 +12,7 @@ const SMALLEST: f32 = 1e-30;
 const LARGEST: f32 = 1e33;
 /// How many times the mean magnitude of a row one of 32 must be for their rest to count. Of normally distributed
 /// numbers none is; docs/kernels.md has what it costs and gives in models.
-const OUTLIER: f32 = 15.0;
+const OUTLIER_FACTOR: f32 = 15.0;
 
 /// Writes one panel: `x`, `(rows, cols)`.
 ///
@@ -22,11 +22,11 @@ const OUTLIER: f32 = 15.0;
 pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut [u32]) {
     let cols = x.len() / rows;
     // Where the largest of 32 is not above it, their rest does not count.
-    let mut fine = [0.0; MOST_PANEL_ROWS];
-    for (fine, row) in fine.iter_mut().zip(x.chunks_exact(cols)) {
-        *fine = match precision {
+    let mut residual_above = [0.0; MAX_PANEL_ROWS];
+    for (residual_above, row) in residual_above.iter_mut().zip(x.chunks_exact(cols)) {
+        *residual_above = match precision {
             Precision::Bits8 => f32::INFINITY,
-            Precision::Mixed => SMALLEST.max(OUTLIER * mean_magnitude(row)),
+            Precision::Mixed => SMALLEST.max(OUTLIER_FACTOR * mean_magnitude(row)),
             Precision::Bits16 => SMALLEST,
         };
     }
@@ -41,17 +41,18 @@ pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut
     for index in 0..cols / TILE_COLS {
         let words = next(index).expect("there is room for all columns twice");
         let blocks = x.chunks_exact(cols).map(|row| &row.as_chunks().0[index]);
-        let mut has_rests = false;
+        let mut has_residuals = false;
         for (row, block) in blocks.clone().enumerate() {
             quantize_block(block, words, rows, row);
-            has_rests |= largest(block) > fine[row];
+            has_residuals |= largest(block) > residual_above[row];
         }
         *count += 1;
-        if has_rests {
+        if has_residuals {
             let words = next(index).expect("there is room for all columns twice");
             for (row, block) in blocks.enumerate() {
-                let rest = if largest(block) > fine[row] { rest(block) } else { [0.0; TILE_COLS] };
-                quantize_block(&rest, words, rows, row);
+                let residual =
+                    if largest(block) > residual_above[row] { residual(block) } else { [0.0; TILE_COLS] };
+                quantize_block(&residual, words, rows, row);
             }
             *count += 1;
         }
@@ -94,7 +95,7 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
 
 /// What [`quantize_block`] loses.
 #[inline(always)]
-fn rest(block: &[f32; TILE_COLS]) -> [f32; TILE_COLS] {
+fn residual(block: &[f32; TILE_COLS]) -> [f32; TILE_COLS] {
     let (scale, inverse) = scale(largest(block));
     block.map(|x| x - (shifted(x, inverse) - FLOAT_OFFSET) * scale)
 }

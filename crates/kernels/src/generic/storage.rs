@@ -1,6 +1,6 @@
 //! How the blocks of each storage type become lanes.
 
-use super::decode;
+use super::dequantize_block;
 use crate::lanes::Lanes;
 
 /// A storage type at compile time: how its blocks become lanes.
@@ -8,62 +8,62 @@ pub(crate) trait Storage {
     /// Bytes of a block; of the float types, of 32 elements.
     const BLOCK_BYTES: usize;
     /// How often 32 elements a block holds.
-    const UNITS: usize;
+    const VECTORS: usize;
     /// Whether elements are floats, not blocks of integers.
-    const FLOATS: bool;
+    const IS_FLOAT: bool;
     /// The bytes of a block.
     type Block: AsRef<[u8]>;
     /// The whole blocks of a row. Loops over blocks of a length that the compiler knows have no way to panic,
     /// which would keep their sums in memory.
     fn blocks(row: &[u8]) -> &[Self::Block];
-    /// Decodes one unit of a block of `BLOCK_BYTES` bytes.
-    fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L;
+    /// Decodes one vector of a block of `BLOCK_BYTES` bytes.
+    fn lanes<L: Lanes>(block: &[u8], vector: usize) -> L;
 }
 
 /// Types that every level decodes in its own way.
-macro_rules! storage_of_lanes {
-    ($($name:ident, $bytes:literal, $floats:literal, $decode:ident;)*) => {$(
+macro_rules! dequantized_per_isa {
+    ($($name:ident, $bytes:literal, $is_float:literal, $dequantize:ident;)*) => {$(
         pub(crate) struct $name;
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
-            const UNITS: usize = 1;
-            const FLOATS: bool = $floats;
+            const VECTORS: usize = 1;
+            const IS_FLOAT: bool = $is_float;
             type Block = [u8; $bytes];
             #[inline(always)]
             fn blocks(row: &[u8]) -> &[Self::Block] {
                 row.as_chunks().0
             }
             #[inline(always)]
-            fn lanes<L: Lanes>(block: &[u8], _unit: usize) -> L {
-                L::$decode(block.try_into().expect("a block is cut by its own length"))
+            fn lanes<L: Lanes>(block: &[u8], _vector: usize) -> L {
+                L::$dequantize(block.try_into().expect("a block is cut by its own length"))
             }
         }
     )*};
 }
 
-/// Types that all levels decode alike.
-macro_rules! storage_of_decode {
-    ($($name:ident, $bytes:literal, $units:literal, $decode:ident;)*) => {$(
+/// Types that all levels dequantize_block alike.
+macro_rules! dequantized_alike {
+    ($($name:ident, $bytes:literal, $vectors:literal, $dequantize:ident;)*) => {$(
         #[allow(non_camel_case_types)] // ggml's spelling
         pub(crate) struct $name;
         impl Storage for $name {
             const BLOCK_BYTES: usize = $bytes;
-            const UNITS: usize = $units;
-            const FLOATS: bool = false;
+            const VECTORS: usize = $vectors;
+            const IS_FLOAT: bool = false;
             type Block = [u8; $bytes];
             #[inline(always)]
             fn blocks(row: &[u8]) -> &[Self::Block] {
                 row.as_chunks().0
             }
             #[inline(always)]
-            fn lanes<L: Lanes>(block: &[u8], unit: usize) -> L {
-                L::load(&decode::$decode(block.try_into().expect("a block is cut by its own length"), unit))
+            fn lanes<L: Lanes>(block: &[u8], vector: usize) -> L {
+                L::load(&dequantize_block::$dequantize(block.try_into().expect("a block is cut by its own length"), vector))
             }
         }
     )*};
 }
 
-storage_of_lanes! {
+dequantized_per_isa! {
     F32, 128, true, f32;
     F16, 64, true, f16;
     Bf16, 64, true, bf16;
@@ -72,7 +72,7 @@ storage_of_lanes! {
     Q4_1, 20, false, q4_1;
 }
 
-storage_of_decode! {
+dequantized_alike! {
     Q5_0, 22, 1, q5_0;
     Q5_1, 24, 1, q5_1;
     Q2_K, 84, 8, q2_k;

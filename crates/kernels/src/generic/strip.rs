@@ -3,7 +3,7 @@
 // Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
 #![allow(clippy::needless_range_loop)]
 
-use crate::activations::{OFFSET, SCALE, TOTAL};
+use crate::quantized_rows::{OFFSET, SCALE, TOTAL};
 use crate::rows16::PackedRows16;
 
 /// The tiles of a strip, as they are stored or unpacked.
@@ -12,7 +12,7 @@ pub(super) trait Strip: Copy {
 
     fn tile(self, index: usize) -> Self::Tile;
     /// 32 columns of M rows of x against a tile of each of N strips.
-    fn block<R: PackedRows16, const M: usize, const N: usize>(
+    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],

@@ -93,39 +93,39 @@ impl Lanes for ScalarLanes {
     fn prefetch_stream(_address: *const u8) {}
 
     #[inline(always)]
-    fn f32(unit: &[u8; 128]) -> Self {
+    fn f32(block: &[u8; 128]) -> Self {
         ScalarLanes(std::array::from_fn(|i| {
-            f32::from_le_bytes([unit[4 * i], unit[4 * i + 1], unit[4 * i + 2], unit[4 * i + 3]])
+            f32::from_le_bytes([block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]])
         }))
     }
 
     #[inline(always)]
-    fn f16(unit: &[u8; 64]) -> Self {
-        ScalarLanes(std::array::from_fn(|i| f16_at(unit, 2 * i)))
+    fn f16(block: &[u8; 64]) -> Self {
+        ScalarLanes(std::array::from_fn(|i| f16_at(block, 2 * i)))
     }
 
     #[inline(always)]
-    fn bf16(unit: &[u8; 64]) -> Self {
+    fn bf16(block: &[u8; 64]) -> Self {
         ScalarLanes(std::array::from_fn(|i| {
-            bf16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32_const()
+            bf16::from_le_bytes([block[2 * i], block[2 * i + 1]]).to_f32_const()
         }))
     }
 
     #[inline(always)]
-    fn q8_0(unit: &[u8; 34]) -> Self {
-        let d = f16_at(unit, 0);
-        ScalarLanes(std::array::from_fn(|i| f32::from(unit[2 + i] as i8) * d))
+    fn q8_0(block: &[u8; 34]) -> Self {
+        let d = f16_at(block, 0);
+        ScalarLanes(std::array::from_fn(|i| f32::from(block[2 + i] as i8) * d))
     }
 
     #[inline(always)]
-    fn q4_0(unit: &[u8; 18]) -> Self {
-        let d = f16_at(unit, 0);
-        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[2..], i) as i8 - 8) * d))
+    fn q4_0(block: &[u8; 18]) -> Self {
+        let d = f16_at(block, 0);
+        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&block[2..], i) as i8 - 8) * d))
     }
 
     #[inline(always)]
-    fn q4_1(unit: &[u8; 20]) -> Self {
-        let (d, m) = (f16_at(unit, 0), f16_at(unit, 2));
-        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&unit[4..], i)) * d + m))
+    fn q4_1(block: &[u8; 20]) -> Self {
+        let (d, m) = (f16_at(block, 0), f16_at(block, 2));
+        ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&block[4..], i)) * d + m))
     }
 }

@@ -1,8 +1,8 @@
 //! `generic/packed.rs` in plain Rust: the reference, written to be read.
 
-use crate::activations::{GROUPS, Panel, SCALE, TOTAL, block_words};
 use crate::generic::packed::PackedTask;
 use crate::pack::{TILE_COLS, TILE_ROWS, TileLayout};
+use crate::quantized_rows::{GROUPS, Panel, SCALE, TOTAL, block_words};
 
 /// Runs one task: every row of x against every row of the task's strips.
 pub(super) fn packed(task: &PackedTask) {

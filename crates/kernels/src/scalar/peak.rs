@@ -17,12 +17,12 @@ const FLOAT_SUMS: usize = 32;
 const BYTE_SUMS: usize = 64;
 
 fn read(words: &[u64]) -> u64 {
-    let (lines, rest) = words.as_chunks::<8>();
+    let (lines, tail) = words.as_chunks::<8>();
     let mut all = [0; 8];
     for line in lines {
         all = std::array::from_fn(|i| all[i] ^ line[i]);
     }
-    all.iter().chain(rest).fold(0, |all, word| all ^ word)
+    all.iter().chain(tail).fold(0, |all, word| all ^ word)
 }
 
 // In both loops the factors are hidden anew in each iteration: a product that never changes would be

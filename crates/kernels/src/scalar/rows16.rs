@@ -54,7 +54,7 @@ impl Rows16 for ScalarRows {
     }
 
     #[inline(always)]
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
         for (lane, row) in rows.chunks(stride).take(TILE_ROWS).enumerate() {
             for (out, &value) in out.iter_mut().zip(row) {
                 out[lane] = value;

@@ -31,8 +31,8 @@ def lines() -> str:
                     blocks[field] = generator.standard_normal(2).astype(np.float16)
             raw = blocks.tobytes()
         stored = np.frombuffer(raw, dtype={"F32": np.float32, "F16": np.float16}.get(name, np.uint8))
-        widened = gguf.dequantize(stored[None], gguf.GGMLQuantizationType[name]).astype("<f4")
-        text += f"{name} {raw.hex()} {widened.tobytes().hex()}\n"
+        dequantized = gguf.dequantize(stored[None], gguf.GGMLQuantizationType[name]).astype("<f4")
+        text += f"{name} {raw.hex()} {dequantized.tobytes().hex()}\n"
     return text
 
 

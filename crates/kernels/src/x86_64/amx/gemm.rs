@@ -6,8 +6,8 @@
 //!
 //! A word is two bf16.
 
-use super::tiles::{BLOCK_ROWS, Block, Line, TILE_ROWS, TILE_WORDS, Tiles};
-use super::widen::{round_pairs, take_away, widen_strip};
+use super::convert::{convert_strip, round_to_bf16, subtract_bf16};
+use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, SQUARE_SIDE, SquareSums};
 use crate::generic::elementwise::gate_mul;
 use crate::generic::gemm::{GatedTask, GemmTask};
 use crate::lanes::{Lanes as _, padded};
@@ -16,20 +16,20 @@ use crate::x86_64::avx512::Avx512Lanes;
 use std::cell::Cell;
 
 /// Rows of x that meet weights together: two tiles.
-pub(super) const PANEL_ROWS: usize = BLOCK_ROWS;
+pub(super) const PANEL_ROWS: usize = SQUARE_SIDE;
 /// Strips that do: two tiles too.
-pub(super) const STRIPS: usize = BLOCK_ROWS / TILE_ROWS;
+pub(super) const STRIPS: usize = SQUARE_SIDE / AMX_TILE_ROWS;
 /// The most strips of a task: each reads all of x, which the farther caches give slowly.
-pub(super) const TASK_STRIPS: usize = 16;
+pub(super) const MAX_TASK_STRIPS: usize = 16;
 /// The most words of a slab: 32 rows of x stay in the nearest cache while strips come and go.
-const MOST_SLAB_WORDS: usize = 128;
+const MAX_SLAB_WORDS: usize = 128;
 
 #[derive(Default)]
 struct Scratch {
     /// `(strips, slab)`
-    weights: Vec<Line>,
+    weights: Vec<AmxTileRow>,
     /// `(panels, pairs of strips)`: the sums of the slabs so far. In `out` they would lie far from each other.
-    sums: Vec<Block>,
+    sums: Vec<SquareSums>,
 }
 
 thread_local! {
@@ -38,143 +38,144 @@ thread_local! {
 
 /// Words of a weight's row of `cols` elements, whole tiles.
 fn weight_words(cols: usize) -> usize {
-    cols.div_ceil(2).next_multiple_of(TILE_WORDS)
+    cols.div_ceil(2).next_multiple_of(AMX_TILE_WORDS)
 }
 
 /// Words of a row of x, for each element PARTS numbers in bf16.
-pub(super) fn row_words<const PARTS: usize>(cols: usize) -> usize {
-    PARTS * weight_words(cols)
+pub(super) fn row_words<const TERMS: usize>(cols: usize) -> usize {
+    TERMS * weight_words(cols)
 }
 
 /// Writes one panel: the rows of `x`, `(rows, cols)`, and zeros for those that are missing, as
 /// `(words / 16, PARTS, 32 rows, 16 words)`. The second part is what rounding to the first has lost.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn pack_rows<const PARTS: usize>(x: &[f32], rows: usize, panel: &mut [u32]) {
+pub(super) fn pack_rows<const TERMS: usize>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
-    let (tiles, _) = panel.as_chunks_mut::<{ PANEL_ROWS * TILE_WORDS }>();
-    for (step, parts) in tiles.chunks_exact_mut(PARTS).enumerate() {
-        let start = (step * 2 * TILE_WORDS).min(cols);
-        let end = (start + 2 * TILE_WORDS).min(cols);
+    let (tiles, _) = panel.as_chunks_mut::<{ PANEL_ROWS * AMX_TILE_WORDS }>();
+    for (step, terms) in tiles.chunks_exact_mut(TERMS).enumerate() {
+        let start = (step * 2 * AMX_TILE_WORDS).min(cols);
+        let end = (start + 2 * AMX_TILE_WORDS).min(cols);
         for row in 0..PANEL_ROWS {
-            let mut left = padded(if row < rows { &x[row * cols..][start..end] } else { &[] });
-            pack_row(&mut left, row, parts);
+            let mut numbers = padded(if row < rows { &x[row * cols..][start..end] } else { &[] });
+            pack_row(&mut numbers, row, terms);
         }
     }
 }
 
 /// Writes 32 columns of one row of a panel, as [`pack_rows`] does.
 #[inline(always)]
-fn pack_row(x: &mut [f32; 2 * TILE_WORDS], row: usize, parts: &mut [[u32; PANEL_ROWS * TILE_WORDS]]) {
-    let last = parts.len() - 1;
-    for (number, part) in parts.iter_mut().enumerate() {
-        let words = &mut part.as_chunks_mut().0[row];
-        round_pairs(x, words);
+fn pack_row(x: &mut [f32; 2 * AMX_TILE_WORDS], row: usize, terms: &mut [[u32; PANEL_ROWS * AMX_TILE_WORDS]]) {
+    let last = terms.len() - 1;
+    for (number, term) in terms.iter_mut().enumerate() {
+        let words = &mut term.as_chunks_mut().0[row];
+        round_to_bf16(x, words);
         if number < last {
-            take_away(words, x);
+            subtract_bf16(words, x);
         }
     }
 }
 
 /// What a task multiplies all rows of x with, and what becomes of the sums.
-trait Job {
+trait TaskKind {
     /// How many pairs of strips are done with together: a group, one for each two strips of the task.
-    const PAIRS: usize;
+    const WEIGHTS: usize;
 
     /// See [`widen_strip`], of a strip of the job.
-    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]);
+    fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]);
 
     /// Takes the sums of the rows from `first` on and of a group.
-    fn finish(&self, first: usize, group: usize, sums: &mut [Block]);
+    fn finish(&self, first: usize, strip_pair: usize, sums: &mut [SquareSums]);
 }
 
 /// The outputs are the sums.
-struct Sums<'a>(&'a GemmTask<'a>);
+struct Plain<'a>(&'a GemmTask<'a>);
 
-impl Job for Sums<'_> {
-    const PAIRS: usize = 1;
+impl TaskKind for Plain<'_> {
+    const WEIGHTS: usize = 1;
 
     #[inline(always)]
-    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
-        widen_strip(self.0.weight, self.0.strips.start + strip, step, lines);
+    fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
+        convert_strip(self.0.weight, self.0.strips.start + strip, step, tile_rows);
     }
 
     #[inline(always)]
-    fn finish(&self, first: usize, group: usize, sums: &mut [Block]) {
-        put(self.0, &sums[0], first, self.0.strips.start + group * STRIPS);
+    fn finish(&self, first: usize, strip_pair: usize, sums: &mut [SquareSums]) {
+        write_outputs(self.0, &sums[0], first, self.0.strips.start + strip_pair * STRIPS);
     }
 }
 
 /// A group is two strips of the gate and the same of what it gates.
-struct Gated<'a, const PARTS: usize>(&'a GatedTask<'a>);
+struct Gated<'a, const TERMS: usize>(&'a GatedTask<'a>);
 
-impl<const PARTS: usize> Job for Gated<'_, PARTS> {
-    const PAIRS: usize = 2;
+impl<const TERMS: usize> TaskKind for Gated<'_, TERMS> {
+    const WEIGHTS: usize = 2;
 
     #[inline(always)]
-    fn widen(&self, strip: usize, step: usize, lines: &mut [Line]) {
+    fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
         let (pair, strip) = (strip / STRIPS, strip % STRIPS);
         let weight = if pair % 2 == 0 { self.0.mlp.gate } else { self.0.mlp.up };
-        widen_strip(weight, self.0.strips.start + pair / 2 * STRIPS + strip, step, lines);
+        convert_strip(weight, self.0.strips.start + pair / 2 * STRIPS + strip, step, tile_rows);
     }
 
     #[inline(always)]
-    fn finish(&self, first: usize, group: usize, sums: &mut [Block]) {
+    fn finish(&self, first: usize, strip_pair: usize, sums: &mut [SquareSums]) {
         let GatedTask { mlp, out, strips, .. } = self.0;
         let (gate, up) = sums.split_at_mut(1);
         let (gate, up) = (gate[0].0.as_flattened_mut(), up[0].0.as_flattened());
         gate_mul(mlp.activation, gate, up);
-        let words = PARTS * PANEL_ROWS * TILE_WORDS;
-        let steps = weight_words(mlp.gate.rows()) / TILE_WORDS;
-        let at = first / PANEL_ROWS * steps + strips.start / STRIPS + group;
+        let words = TERMS * PANEL_ROWS * AMX_TILE_WORDS;
+        let steps = weight_words(mlp.gate.rows()) / AMX_TILE_WORDS;
+        let at = first / PANEL_ROWS * steps + strips.start / STRIPS + strip_pair;
         // SAFETY: this task alone has these features, and panels do not overlap.
-        let parts = unsafe { out.slice_mut(at * words, words) }.as_chunks_mut().0;
+        let terms = unsafe { out.slice_mut(at * words, words) }.as_chunks_mut().0;
         for (row, x) in gate.as_chunks_mut().0.iter_mut().enumerate() {
-            pack_row(x, row, parts);
+            pack_row(x, row, terms);
         }
     }
 }
 
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
-pub(super) fn gemm<const PARTS: usize>(task: &GemmTask) {
-    multiply::<PARTS, _>(task.x, task.rows, task.weight.cols(), task.strips.len(), &Sums(task));
+pub(super) fn gemm<const TERMS: usize>(task: &GemmTask) {
+    multiply::<TERMS, _>(task.x, task.rows, task.weight.cols(), task.strips.len(), &Plain(task));
 }
 
 /// Runs one task.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
-pub(super) fn gated<const PARTS: usize>(task: &GatedTask) {
-    multiply::<PARTS, _>(task.x, task.rows, task.mlp.gate.cols(), task.strips.len(), &Gated::<PARTS>(task));
+pub(super) fn gated<const TERMS: usize>(task: &GatedTask) {
+    multiply::<TERMS, _>(task.x, task.rows, task.mlp.gate.cols(), task.strips.len(), &Gated::<TERMS>(task));
 }
 
 #[inline(always)]
-fn multiply<const PARTS: usize, J: Job>(x: &[u32], rows: usize, cols: usize, strips: usize, job: &J) {
+fn multiply<const TERMS: usize, K: TaskKind>(x: &[u32], rows: usize, cols: usize, strips: usize, kind: &K) {
     let words = weight_words(cols);
-    let most = MOST_SLAB_WORDS / PARTS;
-    let slab = words.div_ceil(words.div_ceil(most)).next_multiple_of(TILE_WORDS);
-    let pairs = strips.div_ceil(STRIPS) * J::PAIRS;
+    let max_words = MAX_SLAB_WORDS / TERMS;
+    let slab = words.div_ceil(words.div_ceil(max_words)).next_multiple_of(AMX_TILE_WORDS);
+    let pairs = strips.div_ceil(STRIPS) * K::WEIGHTS;
     // Taken out, not borrowed in a closure: see generic/matmul.rs.
     let mut scratch = SCRATCH.take();
     let Scratch { weights, sums } = &mut scratch;
-    weights.resize(pairs * STRIPS * slab, Line::ZERO);
-    sums.resize(rows.div_ceil(PANEL_ROWS) * pairs, Block::ZERO);
+    weights.resize(pairs * STRIPS * slab, AmxTileRow::ZERO);
+    sums.resize(rows.div_ceil(PANEL_ROWS) * pairs, SquareSums::ZERO);
     // SAFETY: this table is reached only after dispatch.rs has seen that there are tiles.
-    let tiles = unsafe { Tiles::shape() };
+    let tiles = unsafe { AmxTiles::configure() };
     for start in (0..words).step_by(slab) {
         let len = slab.min(words - start);
         for (strip, weights) in weights.chunks_exact_mut(slab).enumerate() {
-            job.widen(strip, start / TILE_WORDS, &mut weights[..len]);
+            kind.convert(strip, start / AMX_TILE_WORDS, &mut weights[..len]);
         }
-        let panels = x.chunks_exact(PARTS * PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
+        let panels = x.chunks_exact(TERMS * PANEL_ROWS * words).zip(sums.chunks_exact_mut(pairs));
         for (panel, (x, sums)) in panels.enumerate() {
-            let x = &x[PARTS * start * PANEL_ROWS..][..PARTS * len * PANEL_ROWS];
-            for (group, sums) in sums.chunks_exact_mut(J::PAIRS).enumerate() {
-                for (pair, sums) in sums.iter_mut().enumerate() {
-                    let weights = &weights[(group * J::PAIRS + pair) * STRIPS * slab..][..STRIPS * slab];
+            let x = &x[TERMS * start * PANEL_ROWS..][..TERMS * len * PANEL_ROWS];
+            for (strip_pair, sums) in sums.chunks_exact_mut(K::WEIGHTS).enumerate() {
+                for (weight, sums) in sums.iter_mut().enumerate() {
+                    let weights =
+                        &weights[(strip_pair * K::WEIGHTS + weight) * STRIPS * slab..][..STRIPS * slab];
                     let (first, second) = weights.split_at(slab);
-                    tiles.multiply::<PARTS>(x, [&first[..len], &second[..len]], sums, start > 0);
+                    tiles.multiply::<TERMS>(x, [&first[..len], &second[..len]], sums, start > 0);
                 }
                 if start + len == words {
-                    job.finish(panel * PANEL_ROWS, group, sums);
+                    kind.finish(panel * PANEL_ROWS, strip_pair, sums);
                 }
             }
         }
@@ -184,14 +185,14 @@ fn multiply<const PARTS: usize, J: Job>(x: &[u32], rows: usize, cols: usize, str
 
 /// Sets or adds to the outputs of the rows from `first` and the strips from `strip` on, those that there are.
 #[inline(always)]
-fn put(task: &GemmTask, sums: &Block, first: usize, strip: usize) {
+fn write_outputs(task: &GemmTask, sums: &SquareSums, first: usize, strip: usize) {
     let features = task.weight.rows();
-    let feature = strip * TILE_ROWS;
-    let width = BLOCK_ROWS.min((task.strips.end * TILE_ROWS).min(features) - feature);
+    let feature = strip * AMX_TILE_ROWS;
+    let width = SQUARE_SIDE.min((task.strips.end * AMX_TILE_ROWS).min(features) - feature);
     for (row, sums) in (first..task.rows).zip(&sums.0) {
         // SAFETY: this task alone has the features of its strips.
         let out = unsafe { task.out.slice_mut(row * features + feature, width) };
-        match (<&mut [f32; BLOCK_ROWS]>::try_from(&mut *out), task.output) {
+        match (<&mut [f32; SQUARE_SIDE]>::try_from(&mut *out), task.output) {
             (Ok(out), Output::Set) => *out = *sums,
             (Ok(out), Output::Add) => Avx512Lanes::load(out).add(Avx512Lanes::load(sums)).store(out),
             (Err(_), Output::Set) => out.copy_from_slice(&sums[..width]),

@@ -8,10 +8,10 @@
 //! Source: Intel, "Architecture Instruction Set Extensions Programming Reference", 319433, chapter 3.
 
 mod attention;
+mod convert;
 mod gemm;
 mod peak;
 mod tiles;
-mod widen;
 
 use super::avx512;
 use crate::blocks::WeightType;
@@ -25,10 +25,10 @@ const GEMM_BF16: Gemm = Gemm {
     takes: |dtype| dtype == WeightType::BF16 || dtype.block_len() > 1,
     row_words: gemm::row_words::<1>,
     panel_rows: gemm::PANEL_ROWS,
-    tails: &[gemm::PANEL_ROWS],
+    tail_rows: &[gemm::PANEL_ROWS],
     takes_packed: true,
     strips: gemm::STRIPS,
-    task_strips: gemm::TASK_STRIPS,
+    max_task_strips: gemm::MAX_TASK_STRIPS,
 };
 
 /// Every kernel of this level.
@@ -48,4 +48,4 @@ pub(crate) const TABLE: KernelTable = KernelTable {
     ..avx512::TABLE
 };
 
-pub(crate) use tiles::are_available;
+pub(crate) use tiles::is_available;

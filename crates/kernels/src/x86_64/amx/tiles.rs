@@ -8,54 +8,54 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
 
 /// Rows of a tile.
-pub(super) const TILE_ROWS: usize = 16;
+pub(super) const AMX_TILE_ROWS: usize = 16;
 /// 32-bit words of a tile's row.
-pub(super) const TILE_WORDS: usize = 16;
+pub(super) const AMX_TILE_WORDS: usize = 16;
 /// Words of a tile.
-pub(super) const TILE_LEN: usize = TILE_ROWS * TILE_WORDS;
+pub(super) const AMX_TILE_LEN: usize = AMX_TILE_ROWS * AMX_TILE_WORDS;
 
 /// A row of a tile: a word of each of 16 rows of weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; TILE_WORDS]);
+pub(super) struct AmxTileRow(pub(super) [u32; AMX_TILE_WORDS]);
 
-impl Line {
-    pub(super) const ZERO: Line = Line([0; TILE_WORDS]);
+impl AmxTileRow {
+    pub(super) const ZERO: AmxTileRow = AmxTileRow([0; AMX_TILE_WORDS]);
 }
 
 /// Outputs that are computed together, each way.
-pub(super) const BLOCK_ROWS: usize = 2 * TILE_ROWS;
+pub(super) const SQUARE_SIDE: usize = 2 * AMX_TILE_ROWS;
 
 /// Outputs of 32 rows of x, for each those of 32 rows of weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Block(pub(super) [[f32; BLOCK_ROWS]; BLOCK_ROWS]);
+pub(super) struct SquareSums(pub(super) [[f32; SQUARE_SIDE]; SQUARE_SIDE]);
 
-impl Block {
-    pub(super) const ZERO: Block = Block([[0.0; BLOCK_ROWS]; BLOCK_ROWS]);
+impl SquareSums {
+    pub(super) const ZERO: SquareSums = SquareSums([[0.0; SQUARE_SIDE]; SQUARE_SIDE]);
 }
 
 /// Columns of a [`WideBlock`]: four tiles side by side.
-pub(super) const WIDE_COLS: usize = 4 * TILE_WORDS;
+pub(super) const WIDE_COLS: usize = 4 * AMX_TILE_WORDS;
 /// Parts of a number in [`Tiles::multiply_split`].
-pub(super) const PARTS: usize = 2;
+pub(super) const TERMS: usize = 2;
 
 /// 16 rows of 64 sums.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct WideBlock(pub(super) [[f32; WIDE_COLS]; TILE_ROWS]);
+pub(super) struct WideSums(pub(super) [[f32; WIDE_COLS]; AMX_TILE_ROWS]);
 
-impl WideBlock {
-    pub(super) const ZERO: WideBlock = WideBlock([[0.0; WIDE_COLS]; TILE_ROWS]);
+impl WideSums {
+    pub(super) const ZERO: WideSums = WideSums([[0.0; WIDE_COLS]; AMX_TILE_ROWS]);
 }
 
 /// Whether this CPU has tiles of bf16 and bytes, and the system lets this process use them.
-pub(crate) fn are_available() -> bool {
+pub(crate) fn is_available() -> bool {
     #[cfg(target_os = "linux")]
     {
         use std::sync::OnceLock;
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| exist() && are_permitted())
+        *AVAILABLE.get_or_init(|| cpu_has_amx() && request_permission())
     }
     #[cfg(not(target_os = "linux"))]
     false
@@ -64,7 +64,7 @@ pub(crate) fn are_available() -> bool {
 /// Whether CPUID shows AMX-TILE, AMX-BF16 and AMX-INT8.
 #[cfg(target_os = "linux")]
 #[allow(unused_unsafe)] // asking is safe in later versions of Rust
-fn exist() -> bool {
+fn cpu_has_amx() -> bool {
     const BF16: u32 = 1 << 22;
     const TILE: u32 = 1 << 24;
     const INT8: u32 = 1 << 25;
@@ -78,7 +78,7 @@ fn exist() -> bool {
 ///
 /// Source: Linux, Documentation/arch/x86/xstate.rst.
 #[cfg(target_os = "linux")]
-fn are_permitted() -> bool {
+fn request_permission() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
     // SAFETY: this call takes two numbers and touches no memory of the process.
@@ -101,21 +101,21 @@ static CONFIG: TileConfig = {
         TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
     let mut tile = 0;
     while tile < 8 {
-        config.row_bytes[tile] = (4 * TILE_WORDS) as u16;
-        config.rows[tile] = TILE_ROWS as u8;
+        config.row_bytes[tile] = (4 * AMX_TILE_WORDS) as u16;
+        config.rows[tile] = AMX_TILE_ROWS as u8;
         tile += 1;
     }
     config
 };
 
 /// This thread's tiles, shaped; let go when dropped, so that nobody need save them.
-pub(super) struct Tiles(());
+pub(super) struct AmxTiles(());
 
 /// Four tiles of sums that lie so many bytes behind `{sums}`: they are loaded if `{adds}`, else zeros.
 macro_rules! begin_sums {
     ($second:literal, $third:literal, $fourth:literal) => {
         concat!(
-            "test {adds:e}, {adds:e}\n",
+            "test {accumulates:e}, {accumulates:e}\n",
             "jz 2f\n",
             "tileloadd tmm0, [{sums} + {sums_row}]\n",
             "tileloadd tmm1, [{sums} + {sums_row} + ",
@@ -191,10 +191,10 @@ macro_rules! multiply {
             second = inout(reg) $weights[1].as_ptr() => _,
             steps = inout(reg) $steps => _,
             sums = in(reg) $sums.0.as_mut_ptr(),
-            next = inout(reg) $sums.0.as_mut_ptr().wrapping_add(BLOCK_ROWS) => _,
-            sums_row = in(reg) 4 * BLOCK_ROWS,
-            row = in(reg) 4 * TILE_WORDS,
-            adds = in(reg) u32::from($adds),
+            next = inout(reg) $sums.0.as_mut_ptr().wrapping_add(SQUARE_SIDE) => _,
+            sums_row = in(reg) 4 * SQUARE_SIDE,
+            row = in(reg) 4 * AMX_TILE_WORDS,
+            accumulates = in(reg) u32::from($adds),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -202,14 +202,14 @@ macro_rules! multiply {
     };
 }
 
-impl Tiles {
+impl AmxTiles {
     /// # Safety
     /// [`are_available`] has said so.
     #[inline(always)]
-    pub(super) unsafe fn shape() -> Self {
+    pub(super) unsafe fn configure() -> Self {
         // SAFETY: the caller's promise; the 64 bytes are a valid shape.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
-        Tiles(())
+        AmxTiles(())
     }
 
     /// Sets `sums` to the products of 32 rows of x, a sum of PARTS terms each, and 32 rows of weights, or adds
@@ -221,28 +221,28 @@ impl Tiles {
     /// # Panics
     /// If these are not as long as each other.
     #[inline(always)]
-    pub(super) fn multiply<const PARTS: usize>(
+    pub(super) fn multiply<const TERMS: usize>(
         &self,
         x: &[u32],
-        weights: [&[Line]; 2],
-        sums: &mut Block,
-        adds: bool,
+        weights: [&[AmxTileRow]; 2],
+        sums: &mut SquareSums,
+        accumulates: bool,
     ) {
-        let steps = x.len() / (2 * TILE_LEN * PARTS);
+        let steps = x.len() / (2 * AMX_TILE_LEN * TERMS);
         assert!(
-            steps > 0 && weights.iter().all(|weights| weights.len() == steps * TILE_WORDS),
+            steps > 0 && weights.iter().all(|weights| weights.len() == steps * AMX_TILE_WORDS),
             "as long as x"
         );
         // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
         // local.
         unsafe {
-            match PARTS {
-                1 => multiply!(x, weights, sums, adds, steps),
+            match TERMS {
+                1 => multiply!(x, weights, sums, accumulates, steps),
                 2 => multiply!(
                     x,
                     weights,
                     sums,
-                    adds,
+                    accumulates,
                     steps,
                     "tileloadd tmm4, [{x} + {row}]",
                     "tdpbf16ps tmm0, tmm4, tmm6",
@@ -259,7 +259,7 @@ impl Tiles {
 }
 
 /// A part of a step of [`Tiles::multiply_split`]: the products of one tile of b.
-macro_rules! split_products {
+macro_rules! pair_products {
     ($sums:literal, $high:literal, $low:literal) => {
         concat!(
             "tileloadd tmm6, [{b} + {row} + ",
@@ -281,7 +281,7 @@ macro_rules! split_products {
     };
 }
 
-impl Tiles {
+impl AmxTiles {
     /// Sets `sums` to the products of 16 rows of a and 64 columns of b, or adds them. Numbers are sums of two bf16; the
     /// product of the two smaller terms, a 2^16th of the whole, is left out.
     ///
@@ -291,8 +291,14 @@ impl Tiles {
     /// # Panics
     /// If these are not as long as each other.
     #[inline(always)]
-    pub(super) fn multiply_split(&self, a: &[Line], b: &[Line], sums: &mut WideBlock, adds: bool) {
-        let steps = a.len() / (PARTS * TILE_ROWS);
+    pub(super) fn multiply_bf16_pairs(
+        &self,
+        a: &[AmxTileRow],
+        b: &[AmxTileRow],
+        sums: &mut WideSums,
+        accumulates: bool,
+    ) {
+        let steps = a.len() / (TERMS * AMX_TILE_ROWS);
         assert!(steps > 0 && b.len() == 4 * a.len(), "as long as each other");
         // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
         // local.
@@ -301,10 +307,10 @@ impl Tiles {
                 begin_sums!("64", "128", "192"),
                 "tileloadd tmm4, [{a} + {row}]",
                 "tileloadd tmm5, [{a} + {row} + 1024]",
-                split_products!("tmm0", "0", "1024"),
-                split_products!("tmm1", "2048", "3072"),
-                split_products!("tmm2", "4096", "5120"),
-                split_products!("tmm3", "6144", "7168"),
+                pair_products!("tmm0", "0", "1024"),
+                pair_products!("tmm1", "2048", "3072"),
+                pair_products!("tmm2", "4096", "5120"),
+                pair_products!("tmm3", "6144", "7168"),
                 "add {a}, 2048",
                 "add {b}, 8192",
                 "dec {steps}",
@@ -315,8 +321,8 @@ impl Tiles {
                 steps = inout(reg) steps => _,
                 sums = in(reg) sums.0.as_mut_ptr(),
                 sums_row = in(reg) 4 * WIDE_COLS,
-                row = in(reg) 4 * TILE_WORDS,
-                adds = in(reg) u32::from(adds),
+                row = in(reg) 4 * AMX_TILE_WORDS,
+                accumulates = in(reg) u32::from(accumulates),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
@@ -351,7 +357,7 @@ macro_rules! repeat {
             ones = in(reg) $ones.as_ptr(),
             sums = in(reg) $sums.as_mut_ptr(),
             iterations = inout(reg) $iterations => _,
-            row = in(reg) 4 * TILE_WORDS,
+            row = in(reg) 4 * AMX_TILE_WORDS,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm6") _,
             options(nostack),
@@ -359,15 +365,15 @@ macro_rules! repeat {
     };
 }
 
-impl Tiles {
+impl AmxTiles {
     /// Four sums of as many products of a tile with itself: of bytes, or of bf16.
     #[inline(always)]
     pub(super) fn repeat<const BYTES: bool>(
         &self,
-        ones: &[u32; TILE_LEN],
+        ones: &[u32; AMX_TILE_LEN],
         iterations: usize,
-    ) -> [u32; 4 * TILE_LEN] {
-        let mut sums = [0; 4 * TILE_LEN];
+    ) -> [u32; 4 * AMX_TILE_LEN] {
+        let mut sums = [0; 4 * AMX_TILE_LEN];
         // SAFETY: the tiles are shaped, or there were no `self`; the references cover one tile and four.
         unsafe {
             match BYTES {
@@ -379,7 +385,7 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for AmxTiles {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: the tiles were shaped on this thread, so the instruction is there.

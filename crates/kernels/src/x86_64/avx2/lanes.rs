@@ -24,10 +24,10 @@ impl Avx2Lanes {
 fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx2Lanes {
     // SAFETY: AVX2 is enabled; see the top of this file.
     unsafe {
-        let widen =
+        let convert =
             |x| _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(x) } else { _mm256_cvtepu8_epi32(x) });
         let upper = |x| _mm_srli_si128::<8>(x);
-        Avx2Lanes([widen(low), widen(upper(low)), widen(high), widen(upper(high))])
+        Avx2Lanes([convert(low), convert(upper(low)), convert(high), convert(upper(high))])
     }
 }
 
@@ -44,8 +44,8 @@ fn nibbles(bytes: &[u8; 16]) -> (__m128i, __m128i) {
 
 /// The f16 at byte `at`, in every lane.
 #[inline(always)]
-fn half_at(unit: &[u8], at: usize) -> Avx2Lanes {
-    let bits = i16::from_le_bytes([unit[at], unit[at + 1]]);
+fn half_at(block: &[u8], at: usize) -> Avx2Lanes {
+    let bits = i16::from_le_bytes([block[at], block[at + 1]]);
     // SAFETY: F16C is enabled; see the top of this file.
     Avx2Lanes([unsafe { _mm256_cvtph_ps(_mm_set1_epi16(bits)) }; 4])
 }
@@ -169,10 +169,10 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn f32(unit: &[u8; 128]) -> Self {
+    fn f32(block: &[u8; 128]) -> Self {
         // SAFETY: AVX2 is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {
-            let at = unit.as_ptr().cast::<f32>();
+            let at = block.as_ptr().cast::<f32>();
             Avx2Lanes([
                 _mm256_loadu_ps(at),
                 _mm256_loadu_ps(at.add(8)),
@@ -183,20 +183,20 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn f16(unit: &[u8; 64]) -> Self {
+    fn f16(block: &[u8; 64]) -> Self {
         // SAFETY: F16C is enabled; 4 x 16 bytes lie inside the reference.
         unsafe {
-            let part = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(unit.as_ptr().add(16 * i).cast()));
+            let part = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(block.as_ptr().add(16 * i).cast()));
             Avx2Lanes([part(0), part(1), part(2), part(3)])
         }
     }
 
     #[inline(always)]
-    fn bf16(unit: &[u8; 64]) -> Self {
+    fn bf16(block: &[u8; 64]) -> Self {
         // SAFETY: AVX2 is enabled; 4 x 16 bytes lie inside the reference.
         unsafe {
             let part = |i: usize| {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(unit.as_ptr().add(16 * i).cast()));
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(block.as_ptr().add(16 * i).cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
             };
             Avx2Lanes([part(0), part(1), part(2), part(3)])
@@ -204,24 +204,24 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn q8_0(unit: &[u8; 34]) -> Self {
+    fn q8_0(block: &[u8; 34]) -> Self {
         // SAFETY: SSE2 is part of x86-64; bytes 2..34 lie inside the reference.
         let (low, high) = unsafe {
-            let bytes = unit.as_ptr().add(2);
+            let bytes = block.as_ptr().add(2);
             (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()))
         };
-        from_bytes::<true>(low, high).mul(half_at(unit, 0))
+        from_bytes::<true>(low, high).mul(half_at(block, 0))
     }
 
     #[inline(always)]
-    fn q4_0(unit: &[u8; 18]) -> Self {
-        let (low, high) = nibbles(unit[2..].try_into().expect("18 - 2 bytes"));
-        from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(unit, 0))
+    fn q4_0(block: &[u8; 18]) -> Self {
+        let (low, high) = nibbles(block[2..].try_into().expect("18 - 2 bytes"));
+        from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(block, 0))
     }
 
     #[inline(always)]
-    fn q4_1(unit: &[u8; 20]) -> Self {
-        let (low, high) = nibbles(unit[4..].try_into().expect("20 - 4 bytes"));
-        from_bytes::<false>(low, high).mul(half_at(unit, 0)).add(half_at(unit, 2))
+    fn q4_1(block: &[u8; 20]) -> Self {
+        let (low, high) = nibbles(block[4..].try_into().expect("20 - 4 bytes"));
+        from_bytes::<false>(low, high).mul(half_at(block, 0)).add(half_at(block, 2))
     }
 }

@@ -26,15 +26,15 @@ const READ_WORDS: usize = 32;
 /// Fetches lines that many bytes ahead, unless that is 0.
 #[target_feature(enable = "avx2")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
-fn read<const AHEAD: usize>(words: &[u64]) -> u64 {
-    let (runs, rest) = words.as_chunks::<READ_WORDS>();
+fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
+    let (runs, tail) = words.as_chunks::<READ_WORDS>();
     let mut all = [_mm256_setzero_si256(); READ_WORDS / 4];
     for run in runs {
         let start = run.as_ptr();
         for (i, all) in all.iter_mut().enumerate() {
-            if AHEAD > 0 && i % 2 == 0 {
+            if DISTANCE > 0 && i % 2 == 0 {
                 // SAFETY: fetching ahead touches nothing, wherever it points.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD / 8 + 4 * i).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(DISTANCE / 8 + 4 * i).cast()) };
             }
             // SAFETY: 4 words from 4 i on are inside the run's 32.
             *all = _mm256_xor_si256(*all, unsafe { _mm256_loadu_si256(start.add(4 * i).cast()) });
@@ -45,7 +45,7 @@ fn read<const AHEAD: usize>(words: &[u64]) -> u64 {
         // SAFETY: the reference covers the 4 words written.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), all) };
     }
-    lanes.iter().chain(rest).fold(0, |all, word| all ^ word)
+    lanes.iter().chain(tail).fold(0, |all, word| all ^ word)
 }
 
 /// Four products in pairs of 16 bits, and their addition: the least that a dot product of bytes needs here.

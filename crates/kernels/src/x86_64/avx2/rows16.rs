@@ -113,10 +113,10 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
         for lane in [0, 8] {
             for column in [0, 8] {
-                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+                transpose_8x8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
             }
         }
     }
@@ -238,7 +238,12 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
 ///
 /// Pairs, then fours, then eights of rows are interleaved.
 #[inline(always)]
-pub(in crate::x86_64) fn turn_8(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]], lane: usize) {
+pub(in crate::x86_64) fn transpose_8x8(
+    rows: &[f32],
+    stride: usize,
+    out: &mut [[f32; TILE_ROWS]],
+    lane: usize,
+) {
     let row = |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("cut to its length") };
     let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
     // SAFETY: AVX2 is enabled; every load and store goes through a slice of 8 numbers.

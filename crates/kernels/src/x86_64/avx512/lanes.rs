@@ -16,8 +16,8 @@ pub(crate) struct Avx512Lanes(__m512, __m512);
 fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx512Lanes {
     // SAFETY: AVX-512F is enabled; see the top of this file.
     unsafe {
-        let widen = |x| if SIGNED { _mm512_cvtepi8_epi32(x) } else { _mm512_cvtepu8_epi32(x) };
-        Avx512Lanes(_mm512_cvtepi32_ps(widen(low)), _mm512_cvtepi32_ps(widen(high)))
+        let convert = |x| if SIGNED { _mm512_cvtepi8_epi32(x) } else { _mm512_cvtepu8_epi32(x) };
+        Avx512Lanes(_mm512_cvtepi32_ps(convert(low)), _mm512_cvtepi32_ps(convert(high)))
     }
 }
 
@@ -34,8 +34,8 @@ fn nibbles(bytes: &[u8; 16]) -> (__m128i, __m128i) {
 
 /// The f16 at byte `at`, in every lane.
 #[inline(always)]
-fn half_at(unit: &[u8], at: usize) -> Avx512Lanes {
-    let bits = i16::from_le_bytes([unit[at], unit[at + 1]]);
+fn half_at(block: &[u8], at: usize) -> Avx512Lanes {
+    let bits = i16::from_le_bytes([block[at], block[at + 1]]);
     // SAFETY: AVX-512F is enabled; see the top of this file.
     let value = unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(bits)) };
     Avx512Lanes(value, value)
@@ -153,56 +153,56 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
-    fn f32(unit: &[u8; 128]) -> Self {
+    fn f32(block: &[u8; 128]) -> Self {
         // SAFETY: AVX-512F is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {
             Avx512Lanes(
-                _mm512_loadu_ps(unit.as_ptr().cast()),
-                _mm512_loadu_ps(unit.as_ptr().cast::<f32>().add(16)),
+                _mm512_loadu_ps(block.as_ptr().cast()),
+                _mm512_loadu_ps(block.as_ptr().cast::<f32>().add(16)),
             )
         }
     }
 
     #[inline(always)]
-    fn f16(unit: &[u8; 64]) -> Self {
+    fn f16(block: &[u8; 64]) -> Self {
         // SAFETY: AVX-512F is enabled; the reference covers the 64 bytes read.
         unsafe {
-            let low = _mm256_loadu_si256(unit.as_ptr().cast());
-            let high = _mm256_loadu_si256(unit.as_ptr().add(32).cast());
+            let low = _mm256_loadu_si256(block.as_ptr().cast());
+            let high = _mm256_loadu_si256(block.as_ptr().add(32).cast());
             Avx512Lanes(_mm512_cvtph_ps(low), _mm512_cvtph_ps(high))
         }
     }
 
     #[inline(always)]
-    fn bf16(unit: &[u8; 64]) -> Self {
+    fn bf16(block: &[u8; 64]) -> Self {
         // SAFETY: AVX-512F is enabled; the reference covers the 64 bytes read.
         unsafe {
-            let low = _mm256_loadu_si256(unit.as_ptr().cast());
-            let high = _mm256_loadu_si256(unit.as_ptr().add(32).cast());
-            let widen = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
-            Avx512Lanes(widen(low), widen(high))
+            let low = _mm256_loadu_si256(block.as_ptr().cast());
+            let high = _mm256_loadu_si256(block.as_ptr().add(32).cast());
+            let convert = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
+            Avx512Lanes(convert(low), convert(high))
         }
     }
 
     #[inline(always)]
-    fn q8_0(unit: &[u8; 34]) -> Self {
+    fn q8_0(block: &[u8; 34]) -> Self {
         // SAFETY: SSE2 is part of x86-64; bytes 2..34 lie inside the reference.
         let (low, high) = unsafe {
-            let bytes = unit.as_ptr().add(2);
+            let bytes = block.as_ptr().add(2);
             (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()))
         };
-        from_bytes::<true>(low, high).mul(half_at(unit, 0))
+        from_bytes::<true>(low, high).mul(half_at(block, 0))
     }
 
     #[inline(always)]
-    fn q4_0(unit: &[u8; 18]) -> Self {
-        let (low, high) = nibbles(unit[2..].try_into().expect("18 - 2 bytes"));
-        from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(unit, 0))
+    fn q4_0(block: &[u8; 18]) -> Self {
+        let (low, high) = nibbles(block[2..].try_into().expect("18 - 2 bytes"));
+        from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(block, 0))
     }
 
     #[inline(always)]
-    fn q4_1(unit: &[u8; 20]) -> Self {
-        let (low, high) = nibbles(unit[4..].try_into().expect("20 - 4 bytes"));
-        from_bytes::<false>(low, high).mul(half_at(unit, 0)).add(half_at(unit, 2))
+    fn q4_1(block: &[u8; 20]) -> Self {
+        let (low, high) = nibbles(block[4..].try_into().expect("20 - 4 bytes"));
+        from_bytes::<false>(low, high).mul(half_at(block, 0)).add(half_at(block, 2))
     }
 }

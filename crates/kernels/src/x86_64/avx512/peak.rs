@@ -31,17 +31,17 @@ const STREAM: usize = usize::MAX;
 /// Fetches lines that many bytes ahead, unless that is 0.
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
-fn read<const AHEAD: usize>(words: &[u64]) -> u64 {
-    let (runs, rest) = words.as_chunks::<READ_WORDS>();
+fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
+    let (runs, tail) = words.as_chunks::<READ_WORDS>();
     let mut all = [_mm512_setzero_si512(); READ_WORDS / 8];
     for run in runs {
         let start = run.as_ptr();
         for (i, all) in all.iter_mut().enumerate() {
-            if AHEAD == STREAM {
+            if DISTANCE == STREAM {
                 prefetch_stream(start.wrapping_add(8 * i).cast());
-            } else if AHEAD > 0 {
+            } else if DISTANCE > 0 {
                 // SAFETY: fetching ahead touches nothing, wherever it points.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(AHEAD / 8 + 8 * i).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(DISTANCE / 8 + 8 * i).cast()) };
             }
             // SAFETY: 8 words from 8 i on are inside the run's 64.
             *all = _mm512_xor_si512(*all, unsafe { _mm512_loadu_si512(start.add(8 * i).cast()) });
@@ -52,7 +52,7 @@ fn read<const AHEAD: usize>(words: &[u64]) -> u64 {
         // SAFETY: the reference covers the 8 words written.
         unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), all) };
     }
-    lanes.iter().chain(rest).fold(0, |all, word| all ^ word)
+    lanes.iter().chain(tail).fold(0, |all, word| all ^ word)
 }
 
 // The sums of all loops are hidden at first, lest the compiler see that they are the same.

@@ -7,7 +7,7 @@
 use super::lanes::prefetch_stream;
 use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};
-use crate::x86_64::avx2::turn_8;
+use crate::x86_64::avx2::transpose_8x8;
 use std::arch::x86_64::*;
 
 /// One register of 16 numbers.
@@ -65,10 +65,10 @@ impl Rows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn turn(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
         for lane in [0, 8] {
             for column in [0, 8] {
-                turn_8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+                transpose_8x8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
             }
         }
     }

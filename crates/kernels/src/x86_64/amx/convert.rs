@@ -4,13 +4,13 @@
 //! dispatch.rs reaches only after it has seen AVX-512F, BW and BF16 on this CPU; every load and store goes through a
 //! reference to an array of exactly its width.
 
-use super::tiles::{Line, TILE_WORDS};
-use crate::activations::GROUPS;
+use super::tiles::{AMX_TILE_WORDS, AmxTileRow};
 use crate::blocks::WeightType;
 use crate::generic::dequantize::dequantize_exactly;
 use crate::generic::storage::with_storage;
 use crate::lanes::Lanes as _;
-use crate::pack::{Layout, TILE_COLS, TILE_ROWS, part, with_layout};
+use crate::pack::{Layout, TILE_COLS, TILE_ROWS, bytes_at, with_layout};
+use crate::quantized_rows::GROUPS;
 use crate::rows16::{PackedRows16, Rows16};
 use crate::weight::{Weight, WeightRows};
 use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// Rounds to bf16, ties to even: two neighbours are a word.
 #[inline(always)]
-pub(super) fn round_pairs(x: &[f32; 2 * TILE_WORDS], words: &mut [u32; TILE_WORDS]) {
+pub(super) fn round_to_bf16(x: &[f32; 2 * AMX_TILE_WORDS], words: &mut [u32; AMX_TILE_WORDS]) {
     // SAFETY: see the top of this file.
     unsafe {
         let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
@@ -31,7 +31,11 @@ pub(super) fn round_pairs(x: &[f32; 2 * TILE_WORDS], words: &mut [u32; TILE_WORD
 /// Numbers as the sums of two lines, by cutting off the lower half of each: faster than [`round_pairs`] and
 /// [`take_away`], at a bit less.
 #[inline(always)]
-pub(super) fn cut_pairs(x: &[f32; 2 * TILE_WORDS], upper: &mut Line, lower: &mut Line) {
+pub(super) fn truncate_to_bf16_pairs(
+    x: &[f32; 2 * AMX_TILE_WORDS],
+    upper: &mut AmxTileRow,
+    lower: &mut AmxTileRow,
+) {
     // SAFETY: see the top of this file.
     unsafe {
         let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
@@ -47,9 +51,9 @@ pub(super) fn cut_pairs(x: &[f32; 2 * TILE_WORDS], upper: &mut Line, lower: &mut
 
 /// Takes from `x` what [`round_pairs`] has made of it; the differences are exact.
 #[inline(always)]
-pub(super) fn take_away(words: &[u32; TILE_WORDS], x: &mut [f32; 2 * TILE_WORDS]) {
-    let (words, _) = words.as_chunks::<{ TILE_WORDS / 2 }>();
-    for (x, words) in x.as_chunks_mut::<TILE_WORDS>().0.iter_mut().zip(words) {
+pub(super) fn subtract_bf16(words: &[u32; AMX_TILE_WORDS], x: &mut [f32; 2 * AMX_TILE_WORDS]) {
+    let (words, _) = words.as_chunks::<{ AMX_TILE_WORDS / 2 }>();
+    for (x, words) in x.as_chunks_mut::<AMX_TILE_WORDS>().0.iter_mut().zip(words) {
         // SAFETY: see the top of this file.
         unsafe {
             let halves = _mm256_loadu_si256(words.as_ptr().cast());
@@ -62,8 +66,8 @@ pub(super) fn take_away(words: &[u32; TILE_WORDS], x: &mut [f32; 2 * TILE_WORDS]
 
 /// A word of each lane: the lane of `even` in its low, that of `odd` in its high half.
 #[inline(always)]
-fn pair_up(even: __m512, odd: __m512) -> Line {
-    let mut line = Line::ZERO;
+fn interleave(even: __m512, odd: __m512) -> AmxTileRow {
+    let mut tile_row = AmxTileRow::ZERO;
     // SAFETY: see the top of this file.
     unsafe {
         // Even lanes in the lower half of the register, odd ones in the upper.
@@ -75,60 +79,60 @@ fn pair_up(even: __m512, odd: __m512) -> Line {
                 _mm512_set1_epi32(0x0001_0001),
             ),
         );
-        _mm512_store_si512(line.0.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
+        _mm512_store_si512(tile_row.0.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
     }
-    line
+    tile_row
 }
 
 /// As two lines, whose sums the words stand for: what rounding to the first has lost is the second.
 #[inline(always)]
-pub(super) fn pair_up_split(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> [Line; 2] {
+pub(super) fn interleave_bf16_pairs(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> [AmxTileRow; 2] {
     // SAFETY: see the top of this file.
     unsafe {
         let (even, odd) = (_mm512_loadu_ps(even.as_ptr()), _mm512_loadu_ps(odd.as_ptr()));
-        let line = pair_up(even, odd);
-        let words = _mm512_load_si512(line.0.as_ptr().cast());
+        let tile_row = interleave(even, odd);
+        let words = _mm512_load_si512(tile_row.0.as_ptr().cast());
         let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
         let high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32)));
-        [line, pair_up(_mm512_sub_ps(even, low), _mm512_sub_ps(odd, high))]
+        [tile_row, interleave(_mm512_sub_ps(even, low), _mm512_sub_ps(odd, high))]
     }
 }
 
 /// Writes a part of a strip of weights, from tile `step` on; zeros where there are no rows or columns.
 #[inline(always)]
-pub(super) fn widen_strip(weight: Weight, strip: usize, step: usize, lines: &mut [Line]) {
+pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
     if strip * TILE_ROWS >= weight.rows() {
-        return lines.fill(Line::ZERO);
+        return tile_rows.fill(AmxTileRow::ZERO);
     }
     match weight {
         Weight::Packed(packed) => {
             let tiles = packed.strip(strip);
-            with_layout!(packed.dtype(), widen_tiles::<_>(tiles, step, lines));
+            with_layout!(packed.dtype(), convert_tiles::<_>(tiles, step, tile_rows));
         }
-        Weight::Rows(rows) => turn_rows(rows, strip, step, lines),
+        Weight::Rows(rows) => convert_rows(rows, strip, step, tile_rows),
     }
 }
 
 /// As [`widen_strip`], of packed weights: a tile is 32 columns, 16 words.
 #[inline(always)]
-fn widen_tiles<L: Layout>(strip: &[u8], step: usize, lines: &mut [Line]) {
+fn convert_tiles<L: Layout>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileRow]) {
     let layout = const { L::LAYOUT };
     let tiles = strip.chunks_exact(layout.bytes).skip(step);
-    let (lines, _) = lines.as_chunks_mut::<TILE_WORDS>();
-    for (tile, lines) in tiles.zip(lines) {
-        let scales = Avx512Rows::halves(part(tile, 0));
+    let (tile_rows, _) = tile_rows.as_chunks_mut::<AMX_TILE_WORDS>();
+    for (tile, tile_rows) in tiles.zip(tile_rows) {
+        let scales = Avx512Rows::halves(bytes_at(tile, 0));
         // The products and the sum are exact before they are rounded, as those of ggml's reference are.
         let offsets = match layout.mins {
-            Some(mins) => Avx512Rows::halves(part(tile, mins)),
+            Some(mins) => Avx512Rows::halves(bytes_at(tile, mins)),
             None => Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32)),
         };
-        let plane = layout.high_bits.map(|at| Avx512Rows::bytes(part(tile, at)));
+        let plane = layout.high_bits.map(|at| Avx512Rows::bytes(bytes_at(tile, at)));
         for group in 0..GROUPS {
-            let bytes = if layout.wide {
-                Avx512Rows::bytes(part(tile, layout.groups + 64 * group))
+            let bytes = if layout.stores_bytes {
+                Avx512Rows::bytes(bytes_at(tile, layout.groups + 64 * group))
             } else {
                 let (low, high) =
-                    Avx512Rows::nibbles(Avx512Rows::bytes(part(tile, layout.groups + 64 * (group / 2))));
+                    Avx512Rows::nibbles(Avx512Rows::bytes(bytes_at(tile, layout.groups + 64 * (group / 2))));
                 if group % 2 == 0 { low } else { high }
             };
             let bytes = match plane {
@@ -136,8 +140,8 @@ fn widen_tiles<L: Layout>(strip: &[u8], step: usize, lines: &mut [Line]) {
                 None => bytes,
             };
             let [a, b, c, d] = columns(bytes).map(|numbers| Avx512Rows::mul_add(numbers, scales, offsets));
-            lines[2 * group] = pair_up(a, b);
-            lines[2 * group + 1] = pair_up(c, d);
+            tile_rows[2 * group] = interleave(a, b);
+            tile_rows[2 * group + 1] = interleave(c, d);
         }
     }
 }
@@ -174,34 +178,34 @@ fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
 
 /// As [`widen_strip`], of weights as they are stored.
 #[inline(always)]
-fn turn_rows(weight: WeightRows, strip: usize, step: usize, lines: &mut [Line]) {
+fn convert_rows(weight: WeightRows, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
     let (first, cols) = (strip * TILE_ROWS, weight.cols());
-    let (steps, _) = lines.as_chunks_mut::<TILE_WORDS>();
+    let (steps, _) = tile_rows.as_chunks_mut::<AMX_TILE_WORDS>();
     let is_whole = first + TILE_ROWS <= weight.rows() && (step + steps.len()) * TILE_COLS <= cols;
     if weight.dtype() == WeightType::BF16 && is_whole {
         let rows: [&[u8]; TILE_ROWS] =
-            std::array::from_fn(|row| &weight.row(first + row)[4 * TILE_WORDS * step..]);
+            std::array::from_fn(|row| &weight.row(first + row)[4 * AMX_TILE_WORDS * step..]);
         let next_strip = TILE_ROWS * weight.row(first).len();
-        for (at, lines) in steps.iter_mut().enumerate() {
-            let rows = rows.map(|row| part(row, 4 * TILE_WORDS * at));
+        for (at, tile_rows) in steps.iter_mut().enumerate() {
+            let rows = rows.map(|row| bytes_at(row, 4 * AMX_TILE_WORDS * at));
             // The strips of a slab lie one after the other only here and there: no processor foresees it.
             for row in rows {
                 Avx512Lanes::prefetch(row.as_ptr().wrapping_add(next_strip));
             }
-            turn(rows, lines);
+            transpose(rows, tile_rows);
         }
         return;
     }
-    let mut rows = [[0_u32; TILE_WORDS * STEPS]; TILE_ROWS];
+    let mut rows = [[0_u32; AMX_TILE_WORDS * STEPS]; TILE_ROWS];
     for (at, steps) in steps.chunks_mut(STEPS).enumerate() {
         let start = TILE_COLS * (step + at * STEPS);
         let columns = start.min(cols)..(start + TILE_COLS * steps.len()).min(cols);
         for (row, words) in (first..weight.rows()).zip(&mut rows) {
-            widen_row(weight, row, columns.clone(), &mut words[..TILE_WORDS * steps.len()]);
+            convert_row(weight, row, columns.clone(), &mut words[..AMX_TILE_WORDS * steps.len()]);
         }
-        let rows: &[[u8; 4 * TILE_WORDS * STEPS]; TILE_ROWS] = bytemuck::cast_ref(&rows);
-        for (at, lines) in steps.iter_mut().enumerate() {
-            turn(rows.each_ref().map(|row| part(row, 4 * TILE_WORDS * at)), lines);
+        let rows: &[[u8; 4 * AMX_TILE_WORDS * STEPS]; TILE_ROWS] = bytemuck::cast_ref(&rows);
+        for (at, tile_rows) in steps.iter_mut().enumerate() {
+            transpose(rows.each_ref().map(|row| bytes_at(row, 4 * AMX_TILE_WORDS * at)), tile_rows);
         }
     }
 }
@@ -211,7 +215,7 @@ const STEPS: usize = 8;
 
 /// Writes a part of a row as words; zeros behind it.
 #[inline(always)]
-fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut [u32]) {
+fn convert_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut [u32]) {
     let dtype = weight.dtype();
     let at = |column: usize| column / dtype.block_len() * dtype.block_bytes();
     let bytes = &weight.row(row)[at(columns.start)..at(columns.end)];
@@ -224,7 +228,7 @@ fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut 
     let mut numbers = [0.0; TILE_COLS * STEPS];
     with_storage!(dtype, dequantize_exactly::<Avx512Lanes>(bytes, &mut numbers[..columns.len()]));
     for (numbers, words) in numbers.as_chunks::<TILE_COLS>().0.iter().zip(words.as_chunks_mut().0) {
-        round_pairs(numbers, words);
+        round_to_bf16(numbers, words);
     }
 }
 
@@ -233,7 +237,7 @@ fn widen_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut 
 /// A quarter of a row's words is a quarter of a register: four registers take rows `i`, `4 + i`, `8 + i` and
 /// `12 + i` each, so that only fours are interleaved.
 #[inline(always)]
-fn turn(rows: [&[u8; 4 * TILE_WORDS]; TILE_ROWS], lines: &mut [Line; TILE_WORDS]) {
+fn transpose(rows: [&[u8; 4 * AMX_TILE_WORDS]; TILE_ROWS], tile_rows: &mut [AmxTileRow; AMX_TILE_WORDS]) {
     for quarter in 0..4 {
         // SAFETY: see the top of this file; a quarter is 16 of a row's 64 bytes.
         unsafe {
@@ -245,14 +249,14 @@ fn turn(rows: [&[u8; 4 * TILE_WORDS]; TILE_ROWS], lines: &mut [Line; TILE_WORDS]
             let (a, b, c, d) = (fours(0), fours(1), fours(2), fours(3));
             let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
             let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-            let turned = [
+            let transposed = [
                 _mm512_unpacklo_epi64(ab, cd),
                 _mm512_unpackhi_epi64(ab, cd),
                 _mm512_unpacklo_epi64(ab_high, cd_high),
                 _mm512_unpackhi_epi64(ab_high, cd_high),
             ];
-            for (line, turned) in lines[4 * quarter..][..4].iter_mut().zip(turned) {
-                _mm512_store_si512(line.0.as_mut_ptr().cast(), turned);
+            for (tile_row, transposed) in tile_rows[4 * quarter..][..4].iter_mut().zip(transposed) {
+                _mm512_store_si512(tile_row.0.as_mut_ptr().cast(), transposed);
             }
         }
     }

@@ -6,7 +6,7 @@
 use crate::blocks::f16_at;
 use crate::lanes::LANES;
 
-type Unit = [f32; LANES];
+type Vector = [f32; LANES];
 
 /// Element `i`'s nibble of 16 bytes from `at` on, with bit `i` of the 32 bits before them on top.
 #[inline(always)]
@@ -21,7 +21,7 @@ fn five_bits(block: &[u8], at: usize) -> [u8; LANES] {
 }
 
 #[inline(always)]
-pub(crate) fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
+pub(crate) fn q5_0(block: &[u8; 22], _vector: usize) -> Vector {
     let d = f16_at(block, 0);
     let quants = five_bits(block, 6);
     let mut out = [0.0; LANES];
@@ -32,7 +32,7 @@ pub(crate) fn q5_0(block: &[u8; 22], _unit: usize) -> Unit {
 }
 
 #[inline(always)]
-pub(crate) fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
+pub(crate) fn q5_1(block: &[u8; 24], _vector: usize) -> Vector {
     let (d, m) = (f16_at(block, 0), f16_at(block, 2));
     let quants = five_bits(block, 8);
     let mut out = [0.0; LANES];
@@ -43,12 +43,12 @@ pub(crate) fn q5_1(block: &[u8; 24], _unit: usize) -> Unit {
 }
 
 #[inline(always)]
-pub(crate) fn q2_k(block: &[u8; 84], unit: usize) -> Unit {
+pub(crate) fn q2_k(block: &[u8; 84], vector: usize) -> Vector {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
-    let (quants, shift) = (&block[16 + 32 * (unit / 4)..][..LANES], 2 * (unit % 4));
+    let (quants, shift) = (&block[16 + 32 * (vector / 4)..][..LANES], 2 * (vector % 4));
     let mut out = [0.0; LANES];
     for half in 0..2 {
-        let packed = block[2 * unit + half];
+        let packed = block[2 * vector + half];
         let (scale, min) = (d * f32::from(packed & 15), dmin * f32::from(packed >> 4));
         for i in 16 * half..16 * (half + 1) {
             out[i] = scale * f32::from(quants[i] >> shift & 3) - min;
@@ -58,41 +58,41 @@ pub(crate) fn q2_k(block: &[u8; 84], unit: usize) -> Unit {
 }
 
 #[inline(always)]
-pub(crate) fn q3_k(block: &[u8; 110], unit: usize) -> Unit {
+pub(crate) fn q3_k(block: &[u8; 110], vector: usize) -> Vector {
     let d = f16_at(block, 108);
     let (high, scales) = (&block[..LANES], &block[96..108]);
-    let (quants, shift) = (&block[32 + 32 * (unit / 4)..][..LANES], 2 * (unit % 4));
+    let (quants, shift) = (&block[32 + 32 * (vector / 4)..][..LANES], 2 * (vector % 4));
     let mut out = [0.0; LANES];
     for half in 0..2 {
-        let j = 2 * unit + half;
+        let j = 2 * vector + half;
         let low_bits = if j < 8 { scales[j] & 15 } else { scales[j - 8] >> 4 };
         let high_bits = scales[8 + j % 4] >> (2 * (j / 4)) & 3;
         let scale = d * (f32::from(low_bits | high_bits << 4) - 32.0);
         for i in 16 * half..16 * (half + 1) {
-            let quant = quants[i] >> shift & 3 | (high[i] >> unit & 1) << 2;
+            let quant = quants[i] >> shift & 3 | (high[i] >> vector & 1) << 2;
             out[i] = scale * (f32::from(quant) - 4.0);
         }
     }
     out
 }
 
-/// The 6-bit scale and minimum of a unit of Q4_K and Q5_K, from their 12 bytes.
+/// The 6-bit scale and minimum of a vector of Q4_K and Q5_K, from their 12 bytes.
 #[inline(always)]
-fn scale_and_min(packed: &[u8], unit: usize) -> (f32, f32) {
-    let (scale, min) = if unit < 4 {
-        (packed[unit] & 63, packed[unit + 4] & 63)
+fn scale_and_min(packed: &[u8], vector: usize) -> (f32, f32) {
+    let (scale, min) = if vector < 4 {
+        (packed[vector] & 63, packed[vector + 4] & 63)
     } else {
-        let (low, scale_high, min_high) = (packed[unit + 4], packed[unit - 4] >> 6, packed[unit] >> 6);
+        let (low, scale_high, min_high) = (packed[vector + 4], packed[vector - 4] >> 6, packed[vector] >> 6);
         (low & 15 | scale_high << 4, low >> 4 | min_high << 4)
     };
     (f32::from(scale), f32::from(min))
 }
 
 #[inline(always)]
-pub(crate) fn q4_k(block: &[u8; 144], unit: usize) -> Unit {
-    let (scale, min) = scale_and_min(&block[4..16], unit);
+pub(crate) fn q4_k(block: &[u8; 144], vector: usize) -> Vector {
+    let (scale, min) = scale_and_min(&block[4..16], vector);
     let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
-    let (quants, shift) = (&block[16 + 32 * (unit / 2)..][..LANES], 4 * (unit % 2));
+    let (quants, shift) = (&block[16 + 32 * (vector / 2)..][..LANES], 4 * (vector % 2));
     let mut out = [0.0; LANES];
     for i in 0..LANES {
         out[i] = scale * f32::from(quants[i] >> shift & 15) - min;
@@ -101,28 +101,28 @@ pub(crate) fn q4_k(block: &[u8; 144], unit: usize) -> Unit {
 }
 
 #[inline(always)]
-pub(crate) fn q5_k(block: &[u8; 176], unit: usize) -> Unit {
-    let (scale, min) = scale_and_min(&block[4..16], unit);
+pub(crate) fn q5_k(block: &[u8; 176], vector: usize) -> Vector {
+    let (scale, min) = scale_and_min(&block[4..16], vector);
     let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
     let high = &block[16..48];
-    let (quants, shift) = (&block[48 + 32 * (unit / 2)..][..LANES], 4 * (unit % 2));
+    let (quants, shift) = (&block[48 + 32 * (vector / 2)..][..LANES], 4 * (vector % 2));
     let mut out = [0.0; LANES];
     for i in 0..LANES {
-        let quant = quants[i] >> shift & 15 | (high[i] >> unit & 1) << 4;
+        let quant = quants[i] >> shift & 15 | (high[i] >> vector & 1) << 4;
         out[i] = scale * f32::from(quant) - min;
     }
     out
 }
 
 #[inline(always)]
-pub(crate) fn q6_k(block: &[u8; 210], unit: usize) -> Unit {
+pub(crate) fn q6_k(block: &[u8; 210], vector: usize) -> Vector {
     let d = f16_at(block, 208);
-    let (part, quarter) = (unit / 4, unit % 4);
+    let (part, quarter) = (vector / 4, vector % 4);
     let low = &block[64 * part + 32 * (quarter % 2)..][..LANES];
     let high = &block[128 + 32 * part..][..LANES];
     let mut out = [0.0; LANES];
     for half in 0..2 {
-        let scale = d * f32::from(block[192 + 2 * unit + half] as i8);
+        let scale = d * f32::from(block[192 + 2 * vector + half] as i8);
         for i in 16 * half..16 * (half + 1) {
             let quant = low[i] >> (4 * (quarter / 2)) & 15 | (high[i] >> (2 * quarter) & 3) << 4;
             out[i] = scale * (f32::from(quant) - 32.0);

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 /// For each query the running softmax over its scores, and the values summed with its weights.
 #[derive(Default)]
-pub(crate) struct Attended {
+pub(crate) struct PartialAttention {
     /// The largest score.
     pub(super) maximum: Vec<f32>,
     /// Of `exp(score - maximum)`.
@@ -19,7 +19,7 @@ pub(crate) struct Attended {
     pub(super) weighted: Vec<[f32; LANES]>,
 }
 
-impl Attended {
+impl PartialAttention {
     /// Begins anew, with no keys.
     ///
     /// - `width`: parts of head_dim
@@ -34,18 +34,18 @@ impl Attended {
 
     /// Adds what the queries in `range` attend to in later keys.
     #[inline(always)]
-    pub(crate) fn merge(&mut self, later: &Attended, range: Range<usize>) {
+    pub(crate) fn merge(&mut self, later: &PartialAttention, range: Range<usize>) {
         let width = self.weighted.len() / self.sum.len().max(1);
         for query in range {
             let (before, after) = (self.maximum[query], later.maximum[query]);
             let maximum = if after > before { after } else { before };
-            let (kept, taken) = (exp(before - maximum), exp(after - maximum));
+            let (rescale, rescale_later) = (exp(before - maximum), exp(after - maximum));
             self.maximum[query] = maximum;
-            self.sum[query] = self.sum[query] * kept + later.sum[query] * taken;
+            self.sum[query] = self.sum[query] * rescale + later.sum[query] * rescale_later;
             let weighted = self.weighted[query * width..][..width].as_flattened_mut();
             let later = later.weighted[query * width..][..width].as_flattened();
             for (weighted, &later) in weighted.iter_mut().zip(later) {
-                *weighted = *weighted * kept + later * taken;
+                *weighted = *weighted * rescale + later * rescale_later;
             }
         }
     }

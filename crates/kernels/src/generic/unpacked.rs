@@ -7,14 +7,14 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::strip::{Strip, add_scaled};
-use crate::activations::{GROUPS, START_128};
-use crate::pack::{Layout, TILE_ROWS, part};
+use crate::pack::{Layout, TILE_ROWS, bytes_at};
+use crate::quantized_rows::{GROUPS, START_128};
 use crate::rows16::PackedRows16;
 
 /// A tile whose numbers need nothing done to them.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct WidenedTile {
+pub(super) struct UnpackedTile {
     scales: [f32; TILE_ROWS],
     /// Zeros, if the type has none.
     mins: [f32; TILE_ROWS],
@@ -22,34 +22,34 @@ pub(super) struct WidenedTile {
     groups: [[u8; 64]; GROUPS],
 }
 
-impl WidenedTile {
-    pub(super) const EMPTY: WidenedTile =
-        WidenedTile { scales: [0.0; TILE_ROWS], mins: [0.0; TILE_ROWS], groups: [[0; 64]; GROUPS] };
+impl UnpackedTile {
+    pub(super) const EMPTY: UnpackedTile =
+        UnpackedTile { scales: [0.0; TILE_ROWS], mins: [0.0; TILE_ROWS], groups: [[0; 64]; GROUPS] };
 
     /// Unpacks a tile.
     #[inline(always)]
     pub(super) fn fill<R: PackedRows16, L: Layout>(&mut self, tile: &[u8]) {
         let layout = const { L::LAYOUT };
-        R::store(R::halves(part(tile, 0)), &mut self.scales);
+        R::store(R::halves(bytes_at(tile, 0)), &mut self.scales);
         if let Some(mins) = layout.mins {
-            R::store(R::halves(part(tile, mins)), &mut self.mins);
+            R::store(R::halves(bytes_at(tile, mins)), &mut self.mins);
         }
-        if layout.wide {
+        if layout.stores_bytes {
             for (group, out) in self.groups.iter_mut().enumerate() {
-                *out = *part(tile, layout.groups + 64 * group);
+                *out = *bytes_at(tile, layout.groups + 64 * group);
             }
             return;
         }
         let more = const { 128 - L::LAYOUT.zero_point as u8 };
         for (pair, [low, high]) in self.groups.as_chunks_mut().0.iter_mut().enumerate() {
-            let nibbles: &[u8; 64] = part(tile, layout.groups + 64 * pair);
+            let nibbles: &[u8; 64] = bytes_at(tile, layout.groups + 64 * pair);
             // Wrapping, though nothing wraps: checks would keep these loops from being vectorised.
             for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
                 (*low, *high) = ((byte & 15).wrapping_add(more), (byte >> 4).wrapping_add(more));
             }
         }
         if let Some(plane) = layout.high_bits {
-            let plane: &[u8; 64] = part(tile, plane);
+            let plane: &[u8; 64] = bytes_at(tile, plane);
             for (group, out) in self.groups.iter_mut().enumerate() {
                 for (out, bits) in out.iter_mut().zip(plane) {
                     *out = out.wrapping_add((bits >> group & 1) << 4);
@@ -61,19 +61,19 @@ impl WidenedTile {
 
 /// A strip of such tiles; with minimums, if `MINS`.
 #[derive(Clone, Copy)]
-pub(super) struct Widened<'a, const MINS: bool>(pub(super) &'a [WidenedTile]);
+pub(super) struct UnpackedStrip<'a, const MINS: bool>(pub(super) &'a [UnpackedTile]);
 
-impl<'a, const MINS: bool> Strip for Widened<'a, MINS> {
-    type Tile = &'a WidenedTile;
+impl<'a, const MINS: bool> Strip for UnpackedStrip<'a, MINS> {
+    type Tile = &'a UnpackedTile;
 
     #[inline(always)]
-    fn tile(self, index: usize) -> &'a WidenedTile {
+    fn tile(self, index: usize) -> &'a UnpackedTile {
         &self.0[index]
     }
 
     #[inline(always)]
-    fn block<R: PackedRows16, const M: usize, const N: usize>(
-        tiles: [&'a WidenedTile; N],
+    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
+        tiles: [&'a UnpackedTile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     ) {

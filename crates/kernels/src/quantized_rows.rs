@@ -39,7 +39,7 @@ pub(super) const FLOAT_OFFSET: f32 = 12_582_912.0;
 /// Its bits.
 pub(super) const FLOAT_START: i32 = FLOAT_OFFSET.to_bits() as i32;
 /// The most rows of a panel.
-pub(super) const MOST_PANEL_ROWS: usize = 8;
+pub(super) const MAX_PANEL_ROWS: usize = 8;
 
 /// How activations are rounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
