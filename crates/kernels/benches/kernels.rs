@@ -1,8 +1,8 @@
-//! Every level of the kernels that this processor has, one row each: `cargo bench` (add a part of a name, such as
-//! `packed/Q4_0`, to run only some). Threads: as many as there are cores.
+//! Benchmarks of the kernels on every ISA of this processor. Run `cargo bench`, with a part of a name such as
+//! `packed/Q4_0` to run only some. They use one thread per core.
 //!
-//! Decoding reads weights that no cache holds, and counts their bytes; prompts count operations, two for a
-//! multiplication and an addition.
+//! Decoding reads weights that do not fit into any cache, so its throughput is in bytes. That of prompts is
+//! in operations; a multiplication and an addition count as two.
 
 use candle_llama_kernels::{
     AttentionSpan, Cancel, GemmInput, GemmScratch, Isa, KV_BLOCK_POSITIONS, Kernels, KvBlock, Output,
@@ -11,9 +11,9 @@ use candle_llama_kernels::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const COLS: usize = 2048;
-/// Rows of a weight that no cache holds: 288 MiB as float32, 42 MiB in blocks of 4 bits.
+/// Rows of a weight that fits into no cache: 288 MiB as float32, 42 MiB in blocks of 4 bits.
 const MANY_ROWS: usize = 36_864;
-/// Rows of a weight that meets a prompt.
+/// Rows of a weight that is multiplied with a prompt.
 const FEW_ROWS: usize = 2048;
 const PROMPT: usize = 256;
 const HEADS: usize = 32;
@@ -35,17 +35,17 @@ fn numbers(len: usize) -> Vec<f32> {
 /// `rows` times the same row of weights.
 fn weights(dtype: WeightType, rows: usize) -> Vec<u8> {
     let mut row = vec![0; dtype.bytes_for(COLS).expect("whole blocks")];
-    quantize_row(dtype, &numbers(COLS), &mut row).expect("small numbers");
+    quantize_row(dtype, &numbers(COLS), &mut row).expect("the numbers are small");
     row.repeat(rows)
 }
 
-/// The levels that this processor has, with their kernels.
+/// The ISAs of this processor, with their kernels.
 fn isas() -> Vec<(Isa, Kernels)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Isa::available().map(|isa| (isa, Kernels::new(isa, threads).expect("threads can be started"))).collect()
 }
 
-/// Of a product with `stored`: a prompt's operations, else the weights' bytes.
+/// A prompt's operations; for fewer rows, the bytes of the weights.
 fn throughput(rows: usize, features: usize, stored: &[u8]) -> Throughput {
     match rows {
         PROMPT => Throughput::Elements(2 * (rows * features * COLS) as u64),
@@ -53,7 +53,7 @@ fn throughput(rows: usize, features: usize, stored: &[u8]) -> Throughput {
     }
 }
 
-/// Weights in tiles: a row, eight rows, a prompt.
+/// Packed weights: one row, eight rows, a prompt.
 fn packed(criterion: &mut Criterion) {
     for dtype in [WeightType::Q4_0, WeightType::Q4_1, WeightType::Q5_0, WeightType::Q5_1, WeightType::Q8_0] {
         for (rows, features) in [(1, MANY_ROWS), (8, MANY_ROWS), (PROMPT, FEW_ROWS)] {
@@ -82,12 +82,13 @@ fn packed(criterion: &mut Criterion) {
     }
 }
 
-/// Float weights: a row, a prompt.
+/// Float weights: one row, a prompt.
 fn floats(criterion: &mut Criterion) {
     for dtype in [WeightType::F32, WeightType::BF16, WeightType::F16] {
         for (rows, features) in [(1, MANY_ROWS), (PROMPT, FEW_ROWS)] {
             let stored = weights(dtype, features);
-            let weight = WeightRows::new(dtype, &stored, features, COLS).expect("as many bytes");
+            let weight =
+                WeightRows::new(dtype, &stored, features, COLS).expect("bytes have the length of the matrix");
             let mut group = criterion.benchmark_group(format!("floats/{dtype}/{rows} rows"));
             group.sample_size(20).throughput(throughput(rows, features, &stored));
             let x = numbers(rows * COLS);
@@ -115,7 +116,7 @@ fn floats(criterion: &mut Criterion) {
     }
 }
 
-/// A generated token with 4096 positions before it, and a prompt of its own.
+/// One generated token with 4095 positions before it, and a prompt on its own.
 fn attention(criterion: &mut Criterion) {
     for (rows, position) in [(1, 4095), (PROMPT, 0)] {
         let len =

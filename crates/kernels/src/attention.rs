@@ -1,4 +1,4 @@
-//! The facade of the attention kernel: keys and values in blocks, sequences side by side.
+//! The facade for attention over KV blocks, of several sequences at once.
 
 use crate::blocks::WeightType;
 use crate::generic::attention::{AttentionOutput, AttentionTask, UNIT_POSITIONS};
@@ -10,52 +10,53 @@ use crate::output::SharedOut;
 use crate::pool::Cancel;
 use std::ops::Range;
 
-/// Queries, (row, head), that one task takes: enough to pay for widening a block of keys and values, few
-/// enough that their scores and sums stay near.
+/// Queries of one task; a query is a (row, head). With more, dequantising a KV block costs less per query.
+/// With fewer, scores and sums stay in the cache.
 const TASK_QUERIES: usize = 96;
-/// With AMX tiles, which compute faster: more queries pay for laying out a KV block.
+/// The same with AMX tiles. They compute faster, so laying out a KV block needs more queries to pay off.
 const AMX_TASK_QUERIES: usize = 384;
-/// Up to so many rows of a sequence may have its units as tasks of their own; what those leave behind, to be
-/// merged, takes memory.
+/// A sequence with at most this many rows may have a task for every unit. Partial results have to be kept
+/// until they are merged, which takes memory.
 const FEW_ROWS: usize = 4;
-/// They have, where threads would draw fewer tasks than this: three heads cannot be shared by two threads.
+/// Units become tasks if there would be fewer tasks per thread than this: two threads cannot share three
+/// heads evenly.
 const TASKS_PER_THREAD: usize = 4;
 
-/// One sequence's part of [`Kernels::attention`].
+/// The rows of one sequence in a call of [`Kernels::attention`].
 pub struct AttentionSpan<'a> {
-    /// How many rows of the queries are this sequence's; the spans' rows follow each other.
+    /// The number of rows. The rows of the spans follow each other in the queries.
     pub rows: usize,
     /// The position of the first row.
     pub position: usize,
-    /// Blocks that reach over all positions up to the last row's, itself included.
+    /// KV blocks for all positions up to the last row's, inclusive.
     pub kv_blocks: Vec<KvBlock<'a>>,
 }
 
 impl AttentionSpan<'_> {
-    /// Units that the last row sees.
+    /// The number of units that the last row sees.
     fn units(&self) -> usize {
         (self.position + self.rows).div_ceil(UNIT_POSITIONS)
     }
 }
 
-/// Rows of one head of keys and values whose units are tasks of their own, to be merged at the end.
+/// Rows of one KV head whose units are tasks of their own. Their results are merged at the end.
 struct UnitTasks {
     rows: Range<usize>,
     position: usize,
     kv_head: usize,
-    /// Their units.
+    /// The slots of the partial results of these units.
     slots: Range<usize>,
 }
 
 impl Kernels {
     /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
     ///
-    /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the spans' rows one after the other
-    /// - `bf16_pairs`: whether queries, keys, weights and values may each be the sum of two bf16 (about 16 bits),
-    ///   which is faster where the ISA has AMX tiles and head_dim is a multiple of 32
+    /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the rows of the spans after each other
+    /// - `bf16_pairs`: whether queries, keys, weights and values may each be the sum of two bf16 (about 16
+    ///   bits). This is faster where the ISA has AMX tiles and head_dim is a multiple of 32
     ///
-    /// A row's output depends on its query, its keys and its values alone, and on `bf16_pairs`, bit for bit. If
-    /// `cancel` fires, `out` is left unfinished.
+    /// A row's output depends only on its query, its keys, its values and `bf16_pairs`, bit for bit. If
+    /// `cancel` fires, `out` is incomplete.
     ///
     /// # Panics
     /// If a length disagrees with these shapes or with [`AttentionSpan`].
@@ -71,10 +72,13 @@ impl Kernels {
         out: &mut [f32],
         cancel: &Cancel,
     ) {
-        assert!(kv_heads > 0 && query_heads.is_multiple_of(kv_heads), "query heads come in whole groups");
+        assert!(
+            kv_heads > 0 && query_heads.is_multiple_of(kv_heads),
+            "query_heads is a multiple of kv_heads"
+        );
         let rows: usize = spans.iter().map(|span| span.rows).sum();
         assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
-        assert_eq!(queries.len(), out.len(), "out is as the queries");
+        assert_eq!(queries.len(), out.len(), "out has the shape of queries");
         check_kv_blocks(spans, kv_heads * head_dim);
         if queries.is_empty() {
             return;
@@ -134,7 +138,7 @@ impl Kernels {
             }
             first += span.rows;
         }
-        // Late rows see the most keys: begin with them, so that the threads end together.
+        // The last rows see the most keys. They are started first, so that all threads end at the same time.
         self.pool.run(tasks.len(), cancel, &|task| {
             // SAFETY: the table was chosen for this CPU; lengths were asserted above; the tasks'
             // (rows, heads) or slots do not overlap.
@@ -160,7 +164,7 @@ impl Kernels {
     }
 }
 
-/// Asserts that blocks are there for all positions, of a float type, and with `width` elements for each position.
+/// Asserts that there are KV blocks for all positions, of a float type, with `width` elements per position.
 fn check_kv_blocks(spans: &[AttentionSpan], width: usize) {
     for span in spans {
         let positions = span.position + span.rows;

@@ -1,10 +1,11 @@
-//! Attention at every level of this CPU: against plain f64 arithmetic, and against itself.
+//! Tests of attention on every ISA of this CPU: against plain f64 arithmetic, and of the promise that a row's
+//! result depends only on the row.
 
 use super::tests::{Random, isas, kernels};
 use super::*;
 use half::{bf16, f16};
 
-/// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and their blocks' bytes.
+/// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and the bytes of their KV blocks.
 struct Cache {
     dtype: WeightType,
     keys: Vec<f32>,
@@ -54,7 +55,7 @@ impl Cache {
         Cache { dtype, keys, values, blocks }
     }
 
-    /// Makes NaN of all keys and values from `position` on: all bits set, in every type.
+    /// Sets all keys and values from `position` on to NaN: all bits set, in every type.
     fn forget_from(&mut self, position: usize, head_dim: usize) {
         let size = self.dtype.block_bytes();
         for (block, (keys, values)) in self.blocks.iter_mut().enumerate() {
@@ -74,7 +75,7 @@ impl Cache {
     }
 }
 
-/// All levels, and once more those that take numbers as sums of two.
+/// All ISAs, and again those whose numbers can be sums of two bf16.
 fn modes() -> impl Iterator<Item = (Isa, bool)> {
     let pairs = isas().into_iter().filter(|isa| isa.table().attention_bf16_pairs.is_some());
     isas().into_iter().map(|isa| (isa, false)).chain(pairs.map(|isa| (isa, true)))
@@ -90,7 +91,7 @@ fn attention_is_softmax_of_scores_times_values() {
             (3, 2, 64, WeightType::BF16, 60, 90),
             (1, 4, 80, WeightType::F32, 60, 90),
             (1, 1, 34, WeightType::F16, 0, 70),
-            // More than one unit, read whole and, by a single row, in parts.
+            // More than one unit: read whole by many rows, and unit by unit by a single row.
             (1, 5, 32, WeightType::F16, 500, 40),
             (2, 3, 80, WeightType::BF16, 1100, 1),
             (2, 1, 12, WeightType::F16, 1023, 2),
@@ -107,8 +108,8 @@ fn attention_is_softmax_of_scores_times_values() {
             let never = Cancel::never();
             let kernels = kernels(isa, 2);
             kernels.attention(&queries, &span, heads, kv_heads, head_dim, pairs, &mut out, &never);
-            // Values are below 1 and the weights sum to 1: the error is that of f32 exps, or of scores of up to 8 and
-            // weights of 16 bits.
+            // Values are below 1 and the weights add up to 1. So the error is that of exp in f32, or that of
+            // scores of up to 8 and weights in 16 bits.
             let bound = if pairs { 8e-5 } else { 4e-6 };
             for row in 0..rows {
                 for head in 0..heads {
@@ -186,7 +187,7 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
                     );
                 }
             }
-            // Not even on what no number is, in rows that it does not see.
+            // NaN in rows that a query does not see must not change its result either.
             let seen = 590;
             queries[seen * width..].fill(f32::NAN);
             cache.forget_from(seen, head_dim);

@@ -1,7 +1,7 @@
 //! The storage types of weights and the layout of their blocks.
 //!
-//! Every type stores a row of weights as blocks of [`WeightType::block_len`] elements, each
-//! [`WeightType::block_bytes`] bytes long, little-endian, one row after the other.
+//! Every type stores a row of weights as blocks of [`WeightType::block_len`] elements. Each block takes
+//! [`WeightType::block_bytes`] bytes, little-endian. Rows follow each other without gaps.
 //!
 //! | type | block | bytes | contents, in order | element `i` |
 //! |---|---|---|---|---|
@@ -11,15 +11,18 @@
 //! | Q5_0 | 32 | 22 | d f16; 32 high bits; 16 bytes of nibbles | `(q - 16) * d` |
 //! | Q5_1 | 32 | 24 | d f16; m f16; 32 high bits; 16 bytes of nibbles | `q * d + m` |
 //! | Q8_0 | 32 | 34 | d f16; 32 i8 | `q * d` |
-//! | Q2_K | 256 | 84 | 16 bytes of scale and min nibbles; 64 bytes of pairs of bits; d f16; dmin f16 | `d * scale * q - dmin * min` |
-//! | Q3_K | 256 | 110 | 32 bytes of high bits; 64 of pairs; 12 of 6-bit scales; d f16 | `d * (scale - 32) * (q - 4)` |
-//! | Q4_K | 256 | 144 | d f16; dmin f16; 12 bytes of 6-bit scales and mins; 128 of nibbles | `d * scale * q - dmin * min` |
+//! | Q2_K | 256 | 84 | 16 bytes of scales and mins; 64 of pairs; d, dmin f16 | `d * s * q - dmin * m` |
+//! | Q3_K | 256 | 110 | 32 bytes of high bits; 64 of pairs; 12 of scales; d f16 | `d * (s - 32) * (q - 4)` |
+//! | Q4_K | 256 | 144 | d, dmin f16; 12 bytes of scales and mins; 128 of nibbles | `d * s * q - dmin * m` |
 //! | Q5_K | 256 | 176 | as Q4_K, with 32 bytes of high bits before the nibbles | the same |
-//! | Q6_K | 256 | 210 | 128 bytes of nibbles; 64 of pairs of high bits; 16 i8 scales; d f16 | `d * scale * (q - 32)` |
+//! | Q6_K | 256 | 210 | 128 bytes of nibbles; 64 of pairs; 16 i8 scales; d f16 | `d * s * (q - 32)` |
 //!
-//! In the nibble types of 32, byte `j` holds element `j` (low half) and element `j + 16` (high half). The
-//! blocks of 256 have a scale for each 16 (Q2_K, Q3_K, Q6_K) or 32; which bits are whose is in
-//! `generic/dequantize_block.rs`.
+//! `q` is the stored integer; `s` and `m` are the scale and the minimum of a part of the block. In the
+//! nibble types with blocks of 32, byte `j` holds element `j` (low half) and element `j + 16` (high half).
+//! The blocks of 256 have a scale for every 16 (Q2_K, Q3_K, Q6_K) or 32 elements (Q4_K, Q5_K). These scales
+//! have 4 bits in Q2_K, 6 bits in Q3_K, Q4_K and Q5_K. "Pairs" are 2 bits of each element: all of Q2_K's,
+//! the low ones of Q3_K's, the high ones of Q6_K's. `generic/dequantize_block.rs` shows which bits belong
+//! to which element.
 //!
 //! Source: ggml, `ggml-common.h`.
 
@@ -28,7 +31,7 @@ use half::f16;
 /// The little-endian f16 at byte `at`.
 #[inline(always)]
 pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
-    // The const conversion: the other looks for F16C at run time, every time.
+    // The const conversion, because the other one checks for F16C at run time on every call.
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
 }
 
@@ -40,7 +43,7 @@ pub enum WeightType {
     F32,
     /// IEEE 754 half precision.
     F16,
-    /// The upper half of a single.
+    /// The upper half of a single-precision number.
     BF16,
     /// 8 bits, one scale per 32.
     Q8_0,
@@ -82,7 +85,7 @@ impl WeightType {
         WeightType::Q6_K,
     ];
 
-    /// The type that ggml calls `name`.
+    /// The type with this name in ggml.
     pub fn named(name: &str) -> Option<Self> {
         WeightType::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
@@ -118,8 +121,7 @@ impl WeightType {
         }
     }
 
-    /// Bytes of `len` elements, or None if `len` is not a whole number of blocks or the product
-    /// overflows.
+    /// Bytes of `len` elements. None if `len` is not a whole number of blocks, or if the product overflows.
     pub const fn bytes_for(self, len: usize) -> Option<usize> {
         if !len.is_multiple_of(self.block_len()) {
             return None;

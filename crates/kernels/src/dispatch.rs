@@ -1,31 +1,31 @@
-//! Which instruction set runs: chosen once, when the process first needs a kernel.
+//! The choice of the ISA (instruction set). It is made once, when the process first needs a kernel.
 
 use crate::table::KernelTable;
 use std::sync::OnceLock;
 
-/// A level of instructions that the kernels exist in, lowest first.
+/// An instruction set that the kernels are compiled for; the fastest is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// Plain Rust for the target's baseline.
+    /// Plain Rust, compiled for the target's baseline.
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX2 and AVX-VNNI: products of bytes, four summed at once.
+    /// AVX2 and AVX-VNNI: `vpdpbusd` multiplies bytes and adds four products.
     AvxVnni,
     /// AVX-512F, BW and VNNI.
     Avx512,
-    /// AVX-512 and BF16, and tiles of bf16 and bytes.
+    /// AVX-512 with BF16, and AMX tiles of bf16 and bytes.
     Amx,
 }
 
-/// The environment variable that forces a level, by [`Isa::name`].
+/// The environment variable that chooses an ISA by [`Isa::name`].
 pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
 
 impl Isa {
-    /// Every level, lowest first.
+    /// Every ISA, the slowest first.
     pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx];
 
-    /// The level's name, as `CANDLE_LLAMA_ISA` spells it.
+    /// The ISA's name, as `CANDLE_LLAMA_ISA` spells it.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
@@ -36,13 +36,13 @@ impl Isa {
         }
     }
 
-    /// Whether products with packed weights are faster here than those with f32 activations: not where the
-    /// compiler alone must find the instructions.
+    /// Whether loading packs weights for this ISA. Packed products are faster than products with f32
+    /// activations, except in plain Rust, where the compiler alone has to find the instructions.
     pub fn packs_weights(self) -> bool {
         self != Isa::Scalar
     }
 
-    /// Whether this CPU has the level.
+    /// Whether this CPU has the ISA.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
@@ -72,15 +72,15 @@ impl Isa {
         }
     }
 
-    /// The levels of this CPU, lowest first.
+    /// The ISAs of this CPU, the slowest first.
     pub fn available() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
-    /// The level in use: the one that `CANDLE_LLAMA_ISA` names, else the highest of this CPU.
+    /// The ISA in use: the one that `CANDLE_LLAMA_ISA` names, else the fastest of this CPU.
     ///
     /// # Errors
-    /// A sentence, if the variable names no level or one that this CPU has not.
+    /// A message, if the variable names no ISA, or one that this CPU does not have.
     pub fn detect() -> Result<Isa, &'static str> {
         static CHOSEN: OnceLock<Result<Isa, String>> = OnceLock::new();
         CHOSEN.get_or_init(choose).as_ref().copied().map_err(String::as_str)
@@ -112,8 +112,9 @@ fn choose() -> Result<Isa, String> {
         .ok_or_else(|| format!("{ISA_VARIABLE}={}: this CPU has {}", name.to_string_lossy(), available()))
 }
 
-/// Whether this CPU multiplies pairs of bf16 faster than floats. Some with AVX-512 have no such instruction, and
-/// Intel's do half of FMA's operations with it (Sapphire Rapids and later, measured: docs/experiments.md).
+/// Whether this CPU's dot product of bf16 is faster than its FMA of floats. Some CPUs with AVX-512 do not
+/// have the instruction. Intel's execute half as many operations per second with it as with FMA (measured on
+/// Sapphire Rapids or later, see docs/experiments.md).
 pub(super) fn bf16_dot_is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16") && !is_of_intel();
@@ -124,7 +125,7 @@ pub(super) fn bf16_dot_is_fast() -> bool {
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe)] // asking is safe in later versions of Rust
 fn is_of_intel() -> bool {
-    // SAFETY: every x86-64 has the instruction, and leaf 0.
+    // SAFETY: every x86-64 CPU has the instruction, and leaf 0.
     let id = unsafe { std::arch::x86_64::__cpuid(0) };
     [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }

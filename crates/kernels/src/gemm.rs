@@ -1,4 +1,4 @@
-//! The facade of the kernels for many rows of float activations.
+//! The facade for products with many rows of float activations.
 
 use crate::dispatch::{self, Isa};
 use crate::generic::gemm::{GatedTask, GemmTask};
@@ -12,36 +12,36 @@ use crate::pool::Cancel;
 use crate::table::{Gemm, RunGated};
 use crate::weight::Weight;
 
-/// How many times each thread draws work in one product, at least: so that the threads end together.
+/// Tasks per thread of one product, at least, so that all threads end at the same time.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Rows of activations as [`Kernels::gemm`] lays them out; kept to be reused.
+/// Scratch buffers of [`Kernels::gemm`] for activations in its layout. They can be reused.
 #[derive(Debug, Default)]
 pub struct GemmScratch {
     words: Vec<u32>,
-    /// Those between the products of [`Kernels::gemm_mlp`].
+    /// The MLP's inner activations, between the products of [`Kernels::gemm_mlp`].
     gated: Vec<u32>,
 }
 
-/// How [`Kernels::gemm`] rounds activations, where the ISA multiplies bf16. Without such instructions, and for weights
-/// that they do not take, activations stay f32.
+/// How [`Kernels::gemm`] rounds activations where the ISA multiplies bf16. Without such instructions, and for
+/// weight types that they do not support, activations stay f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GemmInput {
-    /// Each is the sum of two bf16, about 16 bits, where the ISA multiplies bf16 in AMX tiles; else f32.
+    /// Each activation is the sum of two bf16 (about 16 bits) where the ISA has AMX tiles, else f32.
     Bf16Pairs,
-    /// Each is rounded to bf16; with AMX tiles, quantised weights are too.
+    /// Each activation is rounded to bf16. With AMX tiles, quantised weights are rounded to bf16 too.
     Bf16,
 }
 
-/// A weight, `(rows, weight.rows())` outputs, and what becomes of what they hold.
+/// A weight, its outputs `(rows, weight.rows())`, and whether they are set or added to.
 type Target<'a> = (Weight<'a>, SharedOut<'a>, Output);
 
 impl Kernels {
-    /// Computes `out = x · wᵀ` as [`Kernels::matmul`] does, several times as fast where rows are many. Sums are
-    /// in another order, so an output's last bits are not those of `matmul`; they too depend on nothing but
-    /// the row and the weight's row.
+    /// Computes `out = x · wᵀ` like [`Kernels::matmul`], but several times faster for many rows. It sums in
+    /// another order, so the last bits of an output differ from `matmul`'s. An output still depends only on
+    /// its row and its weight's row.
     ///
-    /// `input` says how activations are rounded, where that makes products faster.
+    /// `input` says how activations may be rounded where that makes the product faster.
     ///
     /// # Panics
     /// As `matmul`.
@@ -60,7 +60,8 @@ impl Kernels {
         }
         let rounded = self.gemm_for(input);
         let takes = |weight| rounded.is_some_and(|gemm| gemm.takes_weight(Weight::Rows(weight)));
-        // Mixed types are rare; each kind has its own layout of x.
+        // Products whose weights the rounding kernel takes run first, the others after them in f32: each
+        // needs its own layout of x. Both kinds in one call are rare.
         for (gemm, is_rounded) in [(rounded, true), (Some(&self.table.gemm), false)] {
             let chosen = products.iter_mut().filter(|product| takes(product.weight) == is_rounded);
             let targets: Vec<Target> =
@@ -72,15 +73,15 @@ impl Kernels {
         }
     }
 
-    /// Whether [`Kernels::gemm_packed`] can be had.
+    /// Whether [`Kernels::gemm_packed`] is available.
     pub fn has_gemm_packed(&self) -> bool {
         self.gemm_bf16().is_some_and(|gemm| gemm.takes_packed)
     }
 
-    /// As [`Kernels::gemm`] with [`GemmInput::Bf16`], for packed weights.
+    /// Like [`Kernels::gemm`] with [`GemmInput::Bf16`], for packed weights.
     ///
     /// # Panics
-    /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_packed`].
+    /// If a length disagrees with the shapes, or [`Kernels::has_gemm_packed`] is false.
     pub fn gemm_packed(
         &self,
         x: &[f32],
@@ -89,7 +90,7 @@ impl Kernels {
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let gemm = self.gemm_bf16().filter(|gemm| gemm.takes_packed).expect("there are such products");
+        let gemm = self.gemm_bf16().filter(|gemm| gemm.takes_packed).expect("the ISA has this kernel");
         for product in products.iter() {
             assert_eq!(x.len(), rows * product.weight.cols(), "x is (rows, in_features)");
             assert_eq!(product.out.len(), rows * product.weight.rows(), "out is (rows, out_features)");
@@ -104,19 +105,20 @@ impl Kernels {
         }
     }
 
-    /// Whether [`Kernels::gemm_mlp`] can be had for such weights.
+    /// Whether [`Kernels::gemm_mlp`] is available for these weights.
     pub fn has_gemm_mlp(&self, input: GemmInput, mlp: &Mlp) -> bool {
         self.gated_gemm(input, mlp).is_some()
     }
 
-    /// Adds to `out` what an MLP makes of `x`, as three products of [`Kernels::gemm`] or [`Kernels::gemm_packed`] and
-    /// [`Kernels::gate_mul`] would, bit for bit; what lies between the products stays where they are computed.
+    /// Adds the output of an MLP to `out`. The result is the same, bit for bit, as of three products by
+    /// [`Kernels::gemm`] or [`Kernels::gemm_packed`] and [`Kernels::gate_mul`]. It is faster, because the
+    /// gate and what it gates stay in the task that computes them.
     ///
     /// - `x`: `(rows, features)`
-    /// - `out`: as `x`
+    /// - `out`: the same shape as `x`
     ///
     /// # Panics
-    /// If a length disagrees with the shapes, or not [`Kernels::has_gemm_mlp`].
+    /// If a length disagrees with the shapes, or [`Kernels::has_gemm_mlp`] is false.
     #[allow(clippy::too_many_arguments)]
     pub fn gemm_mlp(
         &self,
@@ -128,19 +130,23 @@ impl Kernels {
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let (gemm, run_gated) = self.gated_gemm(input, mlp).expect("there are such products");
+        let (gemm, run_gated) = self.gated_gemm(input, mlp).expect("the ISA has this kernel");
         let (features, inner) = (mlp.gate.cols(), mlp.gate.rows());
         assert_eq!(x.len(), rows * features, "x is (rows, features)");
-        assert_eq!(out.len(), rows * features, "out is as x");
-        assert_eq!((mlp.up.rows(), mlp.up.cols()), (inner, features), "up is as gate");
-        assert_eq!((mlp.down.rows(), mlp.down.cols()), (features, inner), "down leads back");
+        assert_eq!(out.len(), rows * features, "out has the shape of x");
+        assert_eq!((mlp.up.rows(), mlp.up.cols()), (inner, features), "up has the shape of gate");
+        assert_eq!(
+            (mlp.down.rows(), mlp.down.cols()),
+            (features, inner),
+            "down is (features, inner features)"
+        );
         if rows == 0 {
             return;
         }
         let x = self.lay_out(gemm, x, rows, &mut scratch.words, cancel);
         let gated = grown(&mut scratch.gated, gemm.laid_out_rows(rows) * (gemm.row_words)(inner));
         let strips = inner.div_ceil(TILE_ROWS);
-        // A task has strips of two weights.
+        // A task has strips of two weights: the gate's and the up projection's.
         let per_task = self.strips_per_task(gemm, 2 * strips, gemm.max_task_strips / 2);
         let shared = SharedOut::new(gated);
         self.pool.for_each_range(&[strips], per_task, cancel, &|_, strips| {
@@ -152,7 +158,7 @@ impl Kernels {
         self.run_gemm(gemm, gated, rows, &[target], cancel);
     }
 
-    /// The products that [`Kernels::gemm`] takes where it can.
+    /// The kernel for `input`, if the ISA has one.
     fn gemm_for(&self, input: GemmInput) -> Option<&'static Gemm> {
         match input {
             GemmInput::Bf16 => self.gemm_bf16(),
@@ -171,7 +177,7 @@ impl Kernels {
         self.table.gemm_bf16.as_ref().filter(|_| is_fast)
     }
 
-    /// Activations as `gemm` takes them, in `words`; at least one row.
+    /// Writes activations in `gemm`'s layout to `words`. There is at least one row.
     fn lay_out<'a>(
         &self,
         gemm: &Gemm,
@@ -192,7 +198,8 @@ impl Kernels {
         laid_out
     }
 
-    /// At least one product and one row; their lengths have been checked. `x` is laid out.
+    /// Runs products whose lengths have been checked; `x` is in `gemm`'s layout. There is at least one
+    /// product and one row.
     fn run_gemm(&self, gemm: &Gemm, x: &[u32], rows: usize, targets: &[Target], cancel: &Cancel) {
         let strips: Vec<usize> =
             targets.iter().map(|(weight, ..)| weight.rows().div_ceil(TILE_ROWS)).collect();
@@ -200,8 +207,8 @@ impl Kernels {
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, out, output) = &targets[product];
             let task = GemmTask { x, rows, weight: *weight, strips, out, output: *output };
-            // SAFETY: the table was chosen for this CPU, which has what `gemm` needs; lengths were asserted before;
-            // the tasks' strips do not overlap.
+            // SAFETY: the table was chosen for this CPU, which has what `gemm` needs; lengths were asserted
+            // before; the tasks' strips do not overlap.
             unsafe { (gemm.run)(&task) }
         });
     }

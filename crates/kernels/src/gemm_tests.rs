@@ -1,4 +1,4 @@
-//! The suite for products of many rows: every level of this CPU against plain arithmetic.
+//! Tests of products with many rows on every ISA of this CPU, against plain arithmetic.
 
 use super::tests::{Random, dot_bound, element, isas, kernels, widths};
 use super::*;
@@ -8,7 +8,7 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Pr
     kernels.gemm(x, rows, input, &mut [product], &mut GemmScratch::default(), &Cancel::never());
 }
 
-/// Whether a level rounds such weights and their activations to bf16, if it may.
+/// Whether an ISA rounds such weights and their activations to bf16, if it may.
 fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
@@ -17,7 +17,7 @@ fn rounds(isa: Isa, dtype: WeightType) -> bool {
     }
 }
 
-/// As tiles take activations that are not rounded: the sum of two numbers in bf16.
+/// The sum of two bf16, as AMX tiles take activations that keep about 16 bits.
 fn bf16_pair(x: f32) -> f32 {
     let high = bf16::from_f32(x).to_f32();
     high + bf16::from_f32(x - high).to_f32()
@@ -38,7 +38,7 @@ fn gemm_is_the_sum_of_products_on_every_isa() {
                     let w: Vec<f32> = (0..weight_rows)
                         .flat_map(|row| (0..cols).map(move |i| element(dtype, weight.row(row), i)))
                         .collect();
-                    // Without the instruction bf16 changes nothing.
+                    // ISAs without the instruction ignore the input's rounding.
                     for input in [GemmInput::Bf16Pairs, GemmInput::Bf16] {
                         let x = random.floats(rows * cols);
                         let mut out = random.floats(rows * weight_rows);
@@ -58,7 +58,8 @@ fn gemm_is_the_sum_of_products_on_every_isa() {
                             let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
                             let start = if output == Output::Add { f64::from(before[at]) } else { 0.0 };
                             let error = (f64::from(got) - start - dot).abs();
-                            // One chain of sums: each may be off by half a unit of what it has come to.
+                            // Every addition of the chain may be off by half a unit in the last place of the
+                            // sum so far.
                             let bound =
                                 dot_bound(&x, &w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
                             assert!(
@@ -136,7 +137,7 @@ fn gemm_packed_is_gemm_bit_for_bit() {
     }
 }
 
-/// `(rows, cols)` weights, as rows or packed.
+/// A weight, `(rows, cols)`; packed if it can be.
 struct Matrix {
     dtype: WeightType,
     bytes: Vec<u8>,

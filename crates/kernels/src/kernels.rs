@@ -1,4 +1,4 @@
-//! The facade: the kernels of one level, and the checks of every length.
+//! The facade: the kernels of one ISA and their threads. Lengths are checked here, before a kernel runs.
 
 use crate::blocks::WeightType;
 use crate::dispatch::Isa;
@@ -11,22 +11,23 @@ use crate::pool::{Cancel, Pool};
 use crate::table::KernelTable;
 use crate::weight::WeightRows;
 
-/// The most f32 numbers of a decoded weight panel: half of a megabyte of second-level cache.
+/// The most f32 numbers of dequantised weights in one task: 512 KiB, which fits into L2.
 const DEQUANTIZED_LEN: usize = 1 << 17;
 
-/// Widens whole blocks to f32, exactly as ggml's reference does.
+/// Dequantises whole blocks to f32, with the same bits as ggml's reference.
 ///
 /// - `bytes`: `out.len()` elements of `dtype`
 /// - `out`: overwritten
 ///
 /// # Panics
-/// If `bytes` is not of that length.
+/// If `bytes` has another length.
 pub fn dequantize(dtype: WeightType, bytes: &[u8], out: &mut [f32]) {
     if out.is_empty() && bytes.is_empty() {
         return;
     }
-    let rows = WeightRows::new(dtype, bytes, 1, out.len()).expect("bytes of as many elements");
-    // Every level gives the same bits; a forced level that is missing is reported where models load.
+    let rows = WeightRows::new(dtype, bytes, 1, out.len()).expect("bytes have the length of out");
+    // All ISAs give the same bits, so a wrong `CANDLE_LLAMA_ISA` is no error here. Loading a model reports
+    // it.
     let table = Isa::detect().unwrap_or(Isa::Scalar).table();
     // SAFETY: the table was chosen for this CPU; `out` is the one row.
     unsafe { (table.dequantize)(rows, 0, out) }
@@ -38,7 +39,7 @@ pub struct Product<'a> {
     pub weight: WeightRows<'a>,
     /// `(rows, out_features)`
     pub out: &'a mut [f32],
-    /// Replace or add.
+    /// Whether `out` is replaced or added to.
     pub output: Output,
 }
 
@@ -51,28 +52,28 @@ impl Product<'_> {
     }
 }
 
-/// The kernels of one level, and the threads they run on.
+/// The kernels of one ISA, and the threads that run them.
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) table: &'static KernelTable,
     pub(crate) pool: Pool,
-    /// Of packed weights.
+    /// Memory of the packed weights.
     pub(crate) arena: Arena,
 }
 
 impl Kernels {
-    /// The kernels of `isa` on `threads` threads, the calling one included.
+    /// The kernels of `isa` on `threads` threads, including the calling one.
     ///
     /// # Errors
-    /// The system's, if a thread cannot be started.
+    /// The system's error if a thread cannot be started.
     ///
     /// # Panics
-    /// If this CPU has not that level.
+    /// If this CPU does not have the ISA.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
         Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)?, arena: Arena::default() })
     }
 
-    /// The level in use.
+    /// The ISA in use.
     pub fn isa(&self) -> Isa {
         self.isa
     }
@@ -88,8 +89,8 @@ impl Kernels {
     /// - each weight: `(out_features, in_features)`
     /// - each `out`: `(rows, out_features)`
     ///
-    /// An output depends on its row and its weight's row alone, bit for bit. If `cancel` fires, the
-    /// outputs are left unfinished.
+    /// An output depends only on its row of `x` and its row of the weight, bit for bit. If `cancel` fires,
+    /// the outputs are incomplete.
     ///
     /// # Panics
     /// If a length disagrees with these shapes.
@@ -110,8 +111,8 @@ impl Kernels {
             }
             &padded
         };
-        // Small enough that the threads end together, large enough to be worth drawing, and a
-        // multiple of the register tile's three rows.
+        // Tasks must be small, so that all threads end at the same time, but large enough to be worth
+        // claiming. They are a multiple of the microkernel's three weight rows.
         let per_task = match rows {
             1..4 => (32 * 1024 / cols).clamp(3, 96),
             _ => (DEQUANTIZED_LEN / cols).clamp(3, 48),
@@ -148,7 +149,7 @@ impl Kernels {
     /// If a length disagrees with these shapes.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32], cancel: &Cancel) {
         let width = weight.len();
-        assert_eq!(x.len(), out.len(), "out is as x");
+        assert_eq!(x.len(), out.len(), "out has the shape of x");
         assert!(width > 0 && x.len().is_multiple_of(width), "x is (rows, weight.len())");
         let rows = if x.len() <= ELEMENTWISE_TASK { x.len() } else { width };
         self.pool.for_each_chunk(out, rows.max(1), cancel, &|chunk, out| {
@@ -165,7 +166,7 @@ impl Kernels {
     /// # Panics
     /// If the lengths differ.
     pub fn gate_mul(&self, activation: Activation, gate: &mut [f32], up: &[f32], cancel: &Cancel) {
-        assert_eq!(gate.len(), up.len(), "one up for each gate");
+        assert_eq!(gate.len(), up.len(), "up has the shape of gate");
         self.pool.for_each_chunk(gate, ELEMENTWISE_TASK, cancel, &|chunk, gate| {
             let up = &up[chunk * ELEMENTWISE_TASK..][..gate.len()];
             // SAFETY: the table was chosen for this CPU; lengths were asserted above.
@@ -184,7 +185,7 @@ impl Kernels {
     /// If a length disagrees with these shapes.
     pub fn rope(&self, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], cancel: &Cancel) {
         let half = head_dim / 2;
-        assert_eq!(cos.len(), sin.len(), "a sine for each cosine");
+        assert_eq!(cos.len(), sin.len(), "sin has the shape of cos");
         assert!(
             half > 0 && head_dim.is_multiple_of(2) && cos.len().is_multiple_of(half),
             "(rows, head_dim / 2)"
@@ -206,5 +207,6 @@ impl Kernels {
     }
 }
 
-/// Elements below which splitting elementwise work over threads costs more than it saves.
+/// Elements of one task of elementwise work. With fewer, sharing them between threads costs more than it
+/// saves.
 const ELEMENTWISE_TASK: usize = 4096;

@@ -1,8 +1,8 @@
-//! Keys and values as attention reads them.
+//! KV blocks: the keys and values of 64 positions, as attention reads them.
 
 use crate::blocks::WeightType;
 
-/// Positions in one block of keys and values.
+/// Positions in a KV block.
 pub const KV_BLOCK_POSITIONS: usize = 64;
 
 /// The keys and values of 64 positions in one layer.
@@ -10,7 +10,7 @@ pub const KV_BLOCK_POSITIONS: usize = 64;
 pub struct KvBlock<'a> {
     /// F32, F16 or BF16.
     pub dtype: WeightType,
-    /// `(kv_heads, head_dim, KV_BLOCK_POSITIONS)`: a lane is a position
+    /// `(kv_heads, head_dim, KV_BLOCK_POSITIONS)`: transposed, so that a lane is a position
     pub keys: &'a [u8],
     /// `(kv_heads, KV_BLOCK_POSITIONS, head_dim)`
     pub values: &'a [u8],

@@ -1,43 +1,43 @@
 //! The vector that the algorithms in `generic/` are written over: 32 lanes of f32.
 //!
-//! 32 is the block length of ggml's small types and two registers of AVX-512 (four of AVX2), so a
-//! dot product of one row has enough independent chains to hide the latency of its FMAs. An output
-//! is always summed in the same order, lane by lane, then across lanes in a fixed tree: a row's
-//! result depends neither on the other rows nor on how the work was cut.
+//! 32 is the block length of ggml's small types. It is also two registers of AVX-512 or four of AVX2, so that
+//! a dot product has enough independent sums to hide the latency of FMA. Every output is summed in the same
+//! order: lane by lane, then across the lanes in a fixed tree. So a row's result depends neither on other
+//! rows nor on how the work was divided.
 
-/// Elements per vector.
+/// Lanes of a vector.
 pub(super) const LANES: usize = 32;
 
-/// 32 lanes of f32.
+/// A vector of 32 f32 lanes.
 ///
-/// An implementation for an instruction set may be used only inside functions that enable it: the
-/// `#[target_feature]` instances in that set's folder.
+/// An implementation may be used only inside functions that enable its ISA: the `#[target_feature]` functions
+/// in the ISA's folder.
 pub(super) trait Lanes: Copy {
     fn splat(value: f32) -> Self;
     fn load(values: &[f32; LANES]) -> Self;
     fn store(self, out: &mut [f32; LANES]);
     fn add(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
-    /// `self * factor + addend`; rounded once where the instruction set has FMA.
+    /// `self * factor + addend`; rounded once where the ISA has FMA.
     fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger of both, lane by lane; `self` where either is NaN.
     fn max(self, other: Self) -> Self;
-    /// 2^n, for lanes that hold `1.5 * 2^23 + n`; 0 for n = -127, which is the least.
+    /// 2^n in lanes that hold `1.5 * 2^23 + n`; 0 for n = -127, the smallest n allowed.
     fn two_to(self) -> Self;
-    /// The largest lane; there is no NaN.
+    /// The largest lane. No lane is NaN.
     fn largest(self) -> f32;
-    /// The sum over the lanes, halving: lanes i and i + 16, then i + 8, and so on.
+    /// The sum of the lanes, in halves: lanes i and i + 16, then i and i + 8, and so on.
     fn sum(self) -> f32;
-    /// Brings the cache line at `address` nearer; never faults.
-    fn prefetch(address: *const u8);
-    /// As [`Lanes::prefetch`], no nearer than the second-level cache: more lines can be on their way there.
-    fn prefetch_far(address: *const u8);
-    /// Asks for the lines that a stream of weights, now at `address`, will come to; never faults. Processors' own
-    /// prefetchers lose a tenth of the speed without it, some a third or half.
+    /// Prefetches the cache line at `address` into L1; never faults.
+    fn prefetch_l1(address: *const u8);
+    /// Prefetches into L2 only, which allows more outstanding loads than L1; never faults.
+    fn prefetch_l2(address: *const u8);
+    /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
+    /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.
     fn prefetch_stream(address: *const u8);
 
-    // 32 stored weights, as documented in `blocks.rs`. Dequantising rounds after the product and
-    // after the sum, as ggml's reference does, so every instruction set yields the same weights.
+    // Dequantises a block of 32 weights (layouts: `blocks.rs`). Products and sums are rounded separately, as
+    // in ggml's reference, so every ISA gives the same weights.
     fn f32(block: &[u8; 128]) -> Self;
     fn f16(block: &[u8; 64]) -> Self;
     fn bf16(block: &[u8; 64]) -> Self;
@@ -46,7 +46,7 @@ pub(super) trait Lanes: Copy {
     fn q4_1(block: &[u8; 20]) -> Self;
 }
 
-/// Fewer than `LANES` values, with zeros behind.
+/// Fewer than `LANES` values, padded with zeros.
 #[inline(always)]
 pub(super) fn padded(values: &[f32]) -> [f32; LANES] {
     let mut padded = [0.0; LANES];
@@ -54,7 +54,7 @@ pub(super) fn padded(values: &[f32]) -> [f32; LANES] {
     padded
 }
 
-/// `values` in the first lanes, zeros behind.
+/// Loads fewer than `LANES` values; the other lanes are zero.
 #[inline(always)]
 pub(super) fn load_partial<L: Lanes>(values: &[f32]) -> L {
     L::load(&padded(values))

@@ -1,19 +1,23 @@
-//! The CPU kernels of candle-llama. Slices in, slices out: the crate knows nothing of models, files or Candle.
+//! The CPU kernels of candle-llama. They take slices and write slices: the crate knows nothing of models,
+//! files or Candle. docs/kernels.md explains the terms (tile, strip, panel, block, unit) and how a token is
+//! decoded.
 //!
-//! - `blocks.rs`: how weights are stored
-//! - `generic/`: the algorithms, written once over `lanes.rs` and `rows16.rs`
-//! - `scalar/`, `x86_64/{avx2,avxvnni,avx512}/`: the lanes and rows of each level, `x86_64/amx/`: tiles;
-//!   `dispatch.rs` chooses one
-//! - `pack.rs`, `quantized_rows.rs`: weights in tiles, activations in 8 bits
-//! - `pool.rs`: the threads; `pages.rs`: memory for weights
-//! - `quantize.rs`: float32 to storage types
-//! - `roofline.rs`: how fast the machine is at most
-//! - this file, `packed.rs`, `gemm.rs`, `attention.rs`: the facade, which checks every length before a kernel runs
+//! | files | contents |
+//! |---|---|
+//! | `kernels.rs`, `packed.rs`, `gemm.rs`, `attention.rs` | the facade, which checks every length |
+//! | `blocks.rs`, `weight.rs`, `pack.rs` | weights: storage types, matrices, tiles |
+//! | `quantized_rows.rs`, `kv_block.rs`, `mlp.rs`, `output.rs` | other inputs, and outputs |
+//! | `generic/` | the algorithms, written once over the traits of `lanes.rs` and `rows16.rs` |
+//! | `scalar/`, `x86_64/*/` | those traits for each ISA, and its table of kernels |
+//! | `table.rs`, `dispatch.rs` | what a table of kernels holds; which ISA runs |
+//! | `pool.rs`, `pages.rs` | threads; memory in large pages |
+//! | `quantize.rs` | float32 to the storage types |
+//! | `peaks.rs`, `roofline.rs` | the highest throughput that the machine allows |
 //!
 //! Start reading at [`Kernels`], then `generic/matmul.rs`.
 //!
-//! This crate is the home of SIMD `unsafe`: a kernel is called through a table that [`Isa::detect`] chose for
-//! this CPU, on lengths that the facade has checked.
+//! SIMD needs `unsafe`, and this crate is the place for it. Kernels are called through the table that
+//! [`Isa::detect`] chose for this CPU, with lengths that the facade has checked.
 #![allow(unsafe_code)]
 
 mod attention;

@@ -1,8 +1,8 @@
-//! Weights in tiles of 16 rows: the layout that products with 8-bit activations read.
+//! Packed weights: weights in tiles of 16 rows by 32 columns, which products with 8-bit activations read.
 //!
-//! The types with blocks of 32 are rearranged, once, when a model is loaded: 16 blocks, one of each of 16
-//! rows, become one tile, and the tiles of the same 16 rows follow each other. So a thread reads one
-//! increasing stream of addresses, and no sum goes across the lanes of a register: a lane is a row.
+//! Types with blocks of 32 are rearranged once, when a model is loaded. A tile consists of 16 blocks, one of
+//! each of 16 rows. The tiles of the same 16 rows follow each other and form a strip. So a thread reads one
+//! increasing stream of addresses. A lane is a row, so no sum goes across lanes.
 //!
 //! | type | bytes of a tile | contents, in order |
 //! |---|---|---|
@@ -12,10 +12,10 @@
 //! | Q5_0 | 352 | 16 d; the high bits; 4 pairs of groups of nibbles |
 //! | Q5_1 | 384 | 16 d; 16 m; the high bits; 4 pairs of groups of nibbles |
 //!
-//! A group `g` is elements `4g..4g + 4` of each row: 64 bytes, `(16 rows, 4)`. A pair holds group `2p` in the low
-//! and group `2p + 1` in the high halves of its bytes. Of the high bits, bit `g` of byte `(row, j)` is that of
-//! element `4g + j`. d and m are f16. The numbers are those of `blocks.rs`, none is changed: a tile takes
-//! the bytes of its 16 blocks. Rows behind the last are zeros.
+//! Group `g` consists of elements `4g..4g + 4` of each row: 64 bytes, `(16 rows, 4)`. In a pair of groups of
+//! nibbles, group `2p` is in the low halves of the bytes and group `2p + 1` in the high halves. In the high
+//! bits, bit `g` of byte `(row, j)` belongs to element `4g + j`. d and m are f16. The numbers are the same as
+//! in `blocks.rs`, and a tile takes as many bytes as its 16 blocks. Rows after the last one are zeros.
 
 use crate::blocks::{WeightType, f16_at};
 use crate::pages::{Arena, Piece};
@@ -23,10 +23,10 @@ use std::fmt;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
-/// Elements of a row in a tile.
+/// Columns of a tile.
 pub(super) const TILE_COLS: usize = 32;
 
-/// How a type is laid out in tiles.
+/// The layout of a type's tiles.
 #[derive(Clone, Copy)]
 pub(super) struct TileLayout {
     /// Bytes of a tile.
@@ -37,9 +37,9 @@ pub(super) struct TileLayout {
     pub(super) high_bits: Option<usize>,
     /// Where the groups begin.
     pub(super) groups: usize,
-    /// Whether the groups are bytes, not nibbles.
+    /// Whether the groups are bytes instead of nibbles.
     pub(super) stores_bytes: bool,
-    /// What a stored number is above the number it stands for.
+    /// The stored number minus the number that it means.
     pub(super) zero_point: i32,
 }
 
@@ -57,7 +57,7 @@ const fn layout(has_mins: bool, has_high_bits: bool, stores_bytes: bool, zero_po
     }
 }
 
-/// A layout at compile time.
+/// A layout that is known at compile time.
 pub(super) trait Layout {
     const LAYOUT: TileLayout;
 }
@@ -90,14 +90,14 @@ macro_rules! with_layout {
             WeightType::Q4_1 => $function::<pack::Q4_1 $(, $generic)*>($($arg),*),
             WeightType::Q5_0 => $function::<pack::Q5_0 $(, $generic)*>($($arg),*),
             WeightType::Q5_1 => $function::<pack::Q5_1 $(, $generic)*>($($arg),*),
-            _ => unreachable!("only what can be packed has strips"),
+            _ => unreachable!("the type cannot be packed"),
         }
     }};
 }
 pub(super) use with_layout;
 
 impl TileLayout {
-    /// That of `dtype`, if it can be packed.
+    /// The layout of `dtype`, if it can be packed.
     fn of(dtype: WeightType) -> Option<Self> {
         match dtype {
             WeightType::Q8_0 => Some(Q8_0::LAYOUT),
@@ -109,7 +109,7 @@ impl TileLayout {
         }
     }
 
-    /// As [`PackedRows::pack_strip`]. Everything but the bytes is known where this is inlined.
+    /// See [`PackedRows::pack_strip`]. Inlined, so that the layout is a constant.
     #[inline(always)]
     fn pack_strip<const BLOCK_BYTES: usize>(self, blocks: &[u8], strip: &mut [u8]) {
         let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
@@ -121,7 +121,7 @@ impl TileLayout {
         }
     }
 
-    /// Moves one block into lane `lane` of a tile.
+    /// Copies one block into lane `lane` of a tile.
     #[inline(always)]
     fn put_block(&self, block: &[u8], tile: &mut [u8], lane: usize) {
         tile[2 * lane..][..2].copy_from_slice(&block[..2]);
@@ -148,13 +148,13 @@ impl TileLayout {
             return;
         }
         for pair in 0..4 {
-            // Elements 0..16 stand in the low, 16..32 in the high halves of a block's bytes.
+            // A block has elements 0..16 in the low halves of its bytes and 16..32 in the high halves.
             let group = |g: usize| word(quants, 4 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f;
             put(pair, group(2 * pair) | group(2 * pair + 1) << 4);
         }
     }
 
-    /// The integer that element `i` of lane `lane` stands for, before its scale and minimum.
+    /// The integer that element `i` of lane `lane` means, before scale and minimum are applied.
     pub(super) fn quant(&self, tile: &[u8], lane: usize, i: usize) -> i32 {
         let (group, j) = (i / 4, i % 4);
         let mut quant = if self.stores_bytes {
@@ -185,13 +185,13 @@ impl TileLayout {
     }
 }
 
-/// `LEN` bytes of a tile.
+/// The `LEN` bytes from `at` on.
 #[inline(always)]
 pub(super) fn bytes_at<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
-    tile[at..][..LEN].try_into().expect("cut to its length")
+    tile[at..][..LEN].try_into().expect("the slice has this length")
 }
 
-/// Bits 0, 4, 8, ..., 28, moved together.
+/// Bits 0, 4, 8, ..., 28 of a word, as one byte.
 #[inline(always)]
 fn every_fourth_bit(bits: u32) -> u8 {
     let pairs = bits & 0x1111_1111;
@@ -205,7 +205,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// There is no memory for so many bytes.
+/// There is no memory for this many bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct NoMemory(pub usize);
 
@@ -217,7 +217,7 @@ impl fmt::Display for NoMemory {
 
 impl std::error::Error for NoMemory {}
 
-/// A weight matrix in tiles, `(rows, cols)`.
+/// A packed weight matrix, `(rows, cols)`.
 pub struct PackedRows {
     dtype: WeightType,
     layout: TileLayout,
@@ -228,13 +228,13 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
-    /// Bytes of `rows` x `cols` weights when packed; None if they cannot be, or that overflows.
+    /// Bytes of `rows` x `cols` packed weights. None if they cannot be packed, or if the size overflows.
     pub fn bytes_for(dtype: WeightType, rows: usize, cols: usize) -> Option<usize> {
         let layout = TileLayout::of(dtype).filter(|_| cols > 0 && cols.is_multiple_of(TILE_COLS))?;
         rows.div_ceil(TILE_ROWS).checked_mul(cols / TILE_COLS)?.checked_mul(layout.bytes)
     }
 
-    /// Room for `rows` x `cols` weights; None if they cannot be packed.
+    /// Memory for `rows` x `cols` packed weights. None if they cannot be packed.
     ///
     /// # Errors
     /// If there is no memory.
@@ -252,7 +252,7 @@ impl PackedRows {
         Ok(Some(PackedRows { dtype, layout, rows, cols, bytes }))
     }
 
-    /// The type of the blocks.
+    /// The storage type of the weights.
     pub fn dtype(&self) -> WeightType {
         self.dtype
     }
@@ -267,17 +267,17 @@ impl PackedRows {
         self.cols
     }
 
-    /// How many bytes that is.
+    /// The size in bytes.
     pub fn len_bytes(&self) -> usize {
         self.strips() * self.strip_bytes()
     }
 
-    /// Bytes of the tiles of the same 16 rows.
+    /// Bytes of a strip.
     pub(super) fn strip_bytes(&self) -> usize {
         self.cols / TILE_COLS * self.layout.bytes
     }
 
-    /// How many times 16 rows there are, the last perhaps not whole.
+    /// The number of strips. The last may have fewer than 16 rows.
     pub(super) fn strips(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
@@ -287,19 +287,19 @@ impl PackedRows {
         &mut self.bytes
     }
 
-    /// How the tiles are laid out.
+    /// The layout of the tiles.
     pub(super) fn layout(&self) -> TileLayout {
         self.layout
     }
 
-    /// The tiles of rows `16 * strip` on.
+    /// The tiles of rows `16 * strip..16 * strip + 16`.
     #[inline(always)]
     pub(super) fn strip(&self, strip: usize) -> &[u8] {
         let len = self.strip_bytes();
         &self.bytes[strip * len..][..len]
     }
 
-    /// Rearranges up to 16 rows of blocks, `(lanes, cols)`, into a strip.
+    /// Rearranges the blocks of up to 16 rows, `(lanes, cols)`, into a strip.
     pub(super) fn pack_strip(dtype: WeightType, blocks: &[u8], strip: &mut [u8]) {
         match dtype {
             WeightType::Q8_0 => Q8_0::LAYOUT.pack_strip::<34>(blocks, strip),
@@ -307,11 +307,12 @@ impl PackedRows {
             WeightType::Q4_1 => Q4_1::LAYOUT.pack_strip::<20>(blocks, strip),
             WeightType::Q5_0 => Q5_0::LAYOUT.pack_strip::<22>(blocks, strip),
             WeightType::Q5_1 => Q5_1::LAYOUT.pack_strip::<24>(blocks, strip),
-            _ => unreachable!("only what can be packed has strips"),
+            _ => unreachable!("the type cannot be packed"),
         }
     }
 
-    /// Writes row `row` as f32 to `out`, `(cols,)`: the same numbers as [`super::dequantize`] of its blocks.
+    /// Dequantises row `row` to `out`, `(cols,)`: the same bits as [`dequantize`](crate::dequantize) of its
+    /// blocks.
     ///
     /// # Panics
     /// If `row` or the length of `out` is out of range.

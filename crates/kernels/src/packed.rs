@@ -1,4 +1,4 @@
-//! The facade of the kernels on packed weights and 8-bit activations.
+//! The facade for products with packed weights and quantised activations.
 
 use crate::blocks::WeightType;
 use crate::generic::packed::PackedTask;
@@ -8,7 +8,7 @@ use crate::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
 use crate::pool::Cancel;
 use crate::quantized_rows::{MAX_PANEL_ROWS, Precision, QuantizedRows, panel_words};
 
-/// How many times each thread draws work in one product, at least: so that the threads end together.
+/// Tasks per thread of one product, at least, so that all threads end at the same time.
 const TASKS_PER_THREAD: usize = 8;
 
 /// One product of [`Kernels::matmul_packed`].
@@ -17,13 +17,13 @@ pub struct PackedProduct<'a> {
     pub weight: &'a PackedRows,
     /// `(rows, out_features)`
     pub out: &'a mut [f32],
-    /// Replace or add.
+    /// Whether `out` is replaced or added to.
     pub output: Output,
 }
 
 impl Kernels {
-    /// Packs `rows` x `cols` weights of a type with blocks of 32; None if the type or the shape has no
-    /// such layout, or if `cancel` fires. `fill` writes the blocks of one row.
+    /// Packs `rows` x `cols` weights. `fill` writes the blocks of one row. Returns None if the type or the
+    /// shape cannot be packed, or if `cancel` fires.
     ///
     /// # Errors
     /// If there is no memory.
@@ -36,7 +36,7 @@ impl Kernels {
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
     ) -> Result<Option<PackedRows>, NoMemory> {
         let Some(mut packed) = PackedRows::zeroed(&self.arena, dtype, rows, cols)? else { return Ok(None) };
-        let row_bytes = dtype.bytes_for(cols).expect("its blocks are those of the tiles");
+        let row_bytes = dtype.bytes_for(cols).expect("the columns are whole blocks");
         let strip_bytes = packed.strip_bytes();
         self.pool.for_each_chunk(packed.bytes_mut(), strip_bytes, cancel, &|strip, tiles| {
             let first = strip * TILE_ROWS;
@@ -50,10 +50,10 @@ impl Kernels {
         Ok((!cancel.is_cancelled()).then_some(packed))
     }
 
-    /// Rounds activations, `(rows, cols)`, to 8 or 16 bits, with one scale for each 32 of a row.
+    /// Quantises activations, `(rows, cols)`, with one scale for every 32 columns of a row.
     ///
     /// # Panics
-    /// If `x` is not of that length, or `cols` is no multiple of 32.
+    /// If `x` has another length, or `cols` is not a multiple of 32.
     pub fn quantize(
         &self,
         x: &[f32],
@@ -89,8 +89,8 @@ impl Kernels {
     /// - each weight: `(out_features, in_features)`
     /// - each `out`: `(rows, out_features)`
     ///
-    /// An output depends on its row and its weight's row alone, bit for bit. If `cancel` fires, the
-    /// outputs are left unfinished.
+    /// An output depends only on its row of `x` and its row of the weight, bit for bit. If `cancel` fires,
+    /// the outputs are incomplete.
     ///
     /// # Panics
     /// If a length disagrees with these shapes.
@@ -106,7 +106,7 @@ impl Kernels {
             products.iter_mut().map(|p| (p.weight, p.output, SharedOut::new(p.out))).collect();
         let strips: Vec<usize> = targets.iter().map(|(weight, ..)| weight.strips()).collect();
         let tasks = TASKS_PER_THREAD * self.pool.threads();
-        // Even, for those levels that take two strips at once.
+        // Even, because some ISAs compute two strips at once.
         let per_task = (strips.iter().sum::<usize>() / tasks).clamp(1, 64).next_multiple_of(2);
         self.pool.for_each_range(&strips, per_task, cancel, &|product, strips| {
             let (weight, output, out) = &targets[product];

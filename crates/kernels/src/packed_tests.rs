@@ -1,4 +1,4 @@
-//! The suite for packed weights and 8-bit activations: every level of this CPU against plain arithmetic.
+//! Tests of packed weights and quantised activations on every ISA of this CPU, against plain arithmetic.
 
 use super::quantized_rows::{
     FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
@@ -30,20 +30,20 @@ fn quantized(kernels: &Kernels, x: &[f32], rows: usize, precision: Precision) ->
     out
 }
 
-/// 32 columns of a row, or their rest, as the kernels read them.
+/// 32 columns of a row, or their residual, as the kernels read them.
 struct Block {
-    /// Which 32.
+    /// The index of the 32 columns.
     index: usize,
     bytes: Vec<i8>,
     scale: f32,
-    /// Less [`FLOAT_START`].
+    /// Minus [`FLOAT_START`].
     starts: [i32; 2],
     offset: f32,
     total: f32,
 }
 
 impl Block {
-    /// What it adds to columns.
+    /// What the block adds to its columns.
     fn values(&self) -> impl Iterator<Item = f64> {
         self.bytes.iter().map(|&byte| f64::from(byte) * f64::from(self.scale))
     }
@@ -61,7 +61,7 @@ fn blocks(x: &QuantizedRows, row: usize) -> Vec<Block> {
     panel.blocks.chunks_exact(block_words(panel.rows)).map(unpack).collect()
 }
 
-/// A row as the kernels see it, rests included.
+/// A row as the kernels see it, with residuals.
 fn rounded(x: &QuantizedRows, row: usize) -> Vec<f64> {
     let mut out = vec![0.0; x.cols()];
     for block in blocks(x, row) {
@@ -119,10 +119,10 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
                 for (x, block) in x.chunks_exact(32).zip(blocks) {
                     let Block { bytes, scale, starts, offset, total, .. } = block;
                     let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
-                    // The nearest number of 22 bits.
+                    // The nearest number whose last two bits are 0.
                     let expected = if largest < 1e-30 { 0.0 } else { largest / 127.0 };
                     assert_eq!(scale.to_bits(), (expected.to_bits() + 2) & !3, "{}", isa.name());
-                    // Exactly: that makes a sum of integers a float without rounding.
+                    // Has to be exact: only then does an integer sum become a float without rounding.
                     assert_eq!(
                         f64::from(offset),
                         f64::from(FLOAT_OFFSET) * f64::from(scale),
@@ -164,7 +164,7 @@ fn non_finite_activations_give_non_finite_outputs() {
     }
 }
 
-/// Blocks of the largest and the smallest numbers and of random ones, with scales of 1 and no minimum.
+/// Blocks of the largest, the smallest and random integers, with scales of 1 and no minimum.
 fn extremes(random: &mut Random, dtype: WeightType, blocks: usize) -> Vec<u8> {
     let mut bytes = random.weights(dtype, 32 * blocks);
     for (index, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
@@ -200,7 +200,7 @@ fn sums_of_integers_are_exact_on_every_isa() {
             ] {
                 let bytes = extremes(&mut random, dtype, weight_rows * cols / 32);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
-                // Integers with a largest of 127 are their own 8 bits.
+                // Integers up to 127 are quantised without error if the largest is 127.
                 let mut x: Vec<f32> =
                     (0..rows * cols).map(|_| (random.bits() % 255) as f32 - 127.0).collect();
                 for (index, x) in x.chunks_exact_mut(32).enumerate() {
@@ -265,7 +265,7 @@ fn products_are_those_of_the_rounded_activations() {
                         }
                         let at = row * weight_rows + feature;
                         let error = (f64::from(out[at]) - f64::from(before[at]) - dot).abs();
-                        // A few roundings for each 32 columns, of parts that a minimum may make larger
+                        // Every 32 columns are rounded a few times. With a minimum, the parts may be larger
                         // than their sum.
                         let bound = f64::from(f32::EPSILON) * (8.0 * magnitude + 2.0 * dot.abs() + 4.0);
                         assert!(error <= bound, "{dtype} {error} > {bound} {}", isa.name());
@@ -284,7 +284,7 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
         for dtype in TYPES {
             let bytes = random.weights(dtype, weight_rows * cols);
             let mut x = random.floats(60 * cols);
-            // Of some rows some columns have rests, their neighbours' none.
+            // In some rows some blocks have residuals, while those of neighbouring rows have none.
             x.iter_mut().step_by(7 * 32 + 1).for_each(|x| *x *= 100.0);
             for precision in PRECISIONS {
                 let run = |threads: usize, rows: std::ops::Range<usize>| {
@@ -314,7 +314,7 @@ fn residuals_keep_a_row_to_a_few_millionths() {
         for (row, x) in x.chunks_exact(576).enumerate() {
             for (x, rounded) in x.iter().zip(rounded(&quantized, row)) {
                 let error = (rounded - f64::from(*x)).abs();
-                // Half a step of the rest, whose largest is half a step of the row.
+                // Half a step of the residual, whose largest number is half a step of the row.
                 assert!(error <= 0.51 * 0.51 / 127.0 / 127.0, "{error} {}", isa.name());
             }
         }
@@ -353,7 +353,7 @@ fn blocks_with_an_outlier_keep_their_residual() {
     }
 }
 
-/// Above it an offset would not be finite, at some levels and in some products only.
+/// Above 1e33 the offset would not be finite, in some ISAs and some products only.
 #[test]
 fn numbers_too_large_for_a_scale_count_as_infinite() {
     let bytes = Random(18).weights(WeightType::Q8_0, 16 * 32);

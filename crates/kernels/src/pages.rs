@@ -1,12 +1,13 @@
-//! Memory for what is read from end to end, again and again: in pages of 2 MiB, where the system has them. They
-//! spare the processor most of its looking up of addresses, and its prefetchers do not stop every 4 KiB.
+//! Memory that is read from start to end many times, in pages of 2 MiB where the system has them. Large pages
+//! need fewer address translations, and the processor's prefetcher does not have to stop every 4 KiB.
 
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Asks for large pages where `len` bytes from `start` on will be written. Nothing is lost where there are none.
+/// Asks the system for large pages for `len` bytes from `start` on, before they are written. Without them,
+/// nothing else changes.
 pub(super) fn prefer_huge(start: *const u8, len: usize) {
     #[cfg(target_os = "linux")]
     {
@@ -24,7 +25,8 @@ pub(super) fn prefer_huge(start: *const u8, len: usize) {
     let _ = (start, len);
 }
 
-/// `len` elements of `buffer`, which grows to them, and stays. They begin at a cache line, and may hold anything.
+/// The first `len` elements of `buffer` that begin at a cache line. The buffer grows if needed and never
+/// shrinks. The elements may have any value.
 pub fn grown<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     let whole = len + LINE / size_of::<T>();
     if buffer.len() < whole {
@@ -36,18 +38,18 @@ pub fn grown<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     &mut buffer[start..][..len]
 }
 
-/// Bytes of a cache line: pieces begin at a multiple.
+/// Bytes of a cache line. Pieces begin at a multiple of it.
 const LINE: usize = 64;
-/// Bytes that chunks begin at a multiple of: a large page.
+/// The alignment of chunks: a large page.
 const CHUNK_ALIGNMENT: usize = 2 << 20;
-/// The least bytes of a chunk. What is never handed out of it is never touched, so takes no memory.
+/// The smallest chunk. Memory that has not been handed out is never touched, so it takes no physical memory.
 const CHUNK_BYTES: usize = 64 << 20;
 
-/// Zeroed memory, handed out in pieces that lie side by side, so that small ones share large pages. It goes when the
-/// arena and all pieces are gone.
+/// Zeroed memory that is handed out in adjacent pieces, so that small pieces share large pages. It is freed
+/// when the arena and all pieces are dropped.
 #[derive(Default)]
 pub struct Arena {
-    /// Each with how many bytes of it were handed out.
+    /// Each chunk with the number of its bytes that are handed out.
     chunks: Mutex<Vec<(Arc<Chunk>, usize)>>,
 }
 
@@ -58,7 +60,7 @@ impl std::fmt::Debug for Arena {
 }
 
 impl Arena {
-    /// `len` zeros; None if there is no memory.
+    /// A piece of `len` zeros. None if there is no memory.
     pub fn piece(&self, len: usize) -> Option<Piece> {
         let taken = len.checked_next_multiple_of(LINE)?;
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,28 +68,28 @@ impl Arena {
         let (chunk, used) = match with_room {
             Some(chunk) => chunk,
             None => {
-                // Where a whole one cannot be had, what was asked for perhaps can.
+                // If there is no memory for a whole chunk, the requested size may still fit.
                 let chunk = Chunk::new(taken.max(CHUNK_BYTES)).or_else(|| Chunk::new(taken))?;
                 chunks.push((Arc::new(chunk), 0));
                 chunks.last_mut()?
             }
         };
-        // SAFETY: so much is left of the chunk.
+        // SAFETY: the chunk has room for the piece after `used`.
         let start = unsafe { chunk.start.add(*used) };
         *used += taken;
         Some(Piece { _chunk: Arc::clone(chunk), start, len })
     }
 }
 
-/// A stretch of zeros that came untouched from the system: its pages come one by one, to the threads that first write
-/// to them.
+/// Zeroed memory that has not been touched since the system provided it. Each page is allocated when a thread
+/// first writes to it, near that thread.
 struct Chunk {
-    /// A Vec's, taken apart: as a whole it would be a second way to the bytes.
+    /// The pointer of a Vec. The Vec itself is not kept, as it would be a second way to reach the bytes.
     allocation: NonNull<u8>,
     capacity: usize,
-    /// Inside the allocation, aligned.
+    /// Inside the allocation, at [`CHUNK_ALIGNMENT`].
     start: NonNull<u8>,
-    /// From `start` on.
+    /// Bytes from `start` on.
     len: usize,
 }
 
@@ -97,7 +99,7 @@ impl Chunk {
         prefer_huge(bytes.as_ptr(), bytes.len());
         let mut bytes = ManuallyDrop::new(bytes);
         let (allocation, capacity) = (NonNull::new(bytes.as_mut_ptr())?, bytes.capacity());
-        // Less than the alignment, which was allocated beside `len`.
+        // The padding is less than the alignment, which was allocated in addition to `len`.
         let start = NonNull::new(bytes.as_mut_ptr().wrapping_add(allocation.align_offset(CHUNK_ALIGNMENT)))?;
         Some(Chunk { allocation, capacity, start, len })
     }
@@ -105,19 +107,20 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: the Vec's own, which nobody else drops; no piece is left, as each keeps the chunk.
+        // SAFETY: pointer and capacity come from a Vec that nothing else drops. No piece is left, as each
+        // keeps the chunk alive.
         drop(unsafe { Vec::from_raw_parts(self.allocation.as_ptr(), 0, self.capacity) });
     }
 }
 
-// SAFETY: a chunk's bytes are reached through its pieces alone, and each byte through one of them.
+// SAFETY: a chunk's bytes are reached only through its pieces, and each byte through one of them.
 unsafe impl Send for Chunk {}
 // SAFETY: as above.
 unsafe impl Sync for Chunk {}
 
-/// Bytes of a chunk that nothing else reaches, from a cache line on.
+/// Bytes of a chunk that only this piece can reach, beginning at a cache line.
 pub struct Piece {
-    /// Keeps them.
+    /// Keeps the chunk alive.
     _chunk: Arc<Chunk>,
     start: NonNull<u8>,
     len: usize,
@@ -129,7 +132,7 @@ impl std::fmt::Debug for Piece {
     }
 }
 
-// SAFETY: a piece is its bytes' only owner, as a Vec is.
+// SAFETY: a piece is the only owner of its bytes, as a Vec is.
 unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
@@ -139,7 +142,8 @@ impl Deref for Piece {
 
     #[inline(always)]
     fn deref(&self) -> &[u8] {
-        // SAFETY: inside the chunk, which is kept; all of it is initialised; borrowed as `self` is.
+        // SAFETY: the bytes are inside the chunk, which the piece keeps alive; all are initialised; borrowed
+        // as `self` is.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

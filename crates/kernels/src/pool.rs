@@ -1,10 +1,10 @@
-//! Threads that share the tasks of one kernel call, and the way to stop them.
+//! The threads that share the tasks of a kernel call, and how to cancel them.
 //!
-//! The calling thread takes part, so a pool of n threads has n - 1 workers. A call opens a job; every
-//! worker that is awake joins it and draws task numbers until none is left. Workers spin for a short
-//! while between jobs, as the next one usually follows within microseconds, then park. The caller
-//! waits only for workers that joined: one that sleeps or was not scheduled costs nothing, and after
-//! a fork the child, which has no workers, still gets its work done by the calling thread.
+//! The calling thread works too, so a pool of n threads has n - 1 workers. A call opens a job. Every worker
+//! that is awake joins it and claims tasks until none is left. Between jobs, workers spin for a short time,
+//! because the next job usually follows within microseconds, and then park. The caller waits only for workers
+//! that have joined, so a worker that sleeps or is not scheduled costs nothing. After a fork the child has no
+//! workers, and the calling thread does all of the work.
 
 use crate::output::SharedOut;
 use std::any::Any;
@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 /// How long an idle worker spins before it parks.
 const SPIN: Duration = Duration::from_micros(50);
-/// How often a caller's own signals are looked at.
+/// The shortest time between two calls of `poll`.
 const POLL_EVERY: Duration = Duration::from_millis(10);
 
-/// Says that work should stop; looked at between tasks.
+/// Tells kernels to stop. It is checked between tasks.
 pub struct Cancel<'a> {
     flag: &'a AtomicBool,
     poll: Option<&'a dyn Fn() -> bool>,
@@ -34,8 +34,8 @@ impl<'a> Cancel<'a> {
         Cancel { flag, poll: None, next_poll: Cell::new(Instant::now()) }
     }
 
-    /// Stops once `flag` is true, or `poll` returns true. Only the calling thread calls `poll`,
-    /// between its own tasks, at most every 10 ms.
+    /// Stops once `flag` is true or `poll` returns true. Only the calling thread calls `poll`, between its
+    /// own tasks, at most every 10 ms.
     pub fn with_poll(flag: &'a AtomicBool, poll: &'a dyn Fn() -> bool) -> Self {
         Cancel { flag, poll: Some(poll), next_poll: Cell::new(Instant::now() + POLL_EVERY) }
     }
@@ -46,7 +46,7 @@ impl<'a> Cancel<'a> {
         Cancel::new(&NEVER)
     }
 
-    /// Whether to stop. True once means true ever after.
+    /// Whether to stop. Once true, it stays true.
     pub fn is_cancelled(&self) -> bool {
         if self.flag.load(Ordering::Relaxed) {
             return true;
@@ -64,7 +64,7 @@ impl<'a> Cancel<'a> {
     }
 }
 
-/// A job as the workers see it. The references are alive while the job is open or joined.
+/// A job as the workers see it. The pointers are valid while the job is open or a worker has joined it.
 #[derive(Clone, Copy)]
 struct Job {
     run: *const (dyn Fn(usize) + Sync),
@@ -72,13 +72,13 @@ struct Job {
     stop: *const AtomicBool,
 }
 
-/// `state` holds the job's number, whether it is open, and how many workers have joined, or are about to see
-/// that they cannot.
+/// `state` consists of the job's number, a bit that says whether the job is open, and the count of workers
+/// that have joined it (or are about to see that it is closed).
 const OPEN: u64 = 1 << 16;
 const NEXT: u64 = 1 << 17;
 const JOINED: u64 = OPEN - 1;
 
-/// Alone on its cache lines: two, as processors fetch them in pairs.
+/// A value with two cache lines of its own, because processors fetch lines in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 struct OwnLine<T>(T);
@@ -86,34 +86,34 @@ struct OwnLine<T>(T);
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    /// Of every thread, the next task of those that are its own; the caller's come first.
+    /// For every thread, the next of its own tasks. The caller's is the first.
     next_tasks: Box<[OwnLine<AtomicUsize>]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: Box<[AtomicBool]>,
     shutdown: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the caller that holds the pool's lock, while the job is closed and
-// nobody has joined; it is read only by workers that joined: that were counted in `state` while it was
-// open, which orders the reading after the write.
+// SAFETY: `job` is written only by the caller that holds the pool's lock, while the job is closed and no
+// worker has joined. It is read only by workers that have joined, that is, that were counted in `state` while
+// it was open. The count orders the read after the write.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; what `job` points at is `Sync`.
 unsafe impl Send for Shared {}
 
-/// Threads for kernel calls.
+/// A pool of threads for kernel calls.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
-    /// One job at a time.
+    /// Held while a job runs, so that there is one at a time.
     lock: Mutex<()>,
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the calling one included; at least 1.
+    /// A pool of `threads` threads (at least 1), including the calling one.
     ///
     /// # Errors
-    /// The system's, if a thread cannot be started.
+    /// The system's error if a thread cannot be started.
     pub fn new(threads: usize) -> std::io::Result<Self> {
         let workers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
@@ -124,7 +124,7 @@ impl Pool {
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             shutdown: AtomicBool::new(false),
         });
-        // From here on an early return drops the pool, which ends the workers started so far.
+        // From here on, an early return drops the pool, which ends the workers started so far.
         let mut pool = Pool { shared, workers: Vec::new(), handles: Vec::new(), lock: Mutex::new(()) };
         for index in 0..workers {
             let shared = Arc::clone(&pool.shared);
@@ -137,18 +137,18 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How many threads share the work, the calling one included.
+    /// The number of threads that share the work, including the calling one.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Calls `run(i)` for every i below `tasks`, each once, in no order, on all threads; returns when
-    /// all have returned. Tasks not begun when `cancel` fires are left out.
+    /// Calls `run(i)` once for every i below `tasks`, on all threads and in no particular order. Returns when
+    /// all calls have returned. If `cancel` fires, tasks that have not begun are left out.
     ///
     /// `run` must not call into the same pool.
     ///
     /// # Panics
-    /// If `run` panics, with its panic.
+    /// If `run` panics, with the same panic.
     pub fn run(&self, tasks: usize, cancel: &Cancel, run: &(dyn Fn(usize) + Sync)) {
         if tasks <= 1 || self.workers.is_empty() {
             for task in 0..tasks {
@@ -205,7 +205,8 @@ impl Pool {
         });
     }
 
-    /// Calls `run(i, range)` for ranges of at most `step` that cover `0..lens[i]`, for every i, on all threads.
+    /// Calls `run(i, range)` for ranges of at most `step` elements that cover `0..lens[i]`, for every i, on
+    /// all threads.
     ///
     /// # Panics
     /// If `step` is 0, or `run` panics.
@@ -236,7 +237,7 @@ impl Drop for Pool {
             handle.unpark();
         }
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its tasks, so it has nothing to report.
+            // Workers catch the panics of their tasks, so joining has nothing to report.
             let _ = worker.join();
         }
     }
@@ -249,8 +250,9 @@ impl Shared {
         while !self.shutdown.load(Ordering::Relaxed) {
             let state = self.state.load(Ordering::SeqCst);
             if state / NEXT != seen && state & OPEN != 0 {
-                // Counted first, then looked at: many workers that each compared and exchanged would keep each other
-                // from it. One that comes too late has been counted, and touches nothing.
+                // A worker first adds itself to the count and then checks whether the job is open:
+                // compare-and-exchange loops of many workers would delay each other. A worker that comes too
+                // late is counted for a moment and touches nothing.
                 let state = self.state.fetch_add(1, Ordering::AcqRel);
                 if state & OPEN != 0 {
                     seen = state / NEXT;
@@ -265,8 +267,8 @@ impl Shared {
                 continue;
             }
             self.parked[index].store(true, Ordering::SeqCst);
-            // Looked at once more after saying so: a caller that opened a job before it could see
-            // `parked` will not unpark us.
+            // Checked once more after `parked` is set: a caller that opened a job just before may not have
+            // seen `parked`, and then does not unpark this thread.
             let state = self.state.load(Ordering::SeqCst);
             if (state / NEXT == seen || state & OPEN == 0) && !self.shutdown.load(Ordering::SeqCst) {
                 std::thread::park();
@@ -276,16 +278,16 @@ impl Shared {
         }
     }
 
-    /// The tasks of `tasks` that `thread` draws before any other's: neighbours, so that it reads memory in
-    /// one long stream.
+    /// The tasks that `thread` claims before it takes those of others. They are neighbours, so that the
+    /// thread reads memory in one long stream.
     fn own_tasks(&self, thread: usize, tasks: usize) -> Range<usize> {
         let threads = self.next_tasks.len();
         let end = |thread| tasks / threads * thread + (tasks % threads).min(thread);
         end(thread)..end(thread + 1)
     }
 
-    /// Draws and runs tasks, first those of `thread`, then what others have left, until there are no more
-    /// or `stop` says so.
+    /// Claims and runs tasks until none is left or `stop` returns true: first those of `thread`, then those
+    /// that other threads have not begun.
     fn claim_tasks(
         &self,
         thread: usize,
@@ -296,7 +298,8 @@ impl Shared {
         let threads = self.next_tasks.len();
         for owner in (thread..threads).chain(0..thread) {
             let (next, end) = (&self.next_tasks[owner].0, self.own_tasks(owner, tasks).end);
-            // Looked at before it is drawn from: all threads come to all of them, at about the same time.
+            // Read before it is incremented: all threads come here at about the same time, and reading a
+            // shared cache line is cheaper than writing it.
             while next.load(Ordering::Relaxed) < end {
                 let task = next.fetch_add(1, Ordering::Relaxed);
                 if task >= end {
@@ -310,7 +313,7 @@ impl Shared {
         }
     }
 
-    /// Draws tasks of the job that this worker joined, until none is left.
+    /// Claims tasks of the job that this worker has joined, until none is left.
     fn run_job(&self, thread: usize) {
         // SAFETY: this worker has joined, so the job stays as it is until it leaves.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
@@ -320,7 +323,7 @@ impl Shared {
             self.claim_tasks(thread, job.tasks, || stop.load(Ordering::Relaxed), run);
         }));
         if let Err(panic) = outcome {
-            // No task after a panic makes sense.
+            // After a panic no more tasks are started.
             for next in &*self.next_tasks {
                 next.0.store(job.tasks, Ordering::Relaxed);
             }
@@ -328,12 +331,12 @@ impl Shared {
         }
     }
 
-    /// Lets nobody join any more, and waits for those that did.
+    /// Closes the job, so that no worker can join any more, and waits for those that have.
     fn close(&self) {
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
         let mut spins = 0_u32;
         while state & JOINED != 0 {
-            // Where cores are shared, the worker may need ours to finish.
+            // Where threads share cores, the worker may need this core to finish.
             if spins < 4096 {
                 spins += 1;
                 std::hint::spin_loop();

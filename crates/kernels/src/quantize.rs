@@ -1,11 +1,11 @@
-//! Float32 to the storage types: rows of weights to blocks, bit for bit as ggml's reference quantisers.
+//! Quantises rows of float32 to the storage types, with the same bits as ggml's reference quantisers.
 //!
-//! Products, sums and quotients are rounded to float32 one by one, as C writes them; nothing is fused.
-//! So every machine makes the same blocks, and they are those of the `gguf` package. Reductions go over
-//! several lanes at once and loops have no early exit, so that the compiler vectorises them.
+//! Every product, sum and quotient is rounded to float32 on its own, as in C; nothing is fused. So every
+//! machine gives the same blocks, and they equal those of the `gguf` package. Reductions use several lanes
+//! and loops have no early exit, so that the compiler vectorises them.
 //!
-//! A number that the type cannot hold is an error and never an infinity in the file: NaN, the infinities,
-//! and what is beyond the range of the block's half-precision scale or minimum.
+//! A number that the type cannot hold is an error; it never becomes an infinity in the file. That concerns
+//! NaN, the infinities, and numbers beyond the range of the block's half-precision scale or minimum.
 //!
 //! Source: ggml, `ggml-quants.c`, `quantize_row_*_ref`.
 
@@ -13,7 +13,7 @@ use crate::blocks::WeightType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Elements per block of the quantised types made here.
+/// Elements per block of the quantised types that are made here.
 const BLOCK: usize = 32;
 type Block = [f32; BLOCK];
 
@@ -32,9 +32,9 @@ pub const TARGETS: [WeightType; 8] = [
 /// A number that the storage type cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Unstorable {
-    /// Where in the row.
+    /// Its index in the row.
     pub index: usize,
-    /// The number: not finite, or too large.
+    /// The number, which is not finite or too large.
     pub value: f32,
 }
 
@@ -48,20 +48,20 @@ impl std::error::Error for Unstorable {}
 
 /// Stores a row of numbers as `dtype`, one of [`TARGETS`].
 ///
-/// - `row`: whole blocks, any number of them
+/// - `row`: any number of whole blocks
 /// - `out`: `dtype.bytes_for(row.len())` bytes, overwritten
 ///
-/// Denormals are numbers like any other. A block whose scale is too small to have a float32 inverse (all
-/// its numbers are below 1e-37) has zeros for quants; its scale, a half, is zero in any case.
+/// Denormals are treated like other numbers. If a block's scale is too small to have a float32 inverse (all
+/// numbers are below 1e-37), its quants are zeros; its scale rounds to zero as a half in any case.
 ///
 /// # Errors
-/// [`Unstorable`] for a number that is not finite, or so large that `dtype` would make it infinite; `out`
-/// is unfinished then.
+/// [`Unstorable`] for a number that is not finite, or so large that `dtype` would make it infinite. `out` is
+/// then incomplete.
 ///
 /// # Panics
-/// If `dtype` is none of [`TARGETS`], or a length disagrees.
+/// If `dtype` is not one of [`TARGETS`], or a length disagrees.
 pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<(), Unstorable> {
-    assert_eq!(dtype.bytes_for(row.len()), Some(out.len()), "as many bytes as the row takes as {dtype}");
+    assert_eq!(dtype.bytes_for(row.len()), Some(out.len()), "out has the size of the row in {dtype}");
     match dtype {
         WeightType::F32 => numbers(row, out, |numbers, out: &mut [[u8; 4]]| {
             out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_le_bytes());
@@ -77,7 +77,8 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
         WeightType::BF16 => numbers(row, out, |numbers, out: &mut [[u8; 2]]| {
             let mut finite = true;
             for (out, number) in out.iter_mut().zip(numbers) {
-                // To the nearest, ties to even; `bf16::from_f32` looks for NaN first, which costs much.
+                // Rounds to nearest, ties to even. `bf16::from_f32` checks for NaN first, which is much
+                // slower.
                 let bits = number.to_bits();
                 let narrow = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
                 *out = narrow.to_le_bytes();
@@ -96,7 +97,7 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
     }
 }
 
-/// A type of single numbers, 32 at a time; `convert` says whether all that it wrote is finite.
+/// Converts to a type of single numbers, 32 at a time. `convert` returns whether all that it wrote is finite.
 #[inline(always)]
 fn numbers<const BYTES: usize>(
     row: &[f32],
@@ -105,14 +106,14 @@ fn numbers<const BYTES: usize>(
 ) -> Result<(), Unstorable> {
     for (at, (row, out)) in row.chunks(BLOCK).zip(out.as_chunks_mut().0.chunks_mut(BLOCK)).enumerate() {
         if !convert(row, out) {
-            // Of those that are finite the largest is at fault; NaN and infinity have larger bits.
+            // If all numbers are finite, the largest caused the overflow. NaN and infinity have larger bits.
             return Err(largest(row, at * BLOCK));
         }
     }
     Ok(())
 }
 
-/// A type of blocks; `convert` says whether the block's scale and minimum are finite.
+/// Converts to a type of blocks. `convert` returns whether the block's scale and minimum are finite.
 #[inline(always)]
 fn blocks<const BYTES: usize>(
     row: &[f32],
@@ -120,7 +121,7 @@ fn blocks<const BYTES: usize>(
     convert: impl Fn(&Block, &mut [u8; BYTES]) -> bool,
 ) -> Result<(), Unstorable> {
     for (at, (row, out)) in row.as_chunks().0.iter().zip(out.as_chunks_mut().0).enumerate() {
-        // A NaN would be lost in a comparison, so the numbers are looked at as well as the scale.
+        // A comparison ignores NaN, so the numbers are checked too, not only the scale.
         if !(all_finite(row) & convert(row, out)) {
             return Err(largest(row, at * BLOCK));
         }
@@ -128,13 +129,13 @@ fn blocks<const BYTES: usize>(
     Ok(())
 }
 
-/// Looks at all, whatever the first ones are: the compiler vectorises no early exit.
+/// Checks all numbers, because the compiler does not vectorise loops with an early exit.
 #[inline(always)]
 fn all_finite(numbers: &[f32]) -> bool {
     numbers.iter().fold(true, |finite, number| finite & number.is_finite())
 }
 
-/// The number with the largest magnitude, NaN above all.
+/// The number with the largest magnitude; NaN counts as the largest.
 #[cold]
 fn largest(numbers: &[f32], start: usize) -> Unstorable {
     let magnitude = |(_, number): &(usize, &f32)| number.abs().to_bits();
@@ -142,7 +143,7 @@ fn largest(numbers: &[f32], start: usize) -> Unstorable {
     Unstorable { index: start + at, value: *value }
 }
 
-/// The smallest and the largest number. Eight lanes, so that the compiler keeps them in registers.
+/// The smallest and the largest number, found in eight lanes, so that the compiler keeps them in registers.
 #[inline(always)]
 fn extremes(x: &Block) -> (f32, f32) {
     let (mut least, mut most) = ([x[0]; 8], [x[0]; 8]);
@@ -161,8 +162,8 @@ fn extremes(x: &Block) -> (f32, f32) {
     (least[0], most[0])
 }
 
-/// The number with the largest magnitude, with its sign; of several the first. 0.0 if all are zeros, as a
-/// zero of either sign is not larger than the 0.0 that ggml begins with.
+/// The number with the largest magnitude, with its sign; the first of several. 0.0 if all are zeros of either
+/// sign, because ggml starts with 0.0 and a zero is not larger.
 #[inline(always)]
 fn signed_max(x: &Block) -> f32 {
     let (min, max) = extremes(x);
@@ -179,7 +180,7 @@ fn inverse(d: f32) -> Option<f32> {
     inverse.is_finite().then_some(inverse)
 }
 
-/// Writes a half at `at` of a block; says whether it is finite.
+/// Writes a half at `at` of a block. Returns whether it is finite.
 #[inline(always)]
 fn put_half(out: &mut [u8], at: usize, value: f32) -> bool {
     let half = f16::from_f32(value);
@@ -187,11 +188,11 @@ fn put_half(out: &mut [u8], at: usize, value: f32) -> bool {
     half.is_finite()
 }
 
-/// The nearest integer to a number within 2^21 of 0, half away from zero, as bits of an i32. `f32::round` would
-/// do, but is a call to libm for each number.
+/// The nearest integer to a number within 2^21 of 0, halves away from zero, as bits of an i32. `f32::round`
+/// would be a call to libm for each number.
 #[inline(always)]
 fn round(number: f32) -> u32 {
-    // As in `cut`; in the middle of the range, so that negative numbers keep their size.
+    // As in `truncate`, but in the middle of the range, so that negative numbers work too.
     const ONES: f32 = 1.5 * (1 << 23) as f32;
     let rounded = number + ONES;
     // Exact. A half was rounded to the even neighbour, which may be the one nearer to zero.
@@ -214,18 +215,18 @@ fn q8_0(x: &Block, out: &mut [u8; 34]) -> bool {
     fits
 }
 
-/// The integer part of a number from 0 up to 2^22. A cast would do, but it costs more, as it minds what lies
-/// outside.
+/// The integer part of a number between 0 and 2^22. A cast is slower, as it handles all other numbers too.
 #[inline(always)]
 fn truncate(number: f32) -> u32 {
-    // At this size a float's last bit counts ones, so adding it rounds to an integer, and the bits show it.
+    // The last bit of a float of this size counts ones. Adding it rounds to an integer, which is in the low
+    // bits.
     const ONES: f32 = (1 << 23) as f32;
     let rounded = number + ONES;
     let up = rounded - ONES > number;
     rounded.to_bits().wrapping_sub(ONES.to_bits()).wrapping_sub(u32::from(up))
 }
 
-/// `(x - min) * id + half`, cut to an integer: what the types of 4 and 5 bits store.
+/// `(x - min) * id + half`, truncated: the integers that types of 4 and 5 bits store.
 #[inline(always)]
 fn quants(x: &Block, min: f32, id: Option<f32>, half: f32, top: u32) -> [u8; BLOCK] {
     let mut quants = [0; BLOCK];
@@ -236,7 +237,8 @@ fn quants(x: &Block, min: f32, id: Option<f32>, half: f32, top: u32) -> [u8; BLO
     quants
 }
 
-/// Byte `j`: element `j` in its low half, element `j + 16` in its high half; of five bits the lower four.
+/// Byte `j` gets element `j` in its low half and element `j + 16` in its high half; the lower four bits of
+/// five.
 #[inline(always)]
 fn put_nibbles(out: &mut [u8], quants: &[u8; BLOCK]) {
     let (low, high) = quants.split_at(BLOCK / 2);
@@ -245,7 +247,7 @@ fn put_nibbles(out: &mut [u8], quants: &[u8; BLOCK]) {
     }
 }
 
-/// Bit `i`: the fifth bit of element `i`.
+/// Bit `i` gets the fifth bit of element `i`.
 #[inline(always)]
 fn put_fifth_bits(out: &mut [u8], quants: &[u8; BLOCK]) {
     let bits =
@@ -281,8 +283,8 @@ fn q5_1(x: &Block, out: &mut [u8; 24]) -> bool {
     put_half(out, 0, d) & put_half(out, 2, min)
 }
 
-/// The scale by which `steps` reach from the smallest number to the largest, and the smallest: of zeros, whose
-/// signs may differ, the first.
+/// The scale for `steps` steps from the smallest to the largest number, and the smallest number. If that is
+/// zero, it has the sign of the first zero.
 #[inline(always)]
 fn scale_and_min(x: &Block, steps: f32) -> (f32, f32) {
     let (mut min, max) = extremes(x);
@@ -297,8 +299,8 @@ mod tests {
     use super::*;
     use crate::dequantize;
 
-    /// The bits of some rows of 32, and for each type its name and the blocks that the `gguf` Python package
-    /// makes of them; `crates/kernels/tests/golden/quantized.py` writes it.
+    /// The bits of rows of 32 numbers. Then, for each type, its name and the blocks that the `gguf` Python
+    /// package makes of them. `crates/kernels/tests/golden/quantized.py` writes the file.
     const GOLDEN: &str = include_str!("../tests/golden/quantized.txt");
 
     fn hex(text: &str) -> Vec<u8> {
@@ -354,7 +356,7 @@ mod tests {
             (WeightType::Q8_0, 65_519.0 * 127.0),
             (WeightType::Q4_0, 65_519.0 * 8.0),
             (WeightType::Q5_0, 65_519.0 * 16.0),
-            // Their minimum is a half as well.
+            // The minimum is a half too.
             (WeightType::Q4_1, 65_519.0),
             (WeightType::Q5_1, 65_519.0),
         ];
@@ -439,8 +441,8 @@ mod tests {
                 let row: [f32; 64] = std::array::from_fn(|_| random());
                 let mut dequantized = [0.0; 64];
                 dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
-                // The largest magnitude is below 1. Of the types without a minimum one end has a step less,
-                // which costs a whole one.
+                // The largest magnitude is below 1. Types without a minimum have one step less at one end,
+                // which costs a whole step.
                 let step = match dtype {
                     WeightType::Q8_0 => 0.5 / 127.0,
                     WeightType::Q4_0 => 1.0 / 8.0,

@@ -1,101 +1,110 @@
-//! Activations in 8 bits, one scale for each 32 of a row: what products with packed weights read.
+//! Activations in 8 bits, with one scale for every 32 columns of a row: the input of products with packed
+//! weights.
 //!
-//! What rounding 32 of them has lost, the rest, may be rounded in the same way, and multiplied as well: together they
-//! are nearly as good as the row itself. Whether it is, the row alone decides.
+//! The rounding residual of a block (value minus rounded value) can be quantised to 8 bits too and multiplied
+//! as a second term. Both together have about 16 bits. Whether a block has a residual depends only on its
+//! row.
 //!
-//! Rows lie in panels, up to 8 together, so that a kernel which takes some at once reads one stream. A panel begins with
-//! the number of its blocks. A block is 32 columns of its `m` rows; one of rests follows that of the same columns, if any
-//! row has one; it is zero in those that have none. In words of 32 bits:
+//! Rows lie in panels of up to 8, so that a kernel which computes several rows at once reads one stream. A
+//! panel begins with the number of its blocks. A block holds 32 columns of the panel's `m` rows. A block of
+//! residuals follows the block of the same columns if any row needs one; it is zero for the other rows. A
+//! block consists of 32-bit words:
 //!
 //! | words | contents |
 //! |---|---|
-//! | 1 | which 32 columns |
+//! | 1 | the index of the 32 columns |
 //! | 8 m | `(8 groups, m)`: 4 signed bytes, elements `4g..4g + 4` of the row |
-//! | m | the scale, f32: an element is its byte times it; its last two bits are 0 |
-//! | m | [`FLOAT_START`] less 8 times the sum of the row's 32 bytes, i32: what sums of products begin with if weights are stored 8 above what they stand for |
-//! | m | the same with 128 |
-//! | m | [`FLOAT_OFFSET`] times the scale, f32: what is subtracted from a sum that began so, taken for a float and scaled |
-//! | m | the sum of the row's 32 elements, f32: what a minimum is multiplied by |
+//! | m | scale, f32: an element is its byte times the scale. The scale's last two bits are 0 |
+//! | m | start for weights stored 8 too large, i32: [`FLOAT_START`] minus 8 times the sum of the 32 bytes |
+//! | m | start for weights stored 128 too large, i32: the same with 128 |
+//! | m | offset, f32: [`FLOAT_OFFSET`] times the scale. It is subtracted from the scaled sum |
+//! | m | total, f32: the sum of the row's 32 elements. It is multiplied by the weights' minimum |
 //!
-//! Source of the format: one scale per 32 rounds 2 to 7 times finer than one per row (docs/kernels.md).
+//! One scale per 32 columns rounds 2 to 7 times more finely than one per row.
 
 use crate::pack::TILE_COLS;
 
-/// Groups of 4 elements in 32.
+/// Groups of 4 elements in 32 columns.
 pub(super) const GROUPS: usize = TILE_COLS / 4;
-/// Where the words of 32 columns are, in rows, behind their groups.
+/// Where each kind of word begins in a block, in units of `m` words.
 pub(super) const SCALE: usize = GROUPS;
 pub(super) const START_8: usize = GROUPS + 1;
 pub(super) const START_128: usize = GROUPS + 2;
 pub(super) const OFFSET: usize = GROUPS + 3;
 pub(super) const TOTAL: usize = GROUPS + 4;
-/// Words for each row and 32 columns.
+/// Words of a block per row, without the index.
 pub(super) const ROW_WORDS: usize = GROUPS + 5;
-/// 1.5 * 2^23. A float of that size counts in ones: an integer of 23 bits, signed, that is added to its bits is added
-/// to its value. So it takes no instruction to make a float of a sum, and none to multiply it: `sum as f32 * scale`
-/// is `(FLOAT_OFFSET + sum) * scale - FLOAT_OFFSET * scale` in one that rounds once, if the last product is exact.
-/// It is where the scale leaves room for the factor of 3.
+/// 1.5 * 2^23, which turns an integer sum into a float without an instruction.
+///
+/// The last bit of a float of this size counts ones. So adding a signed integer of up to 23 bits to the
+/// float's bits adds the integer to its value. An integer sum that starts at [`FLOAT_START`] can therefore be
+/// reinterpreted as the float `FLOAT_OFFSET + sum`, and `sum * scale` is
+/// `(FLOAT_OFFSET + sum) * scale - FLOAT_OFFSET * scale`: one instruction that rounds once. It is exact
+/// because the last two bits of the scale are 0, which leaves room for the factor 3 in
+/// `FLOAT_OFFSET * scale`.
 pub(super) const FLOAT_OFFSET: f32 = 12_582_912.0;
-/// Its bits.
+/// The bits of [`FLOAT_OFFSET`].
 pub(super) const FLOAT_START: i32 = FLOAT_OFFSET.to_bits() as i32;
 /// The most rows of a panel.
 pub(super) const MAX_PANEL_ROWS: usize = 8;
 
-/// How activations are rounded.
+/// How precisely activations are quantised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// To 8 bits.
+    /// 8 bits, without residuals.
     #[default]
     Bits8,
-    /// With rests where one of 32 is so far from the row's others that all 32 would be rounded coarsely: at a tenth
-    /// more work, and two fifths of the error.
+    /// 8 bits, and a residual for blocks with an outlier: a number so much larger than the rest of its row
+    /// that the other 31 would be rounded coarsely. Costs a tenth more work and leaves two fifths of the
+    /// error.
     Mixed,
-    /// With all rests: at twice the work, and a hundredth of the error.
+    /// 8 bits and a residual for every block, about 16 bits: twice the work, a hundredth of the error.
     Bits16,
 }
 
-/// Rows of activations in 8 bits; made by [`super::Kernels::quantize`], reused for the next.
+/// Quantised rows of activations. [`Kernels::quantize`](crate::Kernels::quantize) fills them; they can be
+/// reused.
 #[derive(Debug, Default)]
 pub struct QuantizedRows {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Rows of a panel; the last has what is left.
+    /// Rows of every panel but the last, which has the remaining ones.
     pub(super) panel_rows: usize,
-    /// As many for each panel as [`panel_words`] says.
+    /// All panels. Each takes as many words as [`panel_words`] says.
     pub(super) words: Vec<u32>,
 }
 
-/// Some rows.
+/// A panel: the rows from `first` on.
 pub(super) struct Panel<'a> {
-    /// The number of the first.
+    /// The index of its first row.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// [`block_words`] each.
+    /// Its blocks, [`block_words`] each.
     pub(super) blocks: &'a [u32],
 }
 
-/// Words of a block of so many rows.
+/// Words of a block of `rows` rows.
 pub(super) const fn block_words(rows: usize) -> usize {
     1 + ROW_WORDS * rows
 }
 
-/// The words that a panel takes, at most.
+/// Words of a panel if every block has a residual: the space that is reserved.
 pub(super) const fn panel_words(rows: usize, cols: usize) -> usize {
     1 + 2 * (cols / TILE_COLS) * block_words(rows)
 }
 
 impl QuantizedRows {
-    /// How many rows there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// How many columns there are.
+    /// The number of columns.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// The most bytes that each of many rows of so many columns takes.
+    /// The most bytes per row, for many rows of `cols` columns.
     pub const fn row_bytes(cols: usize) -> usize {
         size_of::<u32>() * panel_words(1, cols)
     }

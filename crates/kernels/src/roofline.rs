@@ -1,8 +1,8 @@
-//! How fast this machine is at most: what its memory gives, and what its arithmetic makes of numbers that
-//! are in registers already. What a kernel reaches is worth knowing as a part of these.
+//! Measures the highest read bandwidth and arithmetic throughput of this machine. The speed of a kernel is
+//! judged as a fraction of them (the roofline model).
 //!
-//! The loops are in the levels' folders, each in its own instructions: `peak.rs`. Here they are timed, on
-//! the threads that the kernels run on.
+//! The loops are in the ISAs' folders (`peak.rs`), each in its own instructions. This file times them on the
+//! threads that the kernels run on.
 
 use crate::kernels::Kernels;
 use crate::pages;
@@ -11,41 +11,41 @@ use crate::pool::Cancel;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// What is possible at most, on all threads together. A multiplication and an addition are two operations.
+/// The highest throughput of all threads together. A multiplication and an addition count as two operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RooflinePeaks {
-    /// Bytes that can be read from memory.
+    /// Bytes read from memory.
     pub read_bytes_per_second: f64,
-    /// Of dot products of bytes.
+    /// Operations of dot products of bytes.
     pub int8_operations_per_second: f64,
-    /// Of dot products of bfloat16; None without an instruction for them.
+    /// Operations of dot products of bf16; None without an instruction for them.
     pub bf16_operations_per_second: Option<f64>,
-    /// Of products of float32.
+    /// Operations of products of f32.
     pub f32_operations_per_second: f64,
 }
 
-/// Why there are no [`RooflinePeaks`].
+/// Why [`RooflinePeaks`] could not be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RooflineError {
-    /// The buffer that should be read cannot be had.
+    /// There is no memory for the buffer.
     NoMemory,
     /// [`Cancel`] fired.
     Cancelled,
 }
 
-/// How long a pass lasts at least, so that starting the threads does not count.
+/// The shortest time of a pass, so that starting the threads does not count.
 const PASS: Duration = Duration::from_millis(3);
-/// How long passes are repeated: the best is taken, as all that can disturb one makes it slower.
+/// How long passes are repeated. The fastest counts, because any disturbance makes a pass slower.
 const REPEAT: Duration = Duration::from_millis(80);
-/// Passes that are made in any case.
+/// The least number of passes.
 const PASSES: usize = 3;
-/// Words that the threads' parts are a multiple of: a page.
+/// Words of a page. The threads' parts are a multiple of it.
 const PAGE_WORDS: usize = 512;
 
 impl Kernels {
     /// Measures what the threads can read and compute at most, in well under a second.
     ///
-    /// - `buffer_bytes`: what is read; to find the limit of memory, more than any cache holds
+    /// - `buffer_bytes`: the size of what is read. To measure memory, it has to be larger than any cache
     ///
     /// # Errors
     /// See [`RooflineError`].
@@ -55,7 +55,7 @@ impl Kernels {
         cancel: &Cancel,
     ) -> Result<RooflinePeaks, RooflineError> {
         let peaks = &self.table.peaks;
-        // The buffer goes before the rest is measured.
+        // The buffer is dropped before the other measurements.
         let read_bytes_per_second = self.read_rate(&self.touched_buffer(buffer_bytes, cancel)?, cancel)?;
         let bf16 = (peaks.bf16)();
         Ok(RooflinePeaks {
@@ -66,12 +66,13 @@ impl Kernels {
         })
     }
 
-    /// Words of each thread's part.
+    /// Words of each thread's part of the buffer.
     fn part_words(&self, words: usize) -> usize {
         words.div_ceil(self.pool.threads()).max(1).next_multiple_of(PAGE_WORDS)
     }
 
-    /// A buffer whose pages are there: written by the threads, so that each has its part near by.
+    /// A buffer whose pages are allocated. Each thread writes its own part, so that it lies in memory near
+    /// the thread.
     fn touched_buffer(&self, bytes: usize, cancel: &Cancel) -> Result<Vec<u64>, RooflineError> {
         let words = (bytes / size_of::<u64>()).max(1);
         let mut buffer: Vec<u64> = Vec::new();
@@ -86,13 +87,13 @@ impl Kernels {
         if cancel.is_cancelled() {
             return Err(RooflineError::Cancelled);
         }
-        // SAFETY: that many were reserved, and all are written: chunks are left out only if `cancel` fires,
-        // which it then says ever after.
+        // SAFETY: that many words were reserved, and all are written: chunks are left out only if `cancel`
+        // fires, which it then reports ever after.
         unsafe { buffer.set_len(words) };
         Ok(buffer)
     }
 
-    /// Bytes in a second, if every thread reads its own part of `buffer` in one stream.
+    /// Bytes per second if every thread reads its own part of `buffer` in one stream.
     fn read_rate(&self, buffer: &[u64], cancel: &Cancel) -> Result<f64, RooflineError> {
         let parts: Vec<&[u64]> = buffer.chunks(self.part_words(buffer.len())).collect();
         let mut best = 0.0_f64;
@@ -108,7 +109,7 @@ impl Kernels {
         Ok(best)
     }
 
-    /// Operations in a second, if every thread runs the loop.
+    /// Operations per second if every thread runs the loop.
     fn operation_rate(&self, peak: PeakLoop, cancel: &Cancel) -> Result<f64, RooflineError> {
         let threads = self.pool.threads();
         best_rate(threads as f64 * peak.operations as f64, PASS, cancel, |iterations| {
@@ -120,11 +121,11 @@ impl Kernels {
     }
 }
 
-/// The best of several passes, in units a second.
+/// The highest rate of several passes, in units per second.
 ///
-/// - `units`: those of one repetition
-/// - `shortest`: what a pass must last to count
-/// - `pass`: makes that many repetitions; one, if passes may be as short as they are
+/// - `units`: units of one repetition
+/// - `shortest`: the time that a pass must take to count
+/// - `pass`: runs this many repetitions; one, if `shortest` is zero
 fn best_rate(
     units: f64,
     shortest: Duration,
@@ -157,7 +158,7 @@ mod tests {
     use crate::Isa;
     use std::sync::atomic::AtomicBool;
 
-    /// Small: levels may be emulated, and nothing is asked of the figure but that it is one.
+    /// Small, because ISAs may be emulated. The tests do not check the speed itself.
     const BUFFER_BYTES: usize = 1 << 20;
 
     #[test]
@@ -168,7 +169,7 @@ mod tests {
             for (peak, name) in loops.into_iter().zip(["int8", "bf16", "f32"]) {
                 let Some(peak) = peak else { continue };
                 for iterations in [0, 1, 2, 1000] {
-                    // SAFETY: the level is available, and bfloat16 is there only if the CPU has it.
+                    // SAFETY: the ISA is available, and bf16 is there only if the CPU has it.
                     let sum = unsafe { (peak.run)(iterations) };
                     assert_eq!(
                         sum,
@@ -189,7 +190,7 @@ mod tests {
                 let part = &words[start..start + len];
                 let expected = part.iter().fold(0, |all, word| all ^ word);
                 for (i, read) in isa.table().peaks.reads.iter().enumerate() {
-                    // SAFETY: the level is available.
+                    // SAFETY: the ISA is available.
                     let all = unsafe { read(part) };
                     assert_eq!(all, expected, "{}, loop {i}, {len} words from {start}", isa.name());
                 }
@@ -223,7 +224,7 @@ mod tests {
                 let peaks = kernels(isa, 1).roofline_peaks(BUFFER_BYTES, &Cancel::never()).unwrap();
                 peaks.int8_operations_per_second >= peaks.f32_operations_per_second
             };
-            // Others may have had the core for the whole of one measurement.
+            // Another process may have used the core during a whole measurement.
             assert!((0..5).any(|_| faster()), "{}", isa.name());
         }
     }
@@ -237,7 +238,8 @@ mod tests {
                 .unwrap()
                 .f32_operations_per_second
         };
-        // Two threads have between a busy core and two; the bounds leave room for company.
+        // Two threads reach between one busy core and two free ones. The bounds leave room for other
+        // processes.
         let sane = || (0.4..3.0).contains(&(rate(2) / rate(1)));
         assert!((0..5).any(|_| sane()));
     }

@@ -1,14 +1,14 @@
-//! 16 rows of weights at once: what the algorithms on tiles are written over.
+//! The vector that the algorithms on tiles are written over: one lane for each of 16 rows of weights.
 //!
-//! A lane is a row of weights, an output feature, so that no sum ever goes across lanes. Integer sums
-//! are exact; each level then does the same operations on f32 in the same order.
+//! A lane is a row of weights, that is, an output feature, so no sum goes across lanes. Sums of integers are
+//! exact. Every ISA then does the same f32 operations in the same order.
 
 use crate::pack::TILE_ROWS;
 
-/// 16 f32 numbers, one for each row, in one ISA's registers.
+/// 16 f32 numbers, one for each row, in the registers of one ISA.
 ///
-/// An implementation for an instruction set may be used only inside functions that enable it: the
-/// `#[target_feature]` instances in that set's folder.
+/// An implementation may be used only inside functions that enable its ISA: the `#[target_feature]` functions
+/// in the ISA's folder.
 pub(super) trait Rows16: Copy {
     /// A number for each row.
     type Floats: Copy;
@@ -18,46 +18,47 @@ pub(super) trait Rows16: Copy {
     fn store(values: Self::Floats, out: &mut [f32; TILE_ROWS]);
     fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// `a * b + c`; rounded once where the instruction set has FMA.
+    /// `a * b + c`; rounded once where the ISA has FMA.
     fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// `c`, plus both products of the pairs of bf16 in `a` and `b`. Only at levels whose table says so.
+    /// `c` plus the two products of the bf16 in each word of `a` and `b`. Called only if the ISA's table has
+    /// products of bf16.
     fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// Turns 16 rows, each `stride` behind the one before, of 16 columns: column `k` becomes `out[k]`.
+    /// Transposes 16 rows of 16 columns, `stride` elements apart: column `k` becomes `out[k]`.
     fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
 }
 
-/// Instructions for 16 rows of packed weights. The scalar reference has none: its `packed` is plain Rust.
+/// Instructions for packed weights. The scalar ISA does not implement them: its packed product is plain Rust.
 pub(super) trait PackedRows16: Rows16 {
     /// 4 unsigned bytes of each row.
     type Bytes: Copy;
-    /// An integer sum for each row, perhaps in parts.
+    /// An integer sum for each row. It may consist of several parts.
     type Sums: Copy;
-    /// What [`PackedRows16::dot_signed`] adds to a weight of 8 bits: the sums are that much too large, times
-    /// the sum of the activations.
+    /// The value that [`PackedRows16::dot_signed`] adds to every 8-bit weight. The sums are too large by this
+    /// value times the sum of the activations.
     const SIGNED_OFFSET: i32;
 
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
     /// The low and the high half of every byte.
     fn nibbles(bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes);
-    /// `nibbles`, plus 16 in every byte of which `plane` has bit `BIT`.
+    /// `nibbles` plus 16 in every byte whose bit `BIT` is set in `plane`.
     fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes;
 
-    /// Every sum is `start`.
+    /// Sets every sum to `start`.
     fn start(start: i32) -> Self::Sums;
-    /// Adds for each row the products of its 4 bytes, below 32, and the 4 signed bytes of `x`, from -127 on.
-    /// After 8 calls (4 where a byte may be above 15) comes a [`PackedRows16::fold`].
+    /// Adds, for each row, the products of its 4 bytes (below 32) and the 4 signed bytes of `x` (-127 or
+    /// more). After 8 calls, or 4 if bytes can be above 15, [`PackedRows16::fold`] must follow.
     fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
-    /// As [`PackedRows16::dot`], for bytes that stand for themselves less 128, without a fold.
+    /// Like [`PackedRows16::dot`], for bytes that are stored 128 too large. Needs no fold.
     fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
-    /// Makes room in the parts.
+    /// Adds up the parts of the sums, so that they cannot overflow.
     fn fold(sums: Self::Sums) -> Self::Sums;
-    /// The sums less `FLOAT_START`, after a fold, times `scale`, rounded once. `offset` is as in
-    /// `quantized_rows.rs`.
+    /// `(sums - FLOAT_START) * scale`, rounded once. Call it after a fold. `quantized_rows.rs` explains
+    /// `offset`.
     fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats;
     /// Little-endian f16 numbers.
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats;
 
-    /// Asks for the lines that a stream of weights, now at `address`, will come to; never faults. Processors' own
-    /// prefetchers lose a tenth of the speed without it, some a third or half.
+    /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
+    /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.
     fn prefetch_stream(address: *const u8);
 }

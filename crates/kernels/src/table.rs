@@ -1,4 +1,4 @@
-//! One level's kernels, as a table of functions.
+//! The table of functions that an ISA provides, and the macros that build it from the generic algorithms.
 
 use crate::blocks::WeightType;
 use crate::generic::attention::AttentionTask;
@@ -10,20 +10,20 @@ use crate::peaks::Peaks;
 use crate::quantized_rows::Precision;
 use crate::weight::WeightRows;
 
-/// One level's kernels. Every pointer needs the level's instructions; lengths are the callers' care
-/// and are checked where the tasks are made, in `mod.rs`.
+/// The kernels of one ISA. Every function needs the ISA's instructions. Lengths are the caller's
+/// responsibility; the facade checks them where it makes the tasks.
 pub(crate) struct KernelTable {
     pub(crate) matmul: unsafe fn(&MatmulTask),
     pub(crate) packed: unsafe fn(&PackedTask),
-    /// Rows of activations that `packed` takes at once, when there are many.
+    /// Rows of a panel that `packed` is fastest with.
     pub(crate) panel_rows: usize,
-    /// `(rows, cols)`, rows, and their panel.
+    /// Quantises a panel: `x` as `(rows, cols)`, the number of rows, the precision, the panel.
     pub(crate) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
-    /// Products in f32.
+    /// Products of f32 numbers.
     pub(crate) gemm: Gemm,
-    /// Products of bf16: at AVX-512 only where [`bf16_dot_is_fast`].
+    /// Products of bf16. AVX-512 uses it only where [`bf16_dot_is_fast`](crate::dispatch::bf16_dot_is_fast).
     pub(crate) gemm_bf16: Option<Gemm>,
-    /// Products of weights in bf16 and activations that are sums of two bf16.
+    /// Products of bf16 weights and activations that are each the sum of two bf16.
     pub(crate) gemm_bf16_pairs: Option<Gemm>,
     pub(crate) attention: unsafe fn(&AttentionTask),
     pub(crate) attention_bf16_pairs: Option<Bf16PairAttention>,
@@ -33,49 +33,53 @@ pub(crate) struct KernelTable {
     pub(crate) peaks: Peaks,
 }
 
-/// Attention of many rows, whose numbers are sums of two bf16.
+/// Attention of many rows, where every number is the sum of two bf16.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16PairAttention {
-    /// Takes whole rows, not units.
+    /// Takes tasks of whole rows, not of single units.
     pub(crate) run: unsafe fn(&AttentionTask),
-    /// Which head_dim it takes.
+    /// Whether it takes this head_dim.
     pub(crate) takes: fn(usize) -> bool,
 }
 
 /// See [`Gemm::run_gated`].
 pub(crate) type RunGated = unsafe fn(&GatedTask);
 
-/// Products of many rows of activations. A strip is 16 rows of weights.
+/// A product for many rows of activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Gemm {
     pub(crate) run: unsafe fn(&GemmTask),
-    /// Two products of the same x, one the other's gate; None if there is no such kernel.
+    /// Computes two products of the same x and multiplies them, one as the gate of the other. None if the ISA
+    /// has no such kernel.
     pub(crate) run_gated: Option<RunGated>,
-    /// Which weights it takes in rows.
+    /// Whether it takes unpacked weights of this type.
     pub(crate) takes: fn(WeightType) -> bool,
-    /// Whether it takes packed weights too.
+    /// Whether it takes packed weights.
     pub(crate) takes_packed: bool,
-    /// Writes a panel: `(rows, cols)`, rows, and the panel.
+    /// Writes a panel: `x` as `(rows, cols)`, the number of rows, the panel.
     pub(crate) pack_rows: unsafe fn(&[f32], usize, &mut [u32]),
-    /// Words that a row of so many columns has in a panel.
+    /// The words that a row of so many columns takes in a panel.
     pub(crate) row_words: fn(usize) -> usize,
     /// Rows of a panel.
     pub(crate) panel_rows: usize,
-    /// How many rows the last panel may have, ascending up to `panel_rows`; those that are missing are zeros.
+    /// Row counts that the last panel may be padded to with zeros, ascending up to `panel_rows`.
     pub(crate) tail_rows: &'static [usize],
-    /// Strips done at once: tasks have a multiple.
+    /// Strips that the microkernel computes at once. Tasks have a multiple of it.
     pub(crate) strips: usize,
-    /// The most strips of a task.
+    /// The most strips of one task.
     pub(crate) max_task_strips: usize,
 }
 
-/// A [`KernelTable`] of the generic algorithms on `$lanes` and `$rows`, each compiled with `$attribute`.
-/// `$packed` is the product with packed weights, which takes `$panel_rows` rows of activations at once. Products with
-/// many rows of floats take `$gemm_rows` rows and `$gemm_strips` strips at once, attention `$queries` queries; `$bf16` are the instructions for bf16.
-/// `$peaks` are the level's own [`Peaks`].
+/// Builds a [`KernelTable`] from the generic algorithms on `$lanes` and `$rows`, compiled with `$attribute`.
 ///
-/// Each weight type has a function of its own, which is never inlined: LLVM takes several times longer for one
-/// function with all of them.
+/// - `$packed`: the product with packed weights, for panels of `$panel_rows` rows
+/// - `$gemm_rows`, `$gemm_strips`: rows and strips of GEMM's microkernel
+/// - `$queries`: queries of attention's microkernel
+/// - `$peaks`: the ISA's [`Peaks`]
+/// - `$bf16`: the attribute that enables the dot product of bf16, if the ISA has one
+///
+/// Each weight type has a function of its own, which is never inlined: LLVM takes several times longer to
+/// compile one function that contains all of them.
 macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $packed:expr, panel_rows: $panel_rows:expr,
@@ -96,7 +100,10 @@ macro_rules! kernel_table {
         }
         #[$attribute]
         #[inline(never)]
-        fn dequantize_weights<L: Lanes, S: Storage>(task: &generic::matmul::MatmulTask, dequantized: &mut [[f32; LANES]]) {
+        fn dequantize_weights<L: Lanes, S: Storage>(
+            task: &generic::matmul::MatmulTask,
+            dequantized: &mut [[f32; LANES]],
+        ) {
             generic::matmul::dequantize_weights::<L, S>(task, dequantized);
         }
         #[$attribute]
@@ -188,8 +195,8 @@ macro_rules! kernel_table {
 }
 pub(crate) use kernel_table;
 
-/// [`KernelTable::packed`] on `$rows`, `$panel_rows` rows of activations and `$strips` strips at once, compiled with
-/// `$attribute`; a function for each weight type, as in [`kernel_table`].
+/// Builds [`KernelTable::packed`] on `$rows`, with a microkernel of `$panel_rows` rows and `$strips` strips,
+/// compiled with `$attribute`. As in [`kernel_table`], each weight type has a function of its own.
 macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};

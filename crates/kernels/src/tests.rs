@@ -1,5 +1,5 @@
-//! One suite for every level of this CPU: against plain f64 arithmetic, and against itself for the
-//! promise that a row's result depends on nothing but the row.
+//! Tests on every ISA of this CPU: against plain f64 arithmetic, and of the promise that a row's result
+//! depends only on the row. The pool's tests are here too.
 
 use super::generic::elementwise::{exp, exp_of_negative};
 use super::lanes::{LANES, Lanes, load_partial};
@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A small generator, so that a failing case can be run again: Marsaglia's xorshift64.
+/// A small random generator with a seed, so that failures can be reproduced: Marsaglia's xorshift64.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -29,7 +29,7 @@ impl Random {
         (0..len).map(|_| self.float()).collect()
     }
 
-    /// Random weights of a type: random bits for the integers, sane scales.
+    /// Random weights of a type: random bits for the integers, and small scales.
     pub(super) fn weights(&mut self, dtype: WeightType, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..len / dtype.block_len() {
@@ -51,7 +51,7 @@ impl Random {
     }
 }
 
-/// Where a block has its f16 numbers.
+/// The offsets of a block's f16 numbers.
 fn half_offsets(dtype: WeightType) -> &'static [usize] {
     match dtype {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => &[],
@@ -63,7 +63,8 @@ fn half_offsets(dtype: WeightType) -> &'static [usize] {
     }
 }
 
-/// Every level of this CPU, saying which are left out; none may be, on a machine known to have all.
+/// Every ISA of this CPU. The ones that are missing are printed; they are an error if the machine is known to
+/// have them.
 #[allow(clippy::print_stdout)] // what was not tested is said
 pub(super) fn isas() -> Vec<Isa> {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
@@ -78,7 +79,7 @@ pub(super) fn kernels(isa: Isa, threads: usize) -> Kernels {
     Kernels::new(isa, threads).expect("threads can be started")
 }
 
-/// Element `i` of a row, from the table in blocks.rs, in f64 but rounded as f32 where ggml rounds.
+/// Element `i` of a row, following the table in blocks.rs, rounded to f32 where ggml rounds.
 pub(super) fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
     let half = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
     let block = i / dtype.block_len() * dtype.block_bytes();
@@ -103,8 +104,8 @@ pub(super) fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
     }
 }
 
-/// Element `i` of a block of 256, bit by bit: number `n` of `width` bits is packed so that each run of
-/// `run` bytes holds numbers 0..run in its lowest bits, the next ones above them, and so on.
+/// Element `i` of a block of 256, bit by bit. Numbers of `width` bits are packed in runs of `run` bytes: a
+/// run has numbers 0..run in the lowest bits of its bytes, the next `run` numbers above them, and so on.
 fn k_element(dtype: WeightType, block: &[u8], i: usize) -> f32 {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
     let packed = |at: usize, width: usize, run: usize| {
@@ -146,7 +147,7 @@ fn k_element(dtype: WeightType, block: &[u8], i: usize) -> f32 {
     }
 }
 
-/// Widths around the lanes and blocks that `dtype` can have.
+/// Row lengths around the vectors and blocks that `dtype` can have.
 pub(super) fn widths(dtype: WeightType) -> Vec<usize> {
     match dtype.block_len() {
         1 => vec![1, 2, 15, 16, 31, 32, 33, 63, 64, 65, 96, 576, 1000],
@@ -174,8 +175,8 @@ fn dequantize_is_bit_exact_on_every_isa() {
     }
 }
 
-/// Lines of a type's name, the bytes of some blocks and the bits of their elements, as the `gguf` Python
-/// package widens them; `crates/kernels/tests/golden/blocks.py` writes them.
+/// Each line has a type's name, the bytes of some blocks, and the bits of their elements as the `gguf` Python
+/// package dequantises them. `crates/kernels/tests/golden/blocks.py` writes the file.
 const GOLDEN_BLOCKS: &str = include_str!("../tests/golden/blocks.txt");
 
 #[test]
@@ -217,7 +218,7 @@ fn every_f16_is_converted_exactly() {
     }
 }
 
-/// The bound: k products, each off by half a unit in the last place of its magnitude, and as many sums.
+/// The bound on the error: every product may be off by half a unit in its last place, and every sum as well.
 pub(super) fn dot_bound(x: &[f32], w: &[f32]) -> f64 {
     let magnitude: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w).abs()).sum();
     magnitude * f64::from(f32::EPSILON) * 8.0 + 1e-30
@@ -309,7 +310,7 @@ fn exp_of_negative_numbers_is_within_two_units_in_the_last_place() {
         exp_of_negative(L::load(&x)).store(&mut out);
         for (x, got) in x.into_iter().zip(out) {
             let expected = f64::from(x).exp();
-            // What is no normal number may be 0.
+            // Results below the smallest normal number may be 0.
             let bound = expected * 2.0 * f64::from(f32::EPSILON) + f64::from(f32::MIN_POSITIVE);
             assert!((f64::from(got) - expected).abs() <= bound, "exp({x}) is not {got}");
         }
@@ -414,11 +415,12 @@ fn the_pool_runs_every_task_once_for_any_caller() {
 fn tasks_of_a_busy_thread_are_run_by_the_others() {
     let pool = Pool::new(2).unwrap();
     let done = AtomicUsize::new(0);
-    // The caller's first task ends only when all others have been done, its own next ones too.
+    // The caller's first task ends only when all other tasks are done, including those that the caller would
+    // run next.
     pool.run(100, &Cancel::never(), &|task| {
         let started = Instant::now();
         while task == 0 && done.load(Ordering::SeqCst) < 99 {
-            assert!(started.elapsed() < Duration::from_secs(60), "nobody does the rest");
+            assert!(started.elapsed() < Duration::from_secs(60), "no other thread runs these tasks");
             std::thread::yield_now();
         }
         done.fetch_add(1, Ordering::SeqCst);

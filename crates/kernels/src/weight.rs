@@ -1,4 +1,4 @@
-//! Weight matrices, as products take them.
+//! Weight matrices: as they are stored, or packed.
 
 use crate::blocks::WeightType;
 use crate::pack::PackedRows;
@@ -26,7 +26,7 @@ impl<'a> WeightRows<'a> {
         })
     }
 
-    /// How the weights are stored.
+    /// The storage type.
     pub fn dtype(&self) -> WeightType {
         self.dtype
     }
@@ -51,12 +51,12 @@ impl<'a> WeightRows<'a> {
     }
 }
 
-/// A weight matrix as products take it, `(out_features, in_features)`.
+/// A weight matrix that products accept, `(out_features, in_features)`.
 #[derive(Clone, Copy)]
 pub enum Weight<'a> {
-    /// As it is stored.
+    /// In its storage type.
     Rows(WeightRows<'a>),
-    /// Blocks, laid out for products.
+    /// In tiles.
     Packed(&'a PackedRows),
 }
 

@@ -1,13 +1,14 @@
-//! Causal attention of some rows of queries over blocks of cached keys and values.
+//! Causal attention: the queries of some rows over cached keys and values.
 //!
-//! Keys lie transposed inside a block, `(head_dim, KV_BLOCK_POSITIONS)`: a lane is a position, so scores need
-//! no sums across lanes. Block by block, all queries that share a head of keys and values get their scores,
-//! then their weights, then their sums of values; a vector of keys or values, once loaded, serves a tile of
-//! queries. The softmax keeps a running maximum, from block to block and from unit to unit (`partial_attention.rs`).
-//! Blocks and units begin at fixed positions and queries never mix, so a row's result depends neither on its
-//! neighbours nor on how the prompt or the work was cut.
+//! Keys lie transposed inside a KV block, `(head_dim, KV_BLOCK_POSITIONS)`. So a lane is a position, and
+//! scores need no sums across lanes. For each KV block, all queries that share a KV head first get their
+//! scores, then the softmax weights, then the weighted sums of values. The microkernels load a vector of keys
+//! or values once and use it for several queries. The softmax keeps a running maximum from block to block and
+//! from unit to unit (`partial_attention.rs`). KV blocks and units begin at fixed positions, and queries
+//! never mix. So a row's result depends neither on other rows nor on how the prompt or the work was divided.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::dequantize_row;
@@ -21,76 +22,79 @@ use crate::output::SharedOut;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Blocks in a unit: what one task of a single row reads. Results hang on it, so it is the same for all.
+/// KV blocks of a unit, which is what one task of a single row reads. Results depend on it, so it is the same
+/// on all machines.
 const UNIT_KV_BLOCKS: usize = 8;
 /// Positions in a unit.
 pub(crate) const UNIT_POSITIONS: usize = UNIT_KV_BLOCKS * KV_BLOCK_POSITIONS;
-/// Vectors of positions in a block.
+/// Vectors of positions in a KV block.
 const KV_BLOCK_VECTORS: usize = KV_BLOCK_POSITIONS / LANES;
-/// For up to so many queries, a block in 16 bits is widened wherever it is used; for more, once before. Plain
-/// Rust, whose tile is 1, widens too slowly to do it twice.
+/// With at most this many queries, a 16-bit KV block is converted to f32 wherever it is used. With more
+/// queries it is converted once, before. Plain Rust, whose microkernel has one query, converts too slowly to
+/// do it twice.
 const fn few_queries(most: usize) -> usize {
     8 * (most - 1)
 }
 
-/// Whether `tile` queries' sums over two vectors fit into registers: keys and values are then read line by line, in
-/// order, as processors' prefetchers like it.
+/// Whether the sums over two vectors fit into registers for `most` queries. Keys and values are then read
+/// cache line by cache line in order, which suits the processor's prefetcher.
 const fn fits_two_vectors(most: usize) -> bool {
     most >= 4
 }
 
-/// Some rows of one sequence against one head of keys and values, for all query heads that share it.
+/// Some rows of one sequence and one KV head, for all query heads that share it.
 pub(crate) struct AttentionTask<'a> {
     /// `(rows, query_heads, head_dim)`
     pub(crate) queries: &'a [f32],
     pub(crate) query_heads: usize,
     pub(crate) head_dim: usize,
-    /// The rows of `queries` and `out` to do.
+    /// The rows of `queries` and `out` that this task computes.
     pub(crate) rows: Range<usize>,
-    /// The position of the first of them.
+    /// The position of the first of these rows.
     pub(crate) position: usize,
-    /// Block i holds positions from `i * KV_BLOCK_POSITIONS` on; they reach over all rows' positions.
+    /// KV block i holds the positions from `i * KV_BLOCK_POSITIONS` on. There are blocks for all positions of
+    /// the rows.
     pub(crate) kv_blocks: &'a [KvBlock<'a>],
     pub(crate) kv_head: usize,
     pub(crate) kv_heads: usize,
     pub(crate) output: AttentionOutput<'a>,
 }
 
-/// How much a task does, and where it puts that.
+/// What a task computes, and where the result goes.
 #[derive(Clone, Copy)]
 pub(crate) enum AttentionOutput<'a> {
-    /// All units; the outcome goes to the rows' heads in a slice as `queries`.
+    /// All units; the result goes to the rows' heads in a slice of the same shape as `queries`.
     Rows(&'a SharedOut<'a>),
-    /// One unit, which is put at `slot`, to be merged with the others.
+    /// One unit; the result goes to `slot`, and is merged with those of the other units.
     Unit { unit: usize, units: &'a SharedOut<'a, PartialAttention>, slot: usize },
 }
 
 impl AttentionTask<'_> {
-    /// Query heads that share a head of keys and values.
+    /// The number of query heads that share a KV head.
     #[inline(always)]
     pub(crate) fn group(&self) -> usize {
         self.query_heads / self.kv_heads
     }
 
-    /// Where the heads of the task in row `row` begin, in `queries` and in `out`.
+    /// The index in `queries` and `out` of the task's first head in row `row`.
     #[inline(always)]
     pub(crate) fn heads_offset(&self, row: usize) -> usize {
         ((self.rows.start + row) * self.query_heads + self.kv_head * self.group()) * self.head_dim
     }
 
-    /// The queries, `(rows, group)`, that see `position`: from this one on.
+    /// The first of the queries, `(rows, group)`, that sees `position`. All later ones see it too.
     #[inline(always)]
     pub(crate) fn first_query_seeing(&self, position: usize) -> usize {
         position.saturating_sub(self.position).min(self.rows.len()) * self.group()
     }
 
-    /// Elements from one position's values to the next one's, as [`attend_block`] takes them.
+    /// Elements from one position's values to the next one's, as [`attend_kv_block`] reads them.
     #[inline(always)]
     fn values_len(&self) -> usize {
         self.head_dim.max(LANES)
     }
 
-    /// Blocks that the last row sees.
+    /// The number of KV blocks that the last row sees.
     #[inline(always)]
     pub(crate) fn seen_kv_blocks(&self) -> usize {
         (self.position + self.rows.len()).div_ceil(KV_BLOCK_POSITIONS)
@@ -105,29 +109,29 @@ impl AttentionTask<'_> {
     }
 }
 
-/// What is kept between tasks, to save allocations. A query is a (row, head) of the task.
+/// Buffers that are kept between tasks. A query is a (row, head) of the task.
 #[derive(Default)]
 struct Scratch {
     /// `(head_dim, KV_BLOCK_POSITIONS)`
     keys: Vec<[f32; LANES]>,
-    /// `(KV_BLOCK_POSITIONS, head_dim)`, padded if head_dim is less than lanes.
+    /// `(KV_BLOCK_POSITIONS, head_dim)`; rows are padded to a vector if head_dim is shorter.
     values: Vec<[f32; LANES]>,
     queries: Queries,
     total: PartialAttention,
 }
 
-/// The queries of a task and what becomes of them.
+/// The queries of a task and their intermediate results.
 #[derive(Default)]
 struct Queries {
     /// `(queries, head_dim)`, divided by the square root of head_dim.
     scaled: Vec<f32>,
-    /// `(queries, KV_BLOCK_POSITIONS)`: scores of a block, then weights.
+    /// `(queries, KV_BLOCK_POSITIONS)`: the scores of a KV block, then the softmax weights.
     weights: Vec<[[f32; LANES]; KV_BLOCK_VECTORS]>,
-    /// How many positions of the block a query sees.
+    /// The number of positions of the KV block that each query sees.
     visible: Vec<usize>,
-    /// What remains of the earlier blocks' sums, now that the maximum is another.
+    /// The factor for the sums of earlier KV blocks, because the maximum has changed.
     rescale: Vec<[f32; LANES]>,
-    /// Of the block's weights.
+    /// The sum of the KV block's softmax weights.
     sums: Vec<f32>,
     unit: PartialAttention,
 }
@@ -136,10 +140,10 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task, `TILE` queries at a time.
+/// Runs one task with a microkernel of up to `QUERIES` queries.
 #[inline(always)]
 pub(crate) fn attention<L: Lanes, const QUERIES: usize>(task: &AttentionTask) {
-    // Taken out, not borrowed in a closure: see matmul.rs.
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     attention_with::<L, QUERIES>(task, &mut scratch);
     SCRATCH.set(scratch);
@@ -171,8 +175,8 @@ fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch:
     }
     let AttentionOutput::Rows(out) = task.output else { return };
     for row in 0..task.rows.len() {
-        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, into which the
-        // same range was just read.
+        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, which was just
+        // read at the same range.
         let heads = unsafe { out.slice_mut(task.heads_offset(row), heads_len) };
         for (head, out) in heads.chunks_exact_mut(head_dim).enumerate() {
             scratch.total.write(row * task.group() + head, out);
@@ -180,7 +184,7 @@ fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch:
     }
 }
 
-/// Leaves in `scratch.queries.unit` what the queries attend to in one unit.
+/// Computes one unit's part of the attention; it goes to `scratch.queries.unit`.
 #[inline(always)]
 fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
     let count = task.rows.len() * task.group();
@@ -220,7 +224,7 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
     }
 }
 
-/// Writes a block's keys and values as f32; rows of values that are shorter than lanes are padded.
+/// Converts a KV block to f32. Rows of values that are shorter than a vector are padded.
 #[inline(always)]
 fn dequantize_kv_block<L: Lanes, S: Storage>(
     task: &AttentionTask,
@@ -242,13 +246,14 @@ fn dequantize_kv_block<L: Lanes, S: Storage>(
     }
 }
 
-/// Calls `$function::<..., N>($args)` for N queries from `$query` on at a time, at most `$most`, which is at most 4.
+/// Calls `$function::<..., N>($args)` for N queries from `$query` on, until all are done. N is at most
+/// `$most`, which is at most 4.
 macro_rules! for_each_microkernel {
     ($queries:expr, $most:ident, $query:ident => $function:ident::<$($type:tt),*>($($arg:expr),*)) => {{
         let Range { start: mut $query, end } = $queries;
         while $query < end {
             let left = end - $query;
-            // Not one by itself, if it can be helped: its sums would wait for each other.
+            // Avoids a call for one query alone: each of its additions would wait for the one before.
             let count = if left == $most + 1 && $most > 2 { $most - 1 } else { left.min($most) };
             match count {
                 1 => $function::<$($type,)* 1>($($arg),*),
@@ -261,8 +266,8 @@ macro_rules! for_each_microkernel {
     }};
 }
 
-/// Elements of keys or values, and how many bytes behind each those lie that will be read soon and later: what a
-/// thread alone asks for, memory brings no faster than its latency allows.
+/// Keys or values, and the distances in bytes to the data that will be read soon and later, which is
+/// prefetched. Without prefetching, the reads of one thread are limited by memory latency.
 #[derive(Clone, Copy)]
 struct Stream<'a> {
     bytes: &'a [u8],
@@ -271,26 +276,28 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// `bytes`, then `soon`, then `later`, which are as long.
+    /// `bytes`, then the data that is read `soon` and `later`. All have the same length.
     fn new([bytes, soon, later]: [&'a [u8]; 3]) -> Self {
         let ahead = |other: &[u8]| other.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr());
         Stream { bytes, soon: ahead(soon), later: ahead(later) }
     }
 
-    /// 32 elements of `row`, which is a part of the stream, from byte `at` on.
+    /// 32 elements from byte `at` of `row`, which is a part of the stream.
     #[inline(always)]
     fn lanes<L: Lanes, S: Storage>(&self, row: &[u8], at: usize) -> L {
         let block = &row[at..][..S::BLOCK_BYTES];
-        // What is f32 was mostly widened just before, for many queries: it is near, and they have no time to ask.
+        // F32 data has usually just been converted, for many queries. It is in the cache, and prefetching it
+        // would only cost time.
         if S::BLOCK_BYTES < F32::BLOCK_BYTES {
-            L::prefetch_far(block.as_ptr().wrapping_add(self.later));
-            L::prefetch(block.as_ptr().wrapping_add(self.soon));
+            L::prefetch_l2(block.as_ptr().wrapping_add(self.later));
+            L::prefetch_l1(block.as_ptr().wrapping_add(self.soon));
         }
         S::lanes::<L>(block, 0)
     }
 }
 
-/// One block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values `(KV_BLOCK_POSITIONS, values_len)`, then the next block's.
+/// Attends to one KV block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values
+/// `(KV_BLOCK_POSITIONS, values_len)`. The next block's keys and values follow, to be prefetched.
 #[inline(always)]
 fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     task: &AttentionTask,
@@ -319,7 +326,7 @@ fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
         queries.visible[query] = (position + 1 - first).min(KV_BLOCK_POSITIONS);
         softmax_weights::<L>(queries, query);
     }
-    // Some of the first lanes may be of queries that see nothing here: nobody reads those.
+    // The first vector may include queries that do not see this block. Their factors are not read.
     for rescale in &mut queries.rescale[seen_by.start / LANES..] {
         exp_of_negative(L::load(rescale)).store(rescale);
     }
@@ -345,18 +352,18 @@ fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     }
 }
 
-/// Some times 32 elements of every position's values.
+/// One or more vectors of every position's values.
 #[derive(Clone, Copy)]
 struct ValuesPart {
-    /// The first.
+    /// The index of the first vector.
     index: usize,
-    /// How many such parts there are.
+    /// The number of vectors of a position's values.
     width: usize,
     /// Elements from one position's values to the next one's.
     row_len: usize,
 }
 
-/// `q · keys` for `N` queries and `P` times 32 positions of a block.
+/// Scores `q · keys` of `N` queries and `P` vectors of positions of a KV block.
 #[inline(always)]
 fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
@@ -389,7 +396,8 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     }
 }
 
-/// Makes weights of a query's scores; leaves in `kept` the logarithm of what it is to be.
+/// Turns a query's scores into softmax weights. Stores the logarithm of the factor for earlier sums in
+/// `rescale`.
 #[inline(always)]
 fn softmax_weights<L: Lanes>(queries: &mut Queries, query: usize) {
     let visible = queries.visible[query];
@@ -399,7 +407,7 @@ fn softmax_weights<L: Lanes>(queries: &mut Queries, query: usize) {
     let [first, second] = &mut queries.weights[query];
     let (low, high) = (L::load(first), L::load(second));
     let before = queries.unit.maximum[query];
-    // NaN is left out: the weights will be NaN in any case.
+    // The maximum ignores NaN, but the weights become NaN in any case.
     let maximum = L::splat(before).max(low).max(high).largest();
     let minus = L::splat(-maximum);
     let (low, high) = (exp_of_negative(low.add(minus)), exp_of_negative(high.add(minus)));
@@ -410,7 +418,7 @@ fn softmax_weights<L: Lanes>(queries: &mut Queries, query: usize) {
     queries.rescale.as_flattened_mut()[query] = before - maximum;
 }
 
-/// `weighted = weighted * kept + weights · values` for `N` queries and `P` parts of the values.
+/// `weighted = weighted * rescale + weights · values` for `N` queries and `P` vectors of the values.
 #[inline(always)]
 fn add_values<L: Lanes, S: Storage, const P: usize, const N: usize>(
     queries: &mut Queries,
@@ -420,7 +428,8 @@ fn add_values<L: Lanes, S: Storage, const P: usize, const N: usize>(
 ) {
     let mut rescale = [0.0; N];
     rescale.copy_from_slice(&queries.rescale.as_flattened()[query..][..N]);
-    // The first sees least. What a query does not see it must not even multiply by zero: it may be NaN.
+    // The first query sees the fewest positions. A query must not multiply what it does not see even by zero,
+    // because it may be NaN.
     let common = queries.visible[query];
     add_seen::<L, S, P, N>(queries, query, part, values, 0..common, rescale);
     for query in query + 1..query + N {

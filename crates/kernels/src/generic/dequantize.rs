@@ -1,17 +1,17 @@
-//! Stored weights to f32.
+//! Dequantises rows of weights.
 
 use super::storage::{Storage, with_storage};
 use crate::lanes::{LANES, Lanes};
 use crate::weight::WeightRows;
 
-/// Writes row `row` of `rows` as f32 to `out`, `(cols,)`.
+/// Dequantises row `row` of `rows` to `out`, `(cols,)`.
 #[inline(always)]
 pub(crate) fn dequantize<L: Lanes>(rows: WeightRows, row: usize, out: &mut [f32]) {
     let bytes = rows.row(row);
     with_storage!(rows.dtype, dequantize_exactly::<L>(bytes, out));
 }
 
-/// Writes a part of a row, whole blocks, as f32.
+/// Dequantises a part of a row that consists of whole blocks.
 #[inline(always)]
 pub(crate) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut();
@@ -24,7 +24,7 @@ pub(crate) fn dequantize_exactly<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [
     }
 }
 
-/// Writes a row as f32, padded with zeros to whole lanes.
+/// Dequantises a row and pads it with zeros to whole vectors.
 #[inline(always)]
 pub(crate) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32; LANES]]) {
     let blocks = bytes.chunks_exact(S::BLOCK_BYTES);
@@ -39,7 +39,7 @@ pub(crate) fn dequantize_row<L: Lanes, S: Storage>(bytes: &[u8], out: &mut [[f32
     }
 }
 
-/// The last elements of a float row, with zeros behind; other types have whole blocks only.
+/// The last elements of a row of floats, padded with zeros. Rows of other types consist of whole blocks.
 #[inline(always)]
 pub(super) fn partial_block<L: Lanes, S: Storage>(bytes: &[u8]) -> L {
     let mut padded = [0; LONGEST_BLOCK];
@@ -47,5 +47,5 @@ pub(super) fn partial_block<L: Lanes, S: Storage>(bytes: &[u8]) -> L {
     S::lanes::<L>(&padded[..S::BLOCK_BYTES], 0)
 }
 
-/// That of Q6_K.
+/// Q6_K's block.
 const LONGEST_BLOCK: usize = 210;

@@ -1,14 +1,15 @@
-//! 32 elements of a block to f32, for the types that no level decodes in a way of its own.
+//! Dequantises 32 elements of a block, for the types that have no code of their own in each ISA.
 //!
-//! Written so that the compiler vectorises it for the level that it is inlined into. The layouts are in
-//! `blocks.rs`; products and sums are rounded where ggml's reference rounds them.
+//! The compiler vectorises this code for the ISA that it is inlined into. `blocks.rs` describes the layouts.
+//! Products and sums are rounded where ggml's reference rounds them.
 
 use crate::blocks::f16_at;
 use crate::lanes::LANES;
 
 type Vector = [f32; LANES];
 
-/// Element `i`'s nibble of 16 bytes from `at` on, with bit `i` of the 32 bits before them on top.
+/// 32 quants of 5 bits. Quant `i` consists of nibble `i` of the 16 bytes at `at`, and, as its highest bit,
+/// bit `i` of the 4 bytes before them.
 #[inline(always)]
 fn five_bits(block: &[u8], at: usize) -> [u8; LANES] {
     let high = u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]);
@@ -76,7 +77,7 @@ pub(crate) fn q3_k(block: &[u8; 110], vector: usize) -> Vector {
     out
 }
 
-/// The 6-bit scale and minimum of a vector of Q4_K and Q5_K, from their 12 bytes.
+/// The 6-bit scale and minimum of vector `vector` of a block of Q4_K or Q5_K, from the block's 12 bytes.
 #[inline(always)]
 fn scale_and_min(packed: &[u8], vector: usize) -> (f32, f32) {
     let (scale, min) = if vector < 4 {

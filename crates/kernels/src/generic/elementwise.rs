@@ -1,9 +1,9 @@
-//! What happens to one row of activations between the matrix products.
+//! Elementwise operations on a row of activations, between the products.
 
 use crate::lanes::{LANES, Lanes, load_partial};
 use crate::mlp::Activation;
 
-/// `out = x / sqrt(mean(x²) + epsilon) * weight`; all of the same length.
+/// `out = x / sqrt(mean(x²) + epsilon) * weight`; all have the same length.
 ///
 /// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
 #[inline(always)]
@@ -24,8 +24,10 @@ pub(crate) fn rms_norm<L: Lanes>(x: &[f32], weight: &[f32], epsilon: f32, out: &
 
 /// `gate = activation(gate) * up`, elementwise.
 ///
+/// GELU's tanh is computed with exp: `x (1 + tanh(u)) / 2` equals `x / (1 + e^-2u)`.
+///
 /// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415, for GELU and its two
-/// approximations; `x (1 + tanh(u)) / 2` is written as `x / (1 + e^-2u)`.
+/// approximations.
 #[inline(always)]
 pub(crate) fn gate_mul(activation: Activation, gate: &mut [f32], up: &[f32]) {
     /// sqrt(2 / pi)
@@ -56,13 +58,13 @@ pub(crate) fn gate_mul(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// e^x within 2 units in the last place; no branches, so that loops over it vectorise.
+/// e^x within 2 units in the last place. It has no branches, so loops over it are vectorised.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (truncation below
-/// 2^-26); n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
+/// x = n ln 2 + r with |r| <= ln 2 / 2. e^r is its Taylor polynomial of degree 7 (truncation error below
+/// 2^-26), and n goes into the exponent. Beyond the range of f32 the result is 0 or infinity.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // Kept inside [-150 ln 2, 129 ln 2], where the two factors below still are normal numbers.
+    // Limited to [-150 ln 2, 129 ln 2], where the two factors below are normal numbers.
     let clamped = x.clamp(-104.0, 89.0);
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -71,9 +73,9 @@ pub fn exp(x: f32) -> f32 {
     for &coefficient in &COEFFICIENTS[1..] {
         power = power * r + coefficient;
     }
-    // 2^n as two factors: n itself reaches below the smallest normal exponent.
-    // The low bits hold n: cheaper than a conversion, which would have to mind numbers that no i32 holds.
-    // Wrapping, though nothing wraps: a check would keep the loop from being vectorised.
+    // 2^n is a product of two factors, because n can be below the smallest normal exponent. n is in the low
+    // bits of `shifted`; a conversion would cost more, as it handles numbers beyond i32. Nothing overflows
+    // here: wrapping operations are used because a check would prevent vectorisation.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
     let two_to = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
@@ -81,10 +83,10 @@ pub fn exp(x: f32) -> f32 {
     if x.is_nan() { x } else { result }
 }
 
-/// e^x for x <= 0, as [`exp`]; below the smallest normal number it is 0.
+/// e^x for x <= 0, like [`exp`]. Below the smallest normal number the result is 0.
 #[inline(always)]
 pub(crate) fn exp_of_negative<L: Lanes>(x: L) -> L {
-    // Here n is -127, of which `two_to` makes 0. NaN stays NaN.
+    // At this limit n is -127, and `two_to` returns 0. NaN stays NaN.
     let clamped = x.max(L::splat(-88.0));
     let shifted = clamped.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUND));
     let n = shifted.add(L::splat(-ROUND));
@@ -96,10 +98,10 @@ pub(crate) fn exp_of_negative<L: Lanes>(x: L) -> L {
     power.mul(shifted.two_to())
 }
 
-// Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+// Adding 1.5 * 2^23 rounds to the nearest integer, which is then in the low bits.
 const ROUND: f32 = 12_582_912.0;
-// ln 2 in two parts; the first has zeros behind, so that n * LN2_HIGH is exact.
+// ln 2 as a sum of two numbers. The first ends in zero bits, so that n * LN2_HIGH is exact.
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
-/// Of e^r, the highest power's first.
+/// The coefficients of e^r, from the highest power to the lowest.
 const COEFFICIENTS: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];

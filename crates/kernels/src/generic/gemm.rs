@@ -1,14 +1,14 @@
-//! `out = x · wᵀ` for many rows of f32 or bf16 activations, where sums may be in another order than in
-//! `matmul.rs`.
+//! `out = x · wᵀ` for many rows of f32 or bf16 activations. The order of sums differs from `matmul.rs`.
 //!
-//! Weights are taken 16 rows (a strip) by 256 words (a slab) at a time, widened, and turned so that a lane is a row
-//! of weights; all rows of x then meet them, some rows at once, while they lie in the nearest cache.
-//! An output is the sum of its slabs, each one chain of sums with elements in increasing order, whatever
-//! the other rows are.
+//! The work is divided into slabs: 16 rows of weights (a strip) by 256 words. A slab is dequantised and
+//! transposed, so that a lane is a row of weights. While it is in L1, it is multiplied with all rows of x,
+//! one panel at a time. An output is the sum of its slabs. Within a slab the products are added one after the
+//! other, with columns in increasing order, whatever the other rows are.
 //!
-//! A word is one f32, or two bf16 where the level multiplies those.
+//! A word is one f32, or two bf16 where the ISA has a dot product of bf16.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::dequantize_exactly;
@@ -22,38 +22,39 @@ use crate::weight::{Weight, WeightRows};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a row that are turned and meet rows of x at once: whole blocks of every type. Those of some strips and of
-/// a panel lie in the nearest cache together.
+/// Words of a row in a slab: whole blocks of every type. The slabs of the microkernel's strips fit into L1
+/// together with a panel.
 const SLAB_WORDS: usize = 256;
 
-/// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
+/// Some strips of a weight, to be multiplied with all rows of x. The facade has checked the shapes.
 pub(crate) struct GemmTask<'a> {
-    /// In panels of some rows, `(words, rows)` each; the last may have others, see [`tail_rows`].
+    /// Panels of `(words, rows)`. The last panel may have another number of rows, see [`tail_rows`].
     pub(crate) x: &'a [u32],
     /// Rows of x.
     pub(crate) rows: usize,
     pub(crate) weight: Weight<'a>,
-    /// The weight's strips to do.
+    /// The strips of the weight that this task computes.
     pub(crate) strips: Range<usize>,
     /// `(rows, weight.rows)`
     pub(crate) out: &'a SharedOut<'a>,
     pub(crate) output: Output,
 }
 
-/// Some strips of a gate, and those of what it gates, against all rows of x.
+/// Some strips of a gate and of the weight that it gates, to be multiplied with all rows of x.
 pub(crate) struct GatedTask<'a> {
-    /// As a [`GemmTask`]'s.
+    /// Panels, as in [`GemmTask`].
     pub(crate) x: &'a [u32],
     /// Rows of x.
     pub(crate) rows: usize,
     pub(crate) mlp: &'a Mlp<'a>,
-    /// The strips to do, of either weight.
+    /// The strips that this task computes, the same of both weights.
     pub(crate) strips: Range<usize>,
-    /// `activation(x · gateᵀ) * (x · upᵀ)`, in panels that another product takes as its x.
+    /// `activation(x · gateᵀ) * (x · upᵀ)`, as panels for the next product.
     pub(crate) out: &'a SharedOut<'a, u32>,
 }
 
-/// A word of each row of a strip: with AVX-512, a register that no load needs two cache lines for.
+/// A word of each row of a strip. Aligned, so that loading it into an AVX-512 register reads only one cache
+/// line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Words([f32; TILE_ROWS]);
@@ -68,7 +69,8 @@ struct Scratch {
     rows: Vec<f32>,
     /// `(SLAB_WORDS, strips)`
     slab: Vec<Words>,
-    /// Of the slabs so far, `(groups of strips, rows, strips)`. In `out` they would lie far from each other.
+    /// The sums of the slabs so far, `(groups of STRIPS strips, rows, strips)`. In `out` they would be far
+    /// apart.
     sums: Vec<Words>,
 }
 
@@ -81,17 +83,18 @@ pub(crate) fn row_words<const BF16: bool>(cols: usize) -> usize {
     if BF16 { cols.div_ceil(2) } else { cols }
 }
 
-/// How many rows the last panel may have, where others have so many: the numbers that [`multiply`] takes.
+/// The row counts that the last panel may have, for panels of `panel` rows. [`multiply`] has code for these
+/// counts.
 pub(crate) const fn tail_rows(panel: usize) -> &'static [usize] {
     match panel {
         12 => &[1, 2, 3, 6, 12],
         6 => &[1, 2, 3, 6],
         4 => &[1, 2, 3, 4],
-        _ => panic!("no such panel"),
+        _ => panic!("no such panel size"),
     }
 }
 
-/// Writes one panel: the rows of `x`, `(rows, cols)`, as words, and zeros for those that are missing.
+/// Writes one panel: the rows of `x`, `(rows, cols)`, as words. Missing rows are zeros.
 #[inline(always)]
 pub(crate) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
@@ -111,20 +114,20 @@ pub(crate) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u
     }
 }
 
-/// The bf16 nearest to `x`, ties to even.
+/// Rounds to bf16, ties to even.
 #[inline(always)]
 fn round_to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     if x.is_nan() { bits >> 16 | 0x40 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16 }
 }
 
-/// Runs one task, `PANEL` rows against `STRIPS` strips at once; the words are pairs of bf16 if `BF16`.
+/// Runs one task with a microkernel of `PANEL` rows and `STRIPS` strips. If `BF16`, a word is two bf16.
 #[inline(always)]
 pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize, const BF16: bool>(
     task: &GemmTask,
 ) {
-    let Weight::Rows(weight) = task.weight else { unreachable!("these products take rows") };
-    // Taken out, not borrowed in a closure: see matmul.rs.
+    let Weight::Rows(weight) = task.weight else { unreachable!("this kernel takes unpacked weights") };
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     let Scratch { rows, slab, sums } = &mut scratch;
     rows.resize(TILE_ROWS * SLAB_WORDS, 0.0);
@@ -154,7 +157,7 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
     SCRATCH.set(scratch);
 }
 
-/// Puts a slab of a strip, or zeros, into its place of the panel.
+/// Writes a strip's slab, or zeros, to place `place` of the slabs of the microkernel's strips.
 #[inline(always)]
 fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     weight: Option<WeightRows>,
@@ -174,7 +177,7 @@ fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
         if BF16 {
             let bytes = &bytes[4 * words.start..bytes.len().min(4 * words.end)];
             for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
-                // An odd number of columns ends in half a word.
+                // With an odd number of columns the last word is half full.
                 let bits = pair.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
                 *out = f32::from_bits(bits);
             }
@@ -185,7 +188,7 @@ fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
             with_storage!(dtype, dequantize_exactly::<L>(bytes, out));
         }
     }
-    // What lies behind the slab's end is turned too, and not used.
+    // The last square may reach beyond the slab's end. What lies there is transposed too, but not used.
     let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
     for start in (0..words.len()).step_by(TILE_ROWS) {
         R::transpose(&rows[start..], SLAB_WORDS, &mut transposed);
@@ -195,7 +198,7 @@ fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     }
 }
 
-/// Sets `sums` to the products of M rows of x, or of one of its [`tail_rows`], and N strips, or adds them.
+/// Multiplies M rows of x, or as many as [`tail_rows`] allows, with N strips, and sets or adds to `sums`.
 #[inline(always)]
 fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
@@ -209,11 +212,11 @@ fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
         2 => microkernel::<R, 2, N, BF16>(x, weights, sums, accumulates),
         3 => microkernel::<R, 3, N, BF16>(x, weights, sums, accumulates),
         6 => microkernel::<R, 6, N, BF16>(x, weights, sums, accumulates),
-        rows => unreachable!("{rows} is no tail"),
+        rows => unreachable!("no code for {rows} rows"),
     }
 }
 
-/// As [`multiply`], of M rows.
+/// [`multiply`] for M rows.
 #[inline(always)]
 fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     x: &[u32],
@@ -221,12 +224,13 @@ fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     out: &mut [Words],
     accumulates: bool,
 ) {
-    // From zero, and what came before is added at the end: else the compiler keeps a sum in memory, and each step
-    // waits for it to be stored and loaded.
+    // Starts from zero and adds the earlier sums at the end. Otherwise the compiler keeps a sum in memory,
+    // and every iteration waits for it to be stored and loaded.
     let mut sums = [[R::splat(0.0); N]; M];
-    // Arrays, not slices: what may be out of bounds keeps the sums out of registers.
+    // Arrays instead of slices: a bounds check would keep the sums out of registers.
     for (x, weights) in x.as_chunks::<M>().0.iter().zip(weights.as_chunks::<N>().0) {
-        // All weights first: with them inside, a dozen words of x would have to stay in registers.
+        // All weights are loaded first. Loaded inside the loop, they would keep a dozen words of x in
+        // registers.
         let mut lanes = [R::splat(0.0); N];
         for n in 0..N {
             lanes[n] = R::load(&weights[n].0);
@@ -250,7 +254,8 @@ fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     }
 }
 
-/// Sets or adds to the outputs of the rows from `first` on and the N strips from `strip` on, those that there are.
+/// Writes outputs: the rows from `first` on and the features of the N strips from `strip` on, as far as they
+/// exist.
 #[inline(always)]
 fn write_outputs<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
     let features = task.weight.rows();

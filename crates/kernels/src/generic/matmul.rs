@@ -1,12 +1,15 @@
 //! `out = x · wᵀ` for weights in their storage type and f32 activations.
 //!
-//! One algorithm for any number of rows, so that an output never depends on its neighbours: lane
-//! `k % 32` of its accumulator takes the products of elements k in increasing order; at the end the
-//! lanes are added in a fixed tree. Few rows decode each weight in registers and use it at once, which of
-//! float weights pays for a few more rows too; other rows decode a panel of weight rows to f32 first and
-//! share it. All see the same numbers.
+//! The order of sums is the same for any number of rows, so an output never depends on other rows. Lane
+//! `k % 32` of an output's accumulator adds the products of elements k in increasing order. At the end the
+//! lanes are added in a fixed tree.
+//!
+//! With few rows, each weight is dequantised in registers and used at once. Float weights are read like that
+//! for up to 8 rows, because converting them is cheap. With more rows, a task first dequantises its weights
+//! to f32, and all rows share them. All variants see the same numbers.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::{dequantize_row, partial_block};
@@ -18,26 +21,26 @@ use crate::weight::WeightRows;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Some rows of a weight against all rows of x. Shapes are checked where tasks are made.
+/// Some rows of a weight, to be multiplied with all rows of x. The facade has checked the shapes.
 pub(crate) struct MatmulTask<'a> {
-    /// `(rows, weight.cols)`, each row padded with zeros to whole lanes.
+    /// `(rows, weight.cols)`, each row padded with zeros to whole vectors.
     pub(crate) x: &'a [[f32; LANES]],
     pub(crate) weight: WeightRows<'a>,
-    /// The weight's rows to do: columns of `out`.
+    /// The rows of the weight that this task computes; they are columns of `out`.
     pub(crate) range: Range<usize>,
     /// `(rows, weight.rows)`
     pub(crate) out: &'a SharedOut<'a>,
     pub(crate) output: Output,
 }
 
-/// From this many rows of x on, a decoded panel pays; of float weights, which decode in an instruction, from
-/// twice a tile's.
+/// From this many rows of x on, weights are dequantised first. Float weights take one instruction to convert,
+/// so the limit is higher: they are read as they are stored for up to two microkernels of rows.
 const DEQUANTIZE_FROM: usize = 4;
 const DEQUANTIZE_FLOATS_FROM: usize = 2 * MICROKERNEL_ROWS + 1;
-/// Rows of x, and of the panel, in one register tile: 4 x 3 accumulators of two AVX-512 registers.
+/// The microkernel: 4 rows of x by 3 rows of weights, 12 accumulators of two AVX-512 registers each.
 const MICROKERNEL_ROWS: usize = 4;
 const MICROKERNEL_COLUMNS: usize = 3;
-/// Blocks of stored float weights between two looks at where a row ends.
+/// Blocks of stored float weights that are computed between two checks for the end of the row.
 const UNROLLED_BLOCKS: usize = 8;
 
 thread_local! {
@@ -51,7 +54,7 @@ impl<'a> MatmulTask<'a> {
         self.x.len() / self.row_vectors()
     }
 
-    /// Lanes in a row of x.
+    /// Vectors of a row of x.
     #[inline(always)]
     fn row_vectors(&self) -> usize {
         self.weight.cols.div_ceil(LANES)
@@ -62,34 +65,36 @@ impl<'a> MatmulTask<'a> {
         &self.x[row * self.row_vectors()..][..self.row_vectors()]
     }
 
-    /// Sets or adds to output `(row, column)`.
+    /// Sets output `(row, column)`, or adds to it.
     #[inline(always)]
     fn put(&self, row: usize, column: usize, value: f32) {
-        // SAFETY: this task alone has the columns of `range`, and `mod.rs` checked that `out` is
+        // SAFETY: this task alone has the columns of `range`, and the facade checked that `out` is
         // `(rows, weight.rows)`.
         unsafe { self.out.put(row * self.weight.rows + column, value, self.output) }
     }
 }
 
-/// From how many rows of x on a panel of weights of `dtype` is decoded first.
+/// The number of rows of x from which on weights of `dtype` are dequantised first.
 pub(crate) fn dequantize_from(dtype: WeightType) -> usize {
     if dtype.block_len() == 1 { DEQUANTIZE_FLOATS_FROM } else { DEQUANTIZE_FROM }
 }
 
-/// This thread's panel, `(range.len(), width)`. Taken out, not borrowed in a closure: a closure as large as what is
-/// done with it would be compiled apart, without the ISA's instructions.
+/// This thread's buffer for dequantised weights, `(range.len(), row_vectors)`.
+///
+/// Taken out instead of borrowed in a closure: the closure would contain the whole computation, too large to
+/// be inlined, and would be compiled without the ISA's instructions.
 pub(crate) fn take_buffer(task: &MatmulTask) -> Vec<[f32; LANES]> {
     let mut dequantized = DEQUANTIZED.take();
     dequantized.resize(task.range.len() * task.row_vectors(), [0.0; LANES]);
     dequantized
 }
 
-/// Keeps a panel for this thread's next task.
+/// Keeps the buffer for this thread's next task.
 pub(crate) fn return_buffer(dequantized: Vec<[f32; LANES]>) {
     DEQUANTIZED.set(dequantized);
 }
 
-/// Fewer rows than [`panel_from`] says, on weights as they are stored.
+/// Multiplies fewer rows of x than [`dequantize_from`] says with weights in their storage type.
 #[inline(always)]
 pub(crate) fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     if S::IS_FLOAT && rows >= DEQUANTIZE_FROM {
@@ -105,7 +110,7 @@ pub(crate) fn few_rows<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     }
 }
 
-/// One weight row against all N rows of x.
+/// Multiplies one row of weights with all N rows of x.
 #[inline(always)]
 fn dot_rows<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[u8], column: usize) {
     let whole = task.weight.cols / LANES;
@@ -138,8 +143,8 @@ fn dot_rows<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[
     }
 }
 
-/// Rows of x that need float weights more than once, `TILE_W` weight rows at a time: all but the first time
-/// the weights come from the cache.
+/// Multiplies 4 to 8 rows of x with float weights as they are stored, `MICROKERNEL_COLUMNS` weight rows at a
+/// time. The first four rows of x bring these weights into the cache for the others.
 #[inline(always)]
 fn stored_microkernels<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     let mut column = task.range.start;
@@ -164,7 +169,7 @@ fn stored_microkernels<L: Lanes, S: Storage>(task: &MatmulTask, rows: usize) {
     }
 }
 
-/// X rows of x against W rows of float weights, as they are stored.
+/// Multiplies X rows of x with W rows of float weights in their storage type.
 #[inline(always)]
 fn stored_microkernel<L: Lanes, S: Storage, const X: usize, const W: usize>(
     task: &MatmulTask,
@@ -179,7 +184,7 @@ fn stored_microkernel<L: Lanes, S: Storage, const X: usize, const W: usize>(
     for j in 0..W {
         w[j] = S::blocks(task.weight.row(column + j));
     }
-    // The W rows that come next are asked for by the first rows of x; what follows here has been.
+    // The first rows of x prefetch the next W weight rows. For later rows of x the weights are in the cache.
     let next = (row == 0).then_some(W * w[0].len() * S::BLOCK_BYTES);
     let mut sums = [[L::splat(0.0); W]; X];
     let mut at = 0;
@@ -202,7 +207,8 @@ fn stored_microkernel<L: Lanes, S: Storage, const X: usize, const W: usize>(
     put_sums(task, sums, row, column);
 }
 
-/// B blocks of [`stored_tile`]. Of arrays, not slices: what may be out of bounds keeps the sums out of registers.
+/// Adds B blocks in [`stored_microkernel`]. Arrays instead of slices: a bounds check would keep the sums out
+/// of registers.
 #[inline(always)]
 fn add_blocks<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usize>(
     mut sums: [[L; W]; X],
@@ -211,13 +217,15 @@ fn add_blocks<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usi
     at: usize,
     next: Option<usize>,
 ) -> [[L; W]; X] {
-    let x: [&[[f32; LANES]; B]; X] = std::array::from_fn(|i| x[i][at..][..B].try_into().expect("B of them"));
-    let w: [&[S::Block; B]; W] = std::array::from_fn(|j| w[j][at..][..B].try_into().expect("B of them"));
+    let x: [&[[f32; LANES]; B]; X] =
+        std::array::from_fn(|i| x[i][at..][..B].try_into().expect("slices of B blocks"));
+    let w: [&[S::Block; B]; W] =
+        std::array::from_fn(|j| w[j][at..][..B].try_into().expect("slices of B blocks"));
     if let Some(next) = next {
         for j in 0..W {
             for block in w[j] {
                 for line in (0..S::BLOCK_BYTES).step_by(64) {
-                    L::prefetch(block.as_ref().as_ptr().wrapping_add(next).wrapping_add(line));
+                    L::prefetch_l1(block.as_ref().as_ptr().wrapping_add(next).wrapping_add(line));
                 }
             }
         }
@@ -233,7 +241,7 @@ fn add_blocks<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usi
     sums
 }
 
-/// Decodes the task's rows of weights, each padded with zeros to whole lanes.
+/// Dequantises the task's rows of weights. Each is padded with zeros to whole vectors.
 #[inline(always)]
 pub(crate) fn dequantize_weights<L: Lanes, S: Storage>(task: &MatmulTask, dequantized: &mut [[f32; LANES]]) {
     for (out, row) in dequantized.chunks_exact_mut(task.row_vectors()).zip(task.range.clone()) {
@@ -241,7 +249,7 @@ pub(crate) fn dequantize_weights<L: Lanes, S: Storage>(task: &MatmulTask, dequan
     }
 }
 
-/// All rows of x against a decoded panel of the task's weights.
+/// Multiplies all rows of x with the task's dequantised weights.
 #[inline(always)]
 pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, dequantized: &[[f32; LANES]]) {
     let columns = task.range.len();
@@ -272,7 +280,7 @@ pub(crate) fn many_rows<L: Lanes>(task: &MatmulTask, rows: usize, dequantized: &
     }
 }
 
-/// X rows of x against W rows of the panel, `(range.len(), width)`.
+/// Multiplies X rows of x with W rows of dequantised weights, `(range.len(), row_vectors)`.
 #[inline(always)]
 fn microkernel<L: Lanes, const X: usize, const W: usize>(
     task: &MatmulTask,
@@ -301,7 +309,7 @@ fn microkernel<L: Lanes, const X: usize, const W: usize>(
     put_sums(task, sums, row, task.range.start + column);
 }
 
-/// Sums the lanes of a tile.
+/// Adds up the lanes of a microkernel's sums and writes the outputs.
 #[inline(always)]
 fn put_sums<L: Lanes, const X: usize, const W: usize>(
     task: &MatmulTask,
@@ -309,8 +317,8 @@ fn put_sums<L: Lanes, const X: usize, const W: usize>(
     row: usize,
     column: usize,
 ) {
-    // Through memory, in a loop so short that it is unrolled: sums that a longer one looks at would be kept in
-    // memory all the time.
+    // The sums go through memory in a loop short enough to be unrolled. If a longer loop read them, the
+    // compiler would keep them in memory all the time.
     let mut lanes = [[[0.0; LANES]; W]; X];
     for i in 0..X {
         for j in 0..W {

@@ -1,7 +1,8 @@
-//! The algorithms, written once over [`super::lanes::Lanes`]; compiled once per level.
+//! The algorithms, written once over [`super::lanes::Lanes`] and [`super::rows16::Rows16`], and compiled once
+//! per ISA.
 //!
-//! Everything here is `#[inline(always)]`: it must become part of the level's own function to be
-//! compiled with the level's instructions.
+//! Everything here is `#[inline(always)]`: only code that is inlined into an ISA's `#[target_feature]`
+//! function is compiled with the ISA's instructions.
 
 pub(super) mod attention;
 pub(super) mod dequantize;

@@ -1,11 +1,12 @@
-//! `out = x · wᵀ` for weights in tiles of 16 rows and activations in 8 bits.
+//! `out = x · wᵀ` for packed weights and activations in 8 bits.
 //!
-//! For each 32 columns the products of integers are summed exactly; the sum, made a number, is added to
-//! the output's f32 with the two scales: `out += (sum * scale_x) * d`, columns in increasing order, then
-//! the minimum's part; then, where the row has a rest, that is added in the same way. That is all that decides
-//! an output's bits: not the rows beside it, nor how many there are, nor which of the tiles below computed it.
+//! For every 32 columns, products of integers are summed exactly. The sum becomes a float, and the output's
+//! f32 adds it with both scales: `out += (sum * scale_x) * d`, then the minimum's part. Columns are added in
+//! increasing order; the residual of a block is added in the same way after the block. Nothing else affects
+//! an output's bits: neither other rows, nor their number, nor which of the functions below computed it.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::strip::{Strip, add_scaled};
@@ -21,32 +22,33 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Some strips of a weight against all rows of x. Shapes are checked where tasks are made.
+/// Some strips of a weight, to be multiplied with all rows of x. The facade has checked the shapes.
 pub(crate) struct PackedTask<'a> {
     pub(crate) x: &'a QuantizedRows,
     pub(crate) weight: &'a PackedRows,
-    /// The weight's strips to do.
+    /// The strips of the weight that this task computes.
     pub(crate) strips: Range<usize>,
     /// `(x.rows, weight.rows)`
     pub(crate) out: &'a SharedOut<'a>,
     pub(crate) output: Output,
 }
 
-/// Strips that all panels meet before the next ones: few enough to stay in a near cache.
+/// Strips that are multiplied with all panels before the next ones: few enough to stay in the cache.
 const CACHED_STRIPS: usize = 4;
-/// Outputs, of 16 features of a row, that a stream of weights keeps by itself until there are so many: each line of
-/// outputs is far away by then, and asking for it among weights that are asked for delays these.
+/// Outputs (of 16 features and a row) that are kept on the stack while weights are streamed. By the time the
+/// next output of a cache line is computed, the line has left L1 and L2; fetching it would delay the weights.
 const STACK_OUTPUTS: usize = 64;
-/// Panels, without rests, for which it pays to unpack strips first, where the level can use that.
+/// From this many panels on (blocks of residuals count too), strips are unpacked first, if the ISA can use
+/// that.
 const UNPACK_FROM_PANELS: usize = 8;
-/// As `CACHED_STRIPS`, of unpacked ones.
+/// Bytes of unpacked strips that stay in the cache.
 const UNPACKED_BYTES: usize = 512 << 10;
 
 thread_local! {
     static UNPACKED: Cell<Vec<UnpackedTile>> = Cell::default();
 }
 
-/// Runs the code for a panel of so many rows, which it knows as a constant.
+/// Runs code for a panel of `$rows` rows, with the number of rows as a constant.
 macro_rules! with_rows {
     ($rows:expr, $constant:ident, $run:expr) => {
         match $rows {
@@ -66,8 +68,8 @@ macro_rules! with_rows {
     }};
 }
 
-/// Runs one task, of weights laid out as `L`. Whole panels of `PANEL` rows, where there are more than one, meet
-/// `STRIPS` strips together.
+/// Runs one task with weights in layout `L`. The microkernel has `PANEL` rows and `STRIPS` strips if there
+/// are several panels.
 #[inline(always)]
 pub(crate) fn packed<L: Layout, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
     let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
@@ -89,7 +91,7 @@ pub(crate) fn packed<L: Layout, R: PackedRows16, const PANEL: usize, const STRIP
     }
 }
 
-/// As [`packed`], unpacked first.
+/// [`packed`] with strips that are unpacked first.
 #[inline(always)]
 fn unpacked_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
@@ -97,7 +99,7 @@ fn unpacked_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: us
     let blocks = task.x.cols() / TILE_COLS;
     let cached = UNPACKED_BYTES / (blocks * size_of::<UnpackedTile>()) / STRIPS * STRIPS;
     let together = cached.clamp(STRIPS, task.strips.len().max(STRIPS));
-    // Taken out, not borrowed in a closure: see matmul.rs.
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut tiles = UNPACKED.take();
     if tiles.len() < together * blocks {
         tiles.resize(together * blocks, UnpackedTile::EMPTY);
@@ -116,13 +118,14 @@ fn unpacked_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: us
     UNPACKED.set(tiles);
 }
 
-/// `range` in parts of `len`; the last may be shorter.
+/// Ranges of `len` elements that cover `range`; the last may be shorter.
 fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.clone().step_by(len).map(move |start| start..(start + len).min(end))
 }
 
-/// The only panel of x, of M rows, against all strips of a task: each weight is read once, in one stream.
+/// Multiplies the only panel of x, of M rows, with all strips of a task. Each weight is read once, in one
+/// stream.
 #[inline(always)]
 fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
     let mut outputs = [MaybeUninit::<R::Floats>::uninit(); STACK_OUTPUTS];
@@ -139,7 +142,7 @@ fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, pane
         }
         for (strip, outputs) in strips.zip(outputs.chunks_exact(M)) {
             for m in 0..M {
-                // SAFETY: written above, for each of these strips.
+                // SAFETY: the loop above wrote the outputs of each of these strips.
                 let sums = unsafe { outputs[m].assume_init() };
                 write_outputs::<R>(task, panel.first + m, strip * TILE_ROWS, sums);
             }
@@ -147,7 +150,7 @@ fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, pane
     }
 }
 
-/// All panels of x against some strips.
+/// Multiplies all panels of x with some strips.
 #[inline(always)]
 fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
@@ -171,13 +174,13 @@ fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usiz
     }
 }
 
-/// A panel of any number of rows against one strip.
+/// Multiplies a panel of any number of rows with one strip.
 #[inline(always)]
 fn one_strip<R: PackedRows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
     with_rows!(panel.rows, M, multiply_strips::<R, S, M, 1>(task, strip, [tiles], panel));
 }
 
-/// M rows of x, a whole panel, against N strips.
+/// Multiplies a panel of M rows with N strips and writes the outputs.
 #[inline(always)]
 fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     task: &PackedTask,
@@ -193,7 +196,7 @@ fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     }
 }
 
-/// The products of M rows of x, a whole panel, and N strips. `prefetch` sees each tile of the first strip.
+/// The products of a panel of M rows and N strips. `prefetch` is called with each tile of the first strip.
 #[inline(always)]
 fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     strips: [S; N],
@@ -213,7 +216,7 @@ fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     sums
 }
 
-/// A strip as it is packed.
+/// A strip in packed form.
 struct PackedStrip<'a, L>(&'a [u8], PhantomData<L>);
 
 #[inline(always)]
@@ -221,7 +224,7 @@ fn packed_strip<'a, L: Layout>(task: &PackedTask<'a>, strip: usize) -> PackedStr
     PackedStrip(task.weight.strip(strip), PhantomData)
 }
 
-/// Prefetches the tiles that follow `tile` in the stream.
+/// Prefetches what follows `tile` in the stream of weights.
 #[inline(always)]
 fn prefetch_ahead<R: PackedRows16, L: Layout>(tile: &[u8]) {
     for line in (0..L::LAYOUT.bytes).step_by(64) {
@@ -242,7 +245,7 @@ impl<'a, L: Layout> Strip for PackedStrip<'a, L> {
 
     #[inline(always)]
     fn tile(self, index: usize) -> &'a [u8] {
-        // Wrapping, though nothing wraps: this is done for every 32 columns.
+        // Wrapping, although nothing overflows: this runs for every 32 columns.
         &self.0[index.wrapping_mul(L::LAYOUT.bytes)..][..L::LAYOUT.bytes]
     }
 
@@ -284,7 +287,7 @@ impl<'a, L: Layout> Strip for PackedStrip<'a, L> {
         }
         for n in 0..N {
             let scales = R::halves(bytes_at(tiles[n], 0));
-            // No `map`: its closure would be compiled without the level's instructions.
+            // `map` would need a closure, which would be compiled without the ISA's instructions.
             #[allow(clippy::manual_map)]
             let mins = match layout.mins {
                 Some(mins) => Some(R::halves(bytes_at(tiles[n], mins))),
@@ -295,7 +298,7 @@ impl<'a, L: Layout> Strip for PackedStrip<'a, L> {
     }
 }
 
-/// The products of groups LOW and HIGH, whose nibbles share bytes.
+/// Multiplies groups LOW and HIGH, whose nibbles share bytes.
 #[inline(always)]
 fn dot_nibbles<
     R: PackedRows16,
@@ -333,7 +336,7 @@ fn fold_all<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sum
     }
 }
 
-/// Sets or adds to the outputs of `row` for the 16 features from `feature` on, or those that there are.
+/// Sets or adds to the outputs of `row`: 16 features from `feature` on, or as many as there are.
 #[inline(always)]
 fn write_outputs<R: PackedRows16>(task: &PackedTask, row: usize, feature: usize, sums: R::Floats) {
     let features = task.weight.rows();

@@ -1,28 +1,28 @@
-//! What queries attend to, as far as the keys have been read.
+//! The result of attention over a part of the keys.
 //!
-//! A softmax over a part of the keys can be put together with one over other keys, if both keep their
-//! maximum and their sum (Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv
-//! 1805.02867). Plain Rust, so that it gives the same bits whatever instructions it is compiled for.
+//! The softmax over one part of the keys can be merged with that over another part, if each keeps its maximum
+//! and its sum (Milakov and Gimelshein, "Online normalizer calculation for softmax", arXiv 1805.02867). This
+//! is plain Rust, so that all ISAs give the same bits.
 
 use super::elementwise::exp;
 use crate::lanes::LANES;
 use std::ops::Range;
 
-/// For each query the running softmax over its scores, and the values summed with its weights.
+/// For every query, the running softmax over its scores and the weighted sum of values.
 #[derive(Default)]
 pub(crate) struct PartialAttention {
     /// The largest score.
     pub(super) maximum: Vec<f32>,
-    /// Of `exp(score - maximum)`.
+    /// The sum of `exp(score - maximum)`.
     pub(super) sum: Vec<f32>,
-    /// `(queries, head_dim)` in parts ([`part_start`]): the sum of `exp(score - maximum) * value`.
+    /// `(queries, head_dim)` in vectors (see [`part_start`]): the sum of `exp(score - maximum) * value`.
     pub(super) weighted: Vec<[f32; LANES]>,
 }
 
 impl PartialAttention {
-    /// Begins anew, with no keys.
+    /// Starts over, with no keys.
     ///
-    /// - `width`: parts of head_dim
+    /// - `width`: vectors of head_dim
     pub(crate) fn clear(&mut self, queries: usize, width: usize) {
         self.maximum.clear();
         self.sum.clear();
@@ -32,7 +32,7 @@ impl PartialAttention {
         self.weighted.resize(queries * width, [0.0; LANES]);
     }
 
-    /// Adds what the queries in `range` attend to in later keys.
+    /// Adds the result over later keys for the queries in `range`.
     #[inline(always)]
     pub(crate) fn merge(&mut self, later: &PartialAttention, range: Range<usize>) {
         let width = self.weighted.len() / self.sum.len().max(1);
@@ -50,7 +50,7 @@ impl PartialAttention {
         }
     }
 
-    /// Writes the outcome for one query, `(head_dim,)`.
+    /// Writes the final result of one query, `(head_dim,)`.
     #[inline(always)]
     pub(crate) fn write(&self, query: usize, out: &mut [f32]) {
         let width = self.weighted.len() / self.sum.len().max(1);
@@ -64,8 +64,8 @@ impl PartialAttention {
     }
 }
 
-/// Where part `index` of a row of `len` elements begins. The last part of a row that is no multiple of 32 long
-/// begins earlier: some elements are in two parts, and none is beyond the row.
+/// Where vector `index` of a row of `len` elements begins. If `len` is not a multiple of 32, the last vector
+/// begins earlier, so that it ends with the row. Some elements are then in two vectors.
 #[inline(always)]
 pub(super) fn part_start(index: usize, len: usize) -> usize {
     (index * LANES).min(len.saturating_sub(LANES))

@@ -1,4 +1,4 @@
-//! f32 activations to 8 bits; the layout is in `quantized_rows.rs`.
+//! Quantises f32 activations to 8 bits. `quantized_rows.rs` describes the layout.
 
 use crate::pack::TILE_COLS;
 use crate::quantized_rows::{
@@ -6,22 +6,23 @@ use crate::quantized_rows::{
     block_words,
 };
 
-/// What is smaller counts as 0: its reciprocal would be infinite.
+/// Blocks whose largest number is smaller count as zeros, because the inverse of their scale would be
+/// infinite.
 const SMALLEST: f32 = 1e-30;
-/// What is larger counts as infinite: the offset of its scale would be.
+/// Blocks whose largest number is larger count as infinite, because the offset of their scale would be.
 const LARGEST: f32 = 1e33;
-/// How many times the mean magnitude of a row one of 32 must be for their rest to count. Of normally distributed
-/// numbers none is; docs/kernels.md has what it costs and gives in models.
+/// A block has a residual if one of its numbers is larger than this factor times the mean magnitude of the
+/// row. Normally distributed rows have none. docs/experiments.md compares factors.
 const OUTLIER_FACTOR: f32 = 15.0;
 
 /// Writes one panel: `x`, `(rows, cols)`.
 ///
-/// The largest of 32 becomes 127. Where one is not finite, neither is the scale, so that every product
-/// with the row becomes what it would be without rounding: not finite.
+/// The largest number of a block becomes 127. If one is not finite, the scale is not finite either, so every
+/// product with the row is not finite, as it would be without quantising.
 #[inline(always)]
 pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut [u32]) {
     let cols = x.len() / rows;
-    // Where the largest of 32 is not above it, their rest does not count.
+    // A block whose largest number is not above its row's value has no residual.
     let mut residual_above = [0.0; MAX_PANEL_ROWS];
     for (residual_above, row) in residual_above.iter_mut().zip(x.chunks_exact(cols)) {
         *residual_above = match precision {
@@ -30,7 +31,7 @@ pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut
             Precision::Bits16 => SMALLEST,
         };
     }
-    let (count, blocks) = panel.split_first_mut().expect("a panel has a word for their number");
+    let (count, blocks) = panel.split_first_mut().expect("a panel begins with its number of blocks");
     let mut blocks = blocks.chunks_exact_mut(block_words(rows));
     let mut next = |index: usize| {
         let (at, words) = blocks.next()?.split_first_mut()?;
@@ -39,7 +40,7 @@ pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut
     };
     *count = 0;
     for index in 0..cols / TILE_COLS {
-        let words = next(index).expect("there is room for all columns twice");
+        let words = next(index).expect("a panel has room for all columns and their residuals");
         let blocks = x.chunks_exact(cols).map(|row| &row.as_chunks().0[index]);
         let mut has_residuals = false;
         for (row, block) in blocks.clone().enumerate() {
@@ -48,7 +49,7 @@ pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut
         }
         *count += 1;
         if has_residuals {
-            let words = next(index).expect("there is room for all columns twice");
+            let words = next(index).expect("a panel has room for all columns and their residuals");
             for (row, block) in blocks.enumerate() {
                 let residual =
                     if largest(block) > residual_above[row] { residual(block) } else { [0.0; TILE_COLS] };
@@ -61,7 +62,7 @@ pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut
 
 #[inline(always)]
 fn mean_magnitude(row: &[f32]) -> f32 {
-    // Side by side, for the compiler to vectorise.
+    // Parallel sums, so that the compiler vectorises the loop.
     let mut sums = [0.0; TILE_COLS];
     for block in row.as_chunks::<TILE_COLS>().0 {
         for (sum, x) in sums.iter_mut().zip(block) {
@@ -71,7 +72,7 @@ fn mean_magnitude(row: &[f32]) -> f32 {
     sums.iter().sum::<f32>() / row.len() as f32
 }
 
-/// Writes 32 columns of row `row`.
+/// Quantises 32 columns of row `row`.
 #[inline(always)]
 fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row: usize) {
     let (scale, inverse) = scale(largest(block));
@@ -79,7 +80,7 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
     let mut sum = 0_i32;
     for (byte, &x) in bytes.iter_mut().zip(block) {
         *byte = shifted(x, inverse).to_bits() as u8;
-        // Wrapping, though nothing wraps: a check would keep the loop from being vectorised.
+        // Wrapping, although nothing overflows: a check would prevent vectorisation.
         sum = sum.wrapping_add(i32::from(*byte as i8));
     }
     let (quads, _) = bytes.as_chunks::<4>();
@@ -93,21 +94,21 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
     words[TOTAL * rows + row] = (scale * sum as f32).to_bits();
 }
 
-/// What [`quantize_block`] loses.
+/// The residual of [`quantize_block`]: the numbers minus their rounded values.
 #[inline(always)]
 fn residual(block: &[f32; TILE_COLS]) -> [f32; TILE_COLS] {
     let (scale, inverse) = scale(largest(block));
     block.map(|x| x - (shifted(x, inverse) - FLOAT_OFFSET) * scale)
 }
 
-/// The largest without its sign, or what is not a number.
+/// The largest magnitude, or NaN if there is one.
 #[inline(always)]
 fn largest(block: &[f32; TILE_COLS]) -> f32 {
-    // As integers, because then NaN is the largest.
+    // Compared as integers, because then NaN is the largest.
     f32::from_bits(block.iter().fold(0, |largest, x| (x.to_bits() & 0x7fff_ffff).max(largest)))
 }
 
-/// That of 32 columns, and what they are multiplied by to be bytes.
+/// The scale of a block with this largest magnitude, and the factor that turns numbers into bytes.
 #[inline(always)]
 fn scale(largest: f32) -> (f32, f32) {
     match largest {
@@ -117,13 +118,13 @@ fn scale(largest: f32) -> (f32, f32) {
     }
 }
 
-/// `x` times `inverse`, to the nearest integer, ties to even, which then stands in the low bits.
+/// `x * inverse` rounded to the nearest integer, ties to even. The integer is in the low bits.
 #[inline(always)]
 fn shifted(x: f32, inverse: f32) -> f32 {
     x * inverse + FLOAT_OFFSET
 }
 
-/// The number nearest to `x`, which is positive and finite, whose last two bits are 0.
+/// The number nearest to `x` whose last two bits are 0. `x` is positive and finite.
 #[inline(always)]
 fn round_to_22_bits(x: f32) -> f32 {
     f32::from_bits((x.to_bits() + 2) & !3)

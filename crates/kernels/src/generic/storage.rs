@@ -1,26 +1,26 @@
-//! How the blocks of each storage type become lanes.
+//! The storage types at compile time: how each one's blocks are dequantised to vectors.
 
 use super::dequantize_block;
 use crate::lanes::Lanes;
 
-/// A storage type at compile time: how its blocks become lanes.
+/// A storage type at compile time.
 pub(crate) trait Storage {
-    /// Bytes of a block; of the float types, of 32 elements.
+    /// Bytes of a block. For float types a block is 32 elements here.
     const BLOCK_BYTES: usize;
-    /// How often 32 elements a block holds.
+    /// Vectors of 32 elements in a block.
     const VECTORS: usize;
-    /// Whether elements are floats, not blocks of integers.
+    /// Whether the elements are floats instead of quantised integers.
     const IS_FLOAT: bool;
-    /// The bytes of a block.
+    /// The bytes of a block, as an array.
     type Block: AsRef<[u8]>;
-    /// The whole blocks of a row. Loops over blocks of a length that the compiler knows have no way to panic,
-    /// which would keep their sums in memory.
+    /// The whole blocks of a row, as arrays. Loops over arrays have no bounds checks, which would keep sums
+    /// in memory.
     fn blocks(row: &[u8]) -> &[Self::Block];
-    /// Decodes one vector of a block of `BLOCK_BYTES` bytes.
+    /// Dequantises one vector of a block of `BLOCK_BYTES` bytes.
     fn lanes<L: Lanes>(block: &[u8], vector: usize) -> L;
 }
 
-/// Types that every level decodes in its own way.
+/// Types that each ISA dequantises with code of its own.
 macro_rules! dequantized_per_isa {
     ($($name:ident, $bytes:literal, $is_float:literal, $dequantize:ident;)*) => {$(
         pub(crate) struct $name;
@@ -35,13 +35,13 @@ macro_rules! dequantized_per_isa {
             }
             #[inline(always)]
             fn lanes<L: Lanes>(block: &[u8], _vector: usize) -> L {
-                L::$dequantize(block.try_into().expect("a block is cut by its own length"))
+                L::$dequantize(block.try_into().expect("the slice has the length of a block"))
             }
         }
     )*};
 }
 
-/// Types that all levels dequantize_block alike.
+/// Types that all ISAs dequantise with the same code.
 macro_rules! dequantized_alike {
     ($($name:ident, $bytes:literal, $vectors:literal, $dequantize:ident;)*) => {$(
         #[allow(non_camel_case_types)] // ggml's spelling
@@ -57,7 +57,8 @@ macro_rules! dequantized_alike {
             }
             #[inline(always)]
             fn lanes<L: Lanes>(block: &[u8], vector: usize) -> L {
-                L::load(&dequantize_block::$dequantize(block.try_into().expect("a block is cut by its own length"), vector))
+                let block = block.try_into().expect("the slice has the length of a block");
+                L::load(&dequantize_block::$dequantize(block, vector))
             }
         }
     )*};
@@ -82,7 +83,8 @@ dequantized_alike! {
     Q6_K, 210, 8, q6_k;
 }
 
-/// Calls `$function::<..., Storage>($args)` for a [`WeightType`](crate::blocks::WeightType) known at run time.
+/// Calls `$function::<..., Storage>($args)` for a [`WeightType`](crate::blocks::WeightType) known at run
+/// time.
 macro_rules! with_storage {
     ($dtype:expr, $function:ident::<$lanes:ty>($($arg:expr),* $(,)?)) => {{
         use $crate::{blocks::WeightType, generic::storage};

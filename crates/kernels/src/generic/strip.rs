@@ -1,17 +1,18 @@
-//! What packed and unpacked strips of weights have in common.
+//! Code shared by packed and unpacked strips.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use crate::quantized_rows::{OFFSET, SCALE, TOTAL};
 use crate::rows16::PackedRows16;
 
-/// The tiles of a strip, as they are stored or unpacked.
+/// The tiles of a strip, packed or unpacked.
 pub(super) trait Strip: Copy {
     type Tile: Copy;
 
     fn tile(self, index: usize) -> Self::Tile;
-    /// 32 columns of M rows of x against a tile of each of N strips.
+    /// Multiplies 32 columns of M rows of x with one tile of each of N strips, and adds to `sums`.
     fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
@@ -19,7 +20,7 @@ pub(super) trait Strip: Copy {
     );
 }
 
-/// Adds the products of 32 columns of M rows and strip `n` to their sums.
+/// Scales the integer sums of 32 columns of M rows and strip `n`, and adds them to `sums`.
 #[inline(always)]
 pub(super) fn add_scaled<R: PackedRows16, const M: usize, const N: usize>(
     dots: &[[R::Sums; N]; M],

@@ -1,9 +1,10 @@
-//! Packed weights as bytes, for products of many rows.
+//! Unpacked weights: tiles with one byte per weight, for products of many rows.
 //!
-//! A level that multiplies any bytes in one instruction loses a fifth of its time to unpacking when each panel of
-//! rows does it. For many of them some strips are unpacked once, into a near cache.
+//! If every panel unpacked the tiles anew, ISAs with `vpdpbusd` would spend a fifth of their time on it. With
+//! many panels, some strips are therefore unpacked once, to a buffer that stays in the cache.
 
-// Counted loops over constant bounds are unrolled into registers; iterators over arrays are not always.
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
 use super::strip::{Strip, add_scaled};
@@ -11,14 +12,14 @@ use crate::pack::{Layout, TILE_ROWS, bytes_at};
 use crate::quantized_rows::{GROUPS, START_128};
 use crate::rows16::PackedRows16;
 
-/// A tile whose numbers need nothing done to them.
+/// A tile whose numbers can be used as they are.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct UnpackedTile {
     scales: [f32; TILE_ROWS],
-    /// Zeros, if the type has none.
+    /// Zeros if the type has no minimums.
     mins: [f32; TILE_ROWS],
-    /// Every weight, plus 128.
+    /// The weights, each plus 128.
     groups: [[u8; 64]; GROUPS],
 }
 
@@ -43,7 +44,7 @@ impl UnpackedTile {
         let more = const { 128 - L::LAYOUT.zero_point as u8 };
         for (pair, [low, high]) in self.groups.as_chunks_mut().0.iter_mut().enumerate() {
             let nibbles: &[u8; 64] = bytes_at(tile, layout.groups + 64 * pair);
-            // Wrapping, though nothing wraps: checks would keep these loops from being vectorised.
+            // Wrapping, although nothing overflows: checks would prevent vectorisation.
             for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
                 (*low, *high) = ((byte & 15).wrapping_add(more), (byte >> 4).wrapping_add(more));
             }
@@ -59,7 +60,7 @@ impl UnpackedTile {
     }
 }
 
-/// A strip of such tiles; with minimums, if `MINS`.
+/// A strip of unpacked tiles. `MINS` says whether they have minimums.
 #[derive(Clone, Copy)]
 pub(super) struct UnpackedStrip<'a, const MINS: bool>(pub(super) &'a [UnpackedTile]);
 

@@ -1,14 +1,14 @@
-//! The lanes in plain Rust: the reference, written to be read.
+//! [`Lanes`] in plain Rust: the reference, written to be read.
 
 use crate::blocks::f16_at;
 use crate::lanes::{LANES, Lanes};
 use half::bf16;
 
-/// 32 numbers.
+/// A vector as an array.
 #[derive(Clone, Copy)]
 pub(crate) struct ScalarLanes([f32; LANES]);
 
-/// Element `i` of 16 bytes of nibbles.
+/// Nibble `i` of 16 bytes.
 #[inline(always)]
 fn nibble(bytes: &[u8], i: usize) -> u8 {
     if i < 16 { bytes[i] & 0x0f } else { bytes[i - 16] >> 4 }
@@ -42,7 +42,7 @@ impl Lanes for ScalarLanes {
 
     #[inline(always)]
     fn mul_add(self, factor: Self, addend: Self) -> Self {
-        // Not f32::mul_add: without the instruction that is a library call per lane.
+        // `f32::mul_add` without an FMA instruction would be a library call for each lane.
         ScalarLanes(std::array::from_fn(|i| self.0[i] * factor.0[i] + addend.0[i]))
     }
 
@@ -53,7 +53,7 @@ impl Lanes for ScalarLanes {
 
     #[inline(always)]
     fn two_to(self) -> Self {
-        // The lowest bits are n's: they become the exponent, the others fall away.
+        // n is in the lowest bits. The shift moves it to the exponent and drops the other bits.
         ScalarLanes(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))))
     }
 
@@ -84,10 +84,10 @@ impl Lanes for ScalarLanes {
     }
 
     #[inline(always)]
-    fn prefetch(_address: *const u8) {}
+    fn prefetch_l1(_address: *const u8) {}
 
     #[inline(always)]
-    fn prefetch_far(_address: *const u8) {}
+    fn prefetch_l2(_address: *const u8) {}
 
     #[inline(always)]
     fn prefetch_stream(_address: *const u8) {}

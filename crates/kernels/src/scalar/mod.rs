@@ -1,4 +1,4 @@
-//! The algorithms on plain Rust lanes and rows: runs everywhere, and is what the others are tested against.
+//! The scalar ISA: plain Rust. It runs on every processor, and the other ISAs are tested against it.
 
 mod lanes;
 mod packed;
@@ -9,8 +9,9 @@ use crate::table::KernelTable;
 pub(super) use lanes::ScalarLanes;
 use rows16::ScalarRows;
 
-/// Every kernel of this level.
+/// The kernels of this ISA.
 pub(super) const TABLE: KernelTable = crate::table::kernel_table!(
-    ScalarLanes, ScalarRows, packed: packed::packed, panel_rows: 2, gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
-    #[cfg(all())] // nothing: the target's own instructions
+    ScalarLanes, ScalarRows, packed: packed::packed, panel_rows: 2,
+    gemm: 4 x 1, attention: 1, peaks: peak::PEAKS,
+    #[cfg(all())] // no attribute: only the target's baseline
 );

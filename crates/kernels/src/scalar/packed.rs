@@ -1,10 +1,10 @@
-//! `generic/packed.rs` in plain Rust: the reference, written to be read.
+//! The product with packed weights in plain Rust: the reference, written to be read.
 
 use crate::generic::packed::PackedTask;
 use crate::pack::{TILE_COLS, TILE_ROWS, TileLayout};
 use crate::quantized_rows::{GROUPS, Panel, SCALE, TOTAL, block_words};
 
-/// Runs one task: every row of x against every row of the task's strips.
+/// Runs one task: multiplies every row of x with every weight row of the task's strips.
 pub(super) fn packed(task: &PackedTask) {
     let layout = task.weight.layout();
     for strip in task.strips.clone() {

@@ -1,9 +1,9 @@
-//! The limits of plain Rust, as the compiler makes instructions of it.
+//! Throughput of plain Rust, with the instructions that the compiler chooses.
 
 use crate::peaks::{PeakLoop, Peaks};
 use std::hint::black_box;
 
-/// This level's loops.
+/// The loops of this ISA.
 pub(super) const PEAKS: Peaks = Peaks {
     reads: &[read],
     int8: PeakLoop { run: int8, operations: 2 * BYTE_SUMS as u64 },
@@ -11,8 +11,8 @@ pub(super) const PEAKS: Peaks = Peaks {
     f32: PeakLoop { run: f32, operations: 2 * FLOAT_SUMS as u64 },
 };
 
-/// Sums side by side, as none can be added to before its last addition is done; with more of them the compiler
-/// keeps some in memory.
+/// Independent sums, because each addition waits for the one before on the same sum. With more of them the
+/// compiler keeps some in memory.
 const FLOAT_SUMS: usize = 32;
 const BYTE_SUMS: usize = 64;
 
@@ -25,8 +25,8 @@ fn read(words: &[u64]) -> u64 {
     all.iter().chain(tail).fold(0, |all, word| all ^ word)
 }
 
-// In both loops the factors are hidden anew in each iteration: a product that never changes would be
-// taken out of the loop.
+// Both loops hide their factors from the compiler in every iteration. Otherwise it would move the products
+// out of the loop, since they never change.
 
 fn int8(iterations: usize) -> f64 {
     let (weights, x) = ([1_i8; BYTE_SUMS], [1_i8; BYTE_SUMS]);
@@ -47,7 +47,7 @@ fn f32(iterations: usize) -> f64 {
     for _ in 0..iterations {
         let weights = black_box(&weights);
         for (sum, weight) in sums.iter_mut().zip(weights) {
-            // Where every processor has the instruction; elsewhere it would be a call of a library.
+            // Every aarch64 processor has an FMA instruction. Elsewhere `mul_add` would be a library call.
             *sum = if cfg!(target_arch = "aarch64") { weight.mul_add(x, *sum) } else { *sum + weight * x };
         }
     }

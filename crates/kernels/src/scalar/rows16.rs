@@ -1,9 +1,9 @@
-//! 16 rows in plain Rust: the reference, written to be read.
+//! [`Rows16`] in plain Rust: the reference, written to be read.
 
 use crate::pack::TILE_ROWS;
 use crate::rows16::Rows16;
 
-/// Arrays of 16.
+/// 16 rows as arrays.
 #[derive(Clone, Copy)]
 pub(crate) struct ScalarRows;
 
@@ -44,13 +44,13 @@ impl Rows16 for ScalarRows {
 
     #[inline(always)]
     fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
-        // Not f32::mul_add: without the instruction that is a library call per lane.
+        // `f32::mul_add` without an FMA instruction would be a library call for each lane.
         zip(zip(a, b, |a, b| a * b), c, |product, c| product + c)
     }
 
     #[inline(always)]
     fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
-        unreachable!("this level's table has no products of bf16")
+        unreachable!("this ISA's table has no products of bf16")
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Kernels for x86-64, one folder per level.
+//! The kernels for x86-64, with one folder per ISA.
 
 pub(super) mod amx;
 pub(super) mod avx2;

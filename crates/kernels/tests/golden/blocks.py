@@ -1,4 +1,4 @@
-"""Writes blocks.txt: random blocks of every storage type, and what the `gguf` package makes of them.
+"""Writes blocks.txt: random blocks of every storage type, and how the `gguf` package dequantises them.
 
 Run this script after adding a type; a test compares the file with its output.
 """
@@ -14,7 +14,7 @@ PATH = Path(__file__).with_name("blocks.txt")
 
 
 def lines() -> str:
-    """One line per type: its name, two blocks (or 32 numbers) in hex, their elements' bits in hex."""
+    """One line per type: its name, two blocks (or 32 numbers) in hex, the bits of their elements in hex."""
     import gguf
 
     generator = np.random.default_rng(2026)

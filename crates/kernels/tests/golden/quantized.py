@@ -14,7 +14,7 @@ PATH = Path(__file__).with_name("quantized.txt")
 
 
 def rows() -> NDArray[np.float32]:
-    """Blocks of 32 that meet every rule of rounding, within what a half-precision scale can hold."""
+    """Blocks of 32 that test every rule of rounding, within the range of a half-precision scale."""
     generator = np.random.default_rng(2027)
     normal = generator.standard_normal((24, 32))
     scales = 10.0 ** np.linspace(-12, 4, len(normal))
@@ -24,15 +24,15 @@ def rows() -> NDArray[np.float32]:
         np.zeros((1, 32)),
         np.full((1, 32), 0.75),
         np.full((1, 32), -0.75),
-        # What is scaled lies on halves, or next to them.
+        # Scaled numbers at halves, or next to them.
         halves * 127 / 16,
         halves,
         halves / 2,
         np.abs(halves),
-        # Two of the same magnitude: the first one's sign counts.
+        # Two numbers of the same magnitude: the sign of the first counts.
         np.tile([3.0, -3.0, 1.0, -1.5], (1, 8)),
         np.tile([-3.0, 3.0, 1.0, -1.5], (1, 8)),
-        # The largest that fit.
+        # The largest numbers that fit.
         generator.uniform(-65500, 65500, (2, 32)),
         # Denormals beside larger numbers, then scales that become denormal halves, then zero.
         np.concatenate([generator.uniform(-1e-40, 1e-40, 31), [1e-35]])[None],
@@ -44,7 +44,7 @@ def rows() -> NDArray[np.float32]:
 
 
 def quantize(dtype: str, numbers: NDArray[np.float32]) -> bytes:
-    """What the `gguf` package stores."""
+    """The bytes that the `gguf` package stores."""
     import gguf
 
     if dtype == "F16":  # an overflow would be a warning

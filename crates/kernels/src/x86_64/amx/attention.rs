@@ -1,8 +1,9 @@
-//! Attention of prompts in tiles of bf16.
+//! Attention of prompts with AMX tiles of bf16.
 //!
-//! What `generic/attention.rs` computes, in the same blocks of positions. Queries, keys, weights and values are sums of
-//! two bf16 each, so 16 bits of them count. A block's keys and values are laid out once for all queries of a task; then
-//! 16 queries at a time get their scores, their weights and their sums of values. A query is a (row, head) of the task.
+//! Computes the same as `generic/attention.rs`, KV block by KV block. Queries, keys, softmax weights and
+//! values are each the sum of two bf16, which is about 16 bits. A KV block is laid out once for all queries
+//! of a task. Then 16 queries at a time get their scores, their softmax weights and their weighted sums of
+//! values. A query is a (row, head) of the task.
 
 use super::convert::{interleave_bf16_pairs, round_to_bf16, subtract_bf16, truncate_to_bf16_pairs};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, TERMS, WIDE_COLS, WideSums};
@@ -17,45 +18,45 @@ use crate::x86_64::avx512::Avx512Lanes;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Elements of a query, or positions, that one step of a product takes.
+/// Elements of a query, or positions, in one step of a product.
 const STEP: usize = 2 * AMX_TILE_WORDS;
-/// Lines of a step: of 16 queries or their weights, and of 64 columns of keys or values.
+/// AMX tile rows of a step: for 16 queries (or their softmax weights), and for 64 columns of keys or values.
 const LEFT_TILE_ROWS: usize = TERMS * AMX_TILE_ROWS;
 const RIGHT_TILE_ROWS: usize = 4 * TERMS * AMX_TILE_WORDS;
 
-// The scores of a block are a wide block.
+// The scores of a KV block are a `WideSums`.
 const _: () = assert!(WIDE_COLS == KV_BLOCK_POSITIONS && KV_BLOCK_POSITIONS == 2 * LANES);
 
-/// Whether [`attention`] takes such heads.
+/// Whether [`attention`] supports this head_dim.
 pub(super) fn takes(head_dim: usize) -> bool {
     head_dim.is_multiple_of(STEP)
 }
 
-/// What is kept between tasks, to save allocations.
+/// Buffers that are kept between tasks.
 #[derive(Default)]
 struct Scratch {
-    /// A block's keys, `(head_dim, KV_BLOCK_POSITIONS)`, or values, `(KV_BLOCK_POSITIONS, head_dim)`.
+    /// A KV block's keys, `(head_dim, KV_BLOCK_POSITIONS)`, or values, `(KV_BLOCK_POSITIONS, head_dim)`.
     numbers: Vec<[f32; LANES]>,
-    /// `(head_dim / STEP, RIGHT_LINES)`
+    /// `(head_dim / STEP, RIGHT_TILE_ROWS)`
     keys: Vec<AmxTileRow>,
-    /// `(head_dim / WIDE_COLS, KV_BLOCK_POSITIONS / STEP, RIGHT_LINES)`
+    /// `(head_dim / WIDE_COLS, KV_BLOCK_POSITIONS / STEP, RIGHT_TILE_ROWS)`
     values: Vec<AmxTileRow>,
-    /// Values that are no number and that not all queries see; among `values` they are zeros.
+    /// Values that are not finite and that not all queries see. In `values` they are zeros.
     not_finite: Vec<Value>,
-    /// `(tiles of queries, head_dim / STEP, LEFT_LINES)`, divided by the square root of head_dim.
+    /// `(AMX tiles of queries, head_dim / STEP, LEFT_TILE_ROWS)`, divided by the square root of head_dim.
     queries: Vec<AmxTileRow>,
-    /// `(tiles of queries, head_dim / WIDE_COLS)`: the sums of `exp(score - maximum) * value`.
+    /// `(AMX tiles of queries, head_dim / WIDE_COLS)`: the sums of `exp(score - maximum) * value`.
     weighted: Vec<WideSums>,
-    /// Of each tile of queries.
+    /// One for each AMX tile of queries.
     softmaxes: Vec<Softmax>,
     weights: Weights,
 }
 
-/// Of 16 queries for a block.
+/// Scores and softmax weights of 16 queries for a KV block.
 struct Weights {
-    /// Scores, then weights.
+    /// Scores, then softmax weights.
     numbers: WideSums,
-    /// Weights as `(KV_BLOCK_POSITIONS / STEP, LEFT_LINES)`.
+    /// Softmax weights as `(KV_BLOCK_POSITIONS / STEP, LEFT_TILE_ROWS)`.
     tile_rows: [AmxTileRow; KV_BLOCK_POSITIONS / STEP * LEFT_TILE_ROWS],
 }
 
@@ -68,7 +69,7 @@ impl Default for Weights {
     }
 }
 
-/// An element of a position's values.
+/// One element of a position's values.
 struct Value {
     position: usize,
     index: usize,
@@ -80,7 +81,7 @@ struct Value {
 struct Softmax {
     /// The largest score.
     maximum: [f32; AMX_TILE_ROWS],
-    /// Of `exp(score - maximum)`, each lane by itself.
+    /// The sum of `exp(score - maximum)`, for each lane.
     sums: [[f32; LANES]; AMX_TILE_ROWS],
 }
 
@@ -88,10 +89,10 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task, all units of its rows.
+/// Runs one task: all units of its rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 pub(super) fn attention(task: &AttentionTask) {
-    // Taken out, not borrowed in a closure: see generic/matmul.rs.
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](crate::generic::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     attention_with(task, &mut scratch);
     SCRATCH.set(scratch);
@@ -111,7 +112,7 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
     let nothing =
         Softmax { maximum: [f32::NEG_INFINITY; AMX_TILE_ROWS], sums: [[0.0; LANES]; AMX_TILE_ROWS] };
     scratch.softmaxes.resize(query_tiles, nothing);
-    // SAFETY: this table is reached only after dispatch.rs has seen that there are tiles.
+    // SAFETY: this table is reached only after dispatch.rs has seen that AMX is available.
     let tiles = unsafe { AmxTiles::configure() };
     for block in 0..task.seen_kv_blocks() {
         let first = block * KV_BLOCK_POSITIONS;
@@ -127,7 +128,7 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
             let rescale = softmax_weights(&mut softmaxes[query_tile], &visible, weights);
             let weighted = &mut weighted[query_tile * parts..][..parts];
             for (sums, values) in weighted.iter_mut().zip(values.chunks_exact(values.len() / parts)) {
-                // Mostly an earlier block has the largest score.
+                // Usually an earlier KV block has the largest score, so that nothing has to be rescaled.
                 if rescale != [1.0; AMX_TILE_ROWS] {
                     for (sums, rescale) in sums.0.iter_mut().zip(rescale) {
                         sums.iter_mut().for_each(|sum| *sum *= rescale);
@@ -148,8 +149,8 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
         let (query_tile, i) = (query / AMX_TILE_ROWS, query % AMX_TILE_ROWS);
         let inverse = 1.0 / Avx512Lanes::load(&scratch.softmaxes[query_tile].sums[i]).sum();
         let at = task.heads_offset(query / group) + query % group * head_dim;
-        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, from which the same range
-        // was read.
+        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, which was read at
+        // the same range.
         let out = unsafe { out.slice_mut(at, head_dim) };
         for (out, sums) in out.chunks_mut(WIDE_COLS).zip(&scratch.weighted[query_tile * parts..]) {
             out.iter_mut().zip(&sums.0[i]).for_each(|(out, sum)| *out = sum * inverse);
@@ -157,7 +158,7 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
     }
 }
 
-/// Writes numbers of a row as two lines.
+/// Writes 32 numbers of a row as two AMX tile rows, whose sum they are.
 #[inline(always)]
 fn write_bf16_pairs(numbers: &[f32; STEP], tile_rows: &mut [AmxTileRow], row: usize) {
     let mut remaining = *numbers;
@@ -166,7 +167,7 @@ fn write_bf16_pairs(numbers: &[f32; STEP], tile_rows: &mut [AmxTileRow], row: us
     round_to_bf16(&remaining, &mut tile_rows[AMX_TILE_ROWS + row].0);
 }
 
-/// The task's queries, and zeros behind them.
+/// Lays out the task's queries, padded with zeros to whole AMX tiles.
 #[inline(always)]
 fn lay_out_queries(task: &AttentionTask, scratch: &mut Scratch) {
     let (head_dim, group) = (task.head_dim, task.group());
@@ -185,7 +186,8 @@ fn lay_out_queries(task: &AttentionTask, scratch: &mut Scratch) {
     }
 }
 
-/// The keys and values of a block. What no query of the task sees may be anything: among the values it becomes zeros.
+/// Lays out a KV block. Positions that no query of the task sees may hold anything; their values become
+/// zeros.
 #[inline(always)]
 fn lay_out_kv_block(task: &AttentionTask, scratch: &mut Scratch, block: usize) {
     let Scratch { numbers, keys, values, not_finite, .. } = scratch;
@@ -210,7 +212,8 @@ fn lay_out_kv_block(task: &AttentionTask, scratch: &mut Scratch, block: usize) {
     }
 }
 
-/// A query must not even multiply by zero what it does not see: it may be no number.
+/// Moves values that are not finite to a list and leaves zeros. A query must not multiply a value that it
+/// does not see even by zero, because the product may be NaN.
 #[inline(always)]
 fn take_non_finite(
     values: &mut [f32],
@@ -221,7 +224,7 @@ fn take_non_finite(
     not_finite.clear();
     for position in positions {
         let row = &mut values[position * head_dim..][..head_dim];
-        // The sum of zeros, unless one is none.
+        // The sum is 0 if all values are finite, else NaN.
         if row.iter().map(|value| value * 0.0).sum::<f32>() == 0.0 {
             continue;
         }
@@ -231,7 +234,7 @@ fn take_non_finite(
     }
 }
 
-/// As f32.
+/// Converts keys or values to f32.
 #[inline(always)]
 fn dequantize_kv(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
     match dtype {
@@ -241,7 +244,8 @@ fn dequantize_kv(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]])
     }
 }
 
-/// 64 columns from `column` on of a matrix, `(rows, cols)`, as the right factor of products over its rows.
+/// Lays out 64 columns from `column` on of a matrix, `(rows, cols)`, as the right factor of products over its
+/// rows.
 #[inline(always)]
 fn lay_out(matrix: &[f32], cols: usize, column: usize, tile_rows: &mut [AmxTileRow]) {
     let pairs = matrix.chunks_exact(2 * cols).map(|pair| pair.split_at(cols));
@@ -258,10 +262,10 @@ fn lay_out(matrix: &[f32], cols: usize, column: usize, tile_rows: &mut [AmxTileR
     }
 }
 
-/// Makes weights of the scores of 16 queries for a block. Returns what remains of the earlier blocks' sums, now that the
-/// maximum is another.
+/// Turns the scores of 16 queries for a KV block into softmax weights. Returns the factors for the sums of
+/// earlier blocks, because the maximum has changed.
 ///
-/// - `visible`: positions of the block that each query sees
+/// - `visible`: the number of positions of the block that each query sees
 #[inline(always)]
 fn softmax_weights(
     softmax: &mut Softmax,
@@ -275,7 +279,7 @@ fn softmax_weights(
         }
         let [first, second] = scores.as_chunks().0 else { unreachable!("two vectors") };
         let before = softmax.maximum[i];
-        // NaN is left out: the weights will be NaN in any case.
+        // The maximum ignores NaN, but the weights become NaN in any case.
         let largest = Avx512Lanes::load(first).max(Avx512Lanes::load(second));
         let maximum = Avx512Lanes::splat(before).max(largest).largest();
         softmax.maximum[i] = maximum;

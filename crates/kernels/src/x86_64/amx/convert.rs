@@ -1,8 +1,8 @@
-//! Numbers as words of two bf16, in the order that products of tiles take them.
+//! Converts numbers to words of two bf16, in the order of AMX tiles.
 //!
-//! SAFETY of every block here: these functions run only inside this folder's `#[target_feature]` functions, which
-//! dispatch.rs reaches only after it has seen AVX-512F, BW and BF16 on this CPU; every load and store goes through a
-//! reference to an array of exactly its width.
+//! SAFETY of every block here: these functions run only inside this folder's `#[target_feature]` functions,
+//! which dispatch.rs reaches only after it has seen AVX-512F, BW and BF16 on this CPU; every load and store
+//! goes through a reference to an array of exactly its width.
 
 use super::tiles::{AMX_TILE_WORDS, AmxTileRow};
 use crate::blocks::WeightType;
@@ -17,7 +17,7 @@ use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rounds to bf16, ties to even: two neighbours are a word.
+/// Rounds to bf16, ties to even. Two neighbours form a word.
 #[inline(always)]
 pub(super) fn round_to_bf16(x: &[f32; 2 * AMX_TILE_WORDS], words: &mut [u32; AMX_TILE_WORDS]) {
     // SAFETY: see the top of this file.
@@ -28,8 +28,8 @@ pub(super) fn round_to_bf16(x: &[f32; 2 * AMX_TILE_WORDS], words: &mut [u32; AMX
     }
 }
 
-/// Numbers as the sums of two lines, by cutting off the lower half of each: faster than [`round_pairs`] and
-/// [`take_away`], at a bit less.
+/// Writes numbers as sums of two bf16 by truncating them to their upper halves. That is faster than
+/// [`round_to_bf16`] and [`subtract_bf16`], and slightly less precise.
 #[inline(always)]
 pub(super) fn truncate_to_bf16_pairs(
     x: &[f32; 2 * AMX_TILE_WORDS],
@@ -49,7 +49,7 @@ pub(super) fn truncate_to_bf16_pairs(
     }
 }
 
-/// Takes from `x` what [`round_pairs`] has made of it; the differences are exact.
+/// Subtracts from `x` what [`round_to_bf16`] made of it. The differences are exact.
 #[inline(always)]
 pub(super) fn subtract_bf16(words: &[u32; AMX_TILE_WORDS], x: &mut [f32; 2 * AMX_TILE_WORDS]) {
     let (words, _) = words.as_chunks::<{ AMX_TILE_WORDS / 2 }>();
@@ -64,13 +64,13 @@ pub(super) fn subtract_bf16(words: &[u32; AMX_TILE_WORDS], x: &mut [f32; 2 * AMX
     }
 }
 
-/// A word of each lane: the lane of `even` in its low, that of `odd` in its high half.
+/// A word for each lane: the lane of `even` in the low half, the lane of `odd` in the high half.
 #[inline(always)]
 fn interleave(even: __m512, odd: __m512) -> AmxTileRow {
     let mut tile_row = AmxTileRow::ZERO;
     // SAFETY: see the top of this file.
     unsafe {
-        // Even lanes in the lower half of the register, odd ones in the upper.
+        // `even`'s lanes are in the lower half of the register, `odd`'s in the upper half.
         let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
         let order = _mm512_add_epi32(
             _mm512_set1_epi32(16 << 16),
@@ -84,7 +84,7 @@ fn interleave(even: __m512, odd: __m512) -> AmxTileRow {
     tile_row
 }
 
-/// As two lines, whose sums the words stand for: what rounding to the first has lost is the second.
+/// [`interleave`] for numbers that are sums of two bf16: the rounded numbers, and their residuals.
 #[inline(always)]
 pub(super) fn interleave_bf16_pairs(even: &[f32; TILE_ROWS], odd: &[f32; TILE_ROWS]) -> [AmxTileRow; 2] {
     // SAFETY: see the top of this file.
@@ -98,7 +98,8 @@ pub(super) fn interleave_bf16_pairs(even: &[f32; TILE_ROWS], odd: &[f32; TILE_RO
     }
 }
 
-/// Writes a part of a strip of weights, from tile `step` on; zeros where there are no rows or columns.
+/// Converts a part of a strip of weights, from tile `step` on. Where there are no rows or columns it writes
+/// zeros.
 #[inline(always)]
 pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
     if strip * TILE_ROWS >= weight.rows() {
@@ -113,7 +114,7 @@ pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows
     }
 }
 
-/// As [`widen_strip`], of packed weights: a tile is 32 columns, 16 words.
+/// [`convert_strip`] for packed weights. A tile of 32 columns becomes 16 words.
 #[inline(always)]
 fn convert_tiles<L: Layout>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileRow]) {
     let layout = const { L::LAYOUT };
@@ -121,7 +122,7 @@ fn convert_tiles<L: Layout>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileR
     let (tile_rows, _) = tile_rows.as_chunks_mut::<AMX_TILE_WORDS>();
     for (tile, tile_rows) in tiles.zip(tile_rows) {
         let scales = Avx512Rows::halves(bytes_at(tile, 0));
-        // The products and the sum are exact before they are rounded, as those of ggml's reference are.
+        // Product and sum are exact before they are rounded to bf16, as in ggml's reference.
         let offsets = match layout.mins {
             Some(mins) => Avx512Rows::halves(bytes_at(tile, mins)),
             None => Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32)),
@@ -146,7 +147,7 @@ fn convert_tiles<L: Layout>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileR
     }
 }
 
-/// The four bytes of each lane, as numbers.
+/// The four bytes of each lane, as floats.
 #[inline(always)]
 fn columns(bytes: __m512i) -> [__m512; 4] {
     // SAFETY: see the top of this file.
@@ -176,7 +177,7 @@ fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
     }
 }
 
-/// As [`widen_strip`], of weights as they are stored.
+/// [`convert_strip`] for weights in their storage type.
 #[inline(always)]
 fn convert_rows(weight: WeightRows, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
     let (first, cols) = (strip * TILE_ROWS, weight.cols());
@@ -188,9 +189,10 @@ fn convert_rows(weight: WeightRows, strip: usize, step: usize, tile_rows: &mut [
         let next_strip = TILE_ROWS * weight.row(first).len();
         for (at, tile_rows) in steps.iter_mut().enumerate() {
             let rows = rows.map(|row| bytes_at(row, 4 * AMX_TILE_WORDS * at));
-            // The strips of a slab lie one after the other only here and there: no processor foresees it.
+            // The rows of a strip's slab are short and far apart, so the processor's prefetcher does not
+            // foresee the next strip.
             for row in rows {
-                Avx512Lanes::prefetch(row.as_ptr().wrapping_add(next_strip));
+                Avx512Lanes::prefetch_l1(row.as_ptr().wrapping_add(next_strip));
             }
             transpose(rows, tile_rows);
         }
@@ -210,10 +212,10 @@ fn convert_rows(weight: WeightRows, strip: usize, step: usize, tile_rows: &mut [
     }
 }
 
-/// Tiles of a row that are widened at once: 256 columns, a whole block of any type.
+/// AMX tiles of a row that are converted at once: 256 columns, which are whole blocks of every type.
 const STEPS: usize = 8;
 
-/// Writes a part of a row as words; zeros behind it.
+/// Converts a part of a row to words; zeros follow it.
 #[inline(always)]
 fn convert_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mut [u32]) {
     let dtype = weight.dtype();
@@ -232,10 +234,10 @@ fn convert_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mu
     }
 }
 
-/// Turns 16 words of 16 rows.
+/// Transposes 16 words of 16 rows.
 ///
-/// A quarter of a row's words is a quarter of a register: four registers take rows `i`, `4 + i`, `8 + i` and
-/// `12 + i` each, so that only fours are interleaved.
+/// Each of four registers takes a quarter of the words of rows `i`, `4 + i`, `8 + i` and `12 + i`, so that
+/// only groups of four words have to be interleaved.
 #[inline(always)]
 fn transpose(rows: [&[u8; 4 * AMX_TILE_WORDS]; TILE_ROWS], tile_rows: &mut [AmxTileRow; AMX_TILE_WORDS]) {
     for quarter in 0..4 {

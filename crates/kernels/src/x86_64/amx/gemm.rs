@@ -1,8 +1,9 @@
-//! `out = x · wᵀ` in tiles of bf16, for many rows of x.
+//! `out = x · wᵀ` with AMX tiles of bf16, for many rows of x.
 //!
-//! Weights are taken 16 rows (a strip) by some hundred columns (a slab) at a time and widened to bf16; all rows of x
-//! then meet them, 32 by 32 outputs together. An output is one chain of sums, columns in increasing order, whatever
-//! the other rows are.
+//! The work is divided into slabs: strips of 16 rows of weights by a few hundred columns. The slabs of a
+//! task's strips are converted to bf16 and multiplied with all rows of x; the microkernel computes 32 by 32
+//! outputs. An output adds its products one after the other, with columns in increasing order, whatever the
+//! other rows are.
 //!
 //! A word is two bf16.
 
@@ -15,20 +16,21 @@ use crate::output::Output;
 use crate::x86_64::avx512::Avx512Lanes;
 use std::cell::Cell;
 
-/// Rows of x that meet weights together: two tiles.
+/// Rows of x in a panel: two AMX tiles.
 pub(super) const PANEL_ROWS: usize = SQUARE_SIDE;
-/// Strips that do: two tiles too.
+/// Strips of the microkernel: two AMX tiles.
 pub(super) const STRIPS: usize = SQUARE_SIDE / AMX_TILE_ROWS;
-/// The most strips of a task: each reads all of x, which the farther caches give slowly.
+/// The most strips of a task. Every task reads all of x, which comes slowly from L2 or L3, so few large tasks
+/// are better.
 pub(super) const MAX_TASK_STRIPS: usize = 16;
-/// The most words of a slab: 32 rows of x stay in the nearest cache while strips come and go.
+/// The most words of a slab, so that a panel of x stays in L1 while it is multiplied with all strips.
 const MAX_SLAB_WORDS: usize = 128;
 
 #[derive(Default)]
 struct Scratch {
     /// `(strips, slab)`
     weights: Vec<AmxTileRow>,
-    /// `(panels, pairs of strips)`: the sums of the slabs so far. In `out` they would lie far from each other.
+    /// `(panels, pairs of strips)`: the sums of the slabs so far. In `out` they would be far apart.
     sums: Vec<SquareSums>,
 }
 
@@ -36,18 +38,18 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Words of a weight's row of `cols` elements, whole tiles.
+/// Words of a weight row of `cols` elements, rounded up to whole AMX tiles.
 fn weight_words(cols: usize) -> usize {
     cols.div_ceil(2).next_multiple_of(AMX_TILE_WORDS)
 }
 
-/// Words of a row of x, for each element PARTS numbers in bf16.
+/// Words of a row of x; each element is a sum of TERMS bf16.
 pub(super) fn row_words<const TERMS: usize>(cols: usize) -> usize {
     TERMS * weight_words(cols)
 }
 
-/// Writes one panel: the rows of `x`, `(rows, cols)`, and zeros for those that are missing, as
-/// `(words / 16, PARTS, 32 rows, 16 words)`. The second part is what rounding to the first has lost.
+/// Writes one panel: the rows of `x`, `(rows, cols)`, as `(words / 16, TERMS, 32 rows, 16 words)`. Missing
+/// rows are zeros. The second term is the residual of rounding to the first.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) fn pack_rows<const TERMS: usize>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
@@ -75,19 +77,19 @@ fn pack_row(x: &mut [f32; 2 * AMX_TILE_WORDS], row: usize, terms: &mut [[u32; PA
     }
 }
 
-/// What a task multiplies all rows of x with, and what becomes of the sums.
+/// Which weights a task multiplies with all rows of x, and what it does with the sums.
 trait TaskKind {
-    /// How many pairs of strips are done with together: a group, one for each two strips of the task.
+    /// How many weights share x. For every pair of strips of the task, each weight has sums of its own.
     const WEIGHTS: usize;
 
-    /// See [`widen_strip`], of a strip of the job.
+    /// [`convert_strip`] for a strip of the task; strips of all weights are numbered together.
     fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]);
 
-    /// Takes the sums of the rows from `first` on and of a group.
+    /// Uses the complete sums of the rows from `first` on and a pair of strips, one for each weight.
     fn finish(&self, first: usize, strip_pair: usize, sums: &mut [SquareSums]);
 }
 
-/// The outputs are the sums.
+/// A plain product: the outputs are the sums.
 struct Plain<'a>(&'a GemmTask<'a>);
 
 impl TaskKind for Plain<'_> {
@@ -104,7 +106,7 @@ impl TaskKind for Plain<'_> {
     }
 }
 
-/// A group is two strips of the gate and the same of what it gates.
+/// A gate and the weight that it gates.
 struct Gated<'a, const TERMS: usize>(&'a GatedTask<'a>);
 
 impl<const TERMS: usize> TaskKind for Gated<'_, TERMS> {
@@ -152,12 +154,12 @@ fn multiply<const TERMS: usize, K: TaskKind>(x: &[u32], rows: usize, cols: usize
     let max_words = MAX_SLAB_WORDS / TERMS;
     let slab = words.div_ceil(words.div_ceil(max_words)).next_multiple_of(AMX_TILE_WORDS);
     let pairs = strips.div_ceil(STRIPS) * K::WEIGHTS;
-    // Taken out, not borrowed in a closure: see generic/matmul.rs.
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](crate::generic::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     let Scratch { weights, sums } = &mut scratch;
     weights.resize(pairs * STRIPS * slab, AmxTileRow::ZERO);
     sums.resize(rows.div_ceil(PANEL_ROWS) * pairs, SquareSums::ZERO);
-    // SAFETY: this table is reached only after dispatch.rs has seen that there are tiles.
+    // SAFETY: this table is reached only after dispatch.rs has seen that AMX is available.
     let tiles = unsafe { AmxTiles::configure() };
     for start in (0..words).step_by(slab) {
         let len = slab.min(words - start);
@@ -183,7 +185,8 @@ fn multiply<const TERMS: usize, K: TaskKind>(x: &[u32], rows: usize, cols: usize
     SCRATCH.set(scratch);
 }
 
-/// Sets or adds to the outputs of the rows from `first` and the strips from `strip` on, those that there are.
+/// Sets or adds to the outputs of the rows from `first` on and the two strips from `strip` on, as far as they
+/// exist.
 #[inline(always)]
 fn write_outputs(task: &GemmTask, sums: &SquareSums, first: usize, strip: usize) {
     let features = task.weight.rows();

@@ -1,9 +1,10 @@
-//! AVX-512 with Intel's Advanced Matrix Extensions: products of many rows in tiles of bf16. All else is that of
-//! `avx512/`.
+//! The AMX ISA: AVX-512 and Intel's Advanced Matrix Extensions. Products and attention of many rows use AMX
+//! tiles of bf16; all other kernels are those of `avx512/`.
 //!
-//! A tile product does sixteen times the operations of an AVX-512 instruction. Blocks of integers have a scale for
-//! each 32 columns, which products of bytes would have to leave the tiles for, at most of their speed. So weights in
-//! blocks are widened to bf16, and sums stay in the tiles; of the activations bf16 keeps more than 8-bit integers do.
+//! A product of AMX tiles does sixteen times as many operations as an AVX-512 instruction. Quantised weights
+//! are converted to bf16 for it, instead of multiplying bytes: blocks have a scale for every 32 columns, so
+//! sums of bytes would have to leave the AMX tiles and be scaled that often, which costs most of the speed.
+//! bf16 also keeps activations more precisely than 8-bit integers.
 //!
 //! Source: Intel, "Architecture Instruction Set Extensions Programming Reference", 319433, chapter 3.
 
@@ -17,7 +18,7 @@ use super::avx512;
 use crate::blocks::WeightType;
 use crate::table::{Bf16PairAttention, Gemm, KernelTable};
 
-/// Products of activations in bf16.
+/// Products with activations in bf16.
 const GEMM_BF16: Gemm = Gemm {
     run: gemm::gemm::<1>,
     run_gated: Some(gemm::gated::<1>),
@@ -31,7 +32,7 @@ const GEMM_BF16: Gemm = Gemm {
     max_task_strips: gemm::MAX_TASK_STRIPS,
 };
 
-/// Every kernel of this level.
+/// The kernels of this ISA.
 pub(crate) const TABLE: KernelTable = KernelTable {
     gemm_bf16: Some(GEMM_BF16),
     gemm_bf16_pairs: Some(Gemm {

@@ -1,20 +1,22 @@
-//! The tile registers: `TMM0..TMM3` are sums, `4` and `5` rows of x or a, `6` and `7` weights or b.
+//! The AMX tile registers. `TMM0..TMM3` hold sums, `TMM4` and `TMM5` rows of x (or a), `TMM6` and `TMM7`
+//! weights (or b).
 //!
-//! The compiler knows nothing of what a tile holds, so everything between loading and storing tiles is one block of
-//! assembly; only their shape stays from one to the next. The intrinsics are not in stable Rust.
+//! Stable Rust has no intrinsics for them, and the compiler does not know what an AMX tile holds. So
+//! everything from loading to storing AMX tiles is one block of assembly. Only their configuration stays from
+//! one block to the next.
 
 use std::arch::asm;
 #[cfg(target_os = "linux")]
 use std::arch::x86_64::{__cpuid_count, __get_cpuid_max};
 
-/// Rows of a tile.
+/// Rows of an AMX tile.
 pub(super) const AMX_TILE_ROWS: usize = 16;
-/// 32-bit words of a tile's row.
+/// 32-bit words of an AMX tile row.
 pub(super) const AMX_TILE_WORDS: usize = 16;
-/// Words of a tile.
+/// Words of an AMX tile.
 pub(super) const AMX_TILE_LEN: usize = AMX_TILE_ROWS * AMX_TILE_WORDS;
 
-/// A row of a tile: a word of each of 16 rows of weights.
+/// A row of an AMX tile. For weights, it has one word of each of 16 weight rows.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct AmxTileRow(pub(super) [u32; AMX_TILE_WORDS]);
@@ -23,10 +25,10 @@ impl AmxTileRow {
     pub(super) const ZERO: AmxTileRow = AmxTileRow([0; AMX_TILE_WORDS]);
 }
 
-/// Outputs that are computed together, each way.
+/// Rows and columns of the microkernel's outputs: two AMX tiles each.
 pub(super) const SQUARE_SIDE: usize = 2 * AMX_TILE_ROWS;
 
-/// Outputs of 32 rows of x, for each those of 32 rows of weights.
+/// The sums of 32 rows of x and 32 rows of weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct SquareSums(pub(super) [[f32; SQUARE_SIDE]; SQUARE_SIDE]);
@@ -35,12 +37,12 @@ impl SquareSums {
     pub(super) const ZERO: SquareSums = SquareSums([[0.0; SQUARE_SIDE]; SQUARE_SIDE]);
 }
 
-/// Columns of a [`WideBlock`]: four tiles side by side.
+/// Columns of [`WideSums`]: four AMX tiles side by side.
 pub(super) const WIDE_COLS: usize = 4 * AMX_TILE_WORDS;
-/// Parts of a number in [`Tiles::multiply_split`].
+/// The bf16 terms of each number in [`AmxTiles::multiply_bf16_pairs`].
 pub(super) const TERMS: usize = 2;
 
-/// 16 rows of 64 sums.
+/// The sums of 16 rows and 64 columns.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct WideSums(pub(super) [[f32; WIDE_COLS]; AMX_TILE_ROWS]);
@@ -49,7 +51,7 @@ impl WideSums {
     pub(super) const ZERO: WideSums = WideSums([[0.0; WIDE_COLS]; AMX_TILE_ROWS]);
 }
 
-/// Whether this CPU has tiles of bf16 and bytes, and the system lets this process use them.
+/// Whether this CPU has AMX tiles of bf16 and bytes, and the system lets this process use them.
 pub(crate) fn is_available() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -61,7 +63,7 @@ pub(crate) fn is_available() -> bool {
     false
 }
 
-/// Whether CPUID shows AMX-TILE, AMX-BF16 and AMX-INT8.
+/// Whether CPUID reports AMX-TILE, AMX-BF16 and AMX-INT8.
 #[cfg(target_os = "linux")]
 #[allow(unused_unsafe)] // asking is safe in later versions of Rust
 fn cpu_has_amx() -> bool {
@@ -69,12 +71,12 @@ fn cpu_has_amx() -> bool {
     const TILE: u32 = 1 << 24;
     const INT8: u32 = 1 << 25;
     let all = BF16 | TILE | INT8;
-    // SAFETY: every x86-64 has the instruction, and leaf 7 is asked for only if there is one.
+    // SAFETY: every x86-64 CPU has the instruction, and leaf 7 is read only if it exists.
     unsafe { __get_cpuid_max(0).0 >= 7 && __cpuid_count(7, 0).edx & all == all }
 }
 
-/// Asks Linux for the 8 KiB of registers, which it saves for those processes only that have asked. All threads, and
-/// children that are forked, have it from then on.
+/// Asks Linux for permission. The registers take 8 KiB, which Linux saves only for processes that have asked.
+/// The permission applies to all threads, and to children after a fork.
 ///
 /// Source: Linux, Documentation/arch/x86/xstate.rst.
 #[cfg(target_os = "linux")]
@@ -85,7 +87,7 @@ fn request_permission() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// The shape of the tiles, as LDTILECFG takes it.
+/// The operand of LDTILECFG: the shapes of the AMX tiles.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -95,7 +97,7 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
-/// Eight tiles, each as large as can be.
+/// Eight AMX tiles of the largest size.
 static CONFIG: TileConfig = {
     let mut config =
         TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
@@ -108,10 +110,11 @@ static CONFIG: TileConfig = {
     config
 };
 
-/// This thread's tiles, shaped; let go when dropped, so that nobody need save them.
+/// This thread's configured AMX tiles. Dropping it releases them, so that the system need not save them.
 pub(super) struct AmxTiles(());
 
-/// Four tiles of sums that lie so many bytes behind `{sums}`: they are loaded if `{adds}`, else zeros.
+/// Starts four AMX tiles of sums at the given byte offsets from `{sums}`: loads them if `{accumulates}`, else
+/// sets zeros.
 macro_rules! begin_sums {
     ($second:literal, $third:literal, $fourth:literal) => {
         concat!(
@@ -138,7 +141,7 @@ macro_rules! begin_sums {
     };
 }
 
-/// Stores them.
+/// Stores the four AMX tiles of sums.
 macro_rules! end_sums {
     ($second:literal, $third:literal, $fourth:literal) => {
         concat!(
@@ -156,7 +159,8 @@ macro_rules! end_sums {
     };
 }
 
-/// [`Tiles::multiply`]; what a step does after the products of the first part follows.
+/// The assembly of [`AmxTiles::multiply`]. `$more` is appended to each step, after the products of the first
+/// term.
 macro_rules! multiply {
     ($x:ident, $weights:ident, $sums:ident, $adds:ident, $steps:ident $(, $more:literal)* $(,)?) => {
         asm!(
@@ -169,7 +173,7 @@ macro_rules! multiply {
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            // The sums that are probably next.
+            // Prefetches the sums that are probably next.
             "prefetcht0 [{next}]",
             "prefetcht0 [{next} + 64]",
             "prefetcht0 [{next} + 128]",
@@ -204,22 +208,22 @@ macro_rules! multiply {
 
 impl AmxTiles {
     /// # Safety
-    /// [`are_available`] has said so.
+    /// [`is_available`] has returned true.
     #[inline(always)]
     pub(super) unsafe fn configure() -> Self {
-        // SAFETY: the caller's promise; the 64 bytes are a valid shape.
+        // SAFETY: the caller's promise; the 64 bytes are a valid configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
         AmxTiles(())
     }
 
-    /// Sets `sums` to the products of 32 rows of x, a sum of PARTS terms each, and 32 rows of weights, or adds
-    /// them.
+    /// Multiplies 32 rows of x, each number a sum of TERMS bf16, with 32 rows of weights. Sets `sums`, or
+    /// adds to them if `accumulates`.
     ///
-    /// - `x`: `(steps, PARTS, 32 rows, 16 words)`
+    /// - `x`: `(steps, TERMS, 32 rows, 16 words)`
     /// - `weights`: twice `(steps, 16 words, 16 rows)`
     ///
     /// # Panics
-    /// If these are not as long as each other.
+    /// If the lengths disagree with these shapes.
     #[inline(always)]
     pub(super) fn multiply<const TERMS: usize>(
         &self,
@@ -231,10 +235,10 @@ impl AmxTiles {
         let steps = x.len() / (2 * AMX_TILE_LEN * TERMS);
         assert!(
             steps > 0 && weights.iter().all(|weights| weights.len() == steps * AMX_TILE_WORDS),
-            "as long as x"
+            "weights have as many steps as x"
         );
-        // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
-        // local.
+        // SAFETY: `self` proves that the AMX tiles are configured; by the assertion the memory that is read
+        // exists. Labels are local.
         unsafe {
             match TERMS {
                 1 => multiply!(x, weights, sums, accumulates, steps),
@@ -252,13 +256,13 @@ impl AmxTiles {
                     "tdpbf16ps tmm3, tmm5, tmm7",
                     "add {x}, 2048",
                 ),
-                _ => unreachable!("one term or two"),
+                _ => unreachable!("one or two terms"),
             }
         }
     }
 }
 
-/// A part of a step of [`Tiles::multiply_split`]: the products of one tile of b.
+/// One part of a step of [`AmxTiles::multiply_bf16_pairs`]: the products with one AMX tile of b.
 macro_rules! pair_products {
     ($sums:literal, $high:literal, $low:literal) => {
         concat!(
@@ -282,14 +286,15 @@ macro_rules! pair_products {
 }
 
 impl AmxTiles {
-    /// Sets `sums` to the products of 16 rows of a and 64 columns of b, or adds them. Numbers are sums of two bf16; the
-    /// product of the two smaller terms, a 2^16th of the whole, is left out.
+    /// Multiplies 16 rows of a with 64 columns of b, where every number is the sum of two bf16. Sets `sums`,
+    /// or adds to them if `accumulates`. The product of the two smaller terms is left out; it is a 2^16th of
+    /// the whole.
     ///
-    /// - `a`: `(steps, 2, 16 rows)`, lines of 32 columns
-    /// - `b`: `(steps, 4, 2, 16 words)`, lines of 16 columns
+    /// - `a`: `(steps, 2, 16 rows)`, AMX tile rows of 32 columns
+    /// - `b`: `(steps, 4, 2, 16 words)`, AMX tile rows of 16 columns
     ///
     /// # Panics
-    /// If these are not as long as each other.
+    /// If the lengths disagree with these shapes.
     #[inline(always)]
     pub(super) fn multiply_bf16_pairs(
         &self,
@@ -299,9 +304,9 @@ impl AmxTiles {
         accumulates: bool,
     ) {
         let steps = a.len() / (TERMS * AMX_TILE_ROWS);
-        assert!(steps > 0 && b.len() == 4 * a.len(), "as long as each other");
-        // SAFETY: the tiles are shaped, or there were no `self`; by the assertion what is read is there. Labels are
-        // local.
+        assert!(steps > 0 && b.len() == 4 * a.len(), "a and b have the same number of steps");
+        // SAFETY: `self` proves that the AMX tiles are configured; by the assertion the memory that is read
+        // exists. Labels are local.
         unsafe {
             asm!(
                 begin_sums!("64", "128", "192"),
@@ -366,7 +371,8 @@ macro_rules! repeat {
 }
 
 impl AmxTiles {
-    /// Four sums of as many products of a tile with itself: of bytes, or of bf16.
+    /// Multiplies an AMX tile with itself `iterations` times into each of four AMX tiles of sums, in bytes or
+    /// in bf16.
     #[inline(always)]
     pub(super) fn repeat<const BYTES: bool>(
         &self,
@@ -374,7 +380,8 @@ impl AmxTiles {
         iterations: usize,
     ) -> [u32; 4 * AMX_TILE_LEN] {
         let mut sums = [0; 4 * AMX_TILE_LEN];
-        // SAFETY: the tiles are shaped, or there were no `self`; the references cover one tile and four.
+        // SAFETY: `self` proves that the AMX tiles are configured; the references cover one AMX tile and
+        // four.
         unsafe {
             match BYTES {
                 true => repeat!("tdpbusd", ones, sums, iterations),
@@ -388,7 +395,7 @@ impl AmxTiles {
 impl Drop for AmxTiles {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: the tiles were shaped on this thread, so the instruction is there.
+        // SAFETY: the AMX tiles were configured on this thread, so the instruction exists.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }

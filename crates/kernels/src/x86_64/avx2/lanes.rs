@@ -1,8 +1,8 @@
-//! The lanes in four AVX2 registers.
+//! [`Lanes`] in four AVX2 registers.
 //!
-//! SAFETY of every block here: [`Avx2Lanes`] is used only inside this folder's `#[target_feature]`
-//! instances, which dispatch.rs reaches only after it has seen AVX2, FMA and F16C on this CPU;
-//! every load and store goes through a reference to an array of exactly its width.
+//! SAFETY of every block here: [`Avx2Lanes`] is used only inside this folder's `#[target_feature]` functions,
+//! which dispatch.rs reaches only after it has seen AVX2, FMA and F16C on this CPU; every load and store goes
+//! through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
 use std::arch::x86_64::*;
@@ -19,7 +19,7 @@ impl Avx2Lanes {
     }
 }
 
-/// Numbers from 32 small integers, 16 in each half.
+/// Floats from 32 small integers, 16 in each half.
 #[inline(always)]
 fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx2Lanes {
     // SAFETY: AVX2 is enabled; see the top of this file.
@@ -111,8 +111,8 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        // The instruction gives its second operand where either is NaN.
-        // SAFETY: AVX2 is enabled; see the top of this file.
+        // The instruction returns its second operand if either is NaN. SAFETY: AVX2 is enabled; see the top
+        // of this file.
         self.zip(other, |a, b| unsafe { _mm256_max_ps(b, a) })
     }
 
@@ -152,20 +152,20 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn prefetch(address: *const u8) {
+    fn prefetch_l1(address: *const u8) {
         // SAFETY: a prefetch is a hint; it never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]
-    fn prefetch_far(address: *const u8) {
+    fn prefetch_l2(address: *const u8) {
         // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     #[inline(always)]
     fn prefetch_stream(address: *const u8) {
-        Self::prefetch(address.wrapping_add(2048));
+        Self::prefetch_l1(address.wrapping_add(2048));
     }
 
     #[inline(always)]
@@ -215,13 +215,13 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn q4_0(block: &[u8; 18]) -> Self {
-        let (low, high) = nibbles(block[2..].try_into().expect("18 - 2 bytes"));
+        let (low, high) = nibbles(block[2..].try_into().expect("16 bytes"));
         from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(block, 0))
     }
 
     #[inline(always)]
     fn q4_1(block: &[u8; 20]) -> Self {
-        let (low, high) = nibbles(block[4..].try_into().expect("20 - 4 bytes"));
+        let (low, high) = nibbles(block[4..].try_into().expect("16 bytes"));
         from_bytes::<false>(low, high).mul(half_at(block, 0)).add(half_at(block, 2))
     }
 }

@@ -1,4 +1,4 @@
-//! The algorithms with AVX2, FMA and F16C.
+//! The AVX2 ISA: AVX2, FMA and F16C.
 
 mod lanes;
 mod peak;
@@ -9,10 +9,10 @@ pub(super) use lanes::Avx2Lanes;
 pub(super) use peak::{PEAKS, sum_lanes};
 pub(super) use rows16::{Avx2Rows, transpose_8x8};
 
-/// Rows of activations that `packed` takes at once.
+/// Rows of a panel in products with packed weights.
 pub(super) const PANEL_ROWS: usize = 6;
 
-/// Every kernel of this level.
+/// The kernels of this ISA.
 pub(crate) const TABLE: KernelTable = kernel_table!(
     Avx2Lanes, Avx2Rows<false>,
     packed: packed_kernel!(Avx2Rows<false>, PANEL_ROWS, 1, #[target_feature(enable = "avx2,fma,f16c")]),

@@ -1,6 +1,6 @@
-//! 16 rows in pairs of AVX2 registers, 8 rows in each.
+//! [`Rows16`] in pairs of AVX2 registers, with 8 rows in each.
 //!
-//! SAFETY of every block here: [`Avx2Rows`] is used only inside the `#[target_feature]` instances of this
+//! SAFETY of every block here: [`Avx2Rows`] is used only inside the `#[target_feature]` functions of this
 //! folder and of `avxvnni/`, which dispatch.rs reaches only after it has seen AVX2, FMA and F16C, and
 //! AVX-VNNI for `Avx2Rows<true>`, on this CPU; every load and store goes through a reference to an array of
 //! exactly its width.
@@ -11,11 +11,11 @@ use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};
 use std::arch::x86_64::*;
 
-/// The rows; with `VNNI` four products of bytes are added in one instruction.
+/// 16 rows. With `VNNI`, one instruction multiplies bytes and adds four products.
 #[derive(Clone, Copy)]
 pub(in crate::x86_64) struct Avx2Rows<const VNNI: bool>;
 
-/// Sums of 32 bits and, without VNNI, of 16 bits, two for each row.
+/// Sums in 32 bits, and, without VNNI, sums in 16 bits, two for each row.
 #[derive(Clone, Copy)]
 pub(in crate::x86_64) struct Sums {
     wide: [__m256i; 2],
@@ -24,13 +24,13 @@ pub(in crate::x86_64) struct Sums {
 
 type Floats = [__m256; 2];
 
-// No closures here: one that is not inlined would be compiled without the level's instructions.
+// No closures here: one that is not inlined would be compiled without the ISA's instructions.
 
-/// Bit `BIT` of every byte at place 4, and what the other bits leave elsewhere.
+/// Moves bit `BIT` of every byte to bit 4. The other bits of the result are arbitrary.
 #[inline(always)]
 fn bit_to_place_4<const BIT: usize>(plane: __m256i) -> __m256i {
-    // The shifts are of 16 bits; what they carry from one byte into the other never lands at place 4.
-    // SAFETY: AVX2 is enabled; see the top of this file.
+    // The shifts are of 16 bits. What they carry from one byte into the other never reaches bit 4. SAFETY:
+    // AVX2 is enabled; see the top of this file.
     unsafe {
         match BIT {
             0 => _mm256_slli_epi16::<4>(plane),
@@ -45,20 +45,20 @@ fn bit_to_place_4<const BIT: usize>(plane: __m256i) -> __m256i {
     }
 }
 
-/// `sum`, plus the products of 4 weights, which stand for themselves less 128, and those of `x`.
+/// `sum` plus the products of 4 weights, which are stored 128 too large, and the bytes of `x`.
 #[inline(always)]
 fn add_signed(sum: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
     // SAFETY: AVX2 is enabled; see the top of this file.
     unsafe {
-        // maddubs takes unsigned weights, and would overflow if they were offset: the sign goes to the
-        // other factor. 2 * 128 * 127 fits into 16 bits.
+        // `maddubs` takes unsigned weights, and would overflow if they were offset. So their sign moves to
+        // the other factor. 2 * 128 * 127 fits into 16 bits.
         let weights = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
         let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 }
 
-/// `sum`, plus each pair of numbers of 16 bits.
+/// `sum` plus both 16-bit numbers of each pair.
 #[inline(always)]
 fn add_pairs(sum: __m256i, narrow: __m256i) -> __m256i {
     // SAFETY: AVX2 is enabled; see the top of this file.
@@ -109,7 +109,7 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
 
     #[inline(always)]
     fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
-        unreachable!("this level's table has no products of bf16")
+        unreachable!("this ISA's table has no products of bf16")
     }
 
     #[inline(always)]
@@ -174,7 +174,7 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
                 let wide = [_mm256_dpbusd_avx_epi32(wide[0], a, x), _mm256_dpbusd_avx_epi32(wide[1], b, x)];
                 return Sums { wide, narrow };
             }
-            // A pair of products is at most 2 * 31 * 127: four of them fit into 16 bits, eight if no byte
+            // A pair of products is at most 2 * 31 * 127. Four of them fit into 16 bits, or eight if no byte
             // is above 15.
             let [a, b] = [_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, x)];
             Sums { wide, narrow: [_mm256_add_epi16(narrow[0], a), _mm256_add_epi16(narrow[1], b)] }
@@ -216,11 +216,12 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     #[inline(always)]
     fn prefetch_stream(address: *const u8) {
         if VNNI {
-            // Such processors gain from what AVX-512's kernels do, see there; of others none was measured.
-            Avx2Lanes::prefetch_far(address.wrapping_add(10240));
-            Avx2Lanes::prefetch(address.wrapping_add(8192));
+            // The same distances as with AVX-512: processors with AVX-VNNI gain from them. Other processors
+            // were not measured.
+            Avx2Lanes::prefetch_l2(address.wrapping_add(10240));
+            Avx2Lanes::prefetch_l1(address.wrapping_add(8192));
         } else {
-            Avx2Lanes::prefetch(address.wrapping_add(1536));
+            Avx2Lanes::prefetch_l1(address.wrapping_add(1536));
         }
     }
 
@@ -234,9 +235,9 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 }
 
-/// Turns 8 rows of 8 columns: column `k` becomes `out[k][lane..lane + 8]`.
+/// Transposes 8 rows of 8 columns: column `k` becomes `out[k][lane..lane + 8]`.
 ///
-/// Pairs, then fours, then eights of rows are interleaved.
+/// Interleaves pairs of rows, then fours, then eights.
 #[inline(always)]
 pub(in crate::x86_64) fn transpose_8x8(
     rows: &[f32],
@@ -244,7 +245,8 @@ pub(in crate::x86_64) fn transpose_8x8(
     out: &mut [[f32; TILE_ROWS]],
     lane: usize,
 ) {
-    let row = |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("cut to its length") };
+    let row =
+        |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("the slice has this length") };
     let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
     // SAFETY: AVX2 is enabled; every load and store goes through a slice of 8 numbers.
     unsafe {
@@ -255,7 +257,7 @@ pub(in crate::x86_64) fn transpose_8x8(
         }
         for half in 0..2 {
             for i in 0..2 {
-                // Columns 2i and 2i + 1, with 4 more each in the upper half of the register.
+                // Columns 2i and 2i + 1. The upper half of the register has the columns that are 4 further.
                 let (low, high) = (a[i], a[i + 2]);
                 let (other_low, other_high) = (a[i + 4], a[i + 6]);
                 let (x, y) = match half {

@@ -1,8 +1,8 @@
-//! The lanes in two AVX-512 registers.
+//! [`Lanes`] in two AVX-512 registers.
 //!
-//! SAFETY of every block here: [`Avx512Lanes`] is used only inside this folder's
-//! `#[target_feature]` instances, which dispatch.rs reaches only after it has seen the features on
-//! this CPU; every load and store goes through a reference to an array of exactly its width.
+//! SAFETY of every block here: [`Avx512Lanes`] is used only inside the `#[target_feature]` functions of this
+//! folder and of `amx/`, which dispatch.rs reaches only after it has seen the features on this CPU; every
+//! load and store goes through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
 use std::arch::x86_64::*;
@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Lanes(__m512, __m512);
 
-/// Numbers from 32 small integers, 16 in each half.
+/// Floats from 32 small integers, 16 in each half.
 #[inline(always)]
 fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx512Lanes {
     // SAFETY: AVX-512F is enabled; see the top of this file.
@@ -41,9 +41,9 @@ fn half_at(block: &[u8], at: usize) -> Avx512Lanes {
     Avx512Lanes(value, value)
 }
 
-/// See [`crate::rows16::PackedRows16::prefetch_stream`]. More lines can be on their way to the second-level cache
-/// than to the first: they are brought to the one, and 2 KiB later to the other. Both so far ahead that a stop, as where
-/// a strip ends, is made up for; measured on one kind of processor (docs/experiments.md).
+/// See [`crate::rows16::PackedRows16::prefetch_stream`]. Prefetches 10 KiB ahead into L2, which allows more
+/// outstanding loads than L1, and 8 KiB ahead into L1. The distances are long enough to cover pauses of the
+/// stream, such as at the end of a strip. They were measured on one kind of processor (docs/experiments.md).
 #[inline(always)]
 pub(super) fn prefetch_stream(address: *const u8) {
     // SAFETY: a prefetch is a hint; it never faults, whatever the address.
@@ -100,8 +100,8 @@ impl Lanes for Avx512Lanes {
 
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        // The instruction gives its second operand where either is NaN.
-        // SAFETY: AVX-512F is enabled; see the top of this file.
+        // The instruction returns its second operand if either is NaN. SAFETY: AVX-512F is enabled; see the
+        // top of this file.
         unsafe { Avx512Lanes(_mm512_max_ps(other.0, self.0), _mm512_max_ps(other.1, self.1)) }
     }
 
@@ -136,13 +136,13 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
-    fn prefetch(address: *const u8) {
+    fn prefetch_l1(address: *const u8) {
         // SAFETY: a prefetch is a hint; it never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
     #[inline(always)]
-    fn prefetch_far(address: *const u8) {
+    fn prefetch_l2(address: *const u8) {
         // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
@@ -196,13 +196,13 @@ impl Lanes for Avx512Lanes {
 
     #[inline(always)]
     fn q4_0(block: &[u8; 18]) -> Self {
-        let (low, high) = nibbles(block[2..].try_into().expect("18 - 2 bytes"));
+        let (low, high) = nibbles(block[2..].try_into().expect("16 bytes"));
         from_bytes::<false>(low, high).add(Self::splat(-8.0)).mul(half_at(block, 0))
     }
 
     #[inline(always)]
     fn q4_1(block: &[u8; 20]) -> Self {
-        let (low, high) = nibbles(block[4..].try_into().expect("20 - 4 bytes"));
+        let (low, high) = nibbles(block[4..].try_into().expect("16 bytes"));
         from_bytes::<false>(low, high).mul(half_at(block, 0)).add(half_at(block, 2))
     }
 }

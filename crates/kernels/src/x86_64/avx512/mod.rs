@@ -1,4 +1,4 @@
-//! The algorithms with AVX-512F, BW and VNNI (and what comes with them: AVX2, FMA, F16C).
+//! The AVX-512 ISA: AVX-512F, BW and VNNI, and with them AVX2, FMA and F16C.
 
 mod lanes;
 mod peak;
@@ -9,14 +9,17 @@ pub(super) use lanes::Avx512Lanes;
 pub(super) use peak::PEAKS;
 pub(super) use rows16::Avx512Rows;
 
-/// Rows of activations, and strips, that `packed` takes at once.
+/// Rows of a panel, and strips of the microkernel, in products with packed weights.
 const PANEL_ROWS: usize = 6;
 const STRIPS: usize = 2;
 
-/// Every kernel of this level.
+/// The kernels of this ISA.
 pub(crate) const TABLE: KernelTable = kernel_table!(
     Avx512Lanes, Avx512Rows,
-    packed: packed_kernel!(Avx512Rows, PANEL_ROWS, STRIPS, #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]),
+    packed: packed_kernel!(
+        Avx512Rows, PANEL_ROWS, STRIPS,
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+    ),
     panel_rows: PANEL_ROWS, gemm: 12 x 2, attention: 4, peaks: PEAKS,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
     bf16: #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]

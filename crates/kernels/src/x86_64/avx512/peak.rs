@@ -1,15 +1,15 @@
-//! The limits of AVX-512, with VNNI and, where the CPU has it, BF16.
+//! Throughput of AVX-512 with VNNI and, where the CPU has it, BF16.
 //!
 //! SAFETY of every block here: the functions enable what they use, and are called only through this folder's
-//! table, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU, and [`bf16`] only
-//! after BF16 was seen here.
+//! table, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU, and `bf16`
+//! only after BF16 was seen here.
 
 use super::lanes::prefetch_stream;
 use crate::peaks::{PeakLoop, Peaks};
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-/// This level's loops.
+/// The loops of this ISA.
 pub(in crate::x86_64) const PEAKS: Peaks = Peaks {
     reads: &[read::<0>, read::<1024>, read::<8192>, read::<STREAM>],
     int8: PeakLoop { run: int8, operations: 2 * 64 * SUMS as u64 },
@@ -20,15 +20,15 @@ pub(in crate::x86_64) const PEAKS: Peaks = Peaks {
     f32: PeakLoop { run: f32, operations: 2 * 16 * SUMS as u64 },
 };
 
-/// Sums side by side, as none can be added to before its last addition is done. There are 32 registers.
+/// Independent sums, because each addition waits for the one before on the same sum. There are 32 registers.
 const SUMS: usize = 16;
-/// Words of the lines that one iteration of `read` takes.
+/// Words that one iteration of [`read`] reads.
 const READ_WORDS: usize = 64;
 
-/// Says to [`read`] that lines are fetched as the kernels do it.
+/// Tells [`read`] to prefetch like the kernels.
 const STREAM: usize = usize::MAX;
 
-/// Fetches lines that many bytes ahead, unless that is 0.
+/// Reads all words and prefetches `DISTANCE` bytes ahead; 0 means no prefetch.
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
 fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
@@ -40,7 +40,7 @@ fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
             if DISTANCE == STREAM {
                 prefetch_stream(start.wrapping_add(8 * i).cast());
             } else if DISTANCE > 0 {
-                // SAFETY: fetching ahead touches nothing, wherever it points.
+                // SAFETY: a prefetch is a hint; it never faults, whatever the address.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(DISTANCE / 8 + 8 * i).cast()) };
             }
             // SAFETY: 8 words from 8 i on are inside the run's 64.
@@ -55,7 +55,7 @@ fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
     lanes.iter().chain(tail).fold(0, |all, word| all ^ word)
 }
 
-// The sums of all loops are hidden at first, lest the compiler see that they are the same.
+// All loops hide their sums at first, so that the compiler does not see that they are the same.
 
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn int8(iterations: usize) -> f64 {
@@ -71,9 +71,9 @@ fn int8(iterations: usize) -> f64 {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn bf16(iterations: usize) -> f64 {
-    /// 1 in bfloat16.
+    /// 1 as bf16.
     const ONE: i16 = 0x3f80;
-    // SAFETY: both types are 512 bits, in which any value is one.
+    // SAFETY: both types are 512 bits, and every pattern of them is valid.
     let ones: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi16(black_box(ONE))) };
     let mut sums = black_box([_mm512_setzero_ps(); SUMS]);
     for _ in 0..iterations {

@@ -1,8 +1,8 @@
-//! 16 rows in one AVX-512 register.
+//! [`Rows16`] in one AVX-512 register.
 //!
-//! SAFETY of every block here: [`Avx512Rows`] is used only inside this folder's `#[target_feature]`
-//! instances, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every
-//! load and store goes through a reference to an array of exactly its width.
+//! SAFETY of every block here: [`Avx512Rows`] is used only inside the `#[target_feature]` functions of this
+//! folder and of `amx/`, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU;
+//! every load and store goes through a reference to an array of exactly its width.
 
 use super::lanes::prefetch_stream;
 use crate::pack::TILE_ROWS;
@@ -10,7 +10,7 @@ use crate::rows16::{PackedRows16, Rows16};
 use crate::x86_64::avx2::transpose_8x8;
 use std::arch::x86_64::*;
 
-/// One register of 16 numbers.
+/// 16 rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Rows;
 
@@ -98,8 +98,8 @@ impl PackedRows16 for Avx512Rows {
     fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes {
         // SAFETY: AVX-512F and BW are enabled; see the top of this file.
         unsafe {
-            // The bit goes to place 4 of its byte. The shifts are of 16 bits, and what they carry from one
-            // byte into the other never lands there.
+            // The bit moves to bit 4 of its byte. The shifts are of 16 bits, and what they carry from one
+            // byte into the other never reaches bit 4.
             let shifted = match BIT {
                 0 => _mm512_slli_epi16::<4>(plane),
                 1 => _mm512_slli_epi16::<3>(plane),
