@@ -240,3 +240,11 @@ fn bounded(mut text: String) -> String {
     }
     text
 }
+
+/// A text from a file, for use in a message: in quotes, and cut after 100 characters.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(100).and_then(|(end, _)| text.get(..end)) {
+        Some(start) => format!("{start:?}..."),
+        None => format!("{text:?}"),
+    }
+}

@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::checkpoint::mmap::read_bounded;
 use crate::checkpoint::names::unfit_name;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// No config or index comes near this; a longer file is refused unread.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -158,14 +158,6 @@ fn kind(value: &Value) -> &'static str {
 pub(crate) fn brief(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 60 { text } else { kind(value).into() }
-}
-
-/// A text for a message: quoted, and cut if it is long.
-pub(crate) fn quoted(text: &str) -> String {
-    match text.char_indices().nth(100).and_then(|(end, _)| text.get(..end)) {
-        Some(start) => format!("{start:?}..."),
-        None => format!("{text:?}"),
-    }
 }
 
 /// Reads a JSON value none of whose objects has the same key twice. (serde_json's own `Value` keeps

@@ -33,8 +33,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use json::quoted;
+use crate::error::{Error, Result, quoted};
 use mmap::Mmap;
 use names::PermutedBy;
 use tensor::Stored;

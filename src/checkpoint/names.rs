@@ -2,7 +2,7 @@
 //!
 //! Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
 
-use crate::checkpoint::json::quoted;
+use crate::error::quoted;
 
 /// Names outside the decoder layers, GGUF's first. Without the final `.weight` or `.bias`.
 const OUTER: [(&str, &str); 3] =

@@ -27,11 +27,10 @@ use split::Split;
 pub(crate) use writer::check_destination;
 pub use writer::{TensorSpec, Writer};
 
-use crate::checkpoint::json::quoted;
 use crate::checkpoint::mmap::Mmap;
 use crate::checkpoint::tensor::{Stored, StoredType};
 use crate::checkpoint::{MAX_TENSORS, ggml_types};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 const MAX_ALIGNMENT: u64 = 1 << 20;
 /// ggml's `GGML_MAX_DIMS`.

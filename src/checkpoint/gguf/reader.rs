@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::metadata::{Array, Value};
-use crate::checkpoint::json::quoted;
 use crate::checkpoint::mmap::Mmap;
 use crate::checkpoint::names::unfit_name;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// Header, metadata and tensor list together; a vocabulary of a million tokens takes a fifth.
 pub(super) const MAX_HEADER_BYTES: usize = 128 << 20;

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::metadata::{Array, Value};
 use super::reader::MAX_HEADER_BYTES;
 use super::{DEFAULT_ALIGNMENT, MAX_DIMS};
-use crate::checkpoint::json::quoted;
 use crate::checkpoint::{background, ggml_types};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::kernels::{Cancel, WeightType};
 
 const VERSION: u32 = 3;

@@ -15,11 +15,10 @@ use std::sync::Arc;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::checkpoint::MAX_TENSORS;
-use crate::checkpoint::json::quoted;
 use crate::checkpoint::mmap::Mmap;
 use crate::checkpoint::names::unfit_name;
 use crate::checkpoint::tensor::{Stored, StoredType};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::kernels::WeightType;
 
 /// The limit of the safetensors crate.

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use header::read_file;
 
 use crate::checkpoint::MAX_TENSORS;
-use crate::checkpoint::json::{Object, quoted};
+use crate::checkpoint::json::Object;
 use crate::checkpoint::tensor::Stored;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
