@@ -1,10 +1,10 @@
-//! `"auto" | "cpu" | "cuda" | "cuda:0" | "metal"` to a Candle device; the only home of
-//! `cfg(feature = "cuda")`, `cfg(feature = "metal")` and their kin.
+//! Opens a Candle device by its name: `"auto" | "cpu" | "cuda" | "cuda:0" | "metal"`. No other module reads
+//! `cfg(feature = "cuda")`, `cfg(feature = "metal")` or the other accelerator features.
 
 use crate::error::{Error, Result};
 use candle_core::Device;
 
-/// The accelerator features of Cargo.toml that this build has.
+/// The accelerator features of Cargo.toml with which this library was built.
 pub fn features() -> Vec<&'static str> {
     let features = [
         ("cuda", cfg!(feature = "cuda")),
@@ -16,22 +16,22 @@ pub fn features() -> Vec<&'static str> {
     features.into_iter().filter_map(|(name, built)| built.then_some(name)).collect()
 }
 
-/// Whether attention may call the flash-attn kernels; they run on CUDA alone.
+/// Whether attention may call the flash-attn kernels. They run on CUDA only.
 pub fn has_flash_attention(device: &Device) -> bool {
     cfg!(feature = "flash-attn") && device.is_cuda()
 }
 
-/// The device that a name stands for. "auto" is the first of CUDA and Metal that is built in and
-/// present, else the CPU.
+/// Opens the device called `name`. "auto" takes the first of CUDA and Metal that is built in and present,
+/// else the CPU.
 ///
 /// # Errors
-/// [`Error::Device`] if the name is unknown, or its device is not built in or not there.
+/// [`Error::Device`] if the name is unknown, or the device is not supported by this build or not present.
 pub fn open(name: &str) -> Result<Device> {
     let error = |reason: String| Error::Device { device: name.into(), reason };
     let (kind, ordinal) = match name.split_once(':') {
         None => (name, 0),
         Some((kind, number)) => {
-            let number = number.parse().map_err(|_| error(format!("`{number}` is no device number")))?;
+            let number = number.parse().map_err(|_| error(format!("`{number}` is not a device number")))?;
             (kind, number)
         }
     };
@@ -57,7 +57,7 @@ pub fn available() -> Vec<String> {
     ["cpu".to_owned()].into_iter().chain(cuda).chain(metal).collect()
 }
 
-/// A device's name, as [`open`] reads it.
+/// A device's name, in the form that [`open`] accepts.
 pub fn name(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cpu => "cpu".into(),

@@ -1,12 +1,12 @@
-//! One error type for the crate. Variants carry the facts (names, shapes, paths, limits), so that
-//! nobody has to parse a message; advice is kept apart, in [`Error::hint`].
+//! The crate's one error type. Variants carry the facts (names, shapes, paths, limits), so that nobody has to
+//! parse a message. Advice is kept apart, in [`Error::hint`].
 
 use std::path::PathBuf;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, with the facts.
+/// What went wrong, as data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,7 +34,7 @@ pub enum Error {
         /// What is wrong with it, with the values that show it.
         reason: String,
     },
-    /// A file ends before the data its header promises.
+    /// A file ends before the data that its header describes.
     #[error("{path} is truncated: {what} needs {expected} bytes, the file has {got}")]
     Truncated {
         /// The file.
@@ -61,7 +61,7 @@ pub enum Error {
         tensor: String,
         /// Its shape in the file.
         got: Vec<usize>,
-        /// The shape that the config asks for.
+        /// The shape that the config implies.
         expected: Vec<usize>,
         /// The file or folder.
         path: PathBuf,
@@ -76,22 +76,22 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
-    /// A number in a tensor is not finite, or larger than the type it is to be stored as can hold.
+    /// A number in a tensor is not finite, or too large for the type in which it is to be stored.
     #[error("tensor `{tensor}` has {value:e} at {at:?}, which cannot be stored as {dtype}, in {path}")]
     TensorValue {
         /// The tensor, in Hugging Face's spelling.
         tensor: String,
         /// The number.
         value: f32,
-        /// Its place, an index for each dimension.
+        /// Its position: one index per dimension.
         at: Vec<usize>,
-        /// The type that it was to be stored as.
+        /// The type in which it was to be stored.
         dtype: &'static str,
         /// The file or folder.
         path: PathBuf,
     },
-    /// A file that was to be written is there already.
-    #[error("{path} is there already")]
+    /// A file that was to be written already exists.
+    #[error("{path} already exists")]
     Exists {
         /// The file.
         path: PathBuf,
@@ -104,7 +104,7 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// `strict=True` met something that would otherwise load with a warning.
+    /// `strict=True` refused something that would otherwise load with a warning.
     #[error("refused by strict: {reason}")]
     Strict {
         /// What the warning would have said.
@@ -126,22 +126,22 @@ pub enum Error {
         /// Positions of the context.
         context_length: usize,
     },
-    /// A device that is unknown, not built in, or not there.
+    /// A device that is unknown, not supported by this build, or absent from this machine.
     #[error("device {device}: {reason}")]
     Device {
-        /// The device as it was asked for.
+        /// The device's name as the caller gave it.
         device: String,
         /// Why it cannot be used.
         reason: String,
     },
-    /// What is to be loaded is larger than the memory that this process may use.
+    /// A model or a buffer needs more memory than this process may use.
     #[error("needs {needed} bytes of memory for {what}, of which {available} can be had")]
     OutOfMemory {
         /// What the memory is for.
         what: String,
-        /// Bytes that it takes.
+        /// Bytes needed.
         needed: u64,
-        /// Bytes that can be had, swap included.
+        /// Bytes available, including swap.
         available: u64,
     },
     /// An argument out of its range.
@@ -167,40 +167,40 @@ pub enum Error {
     /// The work was cancelled by its caller.
     #[error("cancelled")]
     Cancelled,
-    /// The model was loaded by another process, and this one was forked from it: the memory came
-    /// along, the threads and what they were doing did not.
+    /// The model was loaded before this process was forked. The fork copied the memory, but not the threads
+    /// that work on it.
     #[error("the model belongs to the process that this one was forked from")]
     Forked,
-    /// The object was closed before.
+    /// The object has been closed.
     #[error("{what} is closed")]
     Closed {
-        /// What was closed.
+        /// The object's name.
         what: &'static str,
     },
-    /// A bug of ours: a caught panic, or a state that cannot be.
+    /// A bug in this crate: a caught panic or an impossible state.
     #[error("internal error: {reason}")]
     Internal {
-        /// The panic's message and place.
+        /// The panic's message and location.
         reason: String,
     },
 }
 
 impl Error {
-    /// What the user can do about it, where something can be done.
+    /// What the user can do about the error, if anything.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::ContextLength { .. } => {
                 Some("shorten the prompt, or load the model with a larger context_length")
             }
-            Error::Strict { .. } => Some("load with strict=False to go on with a warning"),
+            Error::Strict { .. } => Some("load with strict=False to get a warning instead"),
             Error::OutOfMemory { .. } => {
-                Some("give a smaller context_length, or load weights that take less, such as a Q4_0 GGUF")
+                Some("pass a smaller context_length, or load smaller weights, such as a Q4_0 GGUF")
             }
             Error::Forked => Some(
                 "load it again in this process, or start processes with multiprocessing's \"spawn\" method",
             ),
             Error::Truncated { .. } => Some("download the file again"),
-            Error::Exists { .. } => Some("give force=True, or --force, to replace it"),
+            Error::Exists { .. } => Some("pass force=True, or --force, to replace it"),
             Error::Internal { .. } => Some("this is a bug in candle-llama; please report it"),
             _ => None,
         }
@@ -232,7 +232,7 @@ impl Error {
     }
 }
 
-/// A text cut to the length of a message: what it quotes from a file may have any length.
+/// Cuts a message to 500 characters: the parts that it quotes from a file may have any length.
 fn bounded(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(500) {
         text.truncate(end);

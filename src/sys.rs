@@ -1,11 +1,11 @@
 //! The operating system: the cores and the memory that this process may use, and forks.
 //!
-//! What a system does not tell is None, never a guess.
+//! A value that the system does not report is None, never a guess.
 
 use std::path::{Path, PathBuf};
 
-/// The cores this process may really use: its affinity mask and its cgroup's CPU quota are honoured.
-/// A quota of one core and a half is one: a second thread would be stopped half of the time.
+/// The number of cores that this process may really use. It respects the affinity mask and the cgroup's CPU
+/// quota. A quota of 1.5 cores counts as one: a second thread would be stopped half of the time.
 pub fn usable_cores() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     match cpu_quota() {
@@ -21,7 +21,7 @@ pub fn cpu_name() -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The CPU time this process's cgroup may use, in cores.
+/// The CPU time that this process's cgroup may use, in cores.
 pub fn cpu_quota() -> Option<f64> {
     Files::of_the_system().cpu_quota()
 }
@@ -29,21 +29,21 @@ pub fn cpu_quota() -> Option<f64> {
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// All that the machine, or this process's cgroup, has.
+    /// All memory of the machine, or the limit of this process's cgroup if that is smaller.
     pub total: u64,
-    /// What could be had without swapping.
+    /// Memory that can still be allocated without swapping.
     pub available: u64,
-    /// What could be had beyond that by swapping.
+    /// Further memory that can be allocated by swapping.
     pub swap: u64,
 }
 
-/// The memory that this process may use: the machine's, or its cgroup's where that is less.
+/// The memory that this process may use: the machine's, or its cgroup's if that is less.
 pub fn memory() -> Option<Memory> {
     Files::of_the_system().memory()
 }
 
-/// What this process may still map or allocate before it reaches its limit of address space
-/// (`ulimit -v`); None without a limit.
+/// The bytes that this process may still map or allocate before it reaches its limit of address space
+/// (`ulimit -v`). None without a limit.
 pub fn address_space_left() -> Option<u64> {
     let limit = address_space_limit()?;
     let status = Files::of_the_system().read("/proc/self/status")?;
@@ -64,8 +64,8 @@ fn address_space_limit() -> Option<u64> {
     None
 }
 
-/// The process in which something was made. A forked child is another process: it has a copy of the
-/// memory, but none of the other threads, and a lock that one of them held is never given back.
+/// The process that created an object. A forked child is a different process: it has a copy of the memory but
+/// none of the other threads, so a lock that one of them held is never released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process(u32);
 
@@ -75,15 +75,15 @@ impl Process {
         Process(std::process::id())
     }
 
-    /// Whether it is this process.
+    /// Whether this code runs in that process.
     pub fn is_current(self) -> bool {
         self == Process::current()
     }
 }
 
-/// The files in which Linux tells what a process may use.
+/// The files in which Linux reports what a process may use.
 struct Files {
-    /// `/`, or a folder with copies.
+    /// `/`, or in tests a folder with copies of the files.
     root: PathBuf,
 }
 
@@ -108,7 +108,7 @@ impl Files {
             Some((quota.parse::<f64>().ok()?, period.parse::<f64>().ok()?))
         });
         let v1 = self.cgroup_folders("cpu").into_iter().filter_map(|folder| {
-            // -1 is no quota.
+            // -1 means no quota.
             let number = |name: &str| Some(self.number(format!("{folder}/{name}"))? as f64);
             Some((number("cpu.cfs_quota_us")?, number("cpu.cfs_period_us")?))
         });
@@ -141,7 +141,7 @@ impl Files {
             if let Some((limit, used)) = bound("memory.limit_in_bytes", "memory.usage_in_bytes") {
                 memory.limit(limit, used);
             }
-            // Of memory and swap together.
+            // This limit covers memory and swap together.
             if let Some((limit, used)) = bound("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes") {
                 let left = limit.saturating_sub(used);
                 memory.available = memory.available.min(left);
@@ -151,7 +151,7 @@ impl Files {
         Some(memory)
     }
 
-    /// Bytes of a cgroup's memory that only cache files: they are given up for whoever needs room.
+    /// Bytes of a cgroup's memory that only cache files. The kernel frees them when memory is needed.
     fn reclaimable(&self, folder: &str, names: [&str; 2]) -> u64 {
         let stat = self.read(format!("{folder}/memory.stat")).unwrap_or_default();
         let value = |line: &str| {
@@ -161,9 +161,9 @@ impl Files {
         stat.lines().filter_map(value).fold(0, u64::saturating_add)
     }
 
-    /// This process's cgroup and those above it, for a v1 controller or, with "", for v2. A container
-    /// often sees its own cgroup as the root, under a path that only its host knows: those not there
-    /// are passed over by who reads them.
+    /// The folders of this process's cgroup and its ancestors, for a v1 controller or, with "", for v2. A
+    /// container often sees its own cgroup as the root, while `/proc/self/cgroup` gives the path on the host.
+    /// Folders that do not exist are skipped when their files are read.
     fn cgroup_folders(&self, controller: &str) -> Vec<String> {
         let Some(groups) = self.read("/proc/self/cgroup") else { return Vec::new() };
         let own = groups.lines().find_map(|line| {
@@ -189,7 +189,7 @@ impl Memory {
     }
 }
 
-/// The value of a line such as `MemTotal:  24 kB`, in bytes.
+/// The value, in bytes, of a line such as `MemTotal:  24 kB`.
 fn kibibytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
@@ -219,7 +219,7 @@ mod tests {
     );
 
     #[test]
-    fn there_is_a_core_and_memory_is_within_its_total() {
+    fn at_least_one_core_and_available_memory_within_the_total() {
         assert!(usable_cores() >= 1);
         if let Some(memory) = memory() {
             assert!(memory.available <= memory.total);
@@ -230,16 +230,16 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_this_process() {
+    fn only_this_process_is_current() {
         assert!(Process::current().is_current());
         assert!(!Process(u32::MAX).is_current());
     }
 
     #[test]
-    fn a_quota_is_the_least_of_the_own_cgroup_and_those_above() {
+    fn the_smallest_quota_among_the_cgroup_and_its_ancestors_counts() {
         let quota = |contents: &[(&str, &str)]| files(contents).1.cpu_quota();
         let nested = ("proc/self/cgroup", "0::/outer/inner\n");
-        assert_eq!(quota(&[nested]), None, "nothing is told");
+        assert_eq!(quota(&[nested]), None, "no limit is reported");
         assert_eq!(quota(&[nested, ("sys/fs/cgroup/outer/inner/cpu.max", "max 100000\n")]), None);
         let inner = ("sys/fs/cgroup/outer/inner/cpu.max", "150000 100000\n");
         assert_eq!(quota(&[nested, inner]), Some(1.5));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_tells_its_quota_too() {
+    fn cgroup_version_1_quotas_count() {
         let groups = ("proc/self/cgroup", "7:cpu,cpuacct:/docker/abc\n4:memory:/\n");
         let quota = |value: &str, folder: &str| {
             let quota = format!("sys/fs/cgroup/cpu{folder}/cpu.cfs_quota_us");
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_the_machine_s_without_a_cgroup() {
+    fn without_a_cgroup_memory_is_the_machines() {
         let expected = Memory { total: 16 * GIB, available: 8 * GIB, swap: 2 * GIB };
         assert_eq!(files(&[MEMINFO]).1.memory(), Some(expected));
         let unlimited = [MEMINFO, ("proc/self/cgroup", "0::/"), ("sys/fs/cgroup/memory.max", "max\n")];
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_s_limit_counts_without_the_cache_of_files() {
+    fn a_cgroups_limit_counts_without_cached_files() {
         let limited = [
             MEMINFO,
             ("proc/self/cgroup", "0::/outer/inner\n"),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_limits_memory_and_swap_together() {
+    fn cgroup_version_1_limits_memory_and_swap_together() {
         let limited = |together: &str| {
             let contents = [
                 MEMINFO,
