@@ -1,4 +1,4 @@
-//! Work that cannot be interrupted, in a thread of its own, so that its caller can be.
+//! Runs work that cannot be interrupted in a thread of its own, so that its caller can be interrupted.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -6,30 +6,31 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
 
-/// How often the caller is asked whether to go on.
+/// How often to check whether the caller has been cancelled.
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// Runs `work` and waits for what it gives. If the caller is cancelled meanwhile, `work` is left to itself.
+/// Runs `work` and waits for its result. If the caller is cancelled meanwhile, `work` continues on its own
+/// and its result is dropped.
 ///
 /// # Errors
-/// [`Error::Cancelled`]; [`Error::Internal`] if `work` panicked or no thread can be had.
+/// [`Error::Cancelled`]; [`Error::Internal`] if `work` panicked or no thread can be started.
 pub(crate) fn run<T: Send + 'static>(
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let (sender, receiver) = channel();
-    // Nobody listens any more if the caller was cancelled.
+    // Sending fails if the caller was cancelled: nobody needs the result then.
     let work = move || _ = sender.send(work());
     std::thread::Builder::new()
         .spawn(work)
-        .map_err(|error| Error::Internal { reason: format!("no thread can be had: {error}") })?;
+        .map_err(|error| Error::Internal { reason: format!("cannot start a thread: {error}") })?;
     loop {
         match receiver.recv_timeout(POLL_EVERY) {
             Ok(done) => return Ok(done),
             Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Err(Error::Cancelled),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::Internal { reason: "a thread that was waited for panicked".into() });
+                return Err(Error::Internal { reason: "a background thread panicked".into() });
             }
         }
     }

@@ -1,7 +1,7 @@
-//! ggml's tensor types: number, name, and how many bytes a block takes.
+//! ggml's tensor types: number, name, elements per quant block and bytes per quant block.
 //!
-//! Source: ggml, `ggml.h` (`enum ggml_type`) and `ggml-common.h` (the block structs). Numbers that
-//! ggml has withdrawn are here too, so that old files are refused by the type's name.
+//! Source: ggml, `ggml.h` (`enum ggml_type`) and `ggml-common.h` (the block structs). The table keeps numbers
+//! that ggml has withdrawn, so that old files are refused by the type's name.
 
 use crate::checkpoint::tensor::StoredType;
 use crate::kernels::WeightType;
@@ -17,7 +17,7 @@ pub(crate) struct GgmlType {
 }
 
 impl GgmlType {
-    /// The type as a tensor of the checkpoint has it.
+    /// The same type as a [`StoredType`].
     pub(crate) fn stored(&self) -> StoredType {
         match WeightType::named(self.name) {
             Some(dtype) => StoredType::Weight(dtype),
@@ -76,12 +76,12 @@ pub(crate) fn find(number: u32) -> Option<GgmlType> {
     Some(GgmlType { name, block_len, block_bytes })
 }
 
-/// The number of a type that is written.
+/// The number to write for a type.
 pub(crate) fn number(dtype: WeightType) -> Option<u32> {
     (0..=LAST).find(|&number| find(number).is_some_and(|found| found.name == dtype.name()))
 }
 
-/// The largest number that [`find`] knows.
+/// The largest number in [`find`]'s table.
 const LAST: u32 = 41;
 
 #[cfg(test)]

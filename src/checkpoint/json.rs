@@ -1,4 +1,4 @@
-//! JSON from a file, read strictly: bounded, UTF-8, an object, every key once.
+//! Reads JSON files strictly: of bounded size, in UTF-8, one object, each key only once.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,20 +11,20 @@ use crate::checkpoint::mmap::read_bounded;
 use crate::checkpoint::names::unfit_name;
 use crate::error::{Error, Result, quoted};
 
-/// No config or index comes near this; a longer file is refused unread.
+/// The largest file that is read, far larger than any config or index in use.
 const MAX_JSON_BYTES: u64 = 16 << 20;
-/// Values in a file, each of which takes far more memory than its two bytes on disk. An index has one
-/// for each tensor.
+/// The most values in a file. A value may take two bytes on disk but takes far more memory. An index has one
+/// value for each tensor.
 const MAX_VALUES: usize = 1 << 18;
 
-/// A JSON object and the file that it stands in, for messages.
+/// A JSON object, with its file's path for messages.
 ///
-/// The typed getters give `Ok(None)` for a key that is absent or null and [`Error::Malformed`] for
-/// one of another type.
+/// The typed getters return `Ok(None)` for a key that is absent or null, and [`Error::Malformed`] for a value
+/// of another type.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     path: PathBuf,
-    /// What precedes a key in messages, such as "rope_scaling.".
+    /// The prefix of keys in messages, such as "rope_scaling.".
     prefix: String,
     map: Map<String, Value>,
 }
@@ -39,7 +39,7 @@ impl Object {
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes)
             .map_err(|error| Error::malformed(path, format!("is not valid UTF-8: {error}")))?;
-        // Windows editors put a byte order mark in front.
+        // Windows editors may write a byte order mark first.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let left = Cell::new(MAX_VALUES);
         let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -61,17 +61,17 @@ impl Object {
         &self.map
     }
 
-    /// The value of a key, if it is there and not null.
+    /// The value of a key, unless it is absent or null.
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// [`Error::Malformed`] that names the file and the key.
+    /// Makes an [`Error::Malformed`] that names the file and the key.
     pub(crate) fn malformed(&self, key: &str, reason: impl fmt::Display) -> Error {
         Error::malformed(&self.path, format!("{}{key} {reason}", self.prefix))
     }
 
-    /// The key as messages spell it, with the objects around it.
+    /// The key as messages spell it: with the keys of the enclosing objects.
     pub(crate) fn full_key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -154,17 +154,17 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A value for a message: as JSON if that is short, else its kind.
+/// A value for use in a message: its JSON if that is short, else its kind.
 pub(crate) fn brief(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 60 { text } else { kind(value).into() }
 }
 
-/// Reads a JSON value none of whose objects has the same key twice. (serde_json's own `Value` keeps
-/// the last one, and another reader may keep the first.)
+/// Reads a JSON value and refuses objects that have a key twice. serde_json's own `Value` keeps the last of
+/// two equal keys, and another reader may keep the first.
 #[derive(Clone, Copy)]
 struct StrictValue<'a> {
-    /// Values that may still come.
+    /// How many more values are allowed.
     left: &'a Cell<usize>,
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_counted_and_messages_are_short() {
+    fn the_number_of_values_is_limited_and_messages_are_short() {
         let list = |values: usize| format!(r#"{{"a": [{}]}}"#, vec!["0"; values].join(","));
         // The object and the list are values too.
         assert!(parse(&list(MAX_VALUES - 2)).is_ok());
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn anything_but_an_object_is_refused() {
         assert!(refusal("[1]").contains("holds a list, not an object"));
         assert!(refusal("").contains("not valid JSON"));
         assert!(refusal("{} {}").contains("not valid JSON"));

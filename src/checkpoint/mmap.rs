@@ -1,6 +1,6 @@
-//! Opening files that came from somebody else, and mapping them into memory.
+//! Opens untrusted files and maps them into memory.
 //!
-//! The only unsafe code of `checkpoint/` is here: the calls that map a file and let its pages go.
+//! All unsafe code of `checkpoint/` is here: the calls that map a file and release its pages.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -10,18 +10,17 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// A whole file, mapped read-only. Pages are read from disk when they are first touched and are
-/// shared with every other process that maps the same file.
+/// A whole file, mapped read-only. Pages are read from disk when they are first touched. All processes that
+/// map the same file share them.
 ///
-/// Whoever changes the file in place while it is mapped changes the weights of the running model.
-/// Whoever truncates it makes the system kill the process (SIGBUS) at the next read of a page that
-/// is gone. [`Mmap::check`], asked before each step, turns that into an error unless the file shrinks
-/// during the step itself; a handler for the signal would close that gap, but it would belong to the
-/// whole process, not to a library. Replacing the file by renaming another one over it, as download
-/// tools do, is safe: the mapping keeps the old file.
+/// Changing the file in place while it is mapped changes the weights of the running model. Truncating it
+/// makes the system kill the process (SIGBUS) at the next read of a page that is gone. [`Mmap::check`],
+/// called before each step, turns that into an error unless the file shrinks during the step itself. A signal
+/// handler would close that gap, but it would belong to the whole process, not to a library. Replacing the
+/// file by renaming another one over it, as download tools do, is safe: the mapping keeps the old file.
 pub(crate) struct Mmap {
     map: memmap2::Mmap,
-    /// Kept to ask for the length of this very file, whatever its name stands for by then.
+    /// Kept open to ask for the length of this very file, whatever file the path names later.
     file: File,
     path: PathBuf,
 }
@@ -30,8 +29,8 @@ impl Mmap {
     /// Maps the file at `path`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] or [`Error::Io`] if it cannot be opened, [`Error::Malformed`] if it is no
-    /// regular file or a Git LFS pointer, [`Error::Truncated`] if it is empty.
+    /// [`Error::NotFound`] or [`Error::Io`] if it cannot be opened, [`Error::Malformed`] if it is not a
+    /// regular file or is a Git LFS pointer, [`Error::Truncated`] if it is empty.
     #[allow(unsafe_code)]
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let (file, len) = open_regular(path)?;
@@ -46,13 +45,13 @@ impl Mmap {
         if usize::try_from(len).is_err() {
             return Err(Error::malformed(path, format!("{len} bytes do not fit the address space")));
         }
-        // SAFETY: the file is a regular file, checked on this handle by `open_regular`. That nobody
-        // truncates or rewrites it while it is mapped cannot be checked; the type's documentation
-        // passes that duty on to the owner of the file. Nothing but plain bytes is read from the
-        // map, so bytes that change can give wrong numbers, never an invalid value.
+        // SAFETY: the file is a regular file, checked on this handle by `open_regular`. We cannot check that
+        // nobody truncates or rewrites it while it is mapped; the type's documentation passes that duty on to
+        // the owner of the file. Only plain bytes are read from the map, so bytes that change can give wrong
+        // numbers, never an invalid value.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
-        // Where the system can, it reads large pages from the disk then, and maps them whole: they take less looking up.
-        // A hint; nothing is lost where it is refused.
+        // Asks the system to read and map large pages where it can: they need fewer address translations.
+        // This is only a hint, so an error is ignored.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         if map.starts_with(b"version https://git-lfs.github.com/") {
@@ -64,10 +63,10 @@ impl Mmap {
         Ok(Arc::new(Self { map, file, path: path.into() }))
     }
 
-    /// Notices that the file has become shorter than its map.
+    /// Fails if the file has become shorter than its map.
     ///
     /// # Errors
-    /// [`Error::Truncated`], or [`Error::Io`] if the system does not tell.
+    /// [`Error::Truncated`], or [`Error::Io`] if the system does not report the length.
     pub(crate) fn check(&self) -> Result<()> {
         let metadata = self.file.metadata().map_err(|source| Error::io(&self.path, source))?;
         let expected = self.map.len() as u64;
@@ -78,35 +77,35 @@ impl Mmap {
         Err(Error::Truncated { path: self.path.clone(), what, expected, got: metadata.len() })
     }
 
-    /// Lets go of the pages of `range`, which will hardly be read again: they no longer count as this process's
-    /// memory. Whoever reads them all the same gets them from the file anew.
+    /// Releases the pages of `range`, which are unlikely to be read again: they no longer count as this
+    /// process's memory. A later read gets them from the file again.
     #[allow(unsafe_code)]
     pub(crate) fn forget(&self, range: &Range<usize>) {
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the advice loses what was written to private pages. The map is read-only, so nothing was:
-            // a page that is dropped comes back from the file with the same bytes, whoever is reading it.
+            // SAFETY: this advice discards writes to private pages. The map is read-only, so there are none:
+            // a dropped page comes back from the file with the same bytes, whichever thread is reading it.
             let advised = unsafe { self.map.unchecked_advise_range(advice, range.start, range.len()) };
-            // Where the system refuses the hint, the pages stay: no harm done.
+            // If the system refuses the hint, the pages stay, which is harmless.
             let _ = advised;
         }
         #[cfg(not(unix))]
         let _ = range;
     }
 
-    /// The file's bytes. Never empty.
+    /// The file's bytes; never empty.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// The file.
+    /// The file's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Reads a small file, such as a config, if it is at most `limit` bytes long.
+/// Reads a small file, such as a config, of at most `limit` bytes.
 ///
 /// # Errors
 /// As [`Mmap::open`], and [`Error::Malformed`] if the file is longer.
@@ -117,7 +116,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(too_long());
     }
     let mut bytes = Vec::new();
-    // One byte more than allowed, to notice a file that grew since its length was asked for.
+    // Reads up to one byte more than allowed, to notice a file that grew after its length was read.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
     if bytes.len() as u64 > limit {
         return Err(too_long());
@@ -125,22 +124,22 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens a regular file and gives its length.
+/// Opens a regular file and returns it with its length.
 fn open_regular(path: &Path) -> Result<(File, u64)> {
     let io = |source| Error::io(path, source);
-    // Asked by name first, because opening a device can already have effects.
+    // Checked by path first, because even opening a device can have side effects.
     refuse_irregular(path, &std::fs::metadata(path).map_err(io)?)?;
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // If the name now stands for a FIFO, opening it must not wait for a writer.
+        // If the path now names a FIFO, opening it must not wait for a writer.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     }
     let file = options.open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
-    // Asked again on the handle: the name may stand for another file by now.
+    // Checked again on the handle: the path may name another file by now.
     refuse_irregular(path, &metadata)?;
     Ok((file, metadata.len()))
 }
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrinks_is_noticed_and_one_that_grows_or_is_replaced_is_not() {
+    fn only_a_file_that_shrinks_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weights");
         std::fs::write(&path, "12345678").unwrap();
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_were_let_go_come_back() {
+    fn released_pages_come_back() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let bytes: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
         std::fs::write(file.path(), &bytes).unwrap();

@@ -1,11 +1,10 @@
-//! Files to metadata and named tensors.
+//! Reads checkpoint files: metadata and named tensors.
 //!
-//! Start reading at [`Checkpoint`]: it opens a safetensors folder or a GGUF file and hands tensors
-//! out by Hugging Face's names, mapped, in the type that the file stores. [`tied`] decides which
-//! tensor is the output head and makes the `VarBuilder` for Candle's models. Nothing here knows of
-//! a model's config.
+//! Start reading at [`Checkpoint`]. It opens a safetensors folder or a GGUF file and hands out tensors by
+//! Hugging Face's names, memory-mapped, in the type that the file stores. [`tied`] decides which tensor is
+//! the output head and makes the `VarBuilder` for Candle's models. Nothing here depends on a model's config.
 
-// A file decides every number here: arithmetic and indexing say what they do when it lies.
+// Every number here comes from a file. Arithmetic and indexing must handle wrong numbers explicitly.
 #![cfg_attr(
     not(test),
     deny(
@@ -23,10 +22,10 @@ pub(crate) mod json;
 pub(crate) mod mmap;
 pub mod names;
 mod safetensors;
-// Works within ranges and shapes that the readers have checked.
+// It works within ranges and shapes that the readers have checked.
 #[allow(clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 mod tensor;
-#[allow(clippy::arithmetic_side_effects)] // likewise
+#[allow(clippy::arithmetic_side_effects)] // for the same reason
 pub mod tied;
 
 use std::collections::BTreeMap;
@@ -40,49 +39,49 @@ use tensor::Stored;
 pub use tensor::Tensor;
 pub(crate) use tensor::hf_row;
 
-/// Tensors of a checkpoint: more than the deepest Llama that a config may describe has, and few
-/// enough that listing them takes little memory.
+/// The most tensors in a checkpoint. The deepest Llama that a config may describe has fewer. Listing this
+/// many takes little memory.
 const MAX_TENSORS: u64 = 1 << 17;
 
-/// What kind of files a checkpoint consists of.
+/// The file format of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// A folder of safetensors files.
     Safetensors,
-    /// A GGUF file, or several that are one model.
+    /// A GGUF file, or several files that together hold one model.
     Gguf,
 }
 
 /// What a header says about a tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// In Hugging Face's spelling, where it has one.
+    /// The name in Hugging Face's spelling, or the file's own if Hugging Face has none.
     pub name: String,
-    /// The file's name for the type, such as "BF16" or "Q4_1"; not only types that can be read.
+    /// The file's name for the type, such as "BF16" or "Q4_1". Types that cannot be read are listed too.
     pub dtype: String,
     /// Row-major, in Hugging Face's order.
     pub shape: Vec<usize>,
-    /// Bytes in the file; 0 for a type whose size is not known.
+    /// Bytes in the file. 0 if the type's size is not known.
     pub bytes: u64,
 }
 
-/// The files that hold a checkpoint's tensors, for as long as somebody reads them.
+/// The mapped files that hold a checkpoint's tensors. They stay mapped while this value lives.
 #[derive(Clone, Default)]
 pub struct MappedFiles(Vec<Arc<Mmap>>);
 
 impl MappedFiles {
-    /// Notices that a file has become shorter since it was opened. Reading what is gone would kill
-    /// the process, so whoever reads mapped tensors asks before each step; that a file shrinks during
-    /// a step cannot be noticed. One system call for each file.
+    /// Fails if a file has become shorter since it was opened. Reading a missing page would kill the process,
+    /// so code that reads mapped tensors calls this before each step. A file that shrinks during a step
+    /// cannot be noticed. Costs one system call per file.
     ///
     /// # Errors
-    /// [`Error::Truncated`], or [`Error::Io`] if the system does not tell.
+    /// [`Error::Truncated`], or [`Error::Io`] if the system does not report the length.
     pub fn check(&self) -> Result<()> {
         self.0.iter().try_for_each(|map| map.check())
     }
 }
 
-/// An opened checkpoint: headers read and checked, data mapped and not yet touched.
+/// An opened checkpoint. The headers have been read and checked. The data is mapped but not yet read.
 pub struct Checkpoint {
     path: PathBuf,
     format: Format,
@@ -91,16 +90,17 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a folder with `model.safetensors` or `model.safetensors.index.json` and its shards, or
-    /// a GGUF file. Of a model in several GGUF files, `name-00001-of-00003.gguf` and so on, any one
-    /// stands for all.
+    /// Opens a folder with `model.safetensors`, a folder with `model.safetensors.index.json` and its shards,
+    /// or a GGUF file. If a model is split into several GGUF files (`name-00001-of-00003.gguf` and so on),
+    /// the path of any of them opens the whole model.
     ///
     /// # Errors
     /// - [`Error::NotFound`]: nothing is there, the folder has no weights, or a shard or part is
     ///   missing
-    /// - [`Error::Malformed`], [`Error::Truncated`]: a file breaks its format, or shards or parts do
-    ///   not belong together
-    /// - [`Error::Unsupported`]: pickles, GGUF files of another architecture, version 1 or big-endian
+    /// - [`Error::Malformed`], [`Error::Truncated`]: a file violates its format, or shards or parts do not
+    ///   belong together
+    /// - [`Error::Unsupported`]: a pickle, or a GGUF file that is for another architecture, of version 1 or
+    ///   big-endian
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
         if metadata.is_dir() {
@@ -112,7 +112,7 @@ impl Checkpoint {
             return Err(safetensors::refuse_pickle(&name));
         }
         if name.ends_with(".safetensors") {
-            return Err(Error::argument("path", format!("{name:?} is one file; give the folder around it")));
+            return Err(Error::argument("path", format!("{name:?} is a single file; pass its folder")));
         }
         Self::open_gguf(path)
     }
@@ -136,22 +136,23 @@ impl Checkpoint {
         &self.path
     }
 
-    /// What kind of files it consists of.
+    /// The format of its files.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Whether there is a tensor of this name (Hugging Face's spelling), readable or not.
+    /// Whether there is a tensor of this name (Hugging Face's spelling), even one that cannot be read.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// The tensor of this name (Hugging Face's spelling). Its bytes stay in the mapped file, except
-    /// a GGUF's query and key projections, whose rows are put back into Hugging Face's order.
+    /// The tensor of this name (Hugging Face's spelling). Its bytes stay in the mapped file, except for a
+    /// GGUF file's query and key projections: their rows are copied into Hugging Face's order.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::TensorType`] for a type that cannot be read;
-    /// [`Error::Malformed`] if a projection cannot be split into the heads that the file promises.
+    /// - [`Error::MissingTensor`]
+    /// - [`Error::TensorType`] for a type that cannot be read
+    /// - [`Error::Malformed`] if a projection's rows cannot be split into the number of heads in the metadata
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let stored = self
             .tensors
@@ -167,17 +168,18 @@ impl Checkpoint {
             .map_err(|reason| Error::malformed(&self.path, format!("tensor {name:?}: {reason}")))
     }
 
-    /// As [`Checkpoint::tensor`], if the tensor has the shape `expected`.
+    /// As [`Checkpoint::tensor`], but the tensor must have the shape `expected`.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`], and [`Error::TensorShape`].
     pub fn tensor_with_shape(&self, name: &str, expected: &[usize]) -> Result<Tensor> {
-        // Before the tensor is loaded: an error about heads would hide the plainer one.
+        // The shape is checked before the tensor is loaded. An error about heads would hide the simpler
+        // cause.
         self.check_shape(name, expected)?;
         self.tensor(name)
     }
 
-    /// Checks that the tensor, if there is one, has the shape `expected`, from the headers alone.
+    /// Checks that the tensor, if present, has the shape `expected`. Reads only the headers.
     ///
     /// # Errors
     /// [`Error::TensorShape`]
@@ -193,7 +195,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// All tensors, sorted by name, from the headers alone.
+    /// Lists all tensors, sorted by name. Reads only the headers.
     pub fn infos(&self) -> Vec<TensorInfo> {
         let info = |(name, stored): (&String, &Stored)| TensorInfo {
             name: name.clone(),
@@ -204,7 +206,7 @@ impl Checkpoint {
         self.tensors.iter().map(info).collect()
     }
 
-    /// The files that the tensors lie in.
+    /// The files that hold the tensors.
     pub fn files(&self) -> MappedFiles {
         let mut files: Vec<_> = self.tensors.values().map(|stored| &stored.map).collect();
         files.sort_unstable_by_key(|map| Arc::as_ptr(map));
@@ -212,18 +214,18 @@ impl Checkpoint {
         MappedFiles(files.into_iter().cloned().collect())
     }
 
-    /// A GGUF file's metadata; None for safetensors.
+    /// A GGUF file's metadata. None for safetensors.
     pub fn metadata(&self) -> Option<&gguf::Metadata> {
         self.metadata.as_ref()
     }
 
-    /// The shape in the header, for a tensor that need not be readable.
+    /// The shape in the header. Works for tensors that cannot be read too.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|stored| stored.shape.as_slice())
     }
 }
 
-/// The number of heads by which llama.cpp's converter reordered a projection's rows.
+/// The number of heads that llama.cpp's converter used to reorder a projection's rows.
 fn permuting_heads(metadata: &gguf::Metadata, permuted_by: PermutedBy) -> Result<usize> {
     const HEADS: &str = "llama.attention.head_count";
     const KV_HEADS: &str = "llama.attention.head_count_kv";

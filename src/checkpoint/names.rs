@@ -1,14 +1,14 @@
-//! Tensor names: GGUF's and Hugging Face's spellings of the same weights.
+//! Translates tensor names between GGUF's and Hugging Face's spellings.
 //!
 //! Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
 
 use crate::error::quoted;
 
-/// Names outside the decoder layers, GGUF's first. Without the final `.weight` or `.bias`.
+/// Names outside the decoder layers: GGUF's, then Hugging Face's, without the final `.weight` or `.bias`.
 const OUTER: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// Names inside a decoder layer: `blk.{i}.` in GGUF, `model.layers.{i}.` in Hugging Face's.
+/// Names inside a decoder layer, after `blk.{i}.` in GGUF and `model.layers.{i}.` in Hugging Face's spelling.
 const LAYER: [(&str, &str); 9] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -21,13 +21,14 @@ const LAYER: [(&str, &str); 9] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// The end of a buffer's name that older versions of transformers saved: what the config says anyway.
+/// The end of the name of a buffer that older versions of transformers saved. It only repeats what the config
+/// says.
 pub(crate) const INV_FREQ: &str = ".rotary_emb.inv_freq";
 
-/// Longer names only waste memory and fill messages; ggml's limit is 64.
+/// Longer names are refused: they only waste memory and fill messages. ggml's limit is 64.
 const MAX_NAME_BYTES: usize = 1024;
 
-/// Why a file's name for something, such as a tensor, is refused.
+/// The reason to refuse a name that a file gives to a tensor or a key; None if it is fine.
 pub(super) fn unfit_name(name: &str) -> Option<String> {
     if name.len() > MAX_NAME_BYTES {
         return Some(format!("of {} bytes, the limit is {MAX_NAME_BYTES}", name.len()));
@@ -35,20 +36,20 @@ pub(super) fn unfit_name(name: &str) -> Option<String> {
     name.contains(char::is_control).then(|| format!("with a control character: {}", quoted(name)))
 }
 
-/// Hugging Face's spelling of a GGUF tensor name; None for names with no counterpart, such as
+/// Hugging Face's spelling of a GGUF tensor name. None for names without a counterpart, such as
 /// `rope_freqs.weight`.
 pub fn gguf_to_hf(name: &str) -> Option<String> {
     translate(name, ("blk.", "model.layers."), |(gguf, hf)| (gguf, hf))
 }
 
-/// GGUF's spelling of a Hugging Face tensor name; None for names with no counterpart.
+/// GGUF's spelling of a Hugging Face tensor name. None for names without a counterpart.
 pub fn hf_to_gguf(name: &str) -> Option<String> {
     translate(name, ("model.layers.", "blk."), |(gguf, hf)| (hf, gguf))
 }
 
 type Pair = (&'static str, &'static str);
 
-/// `direct` turns a pair of the tables into (from, to).
+/// `direct` orders a pair of the tables as (from, to).
 fn translate(name: &str, layers: Pair, direct: fn(Pair) -> Pair) -> Option<String> {
     let (stem, suffix) = name.rsplit_once('.')?;
     if suffix != "weight" && suffix != "bias" {
@@ -61,7 +62,7 @@ fn translate(name: &str, layers: Pair, direct: fn(Pair) -> Pair) -> Option<Strin
         return Some(format!("{to}.{suffix}"));
     }
     let (index, stem) = stem.strip_prefix(layers.0)?.split_once('.')?;
-    // One spelling per number, so that two tensors cannot come to have the same name.
+    // Each number has only one accepted spelling, so that two tensors cannot get the same name.
     if index.parse::<u32>().ok()?.to_string() != index {
         return None;
     }
@@ -69,8 +70,8 @@ fn translate(name: &str, layers: Pair, direct: fn(Pair) -> Pair) -> Option<Strin
     Some(format!("{}{index}.{to}.{suffix}", layers.1))
 }
 
-/// Whether llama.cpp's converter reorders the rows of this tensor (Hugging Face's spelling), and by
-/// the number of which heads.
+/// Tells whether llama.cpp's converter reorders the rows of this tensor (Hugging Face's spelling), and
+/// whether it does so by the attention heads or by the key-value heads.
 pub(crate) fn permuted_by(name: &str) -> Option<PermutedBy> {
     let (stem, _) = name.rsplit_once('.')?;
     if !stem.starts_with("model.layers.") {

@@ -1,4 +1,4 @@
-//! A named tensor's bytes, in the storage type that the file has.
+//! A tensor's bytes, in the file's storage type.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use crate::checkpoint::mmap::Mmap;
 use crate::error::{Error, Result};
 use crate::kernels::{WeightType, dequantize};
 
-/// A tensor in its storage type. Cheap to clone: it holds its file's map or shares its own bytes.
+/// A tensor in its storage type. It is cheap to clone: clones share the file's map or the owned bytes.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: WeightType,
@@ -17,7 +17,7 @@ pub struct Tensor {
 
 #[derive(Clone)]
 enum Data {
-    /// `range` lies inside the map; whoever builds this has checked it.
+    /// `range` lies inside the map: the readers have checked it.
     Mapped {
         map: Arc<Mmap>,
         range: Range<usize>,
@@ -26,7 +26,7 @@ enum Data {
 }
 
 impl Tensor {
-    /// How the elements are stored.
+    /// The storage type of the elements.
     pub fn dtype(&self) -> WeightType {
         self.dtype
     }
@@ -36,8 +36,8 @@ impl Tensor {
         &self.shape
     }
 
-    /// The stored bytes, row after row, little-endian, laid out as [`crate::kernels::blocks`] says.
-    /// They may start at any address.
+    /// The stored bytes, row after row, little-endian, in the layout of [`crate::kernels::blocks`]. They may
+    /// start at any address.
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Mapped { map, range } => &map.bytes()[range.clone()],
@@ -45,14 +45,14 @@ impl Tensor {
         }
     }
 
-    /// Says that the bytes will hardly be read again.
+    /// Tells the system that the bytes are unlikely to be read again.
     pub fn forget(&self) {
         if let Data::Mapped { map, range } = &self.data {
             map.forget(range);
         }
     }
 
-    /// How many elements the shape has.
+    /// The number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -64,10 +64,10 @@ impl Tensor {
         out
     }
 
-    /// Row `row` of the last dimension as float32.
+    /// Writes row `row` as float32 to `out`. A row runs along the last dimension.
     ///
     /// # Panics
-    /// If there is no such row or `out` is not as long as a row.
+    /// If there is no such row, or the length of `out` is not that of a row.
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         let row_len = self.shape.last().copied().unwrap_or(1);
         assert_eq!(out.len(), row_len, "length of a row");
@@ -75,9 +75,9 @@ impl Tensor {
         dequantize(self.dtype, &self.bytes()[row * row_bytes..][..row_bytes], out);
     }
 
-    /// Puts the rows of a query or key projection back into Hugging Face's order.
+    /// Returns a query or key projection with its rows in Hugging Face's order.
     ///
-    /// Rows are whole numbers of blocks in every storage type, so moving rows moves bytes.
+    /// A row is a whole number of quant blocks in every storage type, so moving a row moves its bytes.
     ///
     /// Source: llama.cpp, `convert_hf_to_gguf.py`, `LlamaModel.permute`.
     pub(crate) fn unpermute(self, heads: usize) -> std::result::Result<Self, String> {
@@ -96,7 +96,7 @@ impl Tensor {
         }
         let row_bytes = bytes.len() / rows;
         let head_dim = rows / heads;
-        // As large as the file says, which may be larger than memory.
+        // The file decides the size, which may exceed the memory.
         let mut owned = Vec::new();
         owned.try_reserve_exact(bytes.len()).map_err(|_| format!("no memory for {} bytes", bytes.len()))?;
         for row in 0..rows {
@@ -108,17 +108,18 @@ impl Tensor {
     }
 }
 
-/// Where a GGUF file has row `row` of a query or key projection with heads of `head_dim` rows.
+/// The row at which a GGUF file stores row `row` of a query or key projection whose heads have `head_dim`
+/// rows.
 ///
-/// llama.cpp's converter lays each head's rows out so that the two halves of a rotated pair are
-/// neighbours: its row `2 * j + half` of a head is Hugging Face's row `half * head_dim / 2 + j`.
+/// llama.cpp's converter interleaves the two halves of each head, so that the two rows of a rotated pair are
+/// adjacent: its row `2 * j + half` of a head is Hugging Face's row `half * head_dim / 2 + j`.
 fn gguf_row(row: usize, head_dim: usize) -> usize {
     let (head, in_head) = (row / head_dim, row % head_dim);
     let (half, pair) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
     head * head_dim + 2 * pair + half
 }
 
-/// The other way round: which row of Hugging Face's a GGUF file has at `row`.
+/// The inverse of [`gguf_row`]: the row in Hugging Face's order that a GGUF file stores at `row`.
 ///
 /// # Panics
 /// If `head_dim` is 0.
@@ -127,12 +128,12 @@ pub(crate) fn hf_row(row: usize, head_dim: usize) -> usize {
     head * head_dim + in_head % 2 * (head_dim / 2) + in_head / 2
 }
 
-/// A type as the file names it.
+/// A storage type, known to this crate or not.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StoredType {
-    /// One that can be read.
+    /// A type that can be read.
     Weight(WeightType),
-    /// One that can only be listed.
+    /// A type that can only be listed, by the file's name for it.
     Other(String),
 }
 
@@ -145,8 +146,8 @@ impl StoredType {
     }
 }
 
-/// Where a tensor lies. `range` is inside the map, and for a readable type its length is what type
-/// and shape ask for; the readers of the two formats check both.
+/// Where a tensor's bytes are in a file. `range` is inside the map. If the type can be read, the range's
+/// length matches the type and the shape. The readers of both formats check this.
 #[derive(Clone)]
 pub(crate) struct Stored {
     pub(crate) dtype: StoredType,
@@ -156,7 +157,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// The tensor; `name` is for messages.
+    /// Returns the tensor. `name` is used in messages.
     pub(crate) fn load(&self, name: &str) -> Result<Tensor> {
         match &self.dtype {
             StoredType::Weight(dtype) => {
@@ -177,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_orders_of_rows_undo_each_other() {
+    fn gguf_row_and_hf_row_are_inverses() {
         for head_dim in [2, 4, 10, 64] {
             for row in 0..3 * head_dim {
                 assert_eq!(hf_row(gguf_row(row, head_dim), head_dim), row);

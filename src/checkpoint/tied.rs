@@ -1,9 +1,9 @@
-//! Which tensor is the output head, and a `VarBuilder` that knows it.
+//! Decides which tensor is the output head, and makes a `VarBuilder` that serves it.
 //!
-//! Many Llamas ship no `lm_head.weight`: the embedding is the head. The config flag that says so
-//! (`tie_word_embeddings`) is often missing or wrong, so the weights decide; [`choose_head`] has the
-//! whole table. [`var_builder`] then serves `lm_head.weight` and `model.embed_tokens.weight` as one
-//! tensor, so that models that know nothing of this load as they are, Candle's own Llama among them.
+//! Many Llamas ship no `lm_head.weight`: the embedding is the head. The config flag for this
+//! (`tie_word_embeddings`) is often missing or wrong, so the weights decide. [`choose_head`] has the whole
+//! table. [`var_builder`] then serves `lm_head.weight` and `model.embed_tokens.weight` as one tensor, so that
+//! models which expect an `lm_head.weight`, such as Candle's own Llama, load unchanged.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ pub const LM_HEAD: &str = "lm_head.weight";
 /// The embedding's name.
 pub const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
-/// What serves as the output head.
+/// The tensor that serves as the output head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LmHead {
     /// `lm_head.weight`.
@@ -29,14 +29,14 @@ pub enum LmHead {
     Tied,
 }
 
-/// The output head and why.
+/// The chosen output head and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadChoice {
-    /// What serves as the head.
+    /// The tensor that serves as the head.
     pub lm_head: LmHead,
-    /// Why, in one sentence.
+    /// The reason, in one sentence.
     pub reason: String,
-    /// The reservation with which it was chosen, if there is one.
+    /// A warning for the user, if config and weights disagree.
     pub warning: Option<String>,
 }
 
@@ -50,12 +50,13 @@ pub struct HeadChoice {
 /// | false or none | absent | the embedding, with a warning; `strict` refuses |
 /// | false or none | present | `lm_head.weight` |
 ///
-/// GGUF has no flag: an absent head means tied, without a warning.
+/// GGUF has no flag: a missing head means tied, without a warning.
 ///
 /// # Errors
-/// [`Error::Strict`] as above. Only absence falls back: [`Error::TensorType`] or
-/// [`Error::TensorShape`] if a head is there and cannot be read or does not have the embedding's
-/// shape. [`Error::MissingTensor`] if there is no embedding.
+/// - [`Error::Strict`] as in the table
+/// - [`Error::TensorType`] or [`Error::TensorShape`] if the head is present but cannot be read, or does not
+///   have the embedding's shape; only a missing head is replaced by the embedding
+/// - [`Error::MissingTensor`] if there is no embedding
 pub fn choose_head(
     checkpoint: &Checkpoint,
     tie_word_embeddings: Option<bool>,
@@ -108,16 +109,16 @@ pub fn choose_head(
     }
 }
 
-/// Whether two tensors of the same shape hold the same numbers, maybe in different types.
+/// Whether two tensors of the same shape hold the same numbers, possibly in different types.
 fn equal(one: &Tensor, other: &Tensor) -> bool {
     if one.dtype() == other.dtype() && one.bytes() == other.bytes() {
         return true;
     }
-    // Row by row: either tensor as float32 may be larger than memory. This also sees that 0.0 and
-    // -0.0 are equal.
+    // Compares row by row, because a whole tensor as float32 may exceed the memory. Comparing numbers also
+    // treats 0.0 and -0.0 as equal.
     let (elements, row_len) = (one.elements(), one.shape().last().copied().unwrap_or(1));
     if elements == 0 {
-        return true; // and the length of a row could be anything
+        return true; // the division below needs a row length above zero
     }
     let rows = elements / row_len;
     let (mut left, mut right) = (vec![0.0; row_len], vec![0.0; row_len]);
@@ -128,20 +129,20 @@ fn equal(one: &Tensor, other: &Tensor) -> bool {
     })
 }
 
-/// A `VarBuilder` backend over a checkpoint, for which the head is what [`choose_head`] chose.
+/// A `VarBuilder` backend over a checkpoint that serves the head chosen by [`choose_head`].
 ///
-/// Tensors are made in the type and on the device asked for; stored types that Candle's models
-/// cannot compute with are widened. If the head is tied, `lm_head.weight` and
-/// `model.embed_tokens.weight` are the same Candle tensor: one allocation.
+/// Tensors are created in the requested type and on the requested device. Storage types that Candle's models
+/// cannot compute with are converted. If the head is tied, `lm_head.weight` and `model.embed_tokens.weight`
+/// are the same Candle tensor, so there is only one allocation.
 pub struct TiedBackend {
     checkpoint: Arc<Checkpoint>,
     lm_head: LmHead,
-    /// The embedding, per type and device, while the head is tied.
+    /// The embedding in each type and on each device requested so far. Used only if the head is tied.
     embedding: Mutex<Vec<candle_core::Tensor>>,
 }
 
 impl TiedBackend {
-    /// A backend over `checkpoint` with this head.
+    /// Creates a backend over `checkpoint` with this head.
     pub fn new(checkpoint: Arc<Checkpoint>, lm_head: LmHead) -> Self {
         Self { checkpoint, lm_head, embedding: Mutex::new(Vec::new()) }
     }
@@ -162,7 +163,7 @@ impl TiedBackend {
             return to_candle(&tensor, dtype, device);
         }
         let stored = self.stored(EMBED_TOKENS, shape).map_err(candle_core::Error::wrap)?;
-        // The list is whole even if a panic elsewhere poisoned the lock.
+        // The list is consistent even if a panic elsewhere poisoned the lock.
         let mut cache = self.embedding.lock().unwrap_or_else(PoisonError::into_inner);
         let same =
             |cached: &&candle_core::Tensor| cached.dtype() == dtype && cached.device().same_device(device);
@@ -209,11 +210,11 @@ impl SimpleBackend for TiedBackend {
     }
 }
 
-/// A `VarBuilder` over `checkpoint` whose head is `head`, for Candle's models:
-/// `candle_transformers::models::llama::Llama::load(var_builder(...), &config)`, where
-/// `config.tie_word_embeddings` is false, so that the model asks for the head.
+/// Creates a `VarBuilder` over `checkpoint` that serves `head`, for Candle's models:
+/// `candle_transformers::models::llama::Llama::load(var_builder(...), &config)`. Set
+/// `config.tie_word_embeddings` to false, so that the model asks for the head.
 ///
-/// Errors that loading through it gives carry the message of this crate's [`Error`].
+/// Errors from loading through it carry the message of this crate's [`Error`].
 pub fn var_builder(
     checkpoint: Arc<Checkpoint>,
     head: &HeadChoice,
@@ -223,15 +224,15 @@ pub fn var_builder(
     VarBuilder::from_backend(Box::new(TiedBackend::new(checkpoint, head.lm_head)), dtype, device.clone())
 }
 
-/// A Candle tensor of the type asked for.
+/// Converts a tensor to a Candle tensor of the requested type.
 fn to_candle(tensor: &Tensor, dtype: DType, device: &Device) -> candle_core::Result<candle_core::Tensor> {
     if !dtype.is_float() {
-        let reason = format!("{dtype:?} cannot hold weights; a float type can");
+        let reason = format!("{dtype:?} cannot hold weights; use a float type");
         return Err(candle_core::Error::wrap(Error::argument("dtype", reason)));
     }
     let shape = tensor.shape();
-    // Half-width types that are kept must not pass through float32, which would take three times
-    // their memory.
+    // 16-bit types that stay as they are must not pass through float32, which would take three times their
+    // memory.
     match (tensor.dtype(), dtype) {
         (WeightType::F16, DType::F16) => {
             let numbers = tensor.bytes().as_chunks::<2>().0.iter().map(|&bytes| f16::from_le_bytes(bytes));

@@ -24,8 +24,7 @@ pub enum Value {
     F64(f64),
 }
 
-/// An array of metadata values of one type. Arrays of arrays do not occur in Llama files and are
-/// refused.
+/// An array of metadata values of one type. Arrays of arrays do not occur in Llama files and are refused.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // named after their types
 pub enum Array {
@@ -44,7 +43,7 @@ pub enum Array {
 }
 
 impl Value {
-    /// The type, as messages name it.
+    /// The type's name in messages.
     fn kind(&self) -> &'static str {
         match self {
             Value::U8(_) | Value::U16(_) | Value::U32(_) | Value::U64(_) => "an unsigned integer",
@@ -67,15 +66,15 @@ pub struct Metadata {
     values: BTreeMap<String, Value>,
 }
 
-/// The typed getters give `Ok(None)` for a key that is absent and [`Error::Malformed`] for one of
-/// another type.
+/// The typed getters return `Ok(None)` for an absent key, and [`Error::Malformed`] for a value of another
+/// type.
 impl Metadata {
-    /// Metadata of the file at `path`, or meant for it.
+    /// Makes the metadata of the file at `path`, which may not exist yet.
     pub(crate) fn new(path: &Path, values: BTreeMap<String, Value>) -> Self {
         Self { path: path.into(), values }
     }
 
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -90,7 +89,7 @@ impl Metadata {
         self.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// A string.
+    /// The string under `key`.
     pub fn string(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a string", |value| match value {
             Value::String(string) => Some(string.as_str()),
@@ -98,7 +97,7 @@ impl Metadata {
         })
     }
 
-    /// An integer of any type, if it is not negative.
+    /// The integer under `key`, of any type. It must not be negative.
     pub fn u64(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "an integer, zero or more", |value| match *value {
             Value::U8(number) => Some(number.into()),
@@ -113,8 +112,8 @@ impl Metadata {
         })
     }
 
-    /// A float. A single is widened by way of its shortest decimal form, so that the 1e-5 of a
-    /// config comes back as 1e-5 and not as 9.99999974e-6; as a single it is the same number.
+    /// The float under `key`. An f32 is converted through its shortest decimal form: a config's 1e-5 comes
+    /// back as 1e-5 and not as 9.99999974e-6. Converted to f32 again, it is the same number.
     pub fn f64(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a float", |value| match *value {
             Value::F32(number) => number.to_string().parse().ok(),
@@ -123,7 +122,7 @@ impl Metadata {
         })
     }
 
-    /// A boolean.
+    /// The boolean under `key`.
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "a boolean", |value| match *value {
             Value::Bool(value) => Some(value),
@@ -131,7 +130,7 @@ impl Metadata {
         })
     }
 
-    /// An array of strings.
+    /// The array of strings under `key`.
     pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
         self.typed(key, "an array of strings", |value| match value {
             Value::Array(Array::String(strings)) => Some(strings.as_slice()),
@@ -139,25 +138,25 @@ impl Metadata {
         })
     }
 
-    /// An array of integers of any type.
+    /// The array of integers under `key`, of any type.
     pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        fn widen<T: Copy + TryInto<i64>>(numbers: &[T]) -> Option<Vec<i64>> {
+        fn to_i64<T: Copy + TryInto<i64>>(numbers: &[T]) -> Option<Vec<i64>> {
             numbers.iter().map(|&number| number.try_into().ok()).collect()
         }
         self.typed(key, "an array of integers", |value| match value {
-            Value::Array(Array::U8(numbers)) => widen(numbers),
-            Value::Array(Array::I8(numbers)) => widen(numbers),
-            Value::Array(Array::U16(numbers)) => widen(numbers),
-            Value::Array(Array::I16(numbers)) => widen(numbers),
-            Value::Array(Array::U32(numbers)) => widen(numbers),
-            Value::Array(Array::I32(numbers)) => widen(numbers),
-            Value::Array(Array::U64(numbers)) => widen(numbers),
+            Value::Array(Array::U8(numbers)) => to_i64(numbers),
+            Value::Array(Array::I8(numbers)) => to_i64(numbers),
+            Value::Array(Array::U16(numbers)) => to_i64(numbers),
+            Value::Array(Array::I16(numbers)) => to_i64(numbers),
+            Value::Array(Array::U32(numbers)) => to_i64(numbers),
+            Value::Array(Array::I32(numbers)) => to_i64(numbers),
+            Value::Array(Array::U64(numbers)) => to_i64(numbers),
             Value::Array(Array::I64(numbers)) => Some(numbers.clone()),
             _ => None,
         })
     }
 
-    /// An array of singles.
+    /// The array of f32 under `key`.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.typed(key, "an array of floats", |value| match value {
             Value::Array(Array::F32(numbers)) => Some(numbers.clone()),
@@ -165,8 +164,8 @@ impl Metadata {
         })
     }
 
-    /// An integer, or an array of integers that are all the same, as some converters write one
-    /// value per layer.
+    /// The integer under `key`. An array of equal integers counts as one: some converters write one value per
+    /// layer.
     pub(crate) fn u64_or_uniform(&self, key: &str) -> Result<Option<u64>> {
         if !matches!(self.get(key), Some(Value::Array(_))) {
             return self.u64(key);
@@ -180,7 +179,7 @@ impl Metadata {
         }
     }
 
-    /// [`Error::Malformed`] that names the file and the key.
+    /// Makes an [`Error::Malformed`] that names the file and the key.
     pub(crate) fn malformed(&self, key: &str, reason: impl std::fmt::Display) -> Error {
         Error::malformed(&self.path, format!("{key} {reason}"))
     }
@@ -198,7 +197,7 @@ impl Metadata {
         }
     }
 
-    /// Refuses what is no Llama.
+    /// Refuses any architecture but "llama".
     pub(crate) fn require_llama(&self) -> Result<()> {
         match self.string("general.architecture")? {
             Some("llama") => Ok(()),

@@ -1,14 +1,14 @@
-//! GGUF, versions 2 and 3, little-endian; one file or several.
+//! Reads GGUF versions 2 and 3, little-endian, in one file or several.
 //!
-//! A file is a header (magic, version, counts), the metadata, the list of tensors (name, shape,
-//! type, offset) and, from the next multiple of `general.alignment` on, the data. Everything is
-//! read over the map with checked arithmetic; a count only bounds a loop, memory grows with what
+//! A file consists of a header (magic, version, counts), the metadata, the list of tensors (name, shape,
+//! type, offset) and the data, which starts at the next multiple of `general.alignment`. Everything is read
+//! from the map with checked arithmetic. A count in the file only bounds a loop; memory grows only with what
 //! has really been read.
 //!
-//! - `reader.rs`: numbers, strings and values, and the limits
-//! - `metadata.rs`: keys and values, and typed getters
-//! - `split.rs`: models in several files
-//! - `writer.rs`: the other direction
+//! - `reader.rs`: numbers, strings and values, and their limits
+//! - `metadata.rs`: keys, values and typed getters
+//! - `split.rs`: models split into several files
+//! - `writer.rs`: writes GGUF files
 //!
 //! Source: ggml, `docs/gguf.md`.
 
@@ -36,15 +36,16 @@ const MAX_ALIGNMENT: u64 = 1 << 20;
 /// ggml's `GGML_MAX_DIMS`.
 const MAX_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// Metadata values; Llamas have about 40.
+/// The most metadata values. Llamas have about 40.
 const MAX_VALUES: u64 = 1 << 16;
 
-/// Reads a model's metadata and nothing else: no tensor list, no data. Works for every architecture
-/// and for files that hold only a vocabulary. For any part of a split model, it is that of the first.
+/// Reads only a model's metadata: no tensor list, no data. It works for every architecture and for files that
+/// hold only a vocabulary. For any part of a split model it returns the first part's metadata.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Io`], [`Error::Malformed`] or [`Error::Truncated`] if the file
-/// cannot be read or breaks the format, [`Error::Unsupported`] for version 1 and big-endian files.
+/// - [`Error::NotFound`], [`Error::Io`], [`Error::Malformed`] or [`Error::Truncated`] if the file cannot be
+///   read or violates the format
+/// - [`Error::Unsupported`] for version 1 and big-endian files
 pub fn read_metadata(path: &Path) -> Result<Metadata> {
     let metadata = read_own_metadata(path)?;
     match Split::of(&metadata)? {
@@ -63,8 +64,8 @@ fn read_own_metadata(path: &Path) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// Reads the metadata and the tensor lists of all parts. The tensors keep GGUF's names; shapes are
-/// in Hugging Face's order.
+/// Reads the metadata and the tensor lists of all parts. The tensors keep GGUF's names. Shapes are in Hugging
+/// Face's order.
 pub(crate) fn read(path: &Path) -> Result<(Metadata, BTreeMap<String, Stored>)> {
     let (metadata, tensors) = read_file(path)?;
     let Some(split) = Split::of(&metadata)? else { return Ok((metadata, tensors)) };
@@ -113,7 +114,7 @@ fn read_file(path: &Path) -> Result<(Metadata, BTreeMap<String, Stored>)> {
             return Err(metadata.malformed("general.alignment", reason));
         }
     };
-    // Name's length, number of dimensions, type and offset.
+    // A tensor's entry has at least the name's length, the number of dimensions, the type and the offset.
     reader.plausible("tensors", tensor_count, 8 + 4 + 4 + 8, MAX_TENSORS)?;
     let mut entries = BTreeMap::new();
     for _ in 0..tensor_count {
@@ -138,7 +139,7 @@ fn read_file(path: &Path) -> Result<(Metadata, BTreeMap<String, Stored>)> {
     Ok((metadata, tensors))
 }
 
-/// Magic, version, counts and metadata; gives the number of tensors that follow.
+/// Reads magic, version, counts and metadata. Returns the number of tensors that follow, and the metadata.
 fn read_start(reader: &mut Reader, path: &Path) -> Result<(u64, Metadata)> {
     if reader.array::<4>("the magic number")? != *b"GGUF" {
         return Err(reader.malformed("does not begin with \"GGUF\""));
@@ -159,7 +160,7 @@ fn read_start(reader: &mut Reader, path: &Path) -> Result<(u64, Metadata)> {
     }
     let tensor_count = reader.u64("the number of tensors")?;
     let value_count = reader.u64("the number of metadata values")?;
-    // Key's length, type and the shortest value.
+    // A metadata value has at least the key's length, the type and the shortest value.
     reader.plausible("metadata values", value_count, 8 + 4 + 1, MAX_VALUES)?;
     let mut values = BTreeMap::new();
     for _ in 0..value_count {
@@ -194,12 +195,12 @@ fn read_tensor_entry(reader: &mut Reader, name: &str) -> Result<TensorEntry> {
                 reader.malformed(format!("tensor {} has a dimension of {dim}", quoted(name)))
             })?);
     }
-    // ggml counts dimensions from the fastest one.
+    // ggml lists the fastest-varying dimension first.
     shape.reverse();
     Ok(TensorEntry { shape, kind: reader.u32(name)?, offset: reader.u64(name)? })
 }
 
-/// Where the data of a file begins.
+/// Where a file's tensor data begins.
 struct Data<'a> {
     map: &'a Arc<Mmap>,
     start: u64,
@@ -207,7 +208,7 @@ struct Data<'a> {
 }
 
 impl Data<'_> {
-    /// Checks that a tensor's data is where the list says.
+    /// Checks that a tensor's data lies inside the file, aligned, at the offset in the list.
     fn locate(&self, name: &str, entry: TensorEntry) -> Result<Stored> {
         let TensorEntry { shape, kind, offset } = entry;
         let file_len = self.map.bytes().len() as u64;
@@ -226,14 +227,16 @@ impl Data<'_> {
                 let row = shape.last().copied().unwrap_or(1) as u64;
                 if !row.is_multiple_of(ggml_type.block_len) {
                     let (block, name) = (ggml_type.block_len, ggml_type.name);
-                    return Err(malformed(format!("has rows of {row}, {name} takes multiples of {block}")));
+                    return Err(malformed(format!(
+                        "has rows of {row} elements, {name} needs a multiple of {block}"
+                    )));
                 }
                 let blocks = elements.checked_div(ggml_type.block_len);
                 let len = blocks.and_then(|blocks| blocks.checked_mul(ggml_type.block_bytes));
                 (ggml_type.stored(), len.ok_or_else(too_large)?)
             }
-            // Later than this reader: it can be listed, but nobody knows how long it is. No type
-            // takes less than a bit, though.
+            // A type newer than this reader. It can be listed, but its size is unknown. Every type takes at
+            // least one bit per element.
             None if elements.div_ceil(8) > file_len => return Err(too_large()),
             None => (StoredType::Other(format!("ggml type {kind}")), 0),
         };
@@ -253,8 +256,8 @@ impl Data<'_> {
     }
 }
 
-/// Two tensors over the same bytes are no model that anybody wrote. Gaps are: the padding, and what
-/// some writers leave behind.
+/// Refuses tensors that overlap: no real file has them. Gaps are allowed, for padding and because some
+/// writers leave them.
 fn check_overlap(path: &Path, tensors: &BTreeMap<String, Stored>) -> Result<()> {
     let mut ranges: Vec<_> = tensors
         .iter()

@@ -1,4 +1,4 @@
-//! Numbers, strings and values, one after the other, each checked against the end of the file.
+//! Reads numbers, strings and values one after the other, each checked against the end of the file.
 
 use std::path::Path;
 
@@ -7,13 +7,14 @@ use crate::checkpoint::mmap::Mmap;
 use crate::checkpoint::names::unfit_name;
 use crate::error::{Error, Result, quoted};
 
-/// Header, metadata and tensor list together; a vocabulary of a million tokens takes a fifth.
+/// The most bytes of header, metadata and tensor list together. A vocabulary of a million tokens takes a
+/// fifth of this.
 pub(super) const MAX_HEADER_BYTES: usize = 128 << 20;
-/// Elements of an array: as many as a tokenizer's vocabulary may have. An element in memory can be
-/// three times as large as in the file.
+/// The most elements in an array: as many as a tokenizer's vocabulary may have. An element can take three
+/// times as much memory as in the file.
 const MAX_ARRAY_LEN: u64 = 1 << 22;
 
-/// A place in the header.
+/// A reading position in a file's header.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -25,7 +26,7 @@ impl<'a> Reader<'a> {
         Self { bytes: map.bytes(), at: 0, path: map.path() }
     }
 
-    /// Where in the file the next byte is.
+    /// The offset of the next byte in the file.
     pub(super) fn position(&self) -> u64 {
         self.at as u64
     }
@@ -58,8 +59,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Refuses a count that the rest of the file cannot hold, however short its items are, and one
-    /// beyond `limit`, which bounds the memory.
+    /// Refuses a count of items that the remaining file cannot hold at `least_bytes` each, and a count above
+    /// `limit`, which bounds the memory.
     pub(super) fn plausible(&self, what: &str, count: u64, least_bytes: u64, limit: u64) -> Result<()> {
         let left = (self.bytes.len() as u64).saturating_sub(self.position());
         match count.checked_mul(least_bytes) {
@@ -94,7 +95,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A key or a tensor's name; `what` says which.
+    /// Reads a key or a tensor's name. `what` describes it in messages.
     pub(super) fn name(&mut self, what: &str) -> Result<String> {
         let name = self.string(what)?;
         match unfit_name(&name) {
@@ -111,7 +112,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The value of `key`, of the type with the number `kind`.
+    /// Reads the value of `key`, which has the type number `kind`.
     pub(super) fn value(&mut self, key: &str, kind: u32) -> Result<Value> {
         Ok(match kind {
             0 => Value::U8(u8::from_le_bytes(self.array(key)?)),

@@ -1,6 +1,6 @@
-//! Models in several files: `name-00001-of-00003.gguf` and its siblings.
+//! Models split into several files: `name-00001-of-00003.gguf` and so on.
 //!
-//! The first part has all metadata; each says which part it is, and the tensors are spread over all.
+//! The first part has all metadata. Every part says which part it is. The tensors are spread over all parts.
 //!
 //! Source: llama.cpp, `src/llama-model-loader.cpp` and `tools/gguf-split`.
 
@@ -13,19 +13,20 @@ const NO: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 
-/// Which part of how many a file is.
+/// One file's place among the parts of a split model.
 pub(super) struct Split {
-    /// From 0 on.
+    /// The part's number, counted from 0.
     pub(super) no: u64,
+    /// How many parts there are.
     pub(super) count: u64,
-    /// Tensors in all parts together.
+    /// The number of tensors in all parts together.
     pub(super) tensors: u64,
-    /// The common beginning of all parts' paths.
+    /// The common prefix of all parts' paths.
     stem: PathBuf,
 }
 
 impl Split {
-    /// What the metadata of one file says; None if that file is the whole model.
+    /// Reads a file's place from its metadata. None if that file is the whole model.
     pub(super) fn of(metadata: &Metadata) -> Result<Option<Self>> {
         let count = metadata.u64(COUNT)?.unwrap_or(0);
         if count <= 1 {
@@ -47,14 +48,14 @@ impl Split {
         Ok(Some(Self { no, count, tensors, stem: path.with_file_name(stem) }))
     }
 
-    /// Where part `no` is expected.
+    /// The path of part `no`.
     pub(super) fn part(&self, no: u64) -> PathBuf {
         let mut path = self.stem.clone().into_os_string();
         path.push(ending(no, self.count));
         path.into()
     }
 
-    /// Checks that the file at `path` is part `no` of this model.
+    /// Checks that `metadata` is that of part `no` of this model.
     pub(super) fn check(&self, no: u64, metadata: &Metadata) -> Result<()> {
         for (key, expected) in [(NO, no), (COUNT, self.count), (TENSORS, self.tensors)] {
             match metadata.u64(key)? {
@@ -66,7 +67,7 @@ impl Split {
         Ok(())
     }
 
-    /// Tells a missing part from a missing model.
+    /// Makes a missing part's error say that it is a part.
     pub(super) fn explain(&self, no: u64, error: Error) -> Error {
         match error {
             Error::NotFound { path, .. } => {
@@ -77,7 +78,7 @@ impl Split {
         }
     }
 
-    /// Checks that the parts together have as many tensors as they say.
+    /// Checks that the parts together have as many tensors as the metadata says.
     pub(super) fn check_tensors(&self, first: &Path, found: usize) -> Result<()> {
         if found as u64 == self.tensors {
             return Ok(());

@@ -1,7 +1,7 @@
-//! Writes GGUF version 3: header, metadata and tensor list at once, then the tensors' data as it comes.
+//! Writes GGUF version 3: header, metadata and tensor list at once, then each tensor's data as it arrives.
 //!
-//! Everything goes to a file beside the destination, which takes the destination's name when it is whole.
-//! Whatever ends the writing before, an error, a cancelled caller, leaves the destination as it was.
+//! Everything is written to a temporary file in the destination's folder, which is renamed when it is
+//! complete. If writing ends early, through an error or a cancelled caller, the destination stays as it was.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -17,22 +17,23 @@ use crate::error::{Error, Result, quoted};
 use crate::kernels::{Cancel, WeightType};
 
 const VERSION: u32 = 3;
-/// Names that are tried for the unfinished file.
+/// How many names are tried for the temporary file.
 const MAX_NAMES: u32 = 1000;
 
 /// A tensor that will be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
-    /// In GGUF's spelling.
+    /// The name in GGUF's spelling.
     pub name: String,
-    /// Row-major, in Hugging Face's order.
+    /// Row-major dimensions in Hugging Face's order.
     pub shape: Vec<usize>,
-    /// How its elements are stored.
+    /// The storage type of its elements.
     pub dtype: WeightType,
 }
 
 impl TensorSpec {
-    /// Bytes of its data; None for rows that are not whole blocks, or if they cannot be counted.
+    /// The size of its data in bytes. None if a row is not a whole number of blocks, or if the size
+    /// overflows.
     pub fn bytes(&self) -> Option<u64> {
         let (cols, rows) = self.shape.split_last().unwrap_or((&1, &[]));
         let row = u64::try_from(self.dtype.bytes_for(*cols)?).ok()?;
@@ -45,12 +46,12 @@ pub struct Writer {
     unfinished: Unfinished,
     destination: PathBuf,
     force: bool,
-    /// Bytes that each tensor still takes, the current one's first.
+    /// The bytes that are still missing for each tensor, starting with the current one.
     left: VecDeque<u64>,
     written: u64,
 }
 
-/// Removes the file, unless it has got another name.
+/// A temporary file. Dropping it removes the file, unless it has been renamed.
 struct Unfinished {
     path: PathBuf,
     file: File,
@@ -58,23 +59,24 @@ struct Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Gone already if it was renamed; there is nobody to tell of another reason.
+        // Fails if the file has been renamed. Any other error cannot be reported from here.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Refuses a destination that cannot be written, before any work is done.
+/// Refuses a destination that cannot be written, so that no work is wasted.
 ///
 /// # Errors
-/// [`Error::Exists`] for a file that is there, without `force`; [`Error::InvalidArgument`] for something
-/// that is no file; [`Error::NotFound`] if there is no such folder.
+/// - [`Error::Exists`] if the file exists and `force` is false
+/// - [`Error::InvalidArgument`] if the destination is not a regular file
+/// - [`Error::NotFound`] if its folder does not exist
 pub(crate) fn check_destination(destination: &Path, force: bool) -> Result<()> {
     if destination.file_name().is_none() {
-        return Err(Error::argument("destination", format!("{} names no file", destination.display())));
+        return Err(Error::argument("destination", format!("{} has no file name", destination.display())));
     }
     match fs::metadata(destination) {
         Ok(found) if !found.is_file() => {
-            let kind = if found.is_dir() { "a folder" } else { "no regular file" };
+            let kind = if found.is_dir() { "a folder" } else { "not a regular file" };
             return Err(Error::argument("destination", format!("{} is {kind}", destination.display())));
         }
         Ok(_) if !force => return Err(Error::Exists { path: destination.into() }),
@@ -82,7 +84,9 @@ pub(crate) fn check_destination(destination: &Path, force: bool) -> Result<()> {
     }
     match fs::metadata(folder_of(destination)) {
         Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(Error::argument("destination", format!("{} is in no folder", destination.display()))),
+        Ok(_) => {
+            Err(Error::argument("destination", format!("{} is not inside a folder", destination.display())))
+        }
         Err(source) if source.kind() == ErrorKind::NotFound => {
             Err(Error::NotFound { what: "folder".into(), path: folder_of(destination).into() })
         }
@@ -95,13 +99,14 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 impl Writer {
-    /// Begins a file with its metadata and the list of its tensors, whose data [`Writer::write`] takes, in
-    /// the same order. Keys and names must differ.
+    /// Begins a file with its metadata and the list of its tensors. Pass the tensors' data to
+    /// [`Writer::write`] in the same order. Keys and names must be unique.
     ///
     /// # Errors
-    /// [`Error::Exists`] if `destination` is there and `force` is not given, and whatever else keeps it from
-    /// being written; [`Error::InvalidArgument`] for a tensor whose rows are not whole blocks;
-    /// [`Error::Unsupported`] if the metadata is larger than readers take.
+    /// - [`Error::Exists`] if `destination` exists and `force` is false
+    /// - any other error that makes the destination impossible to write
+    /// - [`Error::InvalidArgument`] for a tensor whose rows are not a whole number of blocks
+    /// - [`Error::Unsupported`] if the metadata is larger than readers accept
     pub fn create(
         destination: &Path,
         force: bool,
@@ -122,8 +127,8 @@ impl Writer {
         let mut offset = 0_u64;
         for tensor in tensors {
             let unfit = || {
-                let reason = format!("{} of shape {:?}", tensor.dtype, tensor.shape);
-                Error::argument("tensors", format!("{} is no {reason}", quoted(&tensor.name)))
+                let stored = format!("{} of shape {:?}", tensor.dtype, tensor.shape);
+                Error::argument("tensors", format!("{} cannot be {stored}", quoted(&tensor.name)))
             };
             let bytes = tensor.bytes().filter(|_| tensor.shape.len() <= MAX_DIMS as usize);
             let bytes = bytes.ok_or_else(unfit)?;
@@ -140,7 +145,7 @@ impl Writer {
             left.push_back(bytes);
         }
         if header.len() > MAX_HEADER_BYTES {
-            let value = format!("{} bytes, of which readers take {MAX_HEADER_BYTES}", header.len());
+            let value = format!("{} bytes, readers accept at most {MAX_HEADER_BYTES}", header.len());
             return Err(Error::unsupported("metadata", value));
         }
         let unfinished = Unfinished::beside(destination)?;
@@ -150,10 +155,10 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Appends to the data of the tensor that is not yet whole. A piece does not reach into the next one.
+    /// Appends `bytes` to the current tensor's data. They must not reach into the next tensor.
     ///
     /// # Errors
-    /// [`Error::Write`]; [`Error::Internal`] for bytes that no tensor is left for.
+    /// [`Error::Write`]; [`Error::Internal`] for more bytes than the tensor has.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let rest = self.left.front().and_then(|left| left.checked_sub(bytes.len() as u64));
         let (Some(rest), Some(front)) = (rest, self.left.front_mut()) else {
@@ -168,11 +173,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives the whole file its name, once it is on the disk. Returns its length.
+    /// Waits until the file is on disk, then gives it its final name. Returns its length in bytes.
     ///
     /// # Errors
-    /// [`Error::Write`], [`Error::Exists`] for a destination that came into being meanwhile,
-    /// [`Error::Cancelled`]; [`Error::Internal`] if data is missing.
+    /// - [`Error::Write`], [`Error::Cancelled`]
+    /// - [`Error::Exists`] if the destination was created meanwhile and `force` is false
+    /// - [`Error::Internal`] if data is missing
     pub fn finish(self, cancel: &Cancel) -> Result<u64> {
         if !self.left.is_empty() {
             return Err(Error::Internal { reason: format!("{} tensors have no data", self.left.len()) });
@@ -184,13 +190,13 @@ impl Writer {
             return Err(Error::Cancelled);
         }
         if !self.force {
-            // A rename would replace a file that somebody has made since; a link does not.
+            // A rename would replace a file that was created meanwhile; a hard link does not.
             match fs::hard_link(&self.unfinished.path, &self.destination) {
                 Ok(()) => return Ok(self.written),
                 Err(source) if source.kind() == ErrorKind::AlreadyExists => {
                     return Err(Error::Exists { path: self.destination.clone() });
                 }
-                // A file system without links.
+                // The file system may not support hard links.
                 Err(_) => check_destination(&self.destination, false)?,
             }
         }
@@ -213,10 +219,10 @@ impl Writer {
 }
 
 impl Unfinished {
-    /// A new file in the folder of `destination`.
+    /// Creates a temporary file in the folder of `destination`.
     fn beside(destination: &Path) -> Result<Self> {
         let folder = folder_of(destination);
-        // A name is used once: dropping a file must not remove another writer's.
+        // Each name is used only once, because dropping a file must not remove another writer's.
         static NAMES: AtomicU64 = AtomicU64::new(0);
         let mut tries = 0..MAX_NAMES;
         loop {
@@ -224,7 +230,7 @@ impl Unfinished {
             let path = folder.join(format!(".candle-llama-{}-{number}.tmp", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => return Ok(Unfinished { path, file }),
-                // Left by a process of the same number that was killed.
+                // A killed process with the same id left this file.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists && tries.next().is_some() => {}
                 Err(source) => return Err(Error::Write { path: destination.into(), source }),
             }
@@ -245,7 +251,7 @@ fn put_string(out: &mut Vec<u8>, string: &str) {
     out.extend_from_slice(string.as_bytes());
 }
 
-/// A type's number, then the value.
+/// Writes the type's number, then the value.
 fn put_value(out: &mut Vec<u8>, value: &Value) {
     macro_rules! number {
         ($kind:literal, $number:expr) => {{
@@ -276,7 +282,7 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// The elements' type, their number, then they.
+/// Writes the elements' type, their count, then the elements.
 fn put_array(out: &mut Vec<u8>, array: &Array) {
     macro_rules! numbers {
         ($kind:literal, $numbers:expr) => {{

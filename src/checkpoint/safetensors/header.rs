@@ -1,9 +1,9 @@
-//! One safetensors file: its header, checked against its length.
+//! Reads one safetensors file's header and checks it against the file's length.
 //!
-//! A file is the header's length (8 bytes, little-endian), the header (JSON: name to dtype, shape
-//! and byte range) and the data. The header is read here and not with the `safetensors` crate,
-//! because that refuses a file as a whole where one tensor has a type it does not know, takes the
-//! last of two equal names, and its errors do not say how many bytes are missing.
+//! A file consists of the header's length (8 bytes, little-endian), the header (JSON: name to dtype, shape
+//! and byte range) and the data. We do not use the `safetensors` crate to read the header. It refuses a whole
+//! file if one tensor has a type it does not know, it takes the last of two equal names, and its errors do
+//! not say how many bytes are missing.
 //!
 //! Source: the safetensors README, "Format".
 
@@ -21,13 +21,13 @@ use crate::checkpoint::tensor::{Stored, StoredType};
 use crate::error::{Error, Result, quoted};
 use crate::kernels::WeightType;
 
-/// The limit of the safetensors crate.
+/// The safetensors crate's limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// No checkpoint of any kind has tensors of more dimensions.
+/// More dimensions than any tensor in use has.
 const MAX_DIMS: usize = 8;
-/// A type's name, such as "F8_E4M3FNUZ".
+/// The longest name of a type. "F8_E4M3FNUZ" has 11 bytes.
 const MAX_TYPE_BYTES: usize = 32;
-/// The length of the header's length.
+/// The bytes that hold the header's length.
 const LENGTH_BYTES: usize = 8;
 
 /// Maps one file and reads its header.
@@ -61,14 +61,14 @@ pub(super) fn read_file(path: &Path) -> Result<BTreeMap<String, Stored>> {
     Ok(tensors)
 }
 
-/// Where the data of a file begins; offsets count from there.
+/// Where a file's tensor data begins. Offsets in the header count from there.
 struct Data<'a> {
     map: &'a Arc<Mmap>,
     start: u64,
 }
 
 impl Data<'_> {
-    /// Checks that a tensor's data is where the header says, and as long as its shape asks for.
+    /// Checks that a tensor's data lies inside the file and has the length that its type and shape require.
     fn locate(&self, name: &str, entry: HeaderEntry) -> Result<Stored> {
         let path = self.map.path();
         let malformed = |reason: String| Error::malformed(path, format!("tensor {} {reason}", quoted(name)));
@@ -84,7 +84,7 @@ impl Data<'_> {
             Some(dtype) => StoredType::Weight(dtype),
             None => StoredType::Other(dtype),
         };
-        // No type takes less than a bit, so shapes of unknown ones have a bound too.
+        // Every type takes at least one bit per element, so even a shape of an unknown type can be checked.
         let known_bits = element_bits(dtype.name());
         let needed = bytes_of(&shape, known_bits.unwrap_or(1))
             .ok_or_else(|| malformed(format!("has shape {shape:?}, which is too large")))?;
@@ -108,8 +108,7 @@ impl Data<'_> {
         }
     }
 
-    /// The format leaves no byte of the data out and uses none twice; a file that does was damaged
-    /// or put together wrongly.
+    /// Refuses gaps and overlaps: the format allows neither, so such a file was damaged or built wrongly.
     fn check_layout(&self, tensors: &BTreeMap<String, Stored>) -> Result<()> {
         let malformed = |reason: String| Err(Error::malformed(self.map.path(), reason));
         let mut ranges: Vec<_> =
@@ -145,7 +144,7 @@ fn weight_type(dtype: &str) -> Option<WeightType> {
     }
 }
 
-/// Bits per element; None for a type that this list does not know.
+/// Bits per element; None for a type that is not in this list.
 fn element_bits(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "F4" => 4,
@@ -158,7 +157,7 @@ fn element_bits(dtype: &str) -> Option<u64> {
     })
 }
 
-/// None if the product overflows. What is no whole number of bytes is rounded up.
+/// The size in bytes, rounded up to a whole byte. None if it overflows.
 fn bytes_of(shape: &[usize], bits: u64) -> Option<u64> {
     let bits = shape.iter().try_fold(bits, |product, &dim| product.checked_mul(dim as u64))?;
     Some(bits.div_ceil(8))
@@ -171,7 +170,7 @@ struct HeaderEntry {
     data_offsets: (u64, u64),
 }
 
-/// A list of dimensions that is not longer than any real one.
+/// A list of at most [`MAX_DIMS`] dimensions.
 struct Shape(Vec<usize>);
 
 impl<'de> Deserialize<'de> for Shape {
@@ -201,7 +200,7 @@ impl<'de> Visitor<'de> for ShapeVisitor {
     }
 }
 
-/// The header's tensors, every name once.
+/// The header's tensors. Each name occurs only once.
 struct Header(HashMap<String, HeaderEntry>);
 
 impl<'de> Deserialize<'de> for Header {

@@ -1,6 +1,6 @@
-//! Safetensors: one file, or shards listed by `model.safetensors.index.json`.
+//! Reads safetensors: one file, or shards listed in `model.safetensors.index.json`.
 //!
-//! Which files of a folder count is decided here; `header.rs` reads one of them.
+//! This file decides which files of a folder to read; `header.rs` reads one of them.
 
 mod header;
 
@@ -19,7 +19,7 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Reads the headers of all safetensors files of a checkpoint folder.
 pub(crate) fn open_folder(dir: &Path) -> Result<BTreeMap<String, Stored>> {
-    // The order of transformers: the single file wins over an index beside it.
+    // As in transformers, the single file takes precedence over an index beside it.
     if exists(&dir.join(SINGLE))? {
         return read_file(&dir.join(SINGLE));
     }
@@ -33,14 +33,14 @@ fn exists(path: &Path) -> Result<bool> {
     path.try_exists().map_err(|source| Error::io(path, source))
 }
 
-/// The one `*.safetensors` file of a folder that has neither of the usual names; else the error
-/// that says best what the folder holds instead.
+/// The only `*.safetensors` file of a folder that has neither of the usual names. Otherwise an error that
+/// says what the folder holds instead.
 fn only_file(dir: &Path) -> Result<PathBuf> {
     let mut names = Vec::new();
     let entries = std::fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
     for entry in entries {
         let entry = entry.map_err(|source| Error::io(dir, source))?;
-        // A name that is not Unicode is none of those looked for.
+        // Names that are not Unicode are skipped: none of the files we look for has one.
         names.extend(entry.file_name().into_string().ok());
     }
     names.sort();
@@ -77,14 +77,14 @@ fn without_safetensors(dir: &Path, names: &[String]) -> Error {
     Error::NotFound { what, path: dir.into() }
 }
 
-/// Whether a file's name says that it holds weights as a pickle. `training_args.bin` and the like
-/// are pickles too, but no weights.
+/// Whether a file's name says that it holds weights as a pickle. Files such as `training_args.bin` are
+/// pickles too, but hold no weights.
 pub(crate) fn is_pickle(name: &str) -> bool {
     [".pth", ".pt"].iter().any(|extension| name.ends_with(extension))
         || (name.ends_with(".bin") && name.starts_with("pytorch_model"))
 }
 
-/// A pickle can run any code when it is read; the error says how to convert it.
+/// Makes the error that refuses a pickle and says how to convert it. Reading a pickle can run any code.
 pub(crate) fn refuse_pickle(name: &str) -> Error {
     let convert = if name.starts_with("consolidated") {
         "convert it with transformers' convert_llama_weights_to_hf.py, which writes safetensors"
@@ -124,7 +124,7 @@ fn read_shards(dir: &Path) -> Result<BTreeMap<String, Stored>> {
         })?;
         tensors.insert(tensor.clone(), stored);
     }
-    // What the index does not list counts too, as in transformers: a head must not get lost.
+    // Tensors that the index does not list are loaded too, as in transformers: a head must not get lost.
     for (shard, rest) in shards {
         for (name, stored) in rest {
             if weight_map.map().contains_key(&name) {
@@ -148,8 +148,9 @@ fn read_shard(dir: &Path, shard: &str) -> Result<BTreeMap<String, Stored>> {
     })
 }
 
-/// Refuses a shard that is a link out of the folder, which an index from elsewhere has no business
-/// to follow. The hub's cache is made of links: `snapshots/{revision}/{file}` to `blobs/{hash}`.
+/// Refuses a shard that is a symbolic link to a file outside the folder: an index from elsewhere must not
+/// reach other files. Links in the hub's cache are allowed: `snapshots/{revision}/{file}` links to
+/// `blobs/{hash}`.
 fn check_inside(dir: &Path, path: &Path) -> Result<()> {
     if !path.is_symlink() {
         return Ok(());
@@ -165,7 +166,7 @@ fn check_inside(dir: &Path, path: &Path) -> Result<()> {
     Err(Error::malformed(path, reason))
 }
 
-/// Whether a name can only mean a file in the same folder, on every system.
+/// Whether a name can only refer to a file in the same folder, on every system.
 fn is_plain_file_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\\', ':', '\0'])
 }
