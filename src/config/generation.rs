@@ -1,4 +1,4 @@
-//! `generation_config.json`: the sampling parameters that a checkpoint's authors recommend.
+//! Reads `generation_config.json`: the sampling parameters that a checkpoint's authors recommend.
 
 use std::path::Path;
 
@@ -7,39 +7,39 @@ use serde_json::Value;
 use crate::checkpoint::json::{Object, brief};
 use crate::error::{Error, Result};
 
-/// Defaults for sampling, in Hugging Face's spelling. None: the file does not say.
+/// Defaults for sampling, in Hugging Face's spelling. None means that the file does not set the value.
 ///
-/// Values are of the right type, but not checked for their range: that is done where they are used,
-/// together with what the caller gives.
+/// Values have the right type, but their range is not checked here. That happens where they are used,
+/// together with the caller's values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerationConfig {
     /// False means greedy, whatever the other values are.
     pub do_sample: Option<bool>,
-    /// Divisor of the logits.
+    /// The divisor of the logits.
     pub temperature: Option<f32>,
-    /// Keep this many of the likeliest tokens; 0 or -1: all.
+    /// Keep this many of the likeliest tokens. 0 or -1 keeps all.
     pub top_k: Option<i64>,
-    /// Keep the likeliest tokens up to this probability.
+    /// Keep the likeliest tokens up to this total probability.
     pub top_p: Option<f32>,
     /// Keep tokens at least this likely, relative to the likeliest.
     pub min_p: Option<f32>,
-    /// Divisor for tokens that have occurred.
+    /// The penalty for tokens that have occurred.
     pub repetition_penalty: Option<f32>,
-    /// Most tokens to generate.
+    /// The most tokens to generate.
     pub max_new_tokens: Option<usize>,
-    /// Fewest tokens to generate.
+    /// The fewest tokens to generate.
     pub min_new_tokens: Option<usize>,
     /// The token that begins a text.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text or a turn.
     pub eos_token_ids: Option<Vec<u32>>,
-    /// Settings in the file that change what is generated and are not honoured.
+    /// Warnings about settings that would change the output but are not supported.
     pub warnings: Vec<String>,
 }
 
-/// Settings that would change what is generated, with the values that switch them off (null always
-/// does).
-const NOT_HONOURED: &[(&str, &[&str])] = &[
+/// Settings that would change the output but are not supported, each with the values that switch it off. null
+/// always does.
+const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("num_beams", &["1"]),
     ("num_beam_groups", &["1"]),
     ("penalty_alpha", &["0", "0.0"]),
@@ -71,11 +71,11 @@ const NOT_HONOURED: &[(&str, &[&str])] = &[
 ];
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` in `dir`; a folder without one gives the default.
+    /// Reads `generation_config.json` in `dir`. A folder without one gives the default.
     ///
     /// # Errors
-    /// [`Error::Malformed`] if the file is no JSON object or a value has the wrong type,
-    /// [`Error::Io`] if it cannot be read.
+    /// [`Error::Malformed`] if the file is not a JSON object or a value has the wrong type, [`Error::Io`] if
+    /// it cannot be read.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         match Object::read(&dir.join("generation_config.json")) {
             Ok(object) => Self::from_object(&object),
@@ -106,7 +106,7 @@ fn warnings(object: &Object) -> Vec<String> {
     let is_on = |value: &Value, off: &[&str]| {
         *value != Value::Bool(false) && !off.contains(&value.to_string().as_str())
     };
-    NOT_HONOURED
+    UNSUPPORTED
         .iter()
         .filter_map(|(key, off)| {
             let value = object.get(key).filter(|value| is_on(value, off))?;
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_are_not_honoured_are_told_only_when_they_are_on() {
+    fn unsupported_settings_give_a_warning_only_when_they_are_on() {
         let config = parse(r#"{"num_beams": 1, "typical_p": 1.0, "min_length": 0, "suppress_tokens": null}"#);
         assert_eq!(config.unwrap().warnings, [] as [&str; 0]);
         let config = parse(r#"{"num_beams": 4}"#).unwrap();

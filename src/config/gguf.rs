@@ -1,4 +1,4 @@
-//! A GGUF file's metadata as a config.
+//! Reads a GGUF file's metadata as a config.
 //!
 //! Source: ggml, `docs/gguf.md`; llama.cpp, `src/llama-arch.cpp` (the keys) and
 //! `src/llama-model.cpp` (the defaults).
@@ -14,7 +14,7 @@ use crate::checkpoint::tied::EMBED_TOKENS;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 
-/// The tensor of a GGUF file that holds divisors of the rotary frequencies.
+/// The tensor of a GGUF file that holds the divisors of the rotary frequencies.
 pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// `llama.*` keys that [`read`] reads.
@@ -45,12 +45,12 @@ const READ: &[&str] = &[
 /// `llama.*` keys without effect on the mathematics.
 const HARMLESS: &[&str] = &[
     "llama.rope.scaling.finetuned",
-    // The order of rows in files older than GGUF.
+    // It describes the order of rows in formats older than GGUF.
     "llama.tensor_data_layout",
 ];
 
-/// `llama.*` keys that change the mathematics and are not implemented, with the number, where there
-/// is one, that changes nothing.
+/// `llama.*` keys that change the mathematics and are not implemented. The number, if there is one, is the
+/// value that changes nothing.
 const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("llama.attention.clamp_kqv", Some(0.0)),
     ("llama.attention.layer_norm_epsilon", None),
@@ -70,7 +70,7 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("llama.use_parallel_residual", None),
 ];
 
-/// Reads the config; `checkpoint` is the same file with its tensors.
+/// Reads the config. `checkpoint` is the same file, opened with its tensors.
 pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<LlamaConfig> {
     metadata.require_llama()?;
     refuse_unsupported(metadata)?;
@@ -122,7 +122,7 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
     config.validated(metadata.path(), |field| spelling(field).into())
 }
 
-/// A config field's name in the file.
+/// The file's key for a config field.
 fn spelling(field: &str) -> &str {
     match field {
         "hidden_size" => "llama.embedding_length",
@@ -184,14 +184,14 @@ fn number(value: &Value) -> Option<f64> {
         Value::I32(number) => Some(number.into()),
         Value::F32(number) => Some(number.into()),
         Value::F64(number) => Some(number),
-        // Rounded beyond 2^53, which is no neutral value.
+        // Numbers beyond 2^53 are rounded, but no neutral value is that large.
         Value::U64(number) => Some(number as f64),
         Value::I64(number) => Some(number as f64),
         Value::Bool(_) | Value::String(_) | Value::Array(_) => None,
     }
 }
 
-/// A value for a message.
+/// A value for use in a message.
 fn brief(value: &Value) -> String {
     match value {
         Value::String(string) if string.len() <= 60 => format!("{string:?}"),
@@ -211,7 +211,7 @@ fn head_dim(
     const KEY: &str = "llama.attention.key_length";
     const VALUE: &str = "llama.attention.value_length";
     const ROPE: &str = "llama.rope.dimension_count";
-    // llama.cpp's default for all three.
+    // This is llama.cpp's default for all three keys.
     let default = hidden_size.checked_div(heads).filter(|_| hidden_size.is_multiple_of(heads));
     let (key, value, rope) = (optional(KEY)?, optional(VALUE)?, optional(ROPE)?);
     let head_dim = key.or(value).or(default).ok_or_else(|| {
@@ -220,11 +220,11 @@ fn head_dim(
     })?;
     let value = value.or(default).unwrap_or(head_dim);
     if value != head_dim {
-        return Err(Error::unsupported(VALUE, format!("{value}, only that of {KEY}, {head_dim}")));
+        return Err(Error::unsupported(VALUE, format!("{value}, only the same as {KEY}, {head_dim}")));
     }
     match rope {
         Some(rope) if rope != head_dim => {
-            Err(Error::unsupported(ROPE, format!("{rope}, only whole heads of {head_dim}")))
+            Err(Error::unsupported(ROPE, format!("{rope}, only the whole head of {head_dim}")))
         }
         _ => Ok(head_dim),
     }
@@ -242,9 +242,10 @@ fn vocab_size(metadata: &Metadata, key: Option<usize>, checkpoint: Option<&Check
         .ok_or_else(|| metadata.malformed("llama.vocab_size", "is missing, and so are the tokens"))
 }
 
-/// What `llama.rope.scaling.*` says; llama.cpp takes a factor without a type as linear, and 0 as none.
+/// Reads `llama.rope.scaling.*`. As in llama.cpp, a factor without a type means linear scaling, and a factor
+/// of 0 means none.
 ///
-/// Source: llama.cpp, `llama-context.cpp`, for what it makes of YaRN's keys.
+/// Source: llama.cpp, `llama-context.cpp`, for the meaning of YaRN's keys.
 fn rope_scaling(metadata: &Metadata, context_length: usize) -> Result<RopeScaling> {
     const TYPE: &str = "llama.rope.scaling.type";
     let number = |key: &str| metadata.f64(&format!("llama.rope.{key}"));
@@ -262,7 +263,7 @@ fn rope_scaling(metadata: &Metadata, context_length: usize) -> Result<RopeScalin
             let original = original.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
             let log_multiplier = number("scaling.yarn_log_multiplier")?.unwrap_or(0.0);
             let over = if log_multiplier == 0.0 { 1.0 } else { yarn_mscale(factor, log_multiplier) };
-            // The converter writes config.json's attention_factor here, where there is one.
+            // The converter writes config.json's attention_factor here, if it has one.
             let attention_factor = number("scaling.yarn_attn_factor")?;
             let attention_factor = attention_factor.unwrap_or(yarn_mscale(factor, 1.0) / over);
             Ok(RopeScaling::Yarn {
@@ -278,7 +279,7 @@ fn rope_scaling(metadata: &Metadata, context_length: usize) -> Result<RopeScalin
     }
 }
 
-/// llama.cpp's converter turns llama3 scaling into divisors of the frequencies, kept as a tensor.
+/// Reads the divisors of the frequencies, a tensor into which llama.cpp's converter turns llama3 scaling.
 fn freq_factors(checkpoint: Option<&Checkpoint>, head_dim: usize) -> Result<Option<Vec<f32>>> {
     let Some(checkpoint) = checkpoint else { return Ok(None) };
     for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
@@ -292,7 +293,7 @@ fn freq_factors(checkpoint: Option<&Checkpoint>, head_dim: usize) -> Result<Opti
     Ok(Some(checkpoint.tensor_with_shape(ROPE_FREQS, &[head_dim / 2])?.to_f32()))
 }
 
-/// Whether a layer's projections have biases, which only the tensors tell.
+/// Whether a layer's projections have biases. Only the tensors tell.
 fn has_bias(checkpoint: Option<&Checkpoint>, module: &str) -> bool {
     checkpoint.is_some_and(|checkpoint| {
         checkpoint.infos().iter().any(|info| info.name.ends_with(".bias") && info.name.contains(module))
@@ -304,7 +305,7 @@ fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
     id.map(|id| u32::try_from(id).map_err(|_| metadata.malformed(key, format!("is {id}")))).transpose()
 }
 
-/// The end of the text, and the end of a turn or message, which chat models emit instead.
+/// The tokens that end the text, and those that end a turn or message, which chat models emit instead.
 fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
@@ -314,7 +315,7 @@ fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
     for id in metadata.ints(MANY)?.unwrap_or_default() {
         ids.push(u32::try_from(id).map_err(|_| metadata.malformed(MANY, format!("has {id}")))?);
     }
-    // The first one stays first: it is the one that other programs write when they write one.
+    // The first one stays first: programs that write only one write it.
     let mut seen = HashSet::new();
     ids.retain(|id| seen.insert(*id));
     Ok(ids)

@@ -1,4 +1,4 @@
-//! `config.json`, as transformers 4 and 5 write it.
+//! Reads `config.json` as transformers 4 and 5 write it.
 //!
 //! Source: transformers, `configuration_llama.py`, `configuration_utils.py` and
 //! `modeling_rope_utils.py`.
@@ -43,8 +43,8 @@ const READ: &[&str] = &[
     "vocab_size",
 ];
 
-/// Keys without effect on the mathematics of a forward pass: what transformers keeps in every
-/// config, old generation settings, and what training tools leave behind.
+/// Keys without effect on the mathematics of a forward pass: keys that transformers writes into every config,
+/// old generation settings, and keys that training tools leave behind.
 const HARMLESS: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -91,7 +91,7 @@ const HARMLESS: &[&str] = &[
     "output_scores",
     "pad_token_id",
     "prefix",
-    // How a matrix product was once split up; the product is the same.
+    // It once split a matrix product into parts; the product is the same.
     "pretraining_tp",
     "problem_type",
     "pruned_heads",
@@ -120,8 +120,8 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// Keys that change the mathematics in relatives of Llama. None of them is implemented; the number,
-/// where there is one, is the value that changes nothing (false and null never do).
+/// Keys that change the mathematics in models related to Llama. None of them is implemented. The number, if
+/// there is one, is the value that changes nothing (false and null never do).
 const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("alibi", None),
     ("attention_multiplier", None),
@@ -206,7 +206,7 @@ fn parse(config: Object) -> Result<LlamaConfig> {
         num_attention_heads,
         num_key_value_heads: config.usize("num_key_value_heads")?.unwrap_or(num_attention_heads),
         head_dim,
-        // The defaults are those of transformers' LlamaConfig, which leaves keys out that have them.
+        // Defaults are those of transformers' LlamaConfig, which leaves out keys with their default value.
         rms_norm_eps: config.f64("rms_norm_eps")?.unwrap_or(1e-6),
         attention_bias: config.bool("attention_bias")?.unwrap_or(false),
         mlp_bias: config.bool("mlp_bias")?.unwrap_or(false),
@@ -239,7 +239,7 @@ fn refuse_other_models(config: &Object) -> Result<()> {
     let architectures = config.strings("architectures")?.unwrap_or_default();
     match architectures[..] {
         [] if model_type.is_none() => {
-            Err(Error::unsupported("model_type", "absent, as is architectures; only \"llama\""))
+            Err(Error::unsupported("model_type", "absent, and so is architectures; only \"llama\""))
         }
         [] => Ok(()),
         _ if architectures.contains(&LLAMA) => Ok(()),
@@ -276,13 +276,13 @@ fn refuse_unsupported(config: &Object) -> Result<()> {
     Ok(())
 }
 
-/// transformers writes `layer_types` for models that could have other layers than these.
+/// transformers also writes `layer_types` for models whose layers are all alike.
 fn is_full_attention(key: &str, value: &Value) -> bool {
     key == "layer_types"
         && value.as_array().is_some_and(|layers| layers.iter().all(|layer| layer == "full_attention"))
 }
 
-/// Warnings about keys that nobody here knows and that seem to be switched on.
+/// Warnings about unknown keys that seem to be switched on.
 fn unknown_keys(config: &Object) -> Vec<String> {
     let known = |key: &str| {
         READ.contains(&key)
@@ -298,7 +298,8 @@ fn unknown_keys(config: &Object) -> Vec<String> {
         .collect()
 }
 
-/// Names of transformers' `ACT2FN`; several are one function, some up to the rounding of a constant.
+/// Reads an activation by its name in transformers' `ACT2FN`. Several names mean the same function, or differ
+/// only in the rounding of a constant.
 fn hidden_act(config: &Object) -> Result<Activation> {
     match config.string("hidden_act")? {
         None | Some("silu" | "swish") => Ok(Activation::Silu),
@@ -313,7 +314,7 @@ fn hidden_act(config: &Object) -> Result<Activation> {
     }
 }
 
-/// `dtype` (transformers 5) or `torch_dtype` (transformers 4).
+/// Reads `dtype` (transformers 5) or `torch_dtype` (transformers 4).
 fn torch_dtype(config: &Object) -> Result<Option<String>> {
     match (config.string("torch_dtype")?, config.string("dtype")?) {
         (Some(old), Some(new)) if old != new => {
@@ -323,8 +324,8 @@ fn torch_dtype(config: &Object) -> Result<Option<String>> {
     }
 }
 
-/// RoPE from `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (transformers 5),
-/// or both if they agree.
+/// Reads RoPE from `rope_theta` and `rope_scaling` (transformers 4), from `rope_parameters` (transformers 5),
+/// or from both if they agree.
 fn rope(config: &Object, max_position_embeddings: usize, warnings: &mut Vec<String>) -> Result<Rope> {
     let mut theta = config.f64("rope_theta")?;
     let mut scaling = None;
@@ -350,7 +351,7 @@ fn rope(config: &Object, max_position_embeddings: usize, warnings: &mut Vec<Stri
     })
 }
 
-/// Keys in a RoPE section that some type uses; transformers ignores them with every other type.
+/// Keys of a RoPE section that at least one type uses. transformers ignores them for the other types.
 const ROPE_KEYS: &[&str] = &[
     "factor",
     "low_freq_factor",
@@ -385,7 +386,7 @@ fn rope_scaling(
     };
     let rope_type = match rope_type {
         Some(rope_type) => rope_type,
-        // transformers 5 leaves it out, but who stretches frequencies must say how.
+        // transformers 5 leaves the type out. A section with a factor needs one: it must say how to scale.
         None if rope.get("factor").is_none() => "default",
         None => return Err(config.malformed(section, "has a factor but no rope_type")),
     };
@@ -449,7 +450,7 @@ fn rope_scaling(
 
 const CONTEXT: &str = "original_max_position_embeddings";
 
-/// As transformers fills in what is left out; null and, in some places, 0 mean the default.
+/// Fills in missing values as transformers does: null and, for some keys, 0 mean the default.
 fn yarn(rope: &Object, original: usize, max_position_embeddings: usize) -> Result<RopeScaling> {
     let nonzero = |key| Ok::<_, Error>(rope.f64(key)?.filter(|number| *number != 0.0));
     let factor = rope.f64("factor")?.unwrap_or(max_position_embeddings as f64 / original as f64);

@@ -1,11 +1,10 @@
-//! `config.json` or GGUF metadata to a [`LlamaConfig`].
+//! Reads `config.json` or GGUF metadata into a [`LlamaConfig`].
 //!
-//! The whole config is honoured or refused: a key that changes the mathematics and is not supported
-//! is [`Error::Unsupported`](crate::Error::Unsupported) with its name and value; a key that nobody
-//! knows is a warning. Start reading at [`LlamaConfig`]; `hf.rs` and `gguf.rs` fill it,
-//! `to_gguf.rs` writes it down.
+//! Every key of a config is honoured, or the config is refused. A key that changes the mathematics and is not
+//! supported is an [`Error::Unsupported`] with its name and value. An unknown key is a warning. Start reading
+//! at [`LlamaConfig`]; `hf.rs` and `gguf.rs` fill it, `to_gguf.rs` writes it as GGUF metadata.
 
-// A file decides every number here: arithmetic and indexing say what they do when it lies.
+// Every number here comes from a file. Arithmetic and indexing must handle wrong numbers explicitly.
 #![cfg_attr(
     not(test),
     deny(
@@ -33,51 +32,51 @@ use crate::checkpoint::{Checkpoint, gguf::Metadata};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 
-/// Larger than any real size, small enough that products of two never overflow.
+/// The largest allowed size. Any real size is smaller, and a product of two never overflows.
 pub(crate) const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 4096;
 
-/// What a Llama's config says, in config.json's spelling.
+/// A Llama's config. Fields have config.json's names.
 #[derive(Clone, Debug)]
 pub struct LlamaConfig {
-    /// Rows of the embedding and of the output head.
+    /// The number of rows of the embedding and of the output head.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// The width inside the MLP.
     pub intermediate_size: usize,
-    /// Decoder layers.
+    /// The number of decoder layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides `num_attention_heads`.
+    /// The number of key and value heads. It divides `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Width of a head; even. Not always `hidden_size / num_attention_heads`.
+    /// The width of a head: an even number, not always `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// Added to the mean square in RMSNorm.
+    /// The number added to the mean square in RMSNorm.
     pub rms_norm_eps: f64,
-    /// Whether the projections of the attention have biases. Of a GGUF file: whether any has one, as
-    /// there the tensors say it, each for itself.
+    /// Whether the attention's projections have biases. For a GGUF file, whether any of them has one: there
+    /// each tensor decides for itself.
     pub attention_bias: bool,
-    /// As `attention_bias`, of the MLP.
+    /// As `attention_bias`, for the MLP.
     pub mlp_bias: bool,
-    /// The function on the gate.
+    /// The activation applied to the gate.
     pub hidden_act: Activation,
     /// Rotary position embedding.
     pub rope: Rope,
-    /// Positions that the model was made for.
+    /// The number of positions that the model was trained for.
     pub max_position_embeddings: usize,
-    /// The flag; None if the config does not have it, which GGUF never does.
+    /// The flag. None if the config does not have it, as in every GGUF file.
     pub tie_word_embeddings: Option<bool>,
     /// The token that begins a text.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text or a turn. Empty if the config names none.
     pub eos_token_ids: Vec<u32>,
-    /// The type that the config says the weights have, such as "bfloat16".
+    /// The weights' type according to the config, such as "bfloat16".
     pub torch_dtype: Option<String>,
-    /// config.json as it is, or the same built from GGUF metadata.
+    /// The content of config.json, or its equivalent built from GGUF metadata.
     pub raw: serde_json::Map<String, serde_json::Value>,
-    /// What was read with a reservation, such as keys that nobody knows.
+    /// Warnings for the user, such as unknown keys.
     pub warnings: Vec<String>,
 }
 
@@ -86,24 +85,24 @@ impl LlamaConfig {
     ///
     /// # Errors
     /// - [`Error::NotFound`]: there is no config.json
-    /// - [`Error::Malformed`]: it is no JSON object, or a value has the wrong type or range
-    /// - [`Error::Unsupported`]: it asks for mathematics that is not implemented
+    /// - [`Error::Malformed`]: it is not a JSON object, or a value has the wrong type or is out of range
+    /// - [`Error::Unsupported`]: it requires mathematics that is not implemented
     pub fn from_folder(dir: &Path) -> Result<Self> {
         hf::read(&dir.join("config.json"))
     }
 
-    /// Reads the config out of a GGUF file's metadata. With `checkpoint`, also what only tensors
-    /// tell: `rope_freqs.weight`, and the vocabulary's size where no key has it.
+    /// Reads the config from a GGUF file's metadata. With `checkpoint` it also reads what only the tensors
+    /// tell: `rope_freqs.weight`, and the vocabulary's size if no key has it.
     ///
     /// # Errors
-    /// [`Error::Malformed`] and [`Error::Unsupported`] as [`LlamaConfig::from_folder`], and
-    /// whatever reading `rope_freqs.weight` gives.
+    /// [`Error::Malformed`] and [`Error::Unsupported`] as [`LlamaConfig::from_folder`], and any error from
+    /// reading `rope_freqs.weight`.
     pub fn from_gguf(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<Self> {
         gguf::read(metadata, checkpoint)
     }
 
-    /// The longest sequence that the model was made for: with dynamic RoPE a multiple of
-    /// `max_position_embeddings`.
+    /// The longest sequence that the model supports: `max_position_embeddings`, times the factor with dynamic
+    /// RoPE.
     pub fn context_length(&self) -> usize {
         match self.rope.scaling {
             RopeScaling::Dynamic { factor, .. } => {
@@ -113,9 +112,8 @@ impl LlamaConfig {
         }
     }
 
-    /// Checks everything that one key alone does not tell, and drops end tokens that the
-    /// vocabulary does not have. `path` and the function `key`, which turns a field's name into
-    /// the file's spelling, are for messages.
+    /// Checks ranges and how keys fit together, and drops end tokens that are outside the vocabulary. `path`
+    /// and the function `key`, which turns a field's name into the file's spelling, are used in messages.
     fn validated(mut self, path: &Path, key: impl Fn(&str) -> String) -> Result<Self> {
         let malformed =
             |field: &str, reason: String| Error::malformed(path, format!("{} {reason}", key(field)));
@@ -148,7 +146,7 @@ impl LlamaConfig {
             let reason = format!("is {heads}, which with heads of {} is too wide", self.head_dim);
             return Err(malformed("num_attention_heads", reason));
         }
-        // As a single, because that is what it is used as.
+        // Checked as an f32, because that is how it is used.
         let eps = self.rms_norm_eps as f32;
         if !(eps.is_finite() && eps > 0.0) {
             return Err(malformed(

@@ -1,4 +1,4 @@
-//! Rotary position embedding: the frequencies.
+//! Rotary position embedding (RoPE): the frequencies.
 
 use std::f64::consts::PI;
 
@@ -7,53 +7,54 @@ use std::f64::consts::PI;
 pub struct Rope {
     /// The base of the frequencies.
     pub theta: f64,
-    /// How they are stretched for longer contexts.
+    /// How the frequencies are scaled for longer contexts.
     pub scaling: RopeScaling,
-    /// A further divisor for each frequency, `head_dim / 2` of them (a GGUF's `rope_freqs.weight`).
+    /// A further divisor for each of the `head_dim / 2` frequencies (a GGUF file's `rope_freqs.weight`).
     pub freq_factors: Option<Vec<f32>>,
 }
 
-/// How the frequencies are stretched.
+/// How the frequencies are scaled for longer contexts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     Default,
-    /// All are divided by `factor`.
+    /// All frequencies are divided by `factor`.
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// The base grows with the prompt's length, once that exceeds the original context.
+    /// The base grows with the prompt's length once the prompt exceeds the original context.
     Dynamic {
-        /// How many times the original context the model is to be used with.
+        /// The longest context, as a multiple of the original one.
         factor: f64,
-        /// The context before stretching: the config's `max_position_embeddings`.
+        /// The original context length: the config's `max_position_embeddings`.
         original_max_position_embeddings: usize,
     },
-    /// Llama 3.1's: long waves are divided by `factor`, short ones kept, those between blended.
+    /// Llama 3.1's scaling. Frequencies with a long wavelength are divided by `factor`, those with a short
+    /// wavelength are kept, those between are blended.
     Llama3 {
         /// The divisor of the lowest frequencies.
         factor: f64,
-        /// Waves longer than the original context over this are long.
+        /// A wavelength is long if it exceeds the original context divided by this number.
         low_freq_factor: f64,
-        /// Waves shorter than the original context over this are short.
+        /// A wavelength is short if it is below the original context divided by this number.
         high_freq_factor: f64,
-        /// The context before stretching.
+        /// The original context length.
         original_max_position_embeddings: usize,
     },
-    /// As `Llama3` with other borders, and queries and keys grow by `attention_factor`.
+    /// As `Llama3` with other borders. Queries and keys are also multiplied by `attention_factor`.
     Yarn {
         /// The divisor of the lowest frequencies.
         factor: f64,
-        /// What cosines and sines are multiplied by.
+        /// The factor on cosines and sines.
         attention_factor: f64,
-        /// Waves that turn more often within the original context are kept.
+        /// Frequencies with more rotations than this within the original context are kept.
         beta_fast: f64,
-        /// Waves that turn less often are divided.
+        /// Frequencies with fewer rotations than this are divided.
         beta_slow: f64,
-        /// The context before stretching.
+        /// The original context length.
         original_max_position_embeddings: usize,
-        /// Whether the borders lie between two pairs, as the paper's code has it.
+        /// Whether the borders are rounded outwards to whole pairs, as in the paper's code.
         truncate: bool,
     },
 }
@@ -71,7 +72,7 @@ impl RopeScaling {
     }
 }
 
-/// What YaRN multiplies cosines and sines by when the config does not say.
+/// YaRN's factor on cosines and sines, used if the config does not set one.
 ///
 /// Source: Peng et al., "YaRN", arXiv 2309.00071, equation 22, with the `mscale` of DeepSeek's configs.
 pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
@@ -79,8 +80,8 @@ pub(super) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
 }
 
 impl Rope {
-    /// The scaling without `freq_factors` that gives the same frequencies, if there is one: converters to GGUF
-    /// write the stretching of Llama 3.1 and later as factors, and every such checkpoint has these borders.
+    /// Finds a scaling without `freq_factors` that gives the same frequencies, if there is one. Converters to
+    /// GGUF write the scaling of Llama 3.1 and later as factors, and every such checkpoint has these borders.
     pub fn without_factors(&self, head_dim: usize) -> Option<RopeScaling> {
         let Some(factors) = &self.freq_factors else { return Some(self.scaling.clone()) };
         let scaling = RopeScaling::Llama3 {
@@ -95,12 +96,11 @@ impl Rope {
         pairs.into_iter().all(same).then_some(scaling)
     }
 
-    /// The angle per position of each of the `head_dim / 2` rotated pairs, for a sequence whose prompt has
-    /// `prompt_tokens` tokens; only [`RopeScaling::Dynamic`] looks at that.
+    /// Computes the angle per position of each of the `head_dim / 2` rotated pairs, for a sequence whose
+    /// prompt has `prompt_tokens` tokens. Only [`RopeScaling::Dynamic`] uses `prompt_tokens`.
     ///
-    /// Computed in single precision, step by step as transformers does with torch, because the
-    /// angles of late positions depend on the last bits. Missing `freq_factors` count as 1; a checked
-    /// config has none missing.
+    /// Computes in f32, in the same steps as transformers with torch, because the angles of late positions
+    /// depend on the last bits. Missing `freq_factors` count as 1; a checked config has none missing.
     ///
     /// Source: transformers, `modeling_rope_utils.py`, `_compute_*_parameters`; for `freq_factors` ggml,
     /// `ggml_rope_cache_init`.
@@ -126,7 +126,7 @@ impl Rope {
                 high_freq_factor,
                 original_max_position_embeddings,
             } => {
-                // What is a Python float in transformers stays double until it meets a tensor.
+                // Python floats in transformers stay f64 until they meet a tensor.
                 let context = original_max_position_embeddings as f64;
                 let low_freq_wavelen = (context / low_freq_factor) as f32;
                 let high_freq_wavelen = (context / high_freq_factor) as f32;
@@ -162,7 +162,8 @@ impl Rope {
         inv_freq
     }
 
-    /// The pairs up to which frequencies are kept, and from which on they are divided.
+    /// The borders as indices of pairs: frequencies below the first are kept, those above the second are
+    /// divided.
     fn yarn_borders(&self, head_dim: usize) -> (f32, f32) {
         let RopeScaling::Yarn { beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } =
             self.scaling
@@ -170,10 +171,10 @@ impl Rope {
             return (0.0, 0.0);
         };
         let dim = head_dim as f64;
-        // The pair that makes so many turns within the original context.
-        let pair = |turns: f64| {
+        // The index of the pair with this many rotations within the original context.
+        let pair = |rotations: f64| {
             let context = original_max_position_embeddings as f64;
-            dim * (context / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+            dim * (context / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
         };
         let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
         if truncate {
@@ -186,7 +187,7 @@ impl Rope {
         (low as f32, high as f32)
     }
 
-    /// What cosines and sines are multiplied by.
+    /// The factor on cosines and sines.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
@@ -199,7 +200,7 @@ impl Rope {
         matches!(self.scaling, RopeScaling::Dynamic { .. })
     }
 
-    /// Checks ranges; the error is config.json's name of a field and what is wrong with it.
+    /// Checks ranges. An error is the field's name in config.json and the reason.
     pub(super) fn check(&self, head_dim: usize) -> std::result::Result<(), (&'static str, String)> {
         positive("rope_theta", self.theta)?;
         match &self.scaling {
@@ -248,7 +249,7 @@ impl Rope {
                     ));
                 }
                 context("original_max_position_embeddings", *original_max_position_embeddings)?;
-                // The borders divide by its logarithm.
+                // The borders' formula divides by theta's logarithm.
                 if self.theta <= 1.0 {
                     return Err(("rope_theta", format!("is {}, expected more than 1 for yarn", self.theta)));
                 }
@@ -266,7 +267,7 @@ impl Rope {
 type Checked = std::result::Result<(), (&'static str, String)>;
 
 fn positive(field: &'static str, value: f64) -> Checked {
-    // As a single, because that is what it is used as.
+    // Checked as an f32, because that is how it is used.
     let single = value as f32;
     if single.is_finite() && single > 0.0 {
         Ok(())
@@ -318,7 +319,7 @@ mod tests {
     fn assert_close(got: &[f32], expected: &[f64]) {
         assert_eq!(got.len(), expected.len());
         for (got, expected) in got.iter().zip(expected) {
-            // Six roundings to single precision, each at most half of 2^-23.
+            // Six roundings to f32, each of at most half of 2^-23.
             assert!((f64::from(*got) / expected - 1.0).abs() < 4e-7, "{got} {expected}");
         }
     }
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn llama3_keeps_short_waves_divides_long_ones_and_blends_between() {
+    fn llama3_keeps_short_wavelengths_divides_long_ones_and_blends_between() {
         let got = rope(500_000.0, LLAMA_3_2).inv_freq(64, 1);
         assert_close(&got, &reference(500_000.0, 64, Some((32.0, 1.0, 4.0, 8192.0))));
         let plain = rope(500_000.0, RopeScaling::Default).inv_freq(64, 1);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_divide() {
+    fn freq_factors_divide_the_frequencies() {
         let mut rope = rope(10_000.0, RopeScaling::Default);
         rope.freq_factors = Some(vec![1.0, 8.0]);
         assert_eq!(rope.inv_freq(4, 1), [1.0, 0.01 / 8.0]);
@@ -355,7 +356,7 @@ mod tests {
         let rope = rope(10_000.0, scaling);
         assert_eq!(rope.inv_freq(8, 100), rope.inv_freq(8, 1));
         assert_close(&rope.inv_freq(8, 100), &reference(10_000.0, 8, None));
-        // The base of a prompt of 150: 10000 * (2 * 1.5 - 1)^(8 / 6).
+        // For a prompt of 150 tokens the base is 10000 * (2 * 1.5 - 1)^(8 / 6).
         let base = 10_000.0 * 2.0_f64.powf(8.0 / 6.0);
         let expected = reference(base, 8, None);
         for (got, expected) in rope.inv_freq(8, 150).iter().zip(&expected) {
@@ -367,7 +368,8 @@ mod tests {
     fn yarn_keeps_fast_pairs_divides_slow_ones_and_blends_between() {
         let rope = rope(10_000.0, yarn(4.0, 32.0));
         let (got, plain) = (rope.inv_freq(64, 1), reference(10_000.0, 64, None));
-        // Borders by hand: 64 ln(2048 / (32 * 2 pi)) / (2 ln 10000) = 8.06, and 20.1 for one turn.
+        // Borders computed by hand: 64 ln(2048 / (32 * 2 pi)) / (2 ln 10000) = 8.06, and 20.1 for one
+        // rotation.
         for (pair, (got, plain)) in got.iter().zip(&plain).enumerate() {
             let keep = 1.0 - ((pair as f64 - 8.0) / 13.0).clamp(0.0, 1.0);
             let expected = plain * (keep + (1.0 - keep) / 4.0);

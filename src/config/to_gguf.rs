@@ -1,33 +1,34 @@
-//! A config as a GGUF file's metadata: what `gguf.rs` reads back, and llama.cpp reads.
+//! Writes a config as a GGUF file's metadata, which `gguf.rs` and llama.cpp read.
 //!
-//! Source: llama.cpp, `convert_hf_to_gguf.py`, and `llama-context.cpp` for what it makes of YaRN's keys.
+//! Source: llama.cpp, `convert_hf_to_gguf.py`, and `llama-context.cpp` for the meaning of YaRN's keys.
 
 use super::{LlamaConfig, RopeScaling, rope::yarn_mscale};
 use crate::checkpoint::gguf::Value;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 
-/// A config as GGUF has it.
+/// A config in GGUF's form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufConfig {
     /// `general.architecture` and the `llama.*` keys.
     pub metadata: Vec<(String, Value)>,
-    /// The tensor `rope_freqs.weight`, `(head_dim / 2,)`, where there is one: divisors of the frequencies.
+    /// The tensor `rope_freqs.weight`, of shape `(head_dim / 2,)`: divisors of the frequencies. None if there
+    /// are none.
     pub rope_freqs: Option<Vec<f32>>,
 }
 
-/// How many neighbours of a number are tried, to each side, for the one that is read back exactly.
+/// How many neighbouring f32 values are tried on each side to find one that is read back exactly.
 const NEIGHBOURS: u32 = 4;
 
 impl LlamaConfig {
-    /// The config as GGUF metadata. Biases need no key: there the tensors say it.
+    /// Writes the config as GGUF metadata. Biases need no key: the tensors show them.
     ///
-    /// Read back, the config computes the same, bit for bit, but for the blended frequencies of llama3
-    /// scaling: there a divisor in single precision may miss the frequency by its last bit.
+    /// The config that is read back gives bit-identical results, with one exception: for the blended
+    /// frequencies of llama3 scaling, an f32 divisor may miss the frequency by its last bit.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for what GGUF's Llama has no key for: activations other than SiLU, dynamic
-    /// RoPE, YaRN with borders that are not truncated.
+    /// [`Error::Unsupported`] for settings without a key in GGUF's Llama: activations other than SiLU,
+    /// dynamic RoPE, and YaRN with borders that are not truncated.
     pub fn to_gguf(&self) -> Result<GgufConfig> {
         if self.hidden_act != Activation::Silu {
             return Err(no_key("hidden_act", format!("{:?}, only \"silu\"", self.hidden_act.name())));
@@ -81,10 +82,10 @@ impl LlamaConfig {
                     single("rope.scaling.yarn_beta_slow", *beta_slow),
                 ]);
                 // llama.cpp computes its own factor and multiplies it by this one.
-                let own = yarn_mscale(widened(*factor as f32), 1.0);
+                let own = yarn_mscale(as_read(*factor as f32), 1.0);
                 if own as f32 != *attention_factor as f32 {
                     let over = nearest((attention_factor / own) as f32, *attention_factor as f32, |over| {
-                        (own * widened(over)) as f32
+                        (own * as_read(over)) as f32
                     });
                     metadata.push(single("rope.scaling.attn_factor", over.into()));
                 }
@@ -93,7 +94,7 @@ impl LlamaConfig {
         Ok(GgufConfig { metadata, rope_freqs })
     }
 
-    /// Divisors that make llama3's frequencies of the plain ones.
+    /// The divisors that turn the plain frequencies into llama3's.
     fn llama3_factors(&self) -> Vec<f32> {
         let mut plain = self.rope.clone();
         plain.scaling = RopeScaling::Default;
@@ -103,7 +104,7 @@ impl LlamaConfig {
     }
 }
 
-/// Of `start` and its neighbours the one for which `read` gives `wanted`, or comes nearest.
+/// Returns the number among `start` and its neighbours for which `read` comes nearest to `wanted`.
 fn nearest(start: f32, wanted: f32, read: impl Fn(f32) -> f32) -> f32 {
     let bits = start.to_bits();
     let up = (0..=NEIGHBOURS).map(|step| bits.saturating_add(step));
@@ -116,8 +117,8 @@ fn nearest(start: f32, wanted: f32, read: impl Fn(f32) -> f32) -> f32 {
         .unwrap_or(start)
 }
 
-/// As the metadata's getters widen a single: by way of its shortest decimal form.
-fn widened(number: f32) -> f64 {
+/// Converts to f64 through the shortest decimal form, as the metadata's getters do.
+fn as_read(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }
 
@@ -131,16 +132,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_of_the_neighbours_is_taken() {
+    fn the_nearest_neighbour_is_taken() {
         assert_eq!(nearest(2.0, 0.1, |factor| 0.2 / factor), 2.0);
-        // One step off.
+        // Starts one step off.
         let start = f32::from_bits(3.0_f32.to_bits() + 1);
         assert_eq!(nearest(start, 3.0, |factor| factor), 3.0);
     }
 
     #[test]
-    fn singles_are_widened_as_the_reader_widens_them() {
-        assert_eq!(widened(1e-5), 1e-5);
-        assert_eq!(widened(8.0), 8.0);
+    fn an_f32_becomes_the_f64_that_the_reader_gives() {
+        assert_eq!(as_read(1e-5), 1e-5);
+        assert_eq!(as_read(8.0), 8.0);
     }
 }
