@@ -1,16 +1,16 @@
-//! GPT-2's spelling of bytes as printable characters, in which byte-level vocabularies are written.
+//! GPT-2's mapping of bytes to printable characters. Byte-level vocabularies spell their tokens with it.
 
 use std::sync::LazyLock;
 
-/// The spelling ends below this character.
+/// One more than the last character that the mapping uses.
 const END: usize = 0x144;
 
-/// Indexed by character.
+/// The byte of each character.
 static BYTES: LazyLock<[Option<u8>; END]> = LazyLock::new(|| {
     let mut bytes = [None; END];
     let mut next = 0x100;
     for byte in 0..=u8::MAX {
-        // Bytes that are printable in Latin-1 stand for themselves, the rest follow from U+0100 on.
+        // Bytes that are printable in Latin-1 map to themselves, the others to U+0100 and up.
         let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
         let character = if printable { usize::from(byte) } else { next };
         next += usize::from(!printable);
@@ -21,12 +21,12 @@ static BYTES: LazyLock<[Option<u8>; END]> = LazyLock::new(|| {
     bytes
 });
 
-/// The byte that `character` spells.
+/// The byte that maps to `character`.
 pub(super) fn byte(character: char) -> Option<u8> {
     *BYTES.get(character as usize)?
 }
 
-/// Indexed by byte.
+/// The character of each byte.
 static CHARACTERS: LazyLock<Vec<char>> = LazyLock::new(|| {
     let mut spelt: Vec<(u8, char)> =
         (0..END as u32).filter_map(char::from_u32).filter_map(|c| Some((byte(c)?, c))).collect();
@@ -34,13 +34,13 @@ static CHARACTERS: LazyLock<Vec<char>> = LazyLock::new(|| {
     spelt.into_iter().map(|(_, character)| character).collect()
 });
 
-/// The token that spells `bytes`.
+/// Spells `bytes` as a token.
 pub(super) fn spell(bytes: &[u8]) -> String {
     bytes.iter().filter_map(|&byte| CHARACTERS.get(usize::from(byte))).collect()
 }
 
-/// Appends the bytes of a token. A token with a character outside the spelling stands for its own UTF-8,
-/// as added tokens do.
+/// Appends the bytes of a token. A token with a character outside the mapping, such as an added token, is
+/// taken as plain UTF-8.
 pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     let start = bytes.len();
     for character in token.chars() {
@@ -55,7 +55,7 @@ pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The character that spells each byte.
+/// All characters of the mapping.
 #[cfg(test)]
 pub(super) fn alphabet() -> impl Iterator<Item = char> {
     (0..END as u32).filter_map(char::from_u32).filter(|&character| byte(character).is_some())
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_is_spelt_once() {
+    fn every_byte_has_one_character() {
         let mut bytes: Vec<u8> = alphabet().filter_map(byte).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn spelling_is_undone() {
+    fn push_bytes_inverts_spell() {
         let all: Vec<u8> = (0..=255).collect();
         let mut bytes = Vec::new();
         push_bytes(&spell(&all), &mut bytes);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_outside_the_spelling_stand_for_themselves() {
+    fn tokens_outside_the_mapping_are_plain_text() {
         let mut bytes = vec![1];
         push_bytes("Ġhi", &mut bytes);
         push_bytes("a b", &mut bytes);

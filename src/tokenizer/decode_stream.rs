@@ -1,9 +1,9 @@
-//! Ids to text, all at once or one by one, with the same machine: the text of a stream is the text of the
-//! whole because both run the same steps.
+//! Decodes ids to text, all at once or one by one. Both run the same steps, so a stream's text is the text of
+//! the whole.
 //!
-//! The machine knows the decoders that Llama tokenizers have: byte-level (Llama 3, SmolLM), the
-//! SentencePiece sequence Replace, ByteFallback, Fuse, Strip (Llama 2), Metaspace, and none. Any other
-//! decoder works too, but its text comes at the end.
+//! The decoders of Llama tokenizers are streamed: byte-level (Llama 3, SmolLM), the SentencePiece sequence
+//! Replace, ByteFallback, Fuse, Strip (Llama 2), Metaspace, and none. Any other decoder works too, but its
+//! text comes only at the end.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use super::sentence_piece::SPACE;
 use super::{Tokenizer, byte_level, catching};
 use crate::error::{Error, Result};
 
-/// Decodes ids as they come.
+/// Decodes ids as they arrive.
 ///
-/// Law: for every sequence of ids, the strings that [`DecodeStream::push`] returns, joined, followed by
-/// what [`DecodeStream::finish`] returns, equal [`Tokenizer::decode`] of the whole sequence. Text is
-/// returned as soon as it is certain: never half a character, never a U+FFFD that a later byte would have
-/// turned into a character.
+/// Guarantee: for every sequence of ids, the strings that [`DecodeStream::push`] returns, followed by the
+/// string that [`DecodeStream::finish`] returns, equal [`Tokenizer::decode`] of the whole sequence. Text is
+/// returned as soon as it is certain: never half a character, never a U+FFFD that a later byte would turn
+/// into a character.
 pub struct DecodeStream {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
@@ -33,8 +33,8 @@ impl DecodeStream {
         DecodeStream { tokenizer, skip_special_tokens, state }
     }
 
-    /// Takes the next id; returns the text that is now certain, which may be empty. An id that the
-    /// tokenizer does not know adds nothing, because a model's vocabulary may be padded beyond it.
+    /// Takes the next id and returns the text that is now certain, which may be empty. An id that the
+    /// tokenizer does not know adds nothing, because a model's vocabulary may be padded.
     ///
     /// # Errors
     /// [`Error::Text`] if the tokenizer's decoder fails.
@@ -46,7 +46,7 @@ impl DecodeStream {
         Ok(text)
     }
 
-    /// Ends the sequence; returns the text that was held back. A later push starts a new sequence.
+    /// Ends the sequence and returns the text that was held back. A later push starts a new sequence.
     ///
     /// # Errors
     /// [`Error::Text`] if the tokenizer's decoder fails.
@@ -63,7 +63,8 @@ pub(super) enum Decoder {
     ByteLevel,
     /// Tokens are pieces of text, changed one by one and then joined.
     Pieces(Pieces),
-    /// Spaces are written as `replacement`; the first token may lose the one put before a text.
+    /// Spaces are written as `replacement`. If `drops_first`, the first token loses the space that was put
+    /// before the text.
     Metaspace { replacement: char, drops_first: bool },
     /// No decoder: tokens are words.
     Words,
@@ -77,9 +78,9 @@ pub(super) struct Pieces {
     each: Vec<DecoderWrapper>,
     /// Whether tokens like `<0x0A>` are bytes.
     byte_fallback: bool,
-    /// Whether these are a vocabulary's own pieces, not the decoder of a tokenizer.json: `▁` is a space,
-    /// and a run of bytes that is no UTF-8 keeps the characters in it. The `tokenizers` library loses them
-    /// all, and where it is followed so must we.
+    /// Whether these are the pieces of a SentencePiece vocabulary, not the decoder of a tokenizer.json. Then
+    /// `▁` is a space, and valid characters inside a run of bytes that is not UTF-8 are kept. The
+    /// `tokenizers` library drops them, so we do the same where we must match it.
     sentence_piece: bool,
     /// Applied to the joined text.
     strip: Option<Strip>,
@@ -91,15 +92,16 @@ struct Strip {
     stop: usize,
 }
 
-/// What a decoder keeps between tokens.
+/// A decoder's state between tokens.
 pub(super) struct State {
     /// Byte-level: the incomplete character at the end. Pieces: the run of byte tokens at the end.
     bytes: Vec<u8>,
-    /// Characters that may still be stripped from the start.
+    /// The number of characters that may still be stripped from the start.
     strip_start: usize,
-    /// Characters at the end that are stripped if nothing follows; all are what Strip removes.
+    /// The number of characters at the end that Strip removes if nothing follows. They all are the character
+    /// that Strip removes.
     held: usize,
-    /// Tokens of a decoder that needs all of them.
+    /// All tokens so far, for a decoder that needs the whole.
     tokens: Vec<String>,
     is_first: bool,
 }
@@ -135,7 +137,7 @@ impl Decoder {
         })
     }
 
-    /// What a user should know about this decoder.
+    /// A warning for the user about this decoder.
     pub(super) fn warning(&self) -> Option<String> {
         match self {
             Decoder::Whole(_) => {
@@ -153,7 +155,7 @@ impl Decoder {
         State { bytes: Vec::new(), strip_start, held: 0, tokens: Vec::new(), is_first: true }
     }
 
-    /// Takes a token, appends to `text` what is now certain.
+    /// Takes a token and appends the text that is now certain to `text`.
     pub(super) fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
         let is_first = std::mem::replace(&mut state.is_first, false);
         match self {
@@ -177,7 +179,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Ends the sequence: appends to `text` what was held back and readies `state` for another.
+    /// Ends the sequence: appends the text that was held back to `text` and resets `state`.
     pub(super) fn finish(&self, state: &mut State, text: &mut String) -> Result<()> {
         let mut ended = std::mem::replace(state, self.start());
         match self {
@@ -186,7 +188,7 @@ impl Decoder {
                 let mut rest = String::new();
                 pieces.flush_run(&mut ended.bytes, &mut rest);
                 pieces.strip(&mut ended, &rest, text);
-                // What is still held is what Strip removes from the end.
+                // The characters still held are those that Strip removes from the end.
             }
             Decoder::Words | Decoder::Metaspace { .. } => {}
             Decoder::Whole(decoder) => {
@@ -200,7 +202,7 @@ impl Decoder {
 }
 
 impl Pieces {
-    /// Recognises Replace*, ByteFallback?, (Fuse, Strip?)?
+    /// Recognises the sequence Replace*, ByteFallback?, (Fuse, Strip?)?
     fn new(steps: &[&DecoderWrapper]) -> Option<Self> {
         let mut steps = steps.iter().copied().peekable();
         let mut each = Vec::new();
@@ -245,8 +247,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Ends a run of byte tokens. In the `tokenizers` library a run that is no UTF-8 gives one U+FFFD per
-    /// byte, which is why it cannot be passed on before its end.
+    /// Ends a run of byte tokens. In the `tokenizers` library a run that is not UTF-8 gives one U+FFFD per
+    /// byte, so a run cannot be passed on before its end.
     fn flush_run(&self, run: &mut Vec<u8>, text: &mut String) {
         match std::str::from_utf8(run) {
             Ok(valid) => text.push_str(valid),
@@ -256,7 +258,7 @@ impl Pieces {
         run.clear();
     }
 
-    /// Passes `piece` on to `text`, without what Strip removes.
+    /// Appends `piece` to `text`, without the characters that Strip removes.
     fn strip(&self, state: &mut State, piece: &str, text: &mut String) {
         let Some(strip) = &self.strip else {
             text.push_str(piece);
@@ -276,7 +278,7 @@ impl Pieces {
             } else if state.held < strip.stop {
                 state.held += 1;
             } else {
-                // One more than can be stripped, so one of them is certain.
+                // More characters than Strip can remove, so one of them is certain.
                 text.push(character);
             }
         }
@@ -298,14 +300,14 @@ fn flatten<'a>(decoder: &'a DecoderWrapper, steps: &mut Vec<&'a DecoderWrapper>)
     }
 }
 
-/// The byte of a token like `<0x0A>`, read as `tokenizers` reads it.
+/// The byte of a token like `<0x0A>`, parsed as in `tokenizers`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// Moves from `bytes` to `text` all but an incomplete character at the end, replacing what is no UTF-8 by
-/// U+FFFD exactly as [`String::from_utf8_lossy`] does.
+/// Moves everything but an incomplete character at the end from `bytes` to `text`. Invalid UTF-8 becomes
+/// U+FFFD exactly as in [`String::from_utf8_lossy`].
 fn push_complete(bytes: &mut Vec<u8>, text: &mut String) {
     let mut rest = bytes.as_slice();
     loop {

@@ -1,5 +1,4 @@
-//! The two machines that turn text into ids: the `tokenizers` library, and our own for SentencePiece
-//! vocabularies.
+//! The two encoders: the `tokenizers` library, and our own for SentencePiece vocabularies.
 
 use std::sync::OnceLock;
 
@@ -7,7 +6,7 @@ use super::catching;
 use super::decode_stream::Decoder;
 use super::sentence_piece::SentencePiece;
 
-/// A vocabulary with its algorithm.
+/// An encoder with its vocabulary.
 pub(super) enum Encoder {
     Library(Box<Library>),
     SentencePiece(Box<SentencePiece>),
@@ -16,8 +15,8 @@ pub(super) enum Encoder {
 /// A tokenizer of the `tokenizers` library.
 pub(super) struct Library {
     tokenizer: tokenizers::Tokenizer,
-    /// The same tokenizer, blind to special tokens in the text; made when first asked for, because it
-    /// holds a second copy of the vocabulary.
+    /// The same tokenizer, but it encodes special tokens in the text as plain text. It is made on first use,
+    /// because it holds a second copy of the vocabulary.
     splitting: OnceLock<tokenizers::Tokenizer>,
 }
 
@@ -85,7 +84,7 @@ impl Encoder {
         }
     }
 
-    /// Whether decoding may skip the token `id`, which is spelt `token`.
+    /// Whether decoding may skip the token `id`, whose text is `token`.
     pub(super) fn is_special(&self, id: u32, token: &str) -> bool {
         match self {
             Encoder::Library(library) => library.tokenizer.get_added_vocabulary().is_special_token(token),

@@ -1,6 +1,6 @@
-//! A GGUF file's own vocabulary: byte-level BPE ("gpt2") or SentencePiece ("llama").
+//! Reads a GGUF file's own vocabulary: byte-level BPE ("gpt2") or SentencePiece ("llama").
 //!
-//! Source: llama.cpp, `llama-vocab.cpp`: which defaults and which token types go with which
+//! Source: llama.cpp, `llama-vocab.cpp`, for the defaults and token types that go with each
 //! `tokenizer.ggml.*` key.
 
 use std::path::Path;
@@ -31,16 +31,16 @@ pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 pub(super) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// The model of a file without a vocabulary.
+/// The model's name in a file without a vocabulary.
 pub(super) const NO_TOKENIZER: &str = "none";
 pub(super) const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 pub(super) const REMOVE_EXTRA_WHITESPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 
-/// Tokens that end a turn, for files made before `eot_token_id` existed. Some converters call them user
-/// defined; they are special all the same.
+/// Tokens that end a turn, for files made before `eot_token_id` existed. They are always special, although
+/// some converters mark them as user-defined.
 const END_OF_TURN: [&str; 3] = ["<|eot_id|>", "<|eom_id|>", "<|im_end|>"];
 
-/// The tokens and their types, one for each.
+/// The tokens and the type of each.
 struct Tokens<'a> {
     texts: &'a [String],
     kinds: Vec<Kind>,
@@ -57,7 +57,7 @@ pub(super) fn from_metadata(metadata: &Metadata) -> Result<Parts> {
     match metadata.string(MODEL)? {
         Some("gpt2") => byte_level_bpe(metadata),
         Some("llama") => sentence_piece(metadata),
-        // llama.cpp's word for it.
+        // llama.cpp's name for no tokenizer.
         Some(NO_TOKENIZER) | None => Err(none()),
         Some(other) => Err(Error::unsupported(
             MODEL,
@@ -81,7 +81,7 @@ impl<'a> Tokens<'a> {
         }
         let kind = |(text, number): (&String, i64)| match Kind::from_number(number) {
             Some(Kind::UserDefined) if END_OF_TURN.contains(&text.as_str()) => Kind::Control,
-            // 0 is ggml's "undefined".
+            // 0 means "undefined" in ggml.
             kind => kind.unwrap_or(Kind::Normal),
         };
         let kinds = texts.iter().zip(numbers).map(kind).collect();
@@ -112,7 +112,7 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
     let vocab: Vocab = tokens.texts.iter().cloned().zip(0..).collect();
     if vocab.len() < tokens.texts.len() {
         let count = tokens.texts.len() - vocab.len();
-        warnings.push(format!("{count} tokens of the vocabulary are spelt like another"));
+        warnings.push(format!("{count} tokens of the vocabulary have the same text as another"));
     }
     let merges = merges(metadata, &vocab)?;
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges);
@@ -148,7 +148,7 @@ fn sentence_piece(metadata: &Metadata) -> Result<Parts> {
         let reason = format!("{SCORES} has {} entries for {} tokens", scores.len(), tokens.texts.len());
         return Err(malformed(metadata, reason));
     }
-    // Files that do not say mean Llama 2's <s> and </s>.
+    // Files without these keys use Llama 2's <s> and </s>.
     let at = |id: u32| Some((id, tokens.get(id)?));
     let bos = tokens.special(metadata, BOS)?.or_else(|| at(1));
     let eos = tokens.special(metadata, EOS)?.or_else(|| at(2));
@@ -202,7 +202,7 @@ fn malformed(metadata: &Metadata, reason: impl Into<String>) -> Error {
     Error::malformed(metadata.path(), reason)
 }
 
-/// The token that is added to every text, if `key` (or its default) says so.
+/// The token that is added to every text; None if `key`, or its default, says that none is.
 fn added_around<'a>(
     metadata: &Metadata,
     key: &str,
@@ -216,7 +216,7 @@ fn added_around<'a>(
     token.map(Some).ok_or_else(missing)
 }
 
-/// The merges, each being two tokens that make a third.
+/// Reads the merges. Each is two tokens that make a third.
 fn merges(metadata: &Metadata, vocab: &Vocab) -> Result<Vec<(String, String)>> {
     let lines =
         metadata.strings(MERGES)?.ok_or_else(|| malformed(metadata, format!("{MERGES} is missing")))?;
@@ -245,10 +245,10 @@ fn pre_tokenizer(
 ) -> Result<(PreTokenizer, String)> {
     let mut name = metadata.string(PRE)?.unwrap_or(DEFAULT);
     if name == DEFAULT {
-        // Files of Llama 3 made before llama.cpp had a name for it.
+        // Llama 3 files made before llama.cpp had a name for their pre-tokenizer.
         let is_llama_3 = bos == Some((128_000, "<|begin_of_text|>"));
         let (taken, doubt) = if is_llama_3 {
-            (LLAMA_3, "as the vocabulary is Llama 3's")
+            (LLAMA_3, "because the vocabulary is Llama 3's")
         } else {
             (DEFAULT, "and the token ids may not be the model's own")
         };

@@ -1,4 +1,4 @@
-//! The tokenizer files of a Hugging Face folder: tokenizer.json, or tokenizer.model where there is none.
+//! Reads the tokenizer files of a Hugging Face folder: tokenizer.json, or tokenizer.model if there is none.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 const TOKENIZER: &str = "tokenizer.json";
 const MODEL: &str = "tokenizer.model";
 
-/// The largest tokenizer.json in use has about 35 MB.
+/// The most bytes that are read. The largest tokenizer.json in use has about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 
@@ -51,7 +51,7 @@ fn read_model(dir: &Path) -> Result<Parts> {
     };
     let mut config = Config::read(dir)?;
     let malformed = |reason| Error::malformed(&path, reason);
-    // A protocol buffer begins with the tag of its first field, the pieces; the other format is text.
+    // A protocol buffer begins with the tag of its first field, the pieces. The other format is text.
     if bytes.first() == Some(&0x0A) {
         let model = Model::read(&bytes).map_err(|refusal| match refusal {
             Refusal::Malformed(reason) => malformed(reason),
@@ -72,7 +72,7 @@ fn read_model(dir: &Path) -> Result<Parts> {
     parts(dir, &config, encoder, MODEL, ends, Vec::new())
 }
 
-/// What to do with a tokenizer.model that is not read.
+/// The advice for a tokenizer.model that is not supported.
 const CONVERT: &str = "or a folder with tokenizer.json, which transformers' \
      AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes";
 
@@ -98,7 +98,7 @@ fn parts(
     })
 }
 
-/// Also returns what is odd about the file.
+/// Parses a tokenizer.json. Also returns a warning if the file is odd.
 fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, Option<String>), String> {
     #[derive(Deserialize)]
     struct Shape {
@@ -116,15 +116,15 @@ fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, 
     struct ModelShape {
         continuing_subword_prefix: Option<String>,
     }
-    // The library panics on some syntax errors, so the syntax is checked first, which costs little.
+    // The library panics on some syntax errors, so the syntax is checked first, which is cheap.
     let shape: Shape = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    // The library takes the bytes after the prefix for UTF-8, whatever they are.
+    // The library assumes that the bytes after the prefix are UTF-8 without checking.
     if shape.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
-        return Err("model.continuing_subword_prefix is set, as in no Llama".into());
+        return Err("model.continuing_subword_prefix is set, which no Llama does".into());
     }
     check_added_tokens(shape.added_tokens.len())?;
     let tokenizer = catching(|| tokenizers::Tokenizer::from_bytes(bytes))?;
-    // The library numbers added tokens in their order, whatever the file says, and transformers with it.
+    // The library, and so transformers, numbers added tokens in their order and ignores the file's ids.
     let renumbered = shape.added_tokens.iter().find_map(|added| {
         let id = tokenizer.token_to_id(&added.content).filter(|id| *id != added.id)?;
         Some(format!(
@@ -135,7 +135,7 @@ fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, 
     Ok((tokenizer, renumbered))
 }
 
-/// Completes a tokenizer, which came from `path`, with what the config says.
+/// Completes a tokenizer from the config. `path` is the tokenizer's file, for messages.
 fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) -> Result<Encoder> {
     catching(|| {
         tokenizer.with_truncation(None)?;
@@ -162,7 +162,7 @@ fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) 
     Ok(tokenizer.into())
 }
 
-/// Completes a SentencePiece vocabulary with what the folder's other files say.
+/// Completes a SentencePiece vocabulary from the folder's other files. Also returns warnings.
 fn sentence_piece(
     model: Model,
     dir: &Path,
@@ -203,7 +203,8 @@ fn sentence_piece(
     let (first, last) = config.around(id, true)?;
     let settings = Settings {
         add_space_prefix: config.flag("add_prefix_space")?.unwrap_or(model.add_dummy_prefix),
-        // transformers' name for it; true if absent, as in SentencePiece's other users.
+        // This is transformers' name for the setting. It is true if absent, as in SentencePiece's other
+        // users.
         prefix_after_special: config.flag("legacy")?.unwrap_or(true),
         remove_extra_whitespaces: model.remove_extra_whitespaces,
         first: first.map(|(id, _)| id),
@@ -221,7 +222,7 @@ fn read_text(path: &Path) -> Result<Option<String>> {
     String::from_utf8(bytes).map(Some).map_err(|error| Error::malformed(path, format!("not UTF-8: {error}")))
 }
 
-/// A post-processor that puts `first` before and `last` after a text.
+/// Makes a post-processor that adds `first` before and `last` after a text.
 pub(super) fn post_processor(
     first: Option<(u32, &str)>,
     last: Option<(u32, &str)>,
@@ -238,7 +239,8 @@ pub(super) fn post_processor(
         .map(|(id, token)| (token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]})))
         .collect();
     let template = json!({
-        "type": "TemplateProcessing", "single": around(&["A"]), "pair": around(&["A", "B"]), "special_tokens": tokens,
+        "type": "TemplateProcessing", "special_tokens": tokens,
+        "single": around(&["A"]), "pair": around(&["A", "B"]),
     });
     serde_json::from_value::<TemplateProcessing>(template)
         .map(PostProcessorWrapper::Template)

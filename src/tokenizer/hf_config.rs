@@ -1,9 +1,9 @@
-//! tokenizer_config.json: which tokens are added, which are special, what is put around a text.
+//! Reads tokenizer_config.json: which tokens are added, which are special, and which are put around a text.
 //!
-//! Follows transformers, in version 4 where 4 and 5 differ, save for one thing: `add_bos_token` and
-//! `add_eos_token`, where given, overrule tokenizer.json's own post-processor, as in version 5 and in
-//! llama.cpp's converter. Version 4 heeds them for `LlamaTokenizer` alone, for which they are true and
-//! false if absent.
+//! The rules are those of transformers, of version 4 where versions 4 and 5 differ, with one exception: if
+//! `add_bos_token` or `add_eos_token` is set, it overrides tokenizer.json's own post-processor, as in version
+//! 5 and in llama.cpp's converter. Version 4 respects them only for `LlamaTokenizer`, where the defaults are
+//! true and false.
 
 use std::path::{Path, PathBuf};
 
@@ -18,11 +18,11 @@ const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// The names under which a config gives single special tokens.
+/// The config's keys for single special tokens.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A token put before or after every text.
+/// A token (id, text) that is put before or after every text.
 type AddedAround = Option<(u32, String)>;
 
 /// tokenizer_config.json, completed from special_tokens_map.json.
@@ -35,8 +35,8 @@ impl Config {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG);
         let mut map = read_json(&path)?.unwrap_or_default();
-        // transformers reads special_tokens_map.json for files older than added_tokens_decoder only, and
-        // then it wins.
+        // transformers reads special_tokens_map.json only with files older than added_tokens_decoder. Then
+        // the map takes precedence.
         if !map.contains_key("added_tokens_decoder") {
             let special = read_json(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
             map.extend(special.into_iter().filter(|(_, token)| !token.is_null()));
@@ -52,7 +52,7 @@ impl Config {
         Error::malformed(&self.path, reason.to_string())
     }
 
-    /// A special token's text; it is written as a string or as an object with `content`.
+    /// A special token's text. The file has a string or an object with `content`.
     pub(super) fn token(&self, name: &str) -> Result<Option<String>> {
         match self.map.get(name) {
             None | Some(Value::Null) => Ok(None),
@@ -83,28 +83,28 @@ impl Config {
         {
             let id: u32 = id
                 .parse()
-                .map_err(|_| self.malformed(format!("added_tokens_decoder: {id:?} is no token id")))?;
+                .map_err(|_| self.malformed(format!("added_tokens_decoder: {id:?} is not a token id")))?;
             tokens.push((id, self.added_token("added_tokens_decoder", token, false)?));
         }
         tokens.sort_by_key(|&(id, _)| id);
         Ok(tokens)
     }
 
-    /// The tokens of added_tokens.json, which folders of SentencePiece have that are older than
-    /// `added_tokens_decoder`, in the order of their ids.
+    /// The tokens of added_tokens.json, in the order of their ids. SentencePiece folders older than
+    /// `added_tokens_decoder` have this file.
     pub(super) fn added_tokens_file(dir: &Path) -> Result<Vec<(u32, AddedToken)>> {
         let path = dir.join(ADDED_TOKENS);
         let mut tokens = Vec::new();
         for (token, id) in read_json(&path)?.unwrap_or_default() {
             let valid = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            let id = valid.ok_or_else(|| Error::malformed(&path, format!("{id} is no token id")))?;
+            let id = valid.ok_or_else(|| Error::malformed(&path, format!("{id} is not a token id")))?;
             tokens.push((id, AddedToken::from(token, false).normalized(false)));
         }
         tokens.sort_by_key(|&(id, _)| id);
         Ok(tokens)
     }
 
-    /// The special tokens that are named for what they do.
+    /// The special tokens that the config names by their role.
     pub(super) fn named_tokens(&self) -> Result<Vec<AddedToken>> {
         let additional = self.map.get("additional_special_tokens").and_then(Value::as_array);
         let named = SPECIAL_TOKENS.iter().filter_map(|name| Some((*name, self.map.get(*name)?)));
@@ -116,7 +116,7 @@ impl Config {
             .collect()
     }
 
-    /// Sets a special token that the config does not name.
+    /// Sets a special token unless the config names it.
     pub(super) fn default_token(&mut self, name: &str, token: &str) {
         self.map.entry(name).or_insert_with(|| token.into());
     }
@@ -137,7 +137,7 @@ impl Config {
         matches!(class, Some("LlamaTokenizer" | "LlamaTokenizerFast"))
     }
 
-    /// Whether the config decides about BOS and EOS; see the module's description.
+    /// Whether the config decides which of BOS and EOS are added; see the module's description.
     pub(super) fn adds_tokens_around(&self) -> bool {
         let is_given = |flag: &str| self.map.get(flag).is_some_and(|value| !value.is_null());
         self.is_llama_class() || is_given("add_bos_token") || is_given("add_eos_token")

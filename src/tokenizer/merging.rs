@@ -1,11 +1,11 @@
-//! What greedy merging is made of: a text as a list of symbols, and a queue of neighbours to merge.
+//! Data structures for greedy merging: a text as a list of symbols, and the pairs of neighbours in the queue.
 
 use std::cmp::{Ordering, Reverse};
 
-/// No symbol.
+/// The index that means "no symbol".
 pub(super) const NONE: u32 = u32::MAX;
 
-/// A text cut into symbols; each is a linked list's node, in place of the character it began with.
+/// A text cut into symbols. They form a doubly linked list. A symbol's index is that of its first character.
 pub(super) struct Symbols<'a> {
     text: &'a str,
     pub(super) list: Vec<Symbol>,
@@ -13,14 +13,14 @@ pub(super) struct Symbols<'a> {
 
 pub(super) struct Symbol {
     start: u32,
-    /// 0 once it is part of the symbol before it.
+    /// The length in bytes; 0 once the symbol has been merged into the one before it.
     bytes: u32,
     before: u32,
     after: u32,
 }
 
 impl<'a> Symbols<'a> {
-    /// One symbol per character.
+    /// Makes one symbol per character.
     pub(super) fn new(text: &'a str) -> Self {
         let mut list: Vec<Symbol> = text
             .char_indices()
@@ -38,7 +38,7 @@ impl<'a> Symbols<'a> {
         Symbols { text, list }
     }
 
-    /// The text of a symbol and the one after it, with its length.
+    /// The joined text of a symbol and the next one, and its length in bytes.
     pub(super) fn joined(&self, left: u32) -> Option<(&'a str, u32)> {
         let symbol = self.list.get(left as usize).filter(|symbol| symbol.bytes > 0)?;
         let bytes = symbol.bytes + self.list.get(symbol.after as usize)?.bytes;
@@ -49,7 +49,7 @@ impl<'a> Symbols<'a> {
         self.text.get(start as usize..start as usize + bytes as usize)
     }
 
-    /// Makes a symbol and the one after it one; returns the symbol before.
+    /// Merges a symbol with the next one. Returns the index of the symbol before it.
     pub(super) fn merge(&mut self, left: u32) -> u32 {
         let Some(symbol) = self.list.get(left as usize) else { return NONE };
         let (before, right) = (symbol.before, symbol.after);
@@ -73,11 +73,11 @@ impl<'a> Symbols<'a> {
     }
 }
 
-/// Two neighbours that make a piece: better scores first, then those further left.
+/// Two neighbours that together are a piece. Pairs are ordered by score, then by position from the left.
 pub(super) struct Pair {
     pub(super) score: f32,
     pub(super) left: Reverse<u32>,
-    /// Of both together, to notice pairs that have changed since.
+    /// The length of both together, to detect pairs that have changed since.
     pub(super) bytes: u32,
 }
 

@@ -1,13 +1,13 @@
 //! Text to ids and back; chat templates.
 //!
-//! Start reading at [`Tokenizer`]: it comes from a folder ([`hf`]; [`tokenizer_model`] where there is no
-//! tokenizer.json) or from a GGUF file's own vocabulary ([`gguf`]), and ends in one of two machines
+//! Start reading at [`Tokenizer`]. It is read from a folder ([`hf`]; [`tokenizer_model`] if there is no
+//! tokenizer.json) or from a GGUF file's own vocabulary ([`gguf`]). It then encodes with one of two encoders
 //! ([`encoder`]): Hugging Face's `tokenizers`, or [`sentence_piece`] for vocabularies with scores.
 //! [`to_gguf`] writes a tokenizer down for a GGUF file.
 //! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
 //! May import `checkpoint`, `config` and `error`.
 
-// Not a byte of a tokenizer's files is trusted.
+// The bytes of a tokenizer's files are untrusted.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod byte_level;
@@ -40,12 +40,12 @@ pub use to_gguf::{GgufTokenizer, no_tokenizer};
 
 use crate::error::{Error, Result};
 
-/// Ids above this are refused: tables are as long as the largest id. The largest vocabulary in use has
+/// Larger ids are refused, because tables are as long as the largest id. The largest vocabulary in use has
 /// about 262,000 tokens.
 const MAX_VOCAB_SIZE: usize = 1 << 22;
 
-/// Tokens that are looked for in the text before everything else; each costs a kilobyte. Vocabularies in use
-/// have up to some thousands.
+/// The most added tokens: those that are found in the text before anything else. Each takes about a kilobyte.
+/// Vocabularies in use have up to some thousands.
 const MAX_ADDED_TOKENS: usize = 1 << 18;
 
 /// Refuses more added tokens than [`MAX_ADDED_TOKENS`].
@@ -56,7 +56,7 @@ fn check_added_tokens(count: usize) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// What [`hf`] and [`gguf`] read from their files.
+/// The result of reading a tokenizer's files, by [`hf`] or [`gguf`].
 struct Parts {
     encoder: Encoder,
     kind: String,
@@ -69,7 +69,7 @@ struct Parts {
     warnings: Vec<String>,
 }
 
-/// A model's tokenizer with its chat template. Shared freely between threads.
+/// A model's tokenizer with its chat template. It can be shared between threads.
 pub struct Tokenizer {
     encoder: Encoder,
     decoder: Decoder,
@@ -84,13 +84,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a folder (`tokenizer.json` or else `tokenizer.model`, with
-    /// `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` where present) or of a
-    /// GGUF file, which may hold a vocabulary alone.
+    /// Reads the tokenizer of a folder or of a GGUF file. A folder has `tokenizer.json` or else
+    /// `tokenizer.model`, and optionally `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `chat_template.jinja`. The GGUF file may hold only a vocabulary.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Io`] or [`Error::Malformed`] with the file;
-    /// [`Error::Unsupported`] for a tokenizer of a kind that is not read exactly.
+    /// - [`Error::NotFound`], [`Error::Io`] or [`Error::Malformed`], with the file
+    /// - [`Error::Unsupported`] for a kind of tokenizer that we cannot reproduce exactly
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => Error::NotFound { what: "tokenizer".into(), path: path.into() },
@@ -125,9 +125,8 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's
-    /// own configuration says; with `split_special_tokens`, special tokens in the text are read as plain
-    /// text.
+    /// Encodes `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's own
+    /// configuration says. With `split_special_tokens`, special tokens in the text are encoded as plain text.
     ///
     /// # Errors
     /// [`Error::Text`] if the tokenizer fails on this text.
@@ -142,8 +141,8 @@ impl Tokenizer {
             .map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
     }
 
-    /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD, as in Hugging Face's decoders; ids inside
-    /// the vocabulary that name no token add nothing.
+    /// Decodes `ids`. Bytes that are not UTF-8 become U+FFFD, as in Hugging Face's decoders. Ids inside the
+    /// vocabulary without a token add nothing.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an id outside the vocabulary.
@@ -165,20 +164,19 @@ impl Tokenizer {
         Ok(text)
     }
 
-    /// A stream that decodes ids one by one; see [`DecodeStream`] for what it promises.
+    /// Starts a stream that decodes ids one by one. [`DecodeStream`] says what it guarantees.
     pub fn decode_stream(self: &Arc<Self>, skip_special_tokens: bool) -> DecodeStream {
         DecodeStream::new(Arc::clone(self), skip_special_tokens)
     }
 
-    /// The token of `id`, unless there is none or it is to be skipped.
+    /// The token of `id`; None if there is none or it is skipped.
     fn visible_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
         self.encoder
             .id_to_token(id)
             .filter(|token| !skip_special_tokens || !self.encoder.is_special(id, token))
     }
 
-    /// One more than the largest token id. A model's own vocabulary may be larger, where its embedding is
-    /// padded.
+    /// One more than the largest token id. The model's vocabulary may be larger if its embedding is padded.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -193,7 +191,7 @@ impl Tokenizer {
         self.eos_token_id
     }
 
-    /// Further tokens that end a turn, from a GGUF file's metadata; folders list theirs in
+    /// Further tokens that end a turn, from a GGUF file's metadata. Folders list theirs in
     /// generation_config.json.
     pub fn extra_eos_token_ids(&self) -> &[u32] {
         &self.extra_eos_token_ids
@@ -223,13 +221,13 @@ impl Tokenizer {
         self.chat_templates.apply(messages, options, &self.special_tokens)
     }
 
-    /// Where the tokenizer comes from, such as "tokenizer.json", "tokenizer.model", "gguf bpe smollm" or
-    /// "gguf llama".
+    /// The source of the tokenizer, such as "tokenizer.json", "tokenizer.model", "gguf bpe smollm" or "gguf
+    /// llama".
     pub fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// What was read with a reservation.
+    /// Warnings for the user about the tokenizer's files.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -244,8 +242,9 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Runs code of the `tokenizers` library, which panics on some malformed definitions (such as merges that
-/// make a token longer than any in the vocabulary, or a regular expression that exceeds its match limit).
+/// Runs code of the `tokenizers` library and turns its panics into errors. It panics on some malformed
+/// definitions (such as merges that make a token longer than any in the vocabulary, or a regular expression
+/// that exceeds its match limit).
 fn catching<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.map_err(|error| error.to_string()),

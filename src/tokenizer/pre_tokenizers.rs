@@ -1,10 +1,10 @@
-//! How text is cut before merging, by the name that GGUF files give it in `tokenizer.ggml.pre`.
+//! Pre-tokenizers, which cut text before merging, by their names in GGUF files (`tokenizer.ggml.pre`).
 //!
-//! Listed are the names that files of the architecture "llama" carry. Another name is refused: a wrong
-//! pre-tokenizer gives wrong ids, quietly.
+//! The table has the names that files of the architecture "llama" use. Any other name is refused: a wrong
+//! pre-tokenizer gives wrong ids without any error.
 //!
-//! Source: which name stands for what, llama.cpp's `llama-vocab.cpp`; the expressions are those of the
-//! models' own tokenizer.json files.
+//! Source: llama.cpp, `llama-vocab.cpp`, for the names. The expressions are those of the models' own
+//! tokenizer.json files.
 
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -15,20 +15,20 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
 use super::catching;
 
-/// How text is cut, and what goes with it.
+/// A pre-tokenizer and the settings that belong to it.
 pub(super) struct PreTokenizer {
     pub(super) pre_tokenizer: PreTokenizerWrapper,
-    /// Whether a piece that is a token as a whole needs no merges.
+    /// Whether a piece that is itself a token is used whole, without applying merges.
     pub(super) ignore_merges: bool,
-    /// Whether BOS is added where the file does not say.
+    /// Whether BOS is added if the file does not say.
     pub(super) add_bos_token: bool,
 }
 
-/// A cut; what it finds is cut off, and what lies between is left to the next.
+/// One step of cutting. Matches become pieces of their own; the text between them goes to the next step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Cut<'a> {
     Matches(&'a str),
-    /// Every digit, alone.
+    /// Every digit becomes a piece of its own.
     Digits,
 }
 
@@ -39,9 +39,9 @@ struct Row {
     add_bos_token: bool,
 }
 
-/// Llama 3's, which other tokenizers share.
+/// Llama 3's pre-tokenizer, which other tokenizers share.
 pub(super) const LLAMA_3: &str = "llama-bpe";
-/// Of files that name none.
+/// The pre-tokenizer of files that name none.
 pub(super) const DEFAULT: &str = "default";
 
 pub(super) const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -137,7 +137,8 @@ const ROWS: &[Row] = &[
         add_bos_token: false,
     },
     Row {
-        // What llama.cpp does with files that do not say: no model's own, but what their users have seen.
+        // llama.cpp's rule for files that name none. It belongs to no model, but users of such files know its
+        // results.
         names: &[DEFAULT],
         cuts: &[
             Cut::Matches(r"[\p{P}\$\+<=>\^~\|]+"),
@@ -157,7 +158,7 @@ const LLAMA_3_EXPRESSION: &str = concat!(
 
 const HAN_AND_HANGUL: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+";
 
-/// Letters of scripts that have two cases, as of an older Unicode.
+/// The letters of scripts with two cases, in an older version of Unicode.
 const DEEPSEEK_LETTERS: &str = concat!(
     r"\s?[",
     "A-Za-z\u{B5}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{1BA}\u{1BC}-\u{1BF}\u{1C4}-\u{293}",
@@ -182,7 +183,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     ROWS.iter().flat_map(|row| row.names).copied()
 }
 
-/// The name of the pre-tokenizer that cuts so; None if it has none.
+/// The name of the pre-tokenizer with these cuts; None if there is none.
 pub(super) fn name_of(cuts: &[Cut<'_>], ignore_merges: bool) -> Option<&'static str> {
     let named = ROWS.iter().find(|row| row.cuts == cuts && row.ignore_merges == ignore_merges);
     named.and_then(|row| row.names.first().copied())
@@ -202,7 +203,7 @@ pub(super) fn by_name(name: &str) -> std::result::Result<Option<PreTokenizer>, S
             .into(),
         });
     }
-    // Last: it spells the bytes in characters.
+    // ByteLevel comes last: it replaces bytes by characters.
     steps.push(ByteLevel::new(false, true, false).into());
     Ok(Some(PreTokenizer {
         pre_tokenizer: Sequence::new(steps).into(),

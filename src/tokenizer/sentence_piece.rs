@@ -1,9 +1,9 @@
-//! Byte pair encoding by score, as SentencePiece does it for Llama 2: of all pairs of neighbours that make
-//! a piece together, the one whose piece has the best score is merged, the leftmost of equals, until no
-//! pair is left. What is in no piece then is spelt in byte tokens.
+//! Byte pair encoding by score, as SentencePiece does it for Llama 2. Among all pairs of neighbours that
+//! together are a piece, the pair whose piece has the best score is merged, the leftmost one if scores are
+//! equal. This repeats until no pair is left. Remaining text that is not a piece is encoded as byte tokens.
 //!
 //! The `tokenizers` library cannot express this exactly: it ranks merges, not the pieces they make, so
-//! equal scores are not decided by position.
+//! position does not decide between equal scores.
 //!
 //! Source: SentencePiece, `bpe_model.cc`; llama.cpp, `llama-vocab.cpp`.
 
@@ -17,14 +17,14 @@ use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferenti
 use super::merging::{NONE, Pair, Symbols};
 use super::{MAX_VOCAB_SIZE, catching, check_added_tokens};
 
-/// How SentencePiece writes a space.
+/// SentencePiece's character for a space.
 pub(super) const SPACE: char = '▁';
 
-/// Longer pieces are refused: every lookup costs as much as the piece is long. The longest in use has some
-/// hundred bytes.
+/// Longer pieces are refused, because the cost of a lookup grows with the piece's length. The longest in use
+/// has some hundred bytes.
 const MAX_PIECE_BYTES: usize = 1024;
 
-/// What a piece is for; in numbers, as files have it.
+/// The type of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Normal,
@@ -36,7 +36,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// From `SentencePiece.Type`, or `tokenizer.ggml.token_type`.
+    /// Reads the number that files use: `SentencePiece.Type`, or `tokenizer.ggml.token_type`.
     pub(super) fn from_number(number: i64) -> Option<Self> {
         match number {
             1 => Some(Kind::Normal),
@@ -61,25 +61,25 @@ impl Kind {
         }
     }
 
-    /// Whether text may become this piece by merging.
+    /// Whether merging may produce this piece.
     fn is_text(self) -> bool {
         matches!(self, Kind::Normal | Kind::UserDefined | Kind::Unused)
     }
 }
 
-/// A token; its id is its place.
+/// A token. Its id is its index in the vocabulary.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
-    /// As the file spells it; empty for an id without a token.
+    /// The text in the file; empty for an id without a token.
     pub(super) text: String,
     pub(super) score: f32,
     pub(super) kind: Kind,
-    /// How it is found in text, if it is found before everything else.
+    /// How the token is found in the text before merging; None if it is not.
     pub(super) added: Option<AddedToken>,
 }
 
 impl Piece {
-    /// A piece as vocabularies have it: control, unknown and user-defined ones are found as they are spelt.
+    /// Makes a piece. Control, unknown and user-defined pieces are found in the text before merging.
     pub(super) fn new(text: String, score: f32, kind: Kind) -> Self {
         let added = match kind {
             Kind::Control | Kind::Unknown => Some(AddedToken::from(text.as_str(), true)),
@@ -89,7 +89,7 @@ impl Piece {
         Piece { text, score, kind, added }
     }
 
-    /// Makes this the token of `added`.
+    /// Turns this piece into the added token `added`.
     pub(super) fn set_added(&mut self, added: AddedToken) {
         self.kind = if added.special { Kind::Control } else { Kind::UserDefined };
         self.text.clone_from(&added.content);
@@ -97,38 +97,38 @@ impl Piece {
     }
 }
 
-/// How text is prepared, and what is put around it.
+/// How text is prepared, and which tokens are put around it.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// Whether a text begins with a space that is not there.
+    /// Whether a space is put before a text.
     pub(super) add_space_prefix: bool,
-    /// Whether what follows a special token does, too.
+    /// Whether a space is also put before text that follows a special token.
     pub(super) prefix_after_special: bool,
-    /// Whether runs of spaces count as one, and spaces at both ends as none.
+    /// Whether runs of spaces become one space, and spaces at both ends are removed.
     pub(super) remove_extra_whitespaces: bool,
-    /// Added before every text.
+    /// The token added before every text.
     pub(super) first: Option<u32>,
-    /// Added after every text.
+    /// The token added after every text.
     pub(super) last: Option<u32>,
 }
 
 /// A vocabulary of pieces with scores.
 pub(super) struct SentencePiece {
     pieces: Vec<Piece>,
-    /// By spelling; of equal ones the first.
+    /// The id of each text. If texts are equal, the first one counts.
     ids: HashMap<String, u32>,
     /// The token of each byte.
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
     /// Finds special and user-defined tokens in text.
     added: AddedVocabulary,
-    /// The same without special tokens; made when first asked for.
+    /// As `added`, without special tokens. It is made on first use.
     splitting: OnceLock<AddedVocabulary>,
     settings: Settings,
 }
 
 impl SentencePiece {
-    /// Checks the vocabulary. Returns what is odd about it, too.
+    /// Checks the vocabulary. Also returns warnings.
     pub(super) fn new(
         pieces: Vec<Piece>,
         settings: Settings,
@@ -179,7 +179,10 @@ impl SentencePiece {
         let mut warnings = Vec::new();
         let named = pieces.iter().filter(|piece| !piece.text.is_empty()).count();
         if ids.len() < named {
-            warnings.push(format!("{} pieces of the vocabulary are spelt like another", named - ids.len()));
+            warnings.push(format!(
+                "{} pieces of the vocabulary have the same text as another",
+                named - ids.len()
+            ));
         }
         let mut scores =
             pieces.iter().filter(|piece| piece.kind == Kind::Normal && piece.text.chars().nth(1).is_some());
@@ -232,7 +235,7 @@ impl SentencePiece {
         Ok(ids)
     }
 
-    /// Spells spaces as the pieces do.
+    /// Replaces spaces by `▁` and adds the prefix.
     fn prepare(&self, text: &str, prefix: bool) -> String {
         let mut prepared = String::with_capacity(text.len() + SPACE.len_utf8());
         if self.settings.remove_extra_whitespaces {
@@ -252,7 +255,7 @@ impl SentencePiece {
         prepared
     }
 
-    /// The piece that `text` may become by merging.
+    /// The piece with this text, if merging may produce it.
     fn piece(&self, text: &str) -> Option<(u32, &Piece)> {
         let id = *self.ids.get(text)?;
         let piece = self.pieces.get(id as usize)?;
@@ -260,7 +263,7 @@ impl SentencePiece {
     }
 
     fn merge(&self, text: &str, ids: &mut Vec<u32>) -> std::result::Result<(), String> {
-        // Positions are 32 bits wide, as there is one symbol per byte of a long text.
+        // Positions have 32 bits, because a long text has one symbol per byte.
         if u32::try_from(text.len()).is_err() {
             return Err(format!("a text of {} bytes is too long", text.len()));
         }
@@ -271,7 +274,7 @@ impl SentencePiece {
             if bytes as usize <= MAX_PIECE_BYTES
                 && let Some((_, piece)) = self.piece(joined)
             {
-                // Adding zero makes -0 and 0 equal.
+                // Adding zero turns -0 into 0.
                 queue.push(Pair { score: piece.score + 0.0, left: Reverse(left), bytes });
             }
         };
@@ -279,7 +282,7 @@ impl SentencePiece {
             offer(&symbols, &mut queue, left);
         }
         while let Some(Pair { left: Reverse(left), bytes, .. }) = queue.pop() {
-            // Either side may have been merged with another since.
+            // Either neighbour may have been merged with another symbol since.
             if symbols.joined(left).is_none_or(|(_, now)| now != bytes) {
                 continue;
             }
@@ -336,7 +339,7 @@ impl SentencePiece {
         self.pieces.len()
     }
 
-    /// Whether decoded text begins with a space that was not there.
+    /// Whether decoded text begins with a space that encoding added.
     pub(super) fn adds_space_prefix(&self) -> bool {
         self.settings.add_space_prefix
     }

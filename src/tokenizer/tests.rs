@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A byte-level BPE tokenizer.json with one special token per end and a few merges.
+/// A byte-level BPE tokenizer.json with BOS, EOS and a few merges.
 fn byte_level_json() -> Value {
     let mut vocab = Map::new();
     let mut alphabet: Vec<char> = byte_level::alphabet().collect();
@@ -21,26 +21,28 @@ fn byte_level_json() -> Value {
         vocab.insert(format!("{left}{right}"), json!(vocab.len()));
     }
     json!({
-        "version": "1.0", "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
-        "padding": null, "normalizer": null,
+        "version": "1.0", "padding": null, "normalizer": null,
+        "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
         "added_tokens": [
             {"id": vocab.len(), "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
              "normalized": false, "special": true},
             {"id": vocab.len() + 1, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false,
              "normalized": false, "special": true},
-            {"id": vocab.len() + 2, "content": "<tool é>", "single_word": false, "lstrip": false, "rstrip": false,
-             "normalized": false, "special": false},
+            {"id": vocab.len() + 2, "content": "<tool é>", "single_word": false, "lstrip": false,
+             "rstrip": false, "normalized": false, "special": false},
         ],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "pre_tokenizer":
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         "post_processor": null,
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "ignore_merges": false,
                   "vocab": vocab, "merges": merges.map(|(l, r)| format!("{l} {r}"))},
     })
 }
 
-/// A SentencePiece-like tokenizer.json, as Llama 2 has it.
+/// A SentencePiece-like tokenizer.json, like Llama 2's.
 fn sentencepiece_json() -> Value {
     let mut vocab = Map::new();
     for special in ["<unk>", "<s>", "</s>"] {
@@ -64,7 +66,8 @@ fn sentencepiece_json() -> Value {
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
         "pre_tokenizer": null,
         "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single":
+                [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
         "decoder": {"type": "Sequence", "decoders": [
@@ -103,7 +106,7 @@ fn with_decoder(decoder: Value) -> Tokenizer {
 }
 
 #[test]
-fn truncation_and_padding_of_the_file_are_off() {
+fn truncation_and_padding_in_the_file_are_ignored() {
     let ids = byte_level().encode("hello world, hello", true, false).unwrap();
     assert_eq!(byte_level().decode(&ids, true).unwrap(), "hello world, hello");
     assert!(ids.len() > 3);
@@ -149,7 +152,7 @@ fn llama_tokenizer_class_rebuilds_the_post_processor() {
     let plain = ids(json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"})).unwrap();
     assert_eq!((plain[0], *plain.last().unwrap() == 2), (1, false), "the post-processor decides");
     let said = ids(json!({"eos_token": "</s>", "add_bos_token": false, "add_eos_token": true})).unwrap();
-    assert_eq!((said[0] == 1, *said.last().unwrap()), (false, 2), "what the config says overrules it");
+    assert_eq!((said[0] == 1, *said.last().unwrap()), (false, 2), "the config overrides it");
     let unnamed = ids(json!({"add_bos_token": true})).unwrap();
     assert_ne!(unnamed[0], 1, "there is no BOS to add");
     let off = ids(json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": false})).unwrap();
@@ -177,7 +180,7 @@ fn special_tokens_come_from_config_and_map() {
     .unwrap();
     let id = |token: &str| tokenizer.token_to_id(token);
     assert_eq!((tokenizer.bos_token_id(), tokenizer.eos_token_id()), (id("<s>"), id("</s>")));
-    // With added_tokens_decoder the map is not read, and its tokens are added.
+    // With added_tokens_decoder the map is not read, and added_tokens_decoder's tokens are added.
     let config = json!({
         "eos_token": "<s>",
         "added_tokens_decoder": {"300": {"content": "<|new|>", "special": true}},
@@ -246,7 +249,7 @@ fn broken_files_give_typed_errors() {
         let error = open(&[("tokenizer.json", &json!(text[..cut]))]);
         assert!(matches!(error, Err(Error::Malformed { .. })), "cut at {cut}: {error:?}");
     }
-    // A merge that makes a token longer than any other, on which the library panics.
+    // The library panics on a merge that makes a token longer than any other.
     let mut long = good.clone();
     long["model"]["merges"] = json!(["hello hello"]);
     for broken in [json!("[]"), json!({}), json!("\u{0}"), long] {
@@ -269,7 +272,7 @@ fn broken_files_give_typed_errors() {
     }
 }
 
-/// Checks the law of [`DecodeStream`] for one sequence; returns the text.
+/// Checks the guarantee of [`DecodeStream`] for one sequence and returns the text.
 pub(super) fn check_stream(tokenizer: &Arc<Tokenizer>, ids: &[u32], skip_special_tokens: bool) -> String {
     let whole = tokenizer.decode(ids, skip_special_tokens).unwrap();
     let mut stream = tokenizer.decode_stream(skip_special_tokens);
@@ -343,7 +346,7 @@ fn other_decoders_give_their_text_too() {
             assert_eq!(check_stream(&tokenizer, &[], skip_special_tokens), "");
         }
     }
-    // Strip at the end: what may be stripped is held until something follows.
+    // Strip at the end: characters that may be stripped are held until something follows.
     let tokenizer =
         Arc::new(with_decoder(json!({"type": "Sequence", "decoders": [replace, {"type": "Fuse"}, strip]})));
     let id = |token: &str| tokenizer.token_to_id(token).unwrap();
@@ -357,7 +360,7 @@ fn other_decoders_give_their_text_too() {
 
 proptest! {
     #[test]
-    fn byte_level_streams_obey_the_law(
+    fn byte_level_streams_equal_the_whole(
         ids in prop::collection::vec(0u32..266, 0..60), skip in any::<bool>(),
     ) {
         check_stream(&Arc::new(byte_level()), &ids, skip);
@@ -371,7 +374,7 @@ proptest! {
     }
 
     #[test]
-    fn sentencepiece_streams_obey_the_law(
+    fn sentencepiece_streams_equal_the_whole(
         ids in prop::collection::vec(prop_oneof![0u32..271, 259u32..271, Just(198), Just(172)], 0..60),
         skip in any::<bool>(),
     ) {
@@ -380,7 +383,7 @@ proptest! {
 
     #[test]
     fn sentencepiece_text_survives(text in "[abcé日😀 ]{0,40}|.{0,40}") {
-        // ▁ itself stands for a space, and <0x41> for a byte.
+        // ▁ itself means a space, and <0x41> a byte.
         prop_assume!(!text.contains(['▁', '<']));
         let tokenizer = Arc::new(open(&[("tokenizer.json", &sentencepiece_json())]).unwrap());
         let ids = tokenizer.encode(&text, true, false).unwrap();
@@ -389,7 +392,9 @@ proptest! {
 
     /// Bytes changed at random anywhere in the file: an error or a tokenizer, never a panic.
     #[test]
-    fn mutated_files_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn mutated_files_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
         let mut bytes = sentencepiece_json().to_string().into_bytes();
         for (at, byte) in changes {
             let at = at.index(bytes.len());

@@ -1,8 +1,8 @@
-//! Llama 3's tokenizer.model, the file of the original release: a line for each of 128,000 tokens, with its
-//! bytes in base64 and its rank. The 256 special tokens after them are in no file.
+//! Reads Llama 3's tokenizer.model, the file of the original release. Each of its 128,000 lines has a token's
+//! bytes in base64 and its rank. The 256 special tokens that follow are not in the file.
 //!
-//! Source: Llama 3's own tokenizer; which merges stand for which ranks, transformers' converter, so that
-//! the ids are those of the tokenizer.json that comes with Llama 3.
+//! Source: Llama 3's own tokenizer; transformers' converter for turning ranks into merges, so that the ids
+//! are those of Llama 3's tokenizer.json.
 
 use std::collections::HashMap;
 
@@ -18,15 +18,17 @@ pub(super) const EOS: &str = "<|end_of_text|>";
 /// Further tokens that end a turn.
 pub(super) const END_OF_TURN: [&str; 2] = ["<|eom_id|>", "<|eot_id|>"];
 
-/// Tokens of Llama 3's file; Llama 4's, which is of the same format, has more, and cuts text otherwise.
+/// The number of tokens in Llama 3's file. Llama 4's file has the same format but more tokens, and its text
+/// is cut differently.
 const RANKS: usize = 128_000;
 const SPECIAL_TOKENS: usize = 256;
-/// Llama 3's file has 2.2 MB.
+/// The largest file. Llama 3's has 2.2 MB.
 const MAX_BYTES: usize = 4 << 20;
-/// Finding a token's merges takes the square of its length. The longest in use has 128 bytes.
+/// The longest token. Finding a token's merges takes time quadratic in its length. The longest in use has 128
+/// bytes.
 const MAX_TOKEN_BYTES: usize = 512;
 
-/// Makes the tokenizer of a file with the content `bytes`, without a post-processor.
+/// Makes a tokenizer from the file's content, without a post-processor.
 pub(super) fn read(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     let ranks = ranks(bytes)?;
     let mut vocab = Vocab::default();
@@ -49,7 +51,7 @@ pub(super) fn read(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, S
     })
 }
 
-/// The tokens by their bytes. Every number below [`RANKS`] is one token's rank.
+/// The rank of each token. Every number below [`RANKS`] is the rank of exactly one token.
 fn ranks(bytes: &[u8]) -> std::result::Result<HashMap<Vec<u8>, u32>, String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("is longer than {MAX_BYTES} bytes"));
@@ -89,7 +91,7 @@ fn ranks(bytes: &[u8]) -> std::result::Result<HashMap<Vec<u8>, u32>, String> {
     Ok(ranks)
 }
 
-/// Every way to make a token of two others, in the order in which they are tried.
+/// Every way to make a token from two others, in the order in which merges are tried.
 fn merges(ranks: &HashMap<Vec<u8>, u32>) -> Vec<(String, String)> {
     let mut merges = Vec::new();
     for (token, &rank) in ranks {
@@ -104,7 +106,7 @@ fn merges(ranks: &HashMap<Vec<u8>, u32>) -> Vec<(String, String)> {
     merges.into_iter().map(|(_, left, right)| (byte_level::spell(left), byte_level::spell(right))).collect()
 }
 
-/// The special tokens, by the names that Llama 3.1 gave them; those that Llama 3 had are the same.
+/// The special tokens, by Llama 3.1's names. Those that Llama 3 had are the same.
 fn special_tokens() -> impl Iterator<Item = String> {
     let named = [
         (0, BOS),
@@ -123,7 +125,7 @@ fn special_tokens() -> impl Iterator<Item = String> {
     })
 }
 
-/// The bytes of a text in base64, padded or not; None if it is none.
+/// Decodes base64, padded or not; None if the text is not base64.
 fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     let text = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
     let mut bytes = Vec::with_capacity(text.len());
@@ -140,7 +142,7 @@ fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
             };
             bits = bits << 6 | u32::from(value);
         }
-        // Of the last group, as many bytes as are whole.
+        // The last group gives only as many bytes as it has whole.
         match *group {
             [_, _, _, _] => bytes.extend_from_slice(bits.to_be_bytes().get(1..)?),
             [_, _, _] => bytes.extend_from_slice((bits >> 2).to_be_bytes().get(2..)?),
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_special_tokens_are_llama_3_s() {
+    fn the_special_tokens_are_llama_3s() {
         let tokens: Vec<String> = special_tokens().collect();
         assert_eq!(tokens.len(), SPECIAL_TOKENS);
         assert_eq!(tokens[2], "<|reserved_special_token_0|>");
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_llama_3_s_is_refused() {
+    fn files_other_than_llama_3s_are_refused() {
         for (text, reason) in [
             ("IQ== 0\nIg== 1\n", "has 2 tokens"),
             ("IQ== 128000\n", "rank 128000"),

@@ -1,9 +1,8 @@
-//! A tokenizer as a GGUF file's metadata, checked by reading it back.
+//! Writes a tokenizer as a GGUF file's metadata, and checks it by reading it back.
 //!
-//! - `byte_level.rs`: byte-level BPE, whose pre-tokenizer must be one that GGUF has a name for
-//! - `sentence_piece.rs`: vocabularies with scores, and Llama 2's tokenizer.json, whose merges are turned
-//!   into scores
-//! - this file: what both have in common, and the check: the metadata, read back, must give the same ids
+//! - `byte_level.rs`: byte-level BPE; its pre-tokenizer must have a name in GGUF
+//! - `sentence_piece.rs`: vocabularies with scores, and Llama 2's tokenizer.json, whose merges become scores
+//! - this file: the parts that both share, and the check that the metadata, read back, gives the same ids
 //!
 //! Source: llama.cpp, `convert_hf_to_gguf.py`, for keys and token types; `llama-vocab.cpp`.
 
@@ -22,23 +21,25 @@ use super::{MAX_VOCAB_SIZE, Tokenizer, catching};
 use crate::checkpoint::gguf::{Array, Metadata, Value};
 use crate::error::{Error, Result};
 
-/// A tokenizer as GGUF has it.
+/// A tokenizer in GGUF's form.
 #[derive(Clone, Debug)]
 pub struct GgufTokenizer {
     /// The `tokenizer.*` keys.
     pub metadata: Vec<(String, Value)>,
-    /// What GGUF cannot say, and what that changes.
+    /// Warnings about settings that GGUF cannot express, with their consequences.
     pub warnings: Vec<String>,
 }
 
-/// The metadata of a file without a tokenizer. The ids stay: whoever generates ids must know where to end.
+/// The metadata of a file without a tokenizer. It keeps the ids of BOS and EOS: generation must know where to
+/// end.
 pub fn no_tokenizer(bos_token_id: Option<u32>, eos_token_ids: &[u32]) -> Vec<(String, Value)> {
     let mut metadata = vec![(gguf::MODEL.into(), Value::String(NO_TOKENIZER.into()))];
     metadata.extend(ids(bos_token_id, eos_token_ids.first().copied(), eos_token_ids));
     metadata
 }
 
-/// BOS, the EOS that other programs look at, and all tokens that end a text where they are more.
+/// The keys for BOS, for the EOS that other programs use, and for all tokens that end a text if there are
+/// more.
 fn ids(bos: Option<u32>, eos: Option<u32>, eos_token_ids: &[u32]) -> Vec<(String, Value)> {
     let mut metadata = Vec::new();
     metadata.extend(bos.map(|id| (BOS.into(), Value::U32(id))));
@@ -50,12 +51,12 @@ fn ids(bos: Option<u32>, eos: Option<u32>, eos_token_ids: &[u32]) -> Vec<(String
     metadata
 }
 
-/// What is particular to one kind of vocabulary.
+/// The parts that differ between kinds of vocabularies.
 struct Vocabulary {
     /// `tokenizer.ggml.model`, and keys that only this kind has.
     metadata: Vec<(String, Value)>,
     has_scores: bool,
-    /// By id; None where no token is.
+    /// Indexed by id; None for an id without a token.
     tokens: Vec<Option<Token>>,
 }
 
@@ -66,7 +67,8 @@ struct Token {
     kind: Kind,
 }
 
-/// Texts that must have the same ids before and after: what pre-tokenizers and vocabularies differ in.
+/// Texts that must get the same ids before and after. They cover the differences between pre-tokenizers and
+/// vocabularies.
 const PROBES: &[&str] = &[
     "Hello world",
     "The quick  brown fox   jumps; over the lazy dog's 12345.67 items\n\n\tand more...\r\n",
@@ -78,21 +80,23 @@ const PROBES: &[&str] = &[
     "a",
 ];
 
-/// Texts at whose start GGUF's readers may put a space where a vocabulary with scores has none.
+/// Texts before which GGUF's readers may put a space although the vocabulary with scores does not.
 const SPACED: &[&str] = &[" a text after a space", "   three"];
 
 impl Tokenizer {
-    /// The tokenizer as the metadata of a GGUF file whose model has `vocab_size` rows and is ended by
-    /// `eos_token_ids`.
+    /// Writes the tokenizer as metadata for a GGUF file whose model has `vocab_size` rows and ends a text
+    /// with `eos_token_ids`.
     ///
-    /// Rows without a token get a placeholder. The result has been read back, and gave the same ids.
+    /// Rows without a token get a placeholder. The result has been read back and compared: it gives the same
+    /// ids.
     ///
     /// # Errors
-    /// [`Error::Unsupported`], which names what GGUF cannot express: pre-tokenizers and normalizers without
-    /// a name there, other models than BPE, more tokens than the model has rows.
+    /// [`Error::Unsupported`] for anything that GGUF cannot express: pre-tokenizers and normalizers that have
+    /// no name there, models other than BPE, more tokens than the model has rows.
     pub fn to_gguf(&self, vocab_size: usize, eos_token_ids: &[u32]) -> Result<GgufTokenizer> {
         if vocab_size > MAX_VOCAB_SIZE {
-            let value = format!("for a model of {vocab_size} tokens, of which readers take {MAX_VOCAB_SIZE}");
+            let value =
+                format!("for a model of {vocab_size} tokens, readers accept at most {MAX_VOCAB_SIZE}");
             return Err(inexpressible("vocabulary", &value));
         }
         let mut warnings = Vec::new();
@@ -101,7 +105,7 @@ impl Tokenizer {
             Encoder::Library(library) => {
                 let tokenizer = library.tokenizer();
                 let ModelWrapper::BPE(model) = tokenizer.get_model() else {
-                    return Err(inexpressible("model", "no BPE"));
+                    return Err(inexpressible("model", "not BPE"));
                 };
                 if model.byte_fallback {
                     sentence_piece::from_library(tokenizer, model)?
@@ -142,7 +146,7 @@ impl Tokenizer {
         Ok(GgufTokenizer { metadata, warnings })
     }
 
-    /// Makes the vocabulary as long as the model's.
+    /// Pads or cuts the vocabulary to the model's length.
     fn fit(
         &self,
         tokens: &mut Vec<Option<Token>>,
@@ -151,7 +155,7 @@ impl Tokenizer {
     ) -> Result<()> {
         if let Some(beyond) = tokens.get(vocab_size..) {
             let beyond: Vec<&Token> = beyond.iter().flatten().collect();
-            // Added tokens stand for themselves; others may be parts of merges.
+            // Added tokens can be dropped. Others may be parts of merges.
             let is_added = |token: &&Token| matches!(token.kind, Kind::Control | Kind::UserDefined);
             if !beyond.iter().all(is_added) {
                 let value = format!("{} tokens for a model of {vocab_size}", tokens.len());
@@ -169,7 +173,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Tokens that take the spaces beside them along, which GGUF cannot say.
+    /// A warning about tokens that absorb the spaces beside them, which GGUF cannot express.
     fn stripping_tokens(&self) -> Option<String> {
         let strips = |token: &&AddedToken| token.lstrip || token.rstrip || token.single_word;
         let mut found: Vec<&str> = match &self.encoder {
@@ -185,19 +189,21 @@ impl Tokenizer {
         found.sort_unstable();
         let example = found.first()?;
         let count = found.len();
-        Some(format!("GGUF cannot say that {count} tokens, such as {example}, take spaces beside them along"))
+        Some(format!(
+            "GGUF cannot express that {count} tokens, such as {example}, absorb the spaces beside them"
+        ))
     }
 
-    /// BOS, EOS, and which of them is put around a text.
+    /// The keys for BOS, for EOS, and for which of them is put around a text.
     fn special_ids(&self, eos_token_ids: &[u32]) -> Result<Vec<(String, Value)>> {
         let (first, last) = self.around()?;
         if let (Some(first), Some(bos)) = (first, self.bos_token_id)
             && first != bos
         {
-            return Err(inexpressible("post_processor", &format!("puts {first} first, where BOS is {bos}")));
+            return Err(inexpressible("post_processor", &format!("puts {first} first, but BOS is {bos}")));
         }
         let bos = first.or(self.bos_token_id);
-        // The one that other programs look at; the tokenizer's own, if the model heeds it.
+        // The EOS that other programs use: the tokenizer's own, if the model also ends with it.
         let own = self.eos_token_id.filter(|id| eos_token_ids.is_empty() || eos_token_ids.contains(id));
         let eos = last.or(own).or(eos_token_ids.first().copied());
         let mut metadata = ids(bos, eos, eos_token_ids);
@@ -206,7 +212,7 @@ impl Tokenizer {
         Ok(metadata)
     }
 
-    /// The tokens that are put before and after every text, seen from outside.
+    /// The tokens that are put before and after every text, found by encoding one.
     fn around(&self) -> Result<(Option<u32>, Option<u32>)> {
         let (with, without) = (self.encode("a", true, false)?, self.encode("a", false, false)?);
         let at = with.windows(without.len().max(1)).position(|window| window == without);
@@ -223,8 +229,8 @@ impl Tokenizer {
         }
     }
 
-    /// Reads the metadata back and compares. What GGUF's readers do otherwise where a text begins, or goes
-    /// on after a special token, is a warning.
+    /// Reads the metadata back and compares ids and texts. A difference only at the start of a text or after
+    /// a special token is a warning.
     fn check(&self, metadata: &[(String, Value)]) -> Result<Option<String>> {
         let values: BTreeMap<String, Value> = metadata.iter().cloned().collect();
         let parts = gguf::from_metadata(&Metadata::new(Path::new(&self.kind), values))?;
@@ -238,10 +244,7 @@ impl Tokenizer {
         };
         for text in PROBES {
             if differs(text, true)? {
-                return Err(inexpressible(
-                    "tokenizer",
-                    &format!("gives other ids, or another text, for {text:?}"),
-                ));
+                return Err(inexpressible("tokenizer", &format!("gives different ids or text for {text:?}")));
             }
         }
         let special = self.special_tokens.values().filter_map(|token| token.as_str());
@@ -250,8 +253,8 @@ impl Tokenizer {
         for text in SPACED.iter().map(|text| (*text).to_owned()).chain(special) {
             if differs(&text, false)? {
                 return Ok(Some(format!(
-                    "readers of GGUF put a space where this tokenizer does not: before a text that begins with \
-                     one, or after a special token, as in {text:?}"
+                    "readers of GGUF put a space where this tokenizer does not: before a text that begins \
+                     with one, or after a special token, as in {text:?}"
                 )));
             }
         }
@@ -270,7 +273,7 @@ fn library_tokens(
     for (text, id) in tokenizer.get_vocab(true) {
         let id = id as usize;
         if id >= tokens.len() {
-            // Ids are bounded by MAX_VOCAB_SIZE, as the tokenizer has been opened.
+            // Ids are below MAX_VOCAB_SIZE: that was checked when the tokenizer was opened.
             tokens.resize(id.saturating_add(1), None);
         }
         let kind = match added.get_vocab().contains_key(&text) {
@@ -286,13 +289,13 @@ fn library_tokens(
     tokens
 }
 
-/// The merges in their order, and the piece that each makes.
+/// The merges in their order.
 fn merges(model: &tokenizers::models::bpe::BPE) -> Result<Vec<(String, String)>> {
     #[derive(serde::Deserialize)]
     struct Merges {
         merges: Vec<(String, String)>,
     }
-    // The library gives its merges away in its own file format alone.
+    // The library gives access to its merges only through its own file format.
     let read = || {
         let text = catching(|| Ok(serde_json::to_string(model)?))?;
         serde_json::from_str::<Merges>(&text).map_err(|error| error.to_string())
@@ -300,12 +303,13 @@ fn merges(model: &tokenizers::models::bpe::BPE) -> Result<Vec<(String, String)>>
     read().map(|read| read.merges).map_err(|reason| inexpressible("merges", &reason))
 }
 
-/// A part of a tokenizer as its file has it.
+/// A part of a tokenizer in the form of its file.
 fn as_json<T: serde::Serialize>(part: &T) -> Result<serde_json::Value> {
     serde_json::to_value(part).map_err(|error| inexpressible("tokenizer", &error.to_string()))
 }
 
-/// What GGUF cannot express; the way out is no tokenizer at all.
+/// Makes the error for something that GGUF cannot express. The user's only way out is to leave the tokenizer
+/// out.
 fn inexpressible(key: &str, value: &str) -> Error {
     Error::unsupported(
         format!("tokenizer {key}"),

@@ -1,12 +1,11 @@
-//! SentencePiece's own file, tokenizer.model: a protocol buffer, read by hand and within bounds.
+//! Reads SentencePiece's own file, tokenizer.model: a protocol buffer, parsed by hand and with bounds.
 //!
-//! Source: SentencePiece, `sentencepiece_model.proto`: the numbers of the fields, and what holds where one
-//! is absent.
+//! Source: SentencePiece, `sentencepiece_model.proto`, for the fields' numbers and defaults.
 
 use super::MAX_VOCAB_SIZE;
 use super::sentence_piece::{Kind, Piece};
 
-/// What a tokenizer.model holds.
+/// The content of a tokenizer.model.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) pieces: Vec<Piece>,
@@ -17,14 +16,14 @@ pub(super) struct Model {
     trainer: Trainer,
 }
 
-/// What is known of how the pieces were found, as far as it changes how text is cut.
+/// The trainer's settings that change how text is cut.
 #[derive(Debug)]
 struct Trainer {
     model_type: u64,
     treat_whitespace_as_suffix: bool,
 }
 
-/// Why a file is not read.
+/// The reason to refuse a file.
 #[derive(Debug)]
 pub(super) enum Refusal {
     Malformed(String),
@@ -81,7 +80,7 @@ impl Model {
                 format!("{other}; BPE is supported"),
             ));
         }
-        // Both change how text is cut, in ways that Llama's own vocabularies have no use for.
+        // Both types change how text is cut. Llama's own vocabularies do not use them.
         let odd = [(Kind::UserDefined, "user-defined"), (Kind::Unused, "unused")];
         for (kind, name) in odd {
             if let Some(piece) = model.pieces.iter().find(|piece| piece.kind == kind) {
@@ -99,7 +98,7 @@ impl Model {
             match field? {
                 (3, Field::Varint(number)) => self.trainer.model_type = number,
                 (24, Field::Varint(flag)) => self.trainer.treat_whitespace_as_suffix = flag != 0,
-                // Negative numbers, which are huge ones here, stand for none.
+                // Negative numbers, which are huge as unsigned ones, mean none.
                 (41, Field::Varint(id)) => self.bos_id = u32::try_from(id).ok(),
                 (42, Field::Varint(id)) => self.eos_id = u32::try_from(id).ok(),
                 _ => {}
@@ -124,7 +123,7 @@ impl Model {
     }
 }
 
-/// Refuses a normalizer that replaces characters; Llama's replace none.
+/// Refuses a normalizer that replaces characters. Llama's normalizers replace none.
 fn refuse_charsmap(spec: &str, bytes: &[u8]) -> Result<(), Refusal> {
     let mut name = String::new();
     let mut has_charsmap = false;
@@ -171,7 +170,7 @@ enum Field<'a> {
     Fixed32(u32),
 }
 
-/// The fields of a message: numbers and values.
+/// Iterates over the fields of a message: their numbers and values.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,4 +1,4 @@
-//! Folders with tokenizer.model and no tokenizer.json, sound and broken.
+//! Tests folders with tokenizer.model and no tokenizer.json, valid and broken.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -41,7 +41,7 @@ fn llama_2_bytes() -> Vec<u8> {
     model_bytes(&llama_2_pieces(), &flag(3, 2), &flag(4, 0))
 }
 
-/// Without a user-defined piece, which Llama 2 has none of.
+/// Llama 2 has no user-defined pieces.
 fn llama_2_pieces() -> Vec<Piece> {
     pieces().into_iter().filter(|piece| piece.kind != Kind::UserDefined).collect()
 }
@@ -89,7 +89,7 @@ fn a_folder_with_tokenizer_model_alone_is_read() {
 }
 
 #[test]
-fn what_a_tokenizer_model_says_is_kept_or_refused() {
+fn settings_of_a_tokenizer_model_are_kept_or_refused() {
     let defaults = Model::read(&model_bytes(&llama_2_pieces(), &flag(3, 2), &[])).unwrap();
     assert!(defaults.add_dummy_prefix && defaults.remove_extra_whitespaces);
     let none = [flag(3, 2), flag(41, u64::MAX)].concat();
@@ -130,7 +130,9 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        if let Ok(tokenizer) = open_model(&bytes, &[]) && let Ok(ids) = tokenizer.encode("ab é </s>", true, false) {
+        if let Ok(tokenizer) = open_model(&bytes, &[])
+            && let Ok(ids) = tokenizer.encode("ab é </s>", true, false)
+        {
             tokenizer.decode(&ids, false).unwrap();
         }
     }

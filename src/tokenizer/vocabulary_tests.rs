@@ -1,4 +1,4 @@
-//! Vocabularies of GGUF files, sound and broken; and how SentencePiece's are merged.
+//! Tests vocabularies of GGUF files, valid and broken, and the merging of SentencePiece's.
 
 use proptest::prelude::*;
 
@@ -66,7 +66,7 @@ fn open(bytes: &[u8]) -> Result<Tokenizer> {
 
 const TEXTS: [&str; 12] = ["▁", "a", "b", "é", "ab", "▁a", "▁ab", "aba", "▁▁", "日", "ba", "▁b"];
 
-/// Llama 2's layout: unknown, BOS, EOS, bytes, then pieces, better ones first.
+/// Llama 2's layout: unknown, BOS, EOS, bytes, then pieces by falling score.
 pub(super) fn pieces() -> Vec<Piece> {
     let specials = [("<unk>", Kind::Unknown), ("<s>", Kind::Control), ("</s>", Kind::Control)];
     let specials = specials.map(|(text, kind)| Piece::new(text.into(), 0.0, kind));
@@ -116,13 +116,13 @@ fn pieces_are_merged_by_score_and_then_from_the_left() {
     let tokenizer = sentence_piece_gguf(&pieces()).open().unwrap();
     assert_eq!(tokenizer.kind(), "gguf llama");
     assert_eq!((tokenizer.bos_token_id(), tokenizer.eos_token_id()), (Some(1), Some(2)));
-    // "ab" is better than "▁a", so "▁ab" is made of "▁" and "ab".
+    // "ab" has a better score than "▁a", so "▁ab" is made of "▁" and "ab".
     assert_eq!(tokens(&tokenizer, "abab"), ["<s>", "▁ab", "ab"]);
     assert_eq!(tokens(&tokenizer, "b aba"), ["<s>", "▁b", "▁ab", "a"]);
     assert_eq!(tokens(&tokenizer, "bba"), ["<s>", "▁b", "ba"]);
     assert_eq!(tokens(&tokenizer, "é😀"), ["<s>", "▁", "é", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]);
     assert_eq!(tokens(&tokenizer, ""), ["<s>"]);
-    // What follows a special token gets its space, and only special tokens can be split.
+    // Text after a special token gets a space of its own, and only special tokens can be split.
     assert_eq!(tokens(&tokenizer, "a</s>a<tool>a"), ["<s>", "▁a", "</s>", "▁a", "<tool>", "▁a"]);
     let split = tokenizer.encode("</s><tool>", false, true).unwrap();
     assert!(!split.contains(&2));
@@ -199,7 +199,7 @@ fn digits_are_cut_as_the_name_says() {
 }
 
 #[test]
-fn old_files_of_llama_3_are_recognised() {
+fn old_llama_3_files_are_recognised() {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_level::spell(&[byte])).collect();
     tokens.extend((256..128_000).map(|id| format!("<{id}>")));
     tokens.push("<|begin_of_text|>".into());
@@ -252,7 +252,7 @@ fn broken_vocabularies_are_refused() {
     }
     let other = Gguf::default().string("tokenizer.ggml.model", "t5").open().unwrap_err();
     assert!(matches!(other, Error::Unsupported { .. }), "{other}");
-    // Odd, but of no harm.
+    // Odd but harmless.
     let mut odd = pieces();
     odd[259] = odd[260].clone();
     odd.push(Piece::new(String::new(), f32::NEG_INFINITY, Kind::Control));
@@ -263,7 +263,7 @@ fn broken_vocabularies_are_refused() {
 
 // --- Properties ---
 
-/// The same algorithm, as it is described: look at all pairs, merge the best.
+/// The same algorithm, directly from its description: look at all pairs, merge the best.
 fn slowly(pieces: &[Piece], text: &str) -> Vec<String> {
     let mut symbols: Vec<String> = text.chars().map(String::from).collect();
     loop {
@@ -275,7 +275,7 @@ fn slowly(pieces: &[Piece], text: &str) -> Vec<String> {
                 .map(|piece| piece.score)
         };
         let pairs = symbols.windows(2).enumerate().filter_map(|(at, pair)| Some((at, score(pair)?)));
-        // Of equal scores the first.
+        // If scores are equal, the first pair counts.
         let Some((at, _)) = pairs.reduce(|best, next| if next.1 > best.1 { next } else { best }) else {
             return symbols;
         };
@@ -305,13 +305,16 @@ proptest! {
     ) {
         let mut pieces = vec![Piece::new("<unk>".into(), 0.0, Kind::Unknown)];
         pieces.extend(["a", "b"].map(|letter| Piece::new(letter.into(), 0.0, Kind::Normal)));
-        pieces.extend(words.iter().map(|(word, score)| Piece::new(word.clone(), f32::from(*score), Kind::Normal)));
+        let piece = |(word, score): (&String, &i8)| {
+            Piece::new(word.clone(), f32::from(*score), Kind::Normal)
+        };
+        pieces.extend(words.iter().map(piece));
         prop_assert_eq!(encode(&pieces, &text), slowly(&pieces, &text));
     }
 
     #[test]
     fn text_survives(text in "[ab é日😀<]{0,40}|.{0,40}") {
-        // ▁ itself stands for a space.
+        // ▁ itself means a space.
         prop_assume!(!text.contains('▁'));
         let tokenizer = Arc::new(sentence_piece_gguf(&pieces()).open().unwrap());
         let ids = tokenizer.encode(&text, true, true).unwrap();
@@ -319,7 +322,7 @@ proptest! {
     }
 
     #[test]
-    fn streams_obey_the_law(
+    fn streams_equal_the_whole(
         ids in prop::collection::vec(prop_oneof![0u32..272, 257u32..272, Just(198), Just(172)], 0..60),
         skip in any::<bool>(), prefix in any::<bool>(),
     ) {
@@ -327,10 +330,12 @@ proptest! {
         check_stream(&Arc::new(file.open().unwrap()), &ids, skip);
     }
 
-    /// Bytes changed at random, in vocabularies of both kinds: an error or a tokenizer, never a panic.
+    /// Changes bytes at random in vocabularies of both kinds. The result is an error or a tokenizer, never a
+    /// panic.
     #[test]
     fn mutated_files_never_panic(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4), is_byte_level in any::<bool>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        is_byte_level in any::<bool>(),
     ) {
         let file =
             if is_byte_level { byte_level_gguf(Some("llama-bpe")) } else { sentence_piece_gguf(&pieces()) };
@@ -339,7 +344,9 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-                if let Ok(tokenizer) = open(&bytes) && let Ok(ids) = tokenizer.encode("ab é </s> hello", true, false) {
+        if let Ok(tokenizer) = open(&bytes)
+            && let Ok(ids) = tokenizer.encode("ab é </s> hello", true, false)
+        {
             tokenizer.decode(&ids, false).unwrap();
         }
     }

@@ -1,4 +1,4 @@
-//! Byte-level BPE: GGUF names its pre-tokenizer, which says how text is cut.
+//! Byte-level BPE. GGUF stores the name of its pre-tokenizer, which says how text is cut.
 
 use serde_json::Value as Json;
 use tokenizers::models::bpe::BPE;
@@ -31,7 +31,7 @@ pub(super) fn from_library(tokenizer: &tokenizers::Tokenizer, model: &BPE) -> Re
         inexpressible("pre_tokenizer", &format!("{cuts:?} {merges} ignore_merges"))
     })?;
     let merges = merges(model)?;
-    // A line holds both parts with a space between; spelt in bytes, no token has one.
+    // A line holds both parts with a space between them. In the byte-level mapping no token contains a space.
     if let Some((left, right)) = merges.iter().find(|(left, right)| left.contains(' ') || right.contains(' '))
     {
         return Err(inexpressible("merges", &format!("a space in {left:?} or {right:?}")));
@@ -48,7 +48,7 @@ pub(super) fn from_library(tokenizer: &tokenizers::Tokenizer, model: &BPE) -> Re
     })
 }
 
-/// How a pre-tokenizer cuts text, up to the spelling in bytes that must end it.
+/// The cuts of a pre-tokenizer. Its last step must be ByteLevel, which is not among them.
 fn cuts(pre_tokenizer: &Json) -> Result<Vec<Cut<'_>>> {
     let steps = match pre_tokenizer.get("pretokenizers").and_then(Json::as_array) {
         Some(steps) => steps.as_slice(),

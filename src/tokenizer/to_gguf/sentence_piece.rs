@@ -1,8 +1,10 @@
-//! Vocabularies with scores: SentencePiece's own, and Llama 2's tokenizer.json, which has merges instead.
+//! Vocabularies with scores: SentencePiece's own, and Llama 2's tokenizer.json, which has merges instead of
+//! scores.
 //!
-//! There a piece's score is its place in the order of merges. SentencePiece merges the pair whose piece has
-//! the best score, the library the pair of the lowest rank, so both merge alike while the merges that make
-//! one piece stand together, as in every file that was made of a SentencePiece model.
+//! A piece that merges make gets the negative of its position in their order as its score. SentencePiece
+//! merges the pair whose piece has the best score, the library the pair of the lowest rank. Both give the
+//! same result if the merges that make one piece are adjacent, as in every file converted from a
+//! SentencePiece model.
 
 use std::collections::HashMap;
 
@@ -15,13 +17,13 @@ use crate::error::Result;
 use crate::tokenizer::gguf::{ADD_SPACE_PREFIX, MODEL, REMOVE_EXTRA_WHITESPACES, SCORES};
 use crate::tokenizer::sentence_piece::{SPACE, SentencePiece};
 
-/// The key, completed once the vocabulary has its length.
+/// The key of the scores. It is made once the vocabulary has its final length.
 pub(super) fn scores(tokens: &[Option<Token>]) -> (String, Value) {
     let scores = tokens.iter().map(|token| token.as_ref().map_or(UNUSED, |token| token.score)).collect();
     (SCORES.into(), Value::Array(Array::F32(scores)))
 }
 
-/// The score of an id without a token, as llama.cpp's converter has it.
+/// The score of an id without a token, as in llama.cpp's converter.
 const UNUSED: f32 = -10_000.0;
 
 pub(super) fn from_pieces(vocabulary: &SentencePiece) -> Vocabulary {
@@ -78,7 +80,7 @@ pub(super) fn from_library(tokenizer: &tokenizers::Tokenizer, model: &BPE) -> Re
     })
 }
 
-/// Whether a text begins with a space that is not there; refuses other ways to prepare it than Llama 2's.
+/// Whether a space is put before a text. Refuses any preparation of text other than Llama 2's.
 fn space_prefix(tokenizer: &tokenizers::Tokenizer) -> Result<bool> {
     let space = SPACE.to_string();
     let prepend = json!({"type": "Prepend", "prepend": space});
