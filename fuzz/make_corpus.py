@@ -1,4 +1,4 @@
-"""Writes the seeds in corpus/: tiny valid files, made by the tests' own writers.
+"""Writes the seeds in corpus/: tiny valid files, made by the tests' helpers.
 
 Run with the test environment's Python: .venv/bin/python fuzz/make_corpus.py
 """
@@ -25,7 +25,7 @@ def seed(target: str, name: str, content: bytes) -> None:
 
 
 def safetensors(work: Path) -> None:
-    """A whole file, and headers alone."""
+    """Two whole files, and one header alone."""
     config = tiny.tiny_config(**SMALL, num_hidden_layers=1, vocab_size=5)
     for dtype in ("float32", "bfloat16"):
         path = tiny.write_checkpoint(work / dtype, config, dtype=dtype, tokenizer=False) / "model.safetensors"
@@ -39,7 +39,7 @@ def safetensors(work: Path) -> None:
 
 
 def gguf(work: Path) -> None:
-    """A whole model, a vocabulary, and one part of a model in two."""
+    """A whole model, a vocabulary, and one part of a model split in two."""
     config = tiny.gguf_config(**SMALL | {"hidden_size": 32, "intermediate_size": 32}, num_hidden_layers=1)
     vocabulary = tiny.write_gguf(work / "vocabulary.gguf", config, vocabulary_only=True).read_bytes()
     seed("gguf", "vocabulary", vocabulary)

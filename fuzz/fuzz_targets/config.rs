@@ -1,4 +1,4 @@
-//! The same bytes as each of the JSON files that are read strictly.
+//! Feeds the same bytes to the reader of each JSON file that is read strictly.
 
 #![no_main]
 
@@ -11,7 +11,7 @@ use candle_llama::config::{GenerationConfig, LlamaConfig};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
-/// A folder with one shard, of one tensor.
+/// A folder with one shard that has one tensor.
 static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
     let folder = shared::folder();
     let header = br#"{"lm_head.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;

@@ -1,4 +1,4 @@
-//! A GGUF file: its tensors, its config and its tokenizer.
+//! Reads the bytes as a GGUF file: its tensors, its config and its tokenizer.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A safetensors file: the bytes as they are, and as a header whose length is right.
+//! Reads the bytes as a safetensors file, then as the header of a file with the right header length.
 
 #![no_main]
 

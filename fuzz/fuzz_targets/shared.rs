@@ -1,4 +1,4 @@
-//! What the targets share: a folder in memory, and what may come of reading what is in it.
+//! Shared by the targets: a folder in memory, and the checks of a reader's result.
 
 use std::path::Path;
 
@@ -6,14 +6,14 @@ use candle_llama::checkpoint::{Checkpoint, tied};
 use candle_llama::error::{Error, Result};
 use tempfile::TempDir;
 
-/// A folder, in memory where the system has such a place.
+/// A temporary folder, in memory if the system has /dev/shm.
 pub fn folder() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder to write to")
 }
 
-/// Lets a panic inside a library pass if this crate catches it, as it does for the `tokenizers` library.
-/// The fuzzer's own hook would end the process first. Nobody's panic gets past the target.
-#[allow(dead_code)] // not every target has such a library below it
+/// Lets the crate catch panics inside the `tokenizers` library, as it does in normal use. The fuzzer's own
+/// hook would end the process first. Any other panic still ends the target.
+#[allow(dead_code)] // not every target uses the library
 pub fn let_libraries_panic() {
     let end_the_process = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -28,19 +28,19 @@ pub fn write(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).expect("room for a small file");
 }
 
-/// The value, if there is one. An error must be the file's fault, and its message must be short.
+/// The value of a result, if there is one. An error must be the file's fault, and its message must be short.
 pub fn checked<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(Error::Internal { reason }) => panic!("a bug: {reason}"),
         Err(error) => {
-            assert!(error.to_string().len() < 2500, "a long story: {error}");
+            assert!(error.to_string().len() < 2500, "a message that is too long: {error}");
             None
         }
     }
 }
 
-/// Opens a checkpoint and reads every tensor of it.
+/// Opens a checkpoint and reads every tensor.
 pub fn read_everything(path: &Path) -> Option<Checkpoint> {
     let checkpoint = checked(Checkpoint::open(path))?;
     for info in checkpoint.infos() {
