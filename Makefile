@@ -1,25 +1,26 @@
-# Every task of the project, one target each.
+# Every task of the project is a target here.
 
 comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# What the extension module and the package are made of. Folders too: they change when a file goes.
+# The sources of the extension module and the package. Folders are listed too: they change when a file is
+# deleted.
 SOURCES := Cargo.toml Cargo.lock pyproject.toml \
     $(shell find src crates python \( -type d -o -name Cargo.toml -o -name '*.rs' -o -name '*.py' \
     -o -name '*.pyi' -o -name py.typed \) -not -name __pycache__ 2>/dev/null)
 
-# Two recipes never write to the same virtual environment at once.
+# Two recipes must not write to the same virtual environment at once.
 .NOTPARALLEL:
 
 # Cargo features of the build: `make demo FEATURES=metal,accelerate`.
 FEATURES ?=
 CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
-# Given on the command line, features replace pyproject.toml's, so `python` is named again.
+# Features on the command line replace those of pyproject.toml, so `python` must be named again.
 export MATURIN_PEP517_ARGS := $(if $(FEATURES),--features python$(comma)$(FEATURES))
 
-# Random tests are not random in CI: proptest reads its seed here, and tests/conftest.py does the same for
+# Random tests use fixed seeds in CI: proptest reads its seed here, and tests/conftest.py sets one for
 # hypothesis.
 ifdef CI
 export PROPTEST_RNG_SEED ?= 1
@@ -40,7 +41,7 @@ demo: $(VENV)/.installed $(VENV)/.demo  ## build, install, and ask a real Llama 
 test: test-rust test-python  ## every test, Rust and Python
 
 .PHONY: test-rust
-test-rust: tools  ## the Rust tests, in the wheel's profile: Candle is compiled once for both
+test-rust: tools  ## the Rust tests, in the wheel's profile, so that Candle is compiled once
 	cargo test --release --locked --workspace $(CARGO_FEATURES)
 
 .PHONY: test-python
@@ -48,7 +49,7 @@ test-python: $(VENV)/.installed-test $(VENV)/.demo  ## the Python tests, against
 	$(BIN)/python -m pytest
 
 .PHONY: layers
-layers: $(VENV)/.installed-test  ## the house rules: who may import whom
+layers: $(VENV)/.installed-test  ## check which modules may import which
 	$(BIN)/python -m pytest tests/test_layers.py
 
 .PHONY: fmt
@@ -93,21 +94,21 @@ wheel: $(VENV)/.created | tools  ## one wheel for this machine, in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 .PHONY: clean
-clean:  ## remove everything that was made here
+clean:  ## remove everything that was built here
 	rm -rf target dist $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# --- set-up; a stamp file says that a step is done ---
+# --- set-up; a stamp file marks a step as done ---
 
 .PHONY: tools
 tools:
 	@.ci/tools cargo cc
 
-# All tools at once, so that they are installed at once.
+# One call checks all tools, so that missing ones are installed together.
 $(VENV)/.created:
 	@python=$$(.ci/tools cargo cc python) && set -x && "$$python" -m venv $(VENV)
 	@touch $@
 
-# Changes when FEATURES does.
+# This file changes when FEATURES changes.
 $(VENV)/.features: $(VENV)/.created FORCE
 	@echo '$(FEATURES)' | cmp -s - $@ || echo '$(FEATURES)' >$@
 
@@ -119,13 +120,13 @@ $(VENV)/.installed: $(VENV)/.features $(SOURCES) | tools
 	$(PIP) .
 	@touch $@
 
-# The same package with what the tests need; it stands for the plain installation too.
+# The same package with the tests' dependencies. It counts as the plain installation too.
 $(VENV)/.installed-test: $(VENV)/.features $(SOURCES) | tools
 	@echo "Building the extension module; the first time takes some minutes."
 	$(PIP) '.[test]'
 	@touch $(VENV)/.installed $@
 
-# Without its dependencies: they are another engine, to be compiled from C++.
+# Installed without its dependencies: they are another engine, which would be compiled from C++.
 $(VENV)/.demo: $(VENV)/.created
 	$(PIP) --no-deps $(DEMO)
 	@touch $@
