@@ -60,7 +60,7 @@ impl Held {
         let stored = WeightType::named(&info.dtype)?;
         // Of an embedding that is not the head, single rows are read.
         let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
-        let dtype = choices.types().held(stored, cols, multiplied);
+        let dtype = choices.types().in_memory(stored, cols, multiplied);
         let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs_weights);
         let packed = PackedRows::bytes_for(dtype, rows, cols).filter(|_| packs);
         let bytes = packed.or_else(|| dtype.bytes_for(cols)?.checked_mul(rows))?;

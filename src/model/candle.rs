@@ -1,11 +1,11 @@
-//! Candle's own Llama behind our [`Model`]: any of Candle's devices.
+//! Candle's own Llama behind our [`Model`] trait, on any device that Candle supports.
 //!
-//! It is built from our `VarBuilder` and from our reading of the config. It gives the logits of the
-//! last row only, so more rows cost one call each.
+//! It is built from our `VarBuilder` and our `LlamaConfig`. Candle returns the logits of the last row only,
+//! so a span that wants all rows is run one token per call.
 //!
-//! Nothing can stop Candle inside a call, and a call may take seconds. So a thread of its own runs the
-//! model, and the caller waits for it or, when cancelled, does not: the thread then ends the chunk that
-//! it is in, and the next request waits for that.
+//! A call into Candle cannot be interrupted and may take seconds. The model therefore runs on a thread of
+//! its own. The caller waits for the result, or returns at once when it is cancelled. The thread then
+//! finishes its current chunk, and the next request waits for that.
 //!
 //! Source: `candle_transformers::models::llama`.
 
@@ -26,15 +26,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The most rows of one call, the work that goes on after a caller was cancelled. Candle lays every
-/// weight out anew for a call, which fewer rows would not pay for.
+/// Maximum rows per call. This bounds the work that continues after a cancellation. Smaller chunks would be
+/// slow, because Candle copies every weight to another layout in each call.
 const CHUNK_ROWS: usize = 512;
-/// How long the caller waits before it looks whether it was cancelled.
+/// How long the caller waits before it checks again whether it was cancelled.
 const WAIT_SLICE: Duration = Duration::from_millis(10);
 
 /// Candle's Llama.
 pub struct CandleModel {
-    /// None while it is being dropped: the thread ends when nobody can ask any more.
+    /// None while the model is being dropped: the thread ends when this sender is gone.
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     vocab_size: usize,
@@ -51,7 +51,7 @@ enum Request {
     Free(SeqId),
 }
 
-/// A [`Span`] that may be sent to the thread.
+/// A [`Span`] that owns its tokens, so that it can be sent to the thread.
 struct OwnedSpan {
     seq: SeqId,
     tokens: Vec<u32>,
@@ -74,7 +74,7 @@ impl CandleModel {
         context_length: usize,
     ) -> Result<Self> {
         let stock_config = stock_config(config, context_length, has_flash_attention(device))?;
-        // Candle's errors are prose; ours name the tensor.
+        // Checked here first, because our errors name the tensor and Candle's only carry text.
         let unused = cpu::check_tensors(config, &checkpoint, head.lm_head)?;
         let infos = checkpoint.infos();
         let elements: u64 = infos.iter().map(|info| info.shape.iter().product::<usize>() as u64).sum();
@@ -105,12 +105,12 @@ impl CandleModel {
         })
     }
 
-    /// Tensors of the checkpoint that a Llama of this config does not have.
+    /// Names of the checkpoint's tensors that a Llama of this config does not have.
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused
     }
 
-    fn ask(&self, request: Request) -> Result<()> {
+    fn send(&self, request: Request) -> Result<()> {
         let sent = self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok());
         if sent { Ok(()) } else { Err(thread_ended()) }
     }
@@ -134,7 +134,7 @@ impl Model for CandleModel {
             .collect();
         let stop = Arc::new(AtomicBool::new(false));
         let (reply, answer) = channel();
-        self.ask(Request::Forward { spans, stop: Arc::clone(&stop), reply })?;
+        self.send(Request::Forward { spans, stop: Arc::clone(&stop), reply })?;
         loop {
             match answer.recv_timeout(WAIT_SLICE) {
                 Ok(Ok(result)) => return result,
@@ -151,8 +151,8 @@ impl Model for CandleModel {
     }
 
     fn free(&mut self, seq: SeqId) {
-        // Without its thread the model has no sequences either.
-        let _ = self.ask(Request::Free(seq));
+        // If the thread has ended, its sequences are gone too.
+        let _ = self.send(Request::Free(seq));
     }
 
     fn vocab_size(&self) -> usize {
@@ -168,16 +168,16 @@ impl Drop for CandleModel {
     fn drop(&mut self) {
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
-            // It hands the panics of its requests to those who asked, so it has nothing to report.
+            // Panics inside requests went to their callers, so there is nothing left to report.
             let _ = thread.join();
         }
     }
 }
 
-/// What the thread owns.
+/// The state that the thread owns.
 struct Runner {
     model: stock::Llama,
-    /// A cache that no token has been through; cloning it shares the rotary tables.
+    /// An empty cache; its clones share the rotary tables.
     empty: stock::Cache,
     sequences: HashMap<SeqId, Sequence>,
     device: Device,
@@ -196,12 +196,12 @@ impl Runner {
                 Request::Forward { spans, stop, reply } => {
                     let result = catch_unwind(AssertUnwindSafe(|| self.forward(&spans, &stop)));
                     if !matches!(result, Ok(Ok(_))) {
-                        // Their caches may be half written.
+                        // The caches of these sequences may be half written.
                         for span in &spans {
                             self.sequences.remove(&span.seq);
                         }
                     }
-                    // Who was cancelled does not listen any more.
+                    // A cancelled caller no longer listens.
                     let _ = reply.send(result);
                 }
                 Request::Free(seq) => drop(self.sequences.remove(&seq)),
@@ -210,7 +210,7 @@ impl Runner {
     }
 
     fn forward(&mut self, spans: &[OwnedSpan], stop: &AtomicBool) -> Result<Logits> {
-        let wanted = spans.iter().map(|span| span.rows.of(span.tokens.len())).sum();
+        let wanted = spans.iter().map(|span| span.rows.count(span.tokens.len())).sum();
         let mut logits = Logits::with_capacity(wanted, self.vocab_size)?;
         for span in spans {
             self.span(span, &mut logits, stop)?;
@@ -238,7 +238,7 @@ impl Runner {
         Ok(())
     }
 
-    /// The logits after `tokens`, `(vocab_size,)`.
+    /// Runs `tokens` and returns the logits after the last one, `(vocab_size,)`.
     fn step(&mut self, seq: SeqId, tokens: &[u32]) -> candle_core::Result<Vec<f32>> {
         let sequence =
             self.sequences.entry(seq).or_insert_with(|| Sequence { cache: self.empty.clone(), position: 0 });
@@ -249,9 +249,10 @@ impl Runner {
     }
 }
 
-/// The config as Candle's own Llama takes it, for loading that through our [`var_builder`].
+/// Converts the config to the type that Candle's own Llama takes. That Llama can then be loaded through our
+/// [`var_builder`].
 ///
-/// - `context_length`: positions that the rotary tables are made for
+/// - `context_length`: the number of positions in the rotary tables
 /// - `use_flash_attn`: needs the feature `flash-attn` and a CUDA device
 ///
 /// # Errors
@@ -306,15 +307,15 @@ pub fn stock_config(
         bos_token_id: config.bos_token_id,
         eos_token_id: None,
         rope_scaling,
-        // The length of the rotary tables. Candle also compares it with the number of heads before it
-        // drops old keys, where it means their positions; keep it above both.
+        // The length of the rotary tables. Candle also drops old keys when they exceed this number, but
+        // counts their heads instead of their positions. So it must not be below either.
         max_position_embeddings: context_length.max(config.num_key_value_heads),
-        // Our VarBuilder answers for the head, whatever the flag says.
+        // Our VarBuilder supplies the right head, so Candle must always ask for it.
         tie_word_embeddings: false,
     })
 }
 
-/// A failed call into Candle, with its message.
+/// Wraps an error of Candle's, with its message.
 fn failed(error: candle_core::Error) -> Error {
     Error::Generation { reason: format!("Candle: {error}") }
 }

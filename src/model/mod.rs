@@ -1,7 +1,7 @@
 //! Token ids in, logits out: one trait, two implementations.
 //!
-//! - `cpu/`: our decoder on our kernels; any config that this version honours, any storage type
-//! - `candle.rs`: Candle's own Llama, on any of its devices; what it cannot express is refused
+//! - `cpu/`: our decoder on our kernels; every supported config, every storage type
+//! - `candle.rs`: Candle's own Llama, on any of its devices; refuses configs that it cannot express
 //!
 //! Start reading at [`Model`], then `cpu/forward.rs`.
 
@@ -12,24 +12,24 @@ use crate::error::{Error, Result};
 
 pub use crate::kernels::Cancel;
 
-/// Names a sequence; a model keeps its keys and values until [`Model::free`].
+/// Identifies a sequence. A model keeps its keys and values until [`Model::free`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
-/// For which rows of a span logits are wanted.
+/// The rows of a span whose logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rows {
-    /// None: the span only fills the cache.
+    /// No row: the span only fills the KV cache.
     None,
-    /// The last.
+    /// The last row.
     Last,
-    /// All.
+    /// All rows.
     All,
 }
 
 impl Rows {
-    /// How many that is of `rows` rows.
-    fn of(self, rows: usize) -> usize {
+    /// The number of wanted rows in a span of `rows` rows.
+    fn count(self, rows: usize) -> usize {
         match self {
             Rows::None => 0,
             Rows::Last => 1,
@@ -41,20 +41,20 @@ impl Rows {
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
-    /// Whose tokens they are.
+    /// The sequence that the tokens belong to.
     pub seq: SeqId,
     /// The tokens; at least one, each below the vocabulary's size.
     pub tokens: &'a [u32],
-    /// The position of the first. The positions before it have been through `forward`; those from
-    /// it on are overwritten.
+    /// The position of the first token. All earlier positions have been through `forward`. Keys and
+    /// values from this position on are overwritten.
     pub start: usize,
-    /// Where logits are wanted.
+    /// The rows whose logits are wanted.
     pub rows: Rows,
 }
 
 impl Span<'_> {
     fn wanted(&self) -> usize {
-        self.rows.of(self.tokens.len())
+        self.rows.count(self.tokens.len())
     }
 }
 
@@ -68,7 +68,7 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Room for `rows` rows, none of them there yet.
+    /// No rows yet, with capacity for `rows` rows.
     fn with_capacity(rows: usize, vocab_size: usize) -> Result<Self> {
         let mut values = Vec::new();
         let reserved = rows.checked_mul(vocab_size).map(|len| values.try_reserve_exact(len));
@@ -79,58 +79,59 @@ impl Logits {
         Ok(Logits { values, vocab_size })
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.values.len() / self.vocab_size
     }
 }
 
-/// How the weights of one type are held.
+/// The weights of one storage type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
     /// The type's name, such as "BF16" or "Q4_1".
     pub dtype: String,
-    /// Tensors of this type.
+    /// Number of tensors of this type.
     pub count: usize,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
-/// A Llama that can be run.
+/// A loaded Llama.
 pub trait Model: Send {
-    /// Runs the spans, appends their keys and values, and gives the logits of the rows asked for, in
-    /// the order of the spans.
+    /// Runs the spans, appends their keys and values to the cache, and returns the logits of the wanted
+    /// rows, in the order of the spans.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] if `cancel` fired; [`Error::Generation`] if there is no room. After an
-    /// error the same spans may be run again.
+    /// [`Error::Cancelled`] if `cancel` fired; [`Error::Generation`] if the KV cache has no room. After
+    /// an error the same spans may be run again.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
-    /// Says how long a sequence's prompt will be, before its first token: RoPE may depend on it. Without
-    /// this call the first span counts as the prompt.
+    /// Announces the length of a sequence's prompt before its first token: RoPE and the choice of kernels
+    /// may depend on it. Without this call the first span counts as the prompt.
     fn begin(&mut self, _seq: SeqId, _prompt_tokens: usize) {}
 
-    /// Forgets a sequence; one that is not known is no error.
+    /// Frees a sequence's keys and values. An unknown sequence is ignored.
     fn free(&mut self, seq: SeqId);
 
     /// The length of a row of logits.
     fn vocab_size(&self) -> usize;
 
-    /// How many sequences may be decoded together to advantage.
+    /// The largest number of sequences that is worth decoding together.
     fn max_num_seqs(&self) -> usize {
         1
     }
 
-    /// How many blocks of [`crate::kernels::KV_BLOCK_POSITIONS`] positions sequences may still take.
+    /// The number of KV blocks, of [`crate::kernels::KV_BLOCK_POSITIONS`] positions each, that can still be
+    /// allocated.
     fn free_blocks(&self) -> usize {
         usize::MAX
     }
 
-    /// How the weights are held, by type.
+    /// The weights in memory, by storage type.
     fn storage(&self) -> Vec<Storage>;
 }
 
-/// Checks what every implementation relies on.
+/// Checks that every span has tokens and that their ids are below `vocab_size`.
 fn check_spans(spans: &[Span], vocab_size: usize) -> Result<()> {
     for span in spans {
         if span.tokens.is_empty() {

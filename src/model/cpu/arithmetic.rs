@@ -1,23 +1,23 @@
 //! How the products of a chunk are computed: which kernel, and how activations are rounded.
 //!
 //! Only the row's place in its sequence decides (prompt or generated, length of the prompt), never the batch,
-//! so that an answer does not depend on what runs beside it. docs/kernels.md has the table and its error.
+//! so that a result does not depend on other sequences. docs/kernels.md has the table and the errors.
 
 use crate::kernels::{GemmInput, Precision};
 
-/// The longest prompt that is read with the kernel of generated tokens. For so few rows it is the fastest.
+/// Prompts of up to this many tokens use the decode kernel, which is the fastest for so few rows.
 const PHRASE: usize = 16;
 
-/// The longest prompt that is read with 16-bit activations.
+/// Prompts of up to this many tokens use 16-bit activations.
 const SHORT_PROMPT: usize = 128;
 
-/// What a token is to its sequence.
+/// The part of its sequence that a token belongs to.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Phase {
     /// In a prompt of at most [`PHRASE`] tokens.
     Phrase,
-    /// In a prompt of at most [`SHORT_PROMPT`] tokens. A chat's question is one: its answer depends on few
-    /// tokens, and it is read in little time at any precision.
+    /// In a prompt of at most [`SHORT_PROMPT`] tokens, such as a chat's question: the answer depends on few
+    /// tokens, and the prefill is short at any precision.
     ShortPrompt,
     /// In a longer prompt.
     Prompt,
@@ -37,7 +37,7 @@ impl Phase {
     }
 }
 
-/// Which kernel multiplies by weights that lie in rows.
+/// The kernel for weights in rows, which are those that are not packed.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum ProductKind {
     /// [`crate::kernels::Kernels::matmul`]: f32 activations, one order of summation for any number of rows.
@@ -77,9 +77,9 @@ impl Arithmetic {
         Arithmetic { product, precision, attention_bf16_pairs: phase == Phase::Prompt }
     }
 
-    /// The arithmetic of the output head. Its rounding error goes straight into the logits, so every row of a
-    /// prompt has 16-bit activations there. The prompt's last row, where generation begins, uses the kernel of
-    /// the shortest prompts.
+    /// The arithmetic of the output head. Its rounding error goes straight into the logits, so every row of
+    /// a prompt has 16-bit activations there. The prompt's last row, where generation begins, uses the
+    /// kernel of the shortest prompts.
     pub(super) fn of_head(phase: Phase, exact: bool, ends_prompt: bool) -> Self {
         match phase {
             Phase::Decode => Arithmetic::of_layers(phase, exact),

@@ -11,7 +11,7 @@
 //! where a projection may add a bias, and `silu` is the config's `hidden_act`.
 //!
 //! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows of one [`Phase`], so that memory does not grow
-//! with the prompt. No row's result depends on how they are cut.
+//! with the prompt. The result of a row does not depend on where the cuts are.
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, GemmScratch, Output, QuantizedRows, grown};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
 
-/// The most rows that go through the layers together.
+/// Maximum number of rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
 
 /// Buffers for one chunk; they grow to the largest chunk seen and stay.
@@ -49,15 +49,15 @@ pub(super) struct Scratch {
     cos: Vec<f32>,
     /// As `cos`.
     sin: Vec<f32>,
-    /// The input of a product, in 8 bits.
+    /// The input of a product, quantised to 8 bits.
     quantized: QuantizedRows,
     gemm: GemmScratch,
 }
 
-/// The most bytes that the buffers of a step take, with the logits of one row and a copy of them.
+/// An upper bound for the buffers of a step in bytes, including one row of logits and a copy of it.
 pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
     let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads + 1;
-    // The input of a product is laid out anew for it, as f32 and in 8 bits.
+    // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
     let query = config.num_attention_heads * config.head_dim;
     let widest = config.hidden_size.max(config.intermediate_size).max(query);
     let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
@@ -67,6 +67,7 @@ pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
 }
 
 impl CpuModel {
+    /// Cuts the spans into chunks of one phase, runs them in order and collects the wanted logits.
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         for span in spans {
             if !self.sequences.contains_key(&span.seq) {
@@ -91,12 +92,12 @@ impl CpuModel {
                 }
                 let left = if phase == Phase::Decode { usize::MAX } else { prompt_tokens - rest.start };
                 let taken = rest.tokens.len().min(CHUNK_ROWS - rows).min(left);
-                let (tokens, behind) = rest.tokens.split_at(taken);
-                // The last row is wanted, and it is not in this chunk.
-                let only_fills = rest.rows == Rows::Last && !behind.is_empty();
+                let (tokens, later) = rest.tokens.split_at(taken);
+                // Only the last row is wanted, and it is in a later chunk.
+                let only_fills = rest.rows == Rows::Last && !later.is_empty();
                 let rows_wanted = if only_fills { Rows::None } else { rest.rows };
                 chunk.push(Span { tokens, rows: rows_wanted, ..rest });
-                rest = Span { tokens: behind, start: rest.start + taken, ..rest };
+                rest = Span { tokens: later, start: rest.start + taken, ..rest };
                 rows += taken;
             }
         }
@@ -165,7 +166,7 @@ impl CpuModel {
             projector.run(normed, rows, projections);
             kernels.rope(queries, head_dim, cos, sin, cancel);
             kernels.rope(keys, head_dim, cos, sin, cancel);
-            // What a cancelled product left unfinished must not reach the cache.
+            // A cancelled product leaves its output unfinished, which must not reach the KV cache.
             check()?;
             let mut first = 0;
             for span in spans {
@@ -198,7 +199,8 @@ impl CpuModel {
         }
         check()?;
 
-        // The rows that logits are wanted of, moved together to the front, and whether each is the last of its prompt.
+        // Move the rows whose logits are wanted to the front. Note for each whether it is the last of its
+        // prompt, because the head computes that row more precisely.
         let mut ends_prompt = Vec::new();
         let mut first = 0;
         for span in spans {
@@ -215,14 +217,15 @@ impl CpuModel {
         let before = logits.values.len();
         logits.values.resize(before + wanted * config.vocab_size, 0.0);
         let (mut normed, mut out) = (&normed[..], &mut logits.values[before..]);
-        for alike in ends_prompt.chunk_by(PartialEq::eq) {
-            let (x, rest) = normed.split_at(alike.len() * hidden);
-            let (logits, behind) = std::mem::take(&mut out).split_at_mut(alike.len() * config.vocab_size);
-            (normed, out) = (rest, behind);
-            projector.arithmetic = Arithmetic::of_head(phase, *exact, alike[0]);
+        for group in ends_prompt.chunk_by(PartialEq::eq) {
+            let (x, later_rows) = normed.split_at(group.len() * hidden);
+            let (logits, later_logits) =
+                std::mem::take(&mut out).split_at_mut(group.len() * config.vocab_size);
+            (normed, out) = (later_rows, later_logits);
+            projector.arithmetic = Arithmetic::of_head(phase, *exact, group[0]);
             let lm_head =
                 Projection { weight: weights.lm_head(), bias: None, out: logits, output: Output::Set };
-            projector.run(x, alike.len(), [lm_head]);
+            projector.run(x, group.len(), [lm_head]);
         }
         check()
     }

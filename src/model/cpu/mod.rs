@@ -3,7 +3,7 @@
 //! - `weights.rs`: the checkpoint's tensors, checked against the config
 //! - `forward.rs`: the whole decoder stack, for a chunk of rows at a time
 //! - `arithmetic.rs`: which kernel computes a chunk's products, and how activations are rounded
-//! - `projector.rs`: runs them
+//! - `projector.rs`: runs those products
 
 mod arithmetic;
 mod forward;
@@ -23,27 +23,27 @@ use std::collections::HashMap;
 pub use weights::Types;
 use weights::Weights;
 
-/// How to hold and run a model.
+/// How to load and run a model.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// The level of the kernels.
+    /// The kernels' ISA.
     pub isa: Isa,
-    /// Threads, the calling one included.
+    /// Number of threads, including the calling one.
     pub threads: usize,
     /// Which tensor is the output head.
     pub lm_head: LmHead,
-    /// In which types weights are held.
+    /// The types of the weights in memory.
     pub types: Types,
-    /// Activations stay f32 in every product, and sums keep one order for prompts and for what is generated.
-    /// Else both may be rounded, see docs/kernels.md.
+    /// True: activations stay f32 in every product, and prefill and decode add in the same order.
+    /// False: activations may be rounded, in prefill and in decode; docs/kernels.md has the table.
     pub exact: bool,
     /// The type of cached keys and values: F32, F16 or BF16.
     pub kv_dtype: WeightType,
-    /// The most bytes that keys and values of all sequences may take.
+    /// Maximum bytes of the keys and values of all sequences together.
     pub kv_bytes: u64,
 }
 
-/// The most sequences that are decoded together.
+/// The maximum number of sequences that are decoded together.
 const MAX_NUM_SEQS: usize = 8;
 
 /// A Llama on our kernels.
@@ -52,7 +52,7 @@ pub struct CpuModel {
     kernels: Kernels,
     exact: bool,
     weights: Weights,
-    /// `(head_dim / 2,)`
+    /// RoPE frequencies, `(head_dim / 2,)`.
     inv_freq: Vec<f32>,
     block_pool: BlockPool,
     sequences: HashMap<SeqId, Sequence>,
@@ -62,14 +62,14 @@ pub struct CpuModel {
 #[derive(Default)]
 struct Sequence {
     kv: PagedKv,
-    /// Positions from here on are generated.
+    /// Length of the prompt; tokens from this position on are generated.
     prompt_tokens: usize,
-    /// Its own frequencies, if they depend on its prompt.
+    /// RoPE frequencies of this sequence, if they depend on the length of its prompt.
     inv_freq: Option<Vec<f32>>,
 }
 
 impl CpuModel {
-    /// Takes the tensors that `config` asks for out of `checkpoint`.
+    /// Loads the tensors that `config` requires from `checkpoint`.
     ///
     /// # Errors
     /// A checkpoint error for a tensor that is missing, misshaped or of a type that is not supported;
@@ -103,14 +103,14 @@ impl CpuModel {
         })
     }
 
-    /// Tensors of the checkpoint that a Llama of this config does not have.
+    /// Names of the checkpoint's tensors that a Llama of this config does not have.
     pub fn unused_tensors(&self) -> &[String] {
         &self.weights.unused
     }
 }
 
-/// Checks that every tensor of a Llama of this config is there, readable and of its shape; gives
-/// [`CpuModel::unused_tensors`].
+/// Checks that every tensor that the config requires exists, is readable and has the right shape. Returns
+/// the same names as [`CpuModel::unused_tensors`].
 ///
 /// # Errors
 /// As [`CpuModel::new`].
@@ -122,7 +122,7 @@ pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmH
 impl Model for CpuModel {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         super::check_spans(spans, self.config.vocab_size)?;
-        // Reading what a file has lost since it was mapped would kill the process.
+        // If a mapped file was cut short since, reading the missing part would kill the process.
         self.weights.files.check()?;
         self.forward_chunks(spans, cancel)
     }

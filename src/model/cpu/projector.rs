@@ -79,7 +79,8 @@ impl Projector<'_> {
         }
     }
 
-    /// Adds a layer's MLP to `out` in one call, if the kernels have one for these weights; returns whether.
+    /// Adds a layer's MLP to `out` in one kernel call. Returns false, and does nothing, if the kernels have
+    /// no such call for these weights.
     pub(super) fn run_mlp(
         &mut self,
         x: &[f32],

@@ -1,7 +1,7 @@
-//! The tensors of a Llama, in their storage types, with the shapes that the config asks for.
+//! Loads the tensors of a Llama in their storage types and checks their shapes against the config.
 //!
-//! Float matrices stay in the file's map. Those of blocks of 32 are packed for products with 8-bit
-//! activations, unless every product is to be exact.
+//! Float matrices stay in the memory-mapped file. Matrices of 32-element quant blocks are packed for
+//! products with 8-bit activations, except in exact mode.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
@@ -23,7 +23,7 @@ pub(super) struct Weights {
     pub(super) norm: Vec<f32>,
     /// `(vocab_size, hidden_size)`; None if the embedding is the head.
     lm_head: Option<Matrix>,
-    /// What the stored matrices lie in.
+    /// The mapped files that stored matrices point into.
     pub(super) files: MappedFiles,
     /// See [`super::CpuModel::unused_tensors`].
     pub(super) unused: Vec<String>,
@@ -59,7 +59,7 @@ pub(super) struct Linear {
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A weight matrix: the file's own bytes, or a copy in another type or layout.
+/// A weight matrix: bytes of the mapped file, or a copy in another type or layout.
 pub(super) struct Matrix {
     dtype: WeightType,
     rows: usize,
@@ -74,7 +74,7 @@ enum Data {
 }
 
 impl Matrix {
-    /// The view that the kernels take.
+    /// A view for the kernels.
     pub(super) fn view(&self) -> Weight<'_> {
         let bytes = match &self.data {
             Data::Stored(tensor) => tensor.bytes(),
@@ -102,19 +102,19 @@ impl Matrix {
     }
 }
 
-/// In which types weights are held.
+/// The types of the weights in memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Types {
-    /// F32, F16 or BF16, for all matrices; None keeps the checkpoint's.
+    /// F32, F16 or BF16, for all matrices; None keeps the checkpoint's types.
     pub dtype: Option<WeightType>,
-    /// A type of blocks, for the float matrices that are multiplied with.
+    /// A type of quant blocks, for the float matrices that are multiplied.
     pub quantize: Option<WeightType>,
 }
 
 impl Types {
-    /// How a matrix is held that is stored as `stored`, in rows of `cols`. Of one that is not `multiplied`
-    /// with, single rows are read.
-    pub fn held(&self, stored: WeightType, cols: usize, multiplied: bool) -> WeightType {
+    /// The type in memory of a matrix with `cols` columns that is stored as `stored`. `multiplied` is false
+    /// for an embedding of which only single rows are read; that one is not quantised.
+    pub fn in_memory(&self, stored: WeightType, cols: usize, multiplied: bool) -> WeightType {
         let quantize = self
             .quantize
             .filter(|quantize| multiplied && stored.block_len() == 1 && quantize.bytes_for(cols).is_some());
@@ -122,17 +122,17 @@ impl Types {
     }
 }
 
-/// Reads tensors, and remembers which.
+/// Loads tensors and records their names.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     types: Types,
-    /// Those that convert and pack; None if nothing is to be changed.
+    /// For converting and packing; None leaves every matrix as it is stored.
     kernels: Option<&'a Kernels>,
-    /// Whether what can be packed is.
+    /// Whether to pack the matrices that can be packed.
     packs: bool,
     cancel: &'a Cancel<'a>,
     used: RefCell<HashSet<String>>,
-    /// Whether a matrix still lies in the files.
+    /// Whether any matrix points into the mapped files.
     stored: Cell<bool>,
 }
 
@@ -142,24 +142,25 @@ impl Loader<'_> {
         self.checkpoint.tensor_with_shape(name, shape)
     }
 
-    /// Tensors that were not asked for and that mean something.
+    /// Names of the tensors that were not loaded, without those that are known to be harmless.
     fn unused(&self) -> Vec<String> {
         let used = self.used.borrow();
-        let derived = |name: &str| {
-            // Buffers that older versions of transformers saved, what the config has read, and a head
-            // whose choice has been reported.
+        let is_harmless = |name: &str| {
+            // Older versions of transformers saved the first. The config reads the second. The choice of
+            // the head was reported when it was made.
             name.ends_with(".rotary_emb.inv_freq") || name == ROPE_FREQS || name == LM_HEAD
         };
         let names = self.checkpoint.infos().into_iter().map(|info| info.name);
-        names.filter(|name| !used.contains(name) && !derived(name)).collect()
+        names.filter(|name| !used.contains(name) && !is_harmless(name)).collect()
     }
 
-    /// A norm's weight or a bias, widened: it is tiny and used for every row.
+    /// Loads a norm's weight or a bias as f32: it is tiny and used for every row.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         Ok(self.tensor(name, &[len])?.to_f32())
     }
 
-    /// `name` without `.weight`. `has_bias` is config.json's word; in GGUF each bias that is there counts.
+    /// Loads a projection; `name` is without `.weight`. `has_bias` comes from the config, which in GGUF
+    /// only says that some projection has a bias. There the file shows which ones have.
     fn linear(&self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Linear> {
         let bias = format!("{name}.bias");
         let has_bias =
@@ -170,16 +171,16 @@ impl Loader<'_> {
         })
     }
 
-    /// A matrix that is multiplied with: packed if it can be.
+    /// Loads a matrix that is multiplied. It is packed if possible.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         self.table(name, rows, cols, true)
     }
 
-    /// A matrix; of one that is not `multiplied` with, single rows are read.
+    /// Loads a matrix. `multiplied` is false for an embedding of which only single rows are read.
     fn table(&self, name: &str, rows: usize, cols: usize, multiplied: bool) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         let stored = tensor.dtype();
-        let dtype = self.types.held(stored, cols, multiplied);
+        let dtype = self.types.in_memory(stored, cols, multiplied);
         let path = || self.checkpoint.path().into();
         let Some(row_bytes) = dtype.bytes_for(cols) else {
             let dtype = format!("{dtype} in rows of {cols}");
@@ -197,7 +198,7 @@ impl Loader<'_> {
                 refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((row, number));
             }
         };
-        let data = self.changed(dtype, stored, rows, cols, multiplied, &fill);
+        let data = self.converted(dtype, stored, rows, cols, multiplied, &fill);
         let data = data.map_err(|error| Error::Generation {
             reason: format!("cannot hold {name} as {dtype}: {error}"),
         })?;
@@ -223,8 +224,9 @@ impl Loader<'_> {
         Ok(Matrix { dtype, rows, cols, data })
     }
 
-    /// The matrix as it is held, if that is not as it is stored; if cancelled, anything. `fill` gives a row.
-    fn changed(
+    /// Converts or packs a matrix. Returns None if it stays as it is stored. `fill` writes one row as
+    /// `dtype`. After a cancellation the result is incomplete and must not be used.
+    fn converted(
         &self,
         dtype: WeightType,
         stored: WeightType,
