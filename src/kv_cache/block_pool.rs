@@ -1,36 +1,36 @@
-//! Blocks of 64 positions: allocated when first needed, given back when a sequence ends.
+//! KV blocks of 64 positions: allocated when first needed, returned to the pool when a sequence ends.
 
 use crate::error::{Error, Result};
 use crate::kernels::{Arena, KV_BLOCK_POSITIONS, KvBlock, Piece, WeightType};
 use std::ops::Range;
 
-/// What a block holds.
+/// The shape and type of a model's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
     /// `num_hidden_layers`
     pub layers: usize,
     /// `num_key_value_heads`
     pub kv_heads: usize,
-    /// Elements of one head.
+    /// Elements of a key or value in one head.
     pub head_dim: usize,
     /// F32, F16 or BF16.
     pub dtype: WeightType,
 }
 
 impl KvShape {
-    /// Bytes of the keys, or of the values, of one layer in a block; None if that overflows.
+    /// Bytes of one layer's keys in a block, which is also the size of its values; None on overflow.
     fn part_bytes(&self) -> Option<usize> {
         self.dtype.bytes_for(self.kv_heads.checked_mul(self.head_dim)?.checked_mul(KV_BLOCK_POSITIONS)?)
     }
 
-    /// Bytes of one block, all layers; None if that overflows.
+    /// Bytes of one block over all layers; None on overflow.
     pub fn block_bytes(&self) -> Option<usize> {
         self.part_bytes()?.checked_mul(2)?.checked_mul(self.layers)
     }
 }
 
-/// 64 positions in all layers. Layer by layer: keys `(kv_heads, head_dim, 64)`, then values
-/// `(kv_heads, 64, head_dim)`.
+/// The keys and values of 64 positions in all layers. Layout, layer by layer: keys
+/// `(kv_heads, head_dim, 64)`, then values `(kv_heads, 64, head_dim)`.
 #[derive(Debug)]
 pub struct Block {
     bytes: Piece,
@@ -44,14 +44,14 @@ impl Block {
         start..start + self.part_bytes
     }
 
-    /// One layer, as the attention kernel reads it.
+    /// One layer, for the attention kernel.
     pub fn layer(&self, layer: usize) -> KvBlock<'_> {
         let keys = self.keys_range(layer);
         let values = keys.end..keys.end + self.part_bytes;
         KvBlock { dtype: self.dtype, keys: &self.bytes[keys], values: &self.bytes[values] }
     }
 
-    /// The keys and the values of one layer, to be written.
+    /// The keys and the values of one layer, for writing.
     pub(super) fn layer_mut(&mut self, layer: usize) -> (&mut [u8], &mut [u8]) {
         let keys = self.keys_range(layer);
         let end = keys.end + self.part_bytes;
@@ -59,60 +59,60 @@ impl Block {
     }
 }
 
-/// Lends blocks, up to a bound.
+/// Hands out blocks up to a limit, and reuses those that are returned.
 #[derive(Debug)]
 pub struct BlockPool {
     shape: KvShape,
     part_bytes: usize,
     block_bytes: usize,
-    /// What blocks lie in.
+    /// The memory that blocks are allocated from.
     arena: Arena,
     free: Vec<Block>,
-    /// Blocks that exist, lent or free.
+    /// Number of blocks allocated so far, in use or free.
     blocks: usize,
-    most: usize,
+    max_blocks: usize,
 }
 
 impl BlockPool {
-    /// A pool that never holds more than `most_bytes`, though always one block. Nothing is allocated
-    /// yet.
+    /// A pool of at most `max_bytes`, or of one block if that is larger. Allocates nothing yet.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if a single block is too large to address.
-    pub fn new(shape: KvShape, most_bytes: u64) -> Result<Self> {
+    pub fn new(shape: KvShape, max_bytes: u64) -> Result<Self> {
         let (Some(part_bytes), Some(block_bytes)) = (shape.part_bytes(), shape.block_bytes()) else {
             return Err(Error::unsupported("KV cache", format!("{shape:?} is too large")));
         };
-        let most = usize::try_from(most_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
+        let max_blocks = usize::try_from(max_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
         let (arena, free) = (Arena::default(), Vec::new());
-        Ok(BlockPool { shape, part_bytes, block_bytes, arena, free, blocks: 0, most })
+        Ok(BlockPool { shape, part_bytes, block_bytes, arena, free, blocks: 0, max_blocks })
     }
 
-    /// What the blocks hold.
+    /// The shape of the cache.
     pub fn shape(&self) -> KvShape {
         self.shape
     }
 
-    /// How many blocks may still be lent.
+    /// The number of blocks that can still be taken.
     pub fn free_blocks(&self) -> usize {
-        self.most - self.blocks + self.free.len()
+        self.max_blocks - self.blocks + self.free.len()
     }
 
-    /// A block; what an earlier sequence wrote may still stand in it.
+    /// Takes a block. It may still contain the data of an earlier sequence.
     ///
     /// # Errors
-    /// [`Error::Generation`] if the bound is reached or the system has no memory.
+    /// [`Error::Generation`] if the limit is reached or the system has no memory.
     pub fn take(&mut self) -> Result<Block> {
         if let Some(block) = self.free.pop() {
             return Ok(block);
         }
         let full = |what: &str| Error::Generation {
             reason: format!(
-                "no room for more keys and values: {} blocks of {} positions, {} bytes each, are in use; {what}",
+                "no room for more keys and values: {} blocks of {} positions, {} bytes each, are in use; \
+                 {what}",
                 self.blocks, KV_BLOCK_POSITIONS, self.block_bytes,
             ),
         };
-        if self.blocks >= self.most {
+        if self.blocks >= self.max_blocks {
             return Err(full("close other streams, or load with a smaller context_length"));
         }
         let bytes =
@@ -121,13 +121,8 @@ impl BlockPool {
         Ok(Block { bytes, part_bytes: self.part_bytes, dtype: self.shape.dtype })
     }
 
-    /// Takes blocks back.
+    /// Returns blocks to the pool.
     pub fn give_back(&mut self, blocks: impl IntoIterator<Item = Block>) {
         self.free.extend(blocks);
-    }
-
-    /// Bytes of the blocks that exist, lent or free.
-    pub fn allocated_bytes(&self) -> usize {
-        self.blocks * self.block_bytes
     }
 }

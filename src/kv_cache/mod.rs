@@ -1,7 +1,7 @@
-//! Keys and values of the tokens that a sequence has been through.
+//! The KV cache: keys and values of the tokens that each sequence has processed.
 //!
-//! - `block_pool.rs`: blocks of 64 positions, lent to sequences and taken back
-//! - `paged.rs`: one sequence's blocks; writes in place and never moves what is written
+//! - `block_pool.rs`: allocates KV blocks of 64 positions and reuses them
+//! - `paged.rs`: the KV blocks of one sequence; writes in place and never moves data
 
 pub mod block_pool;
 pub mod paged;

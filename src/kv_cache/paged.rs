@@ -1,4 +1,4 @@
-//! One sequence's keys and values, block by block.
+//! The keys and values of one sequence, in KV blocks.
 
 use super::block_pool::{Block, BlockPool, KvShape};
 use crate::error::Result;
@@ -13,10 +13,10 @@ pub struct PagedKv {
 }
 
 impl PagedKv {
-    /// Makes room for positions below `positions`.
+    /// Takes blocks until all positions below `positions` have room.
     ///
     /// # Errors
-    /// As [`BlockPool::take`]; what was there stays.
+    /// As [`BlockPool::take`]. The blocks taken so far are kept.
     pub fn reserve(&mut self, positions: usize, pool: &mut BlockPool) -> Result<()> {
         while self.blocks.len() * KV_BLOCK_POSITIONS < positions {
             self.blocks.push(pool.take()?);
@@ -31,7 +31,7 @@ impl PagedKv {
     /// # Panics
     /// If there is no room ([`Self::reserve`]) or the lengths disagree with the shape.
     pub fn write(&mut self, shape: &KvShape, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        assert_eq!(keys.len(), values.len(), "a value for each key");
+        assert_eq!(keys.len(), values.len(), "as many values as keys");
         match shape.dtype {
             WeightType::F32 => self.write_as(shape, layer, position, keys, values),
             WeightType::F16 => self.write_as(
@@ -48,11 +48,11 @@ impl PagedKv {
                 &Vec::<bf16>::from_f32_slice(keys),
                 &Vec::<bf16>::from_f32_slice(values),
             ),
-            other => unreachable!("a cache of {other} is never made"),
+            other => unreachable!("a KV cache is never {other}"),
         }
     }
 
-    /// As [`Self::write`], in the cache's own type.
+    /// As [`Self::write`], for numbers that are already converted to the cache's type.
     fn write_as<T: bytemuck::NoUninit>(
         &mut self,
         shape: &KvShape,
@@ -69,18 +69,18 @@ impl PagedKv {
         }
     }
 
-    /// One layer of every block.
+    /// One layer of every block, in the order of positions.
     pub fn layer(&self, layer: usize) -> Vec<KvBlock<'_>> {
         self.blocks.iter().map(|block| block.layer(layer)).collect()
     }
 
-    /// Gives all blocks back.
+    /// Returns all blocks to the pool.
     pub fn release(self, pool: &mut BlockPool) {
         pool.give_back(self.blocks);
     }
 }
 
-/// Puts one position's keys, transposed, and values at their places.
+/// Writes the keys and values of one position into its block. The block's keys are transposed.
 fn scatter<T: bytemuck::NoUninit>(
     block_keys: &mut [u8],
     block_values: &mut [u8],
@@ -109,13 +109,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_stands_where_the_kernels_read_it() {
+    fn keys_are_written_transposed_and_values_are_not() {
         for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16] {
             let shape = shape(dtype);
             let mut pool = BlockPool::new(shape, u64::MAX).unwrap();
             let mut kv = PagedKv::default();
             kv.reserve(70, &mut pool).unwrap();
-            // Small integers, exact in 16 bits too.
+            // Small integers, which the 16-bit types hold exactly.
             let keys: Vec<f32> = (0..10 * 8).map(|i| i as f32).collect();
             let values: Vec<f32> = keys.iter().map(|k| -k).collect();
             kv.write(&shape, 1, 60, &keys, &values);
@@ -140,17 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_and_reuses_what_is_given_back() {
+    fn the_pool_is_bounded_and_reuses_returned_blocks() {
         let shape = shape(WeightType::F16);
         let block = shape.block_bytes().unwrap() as u64;
         let mut pool = BlockPool::new(shape, 2 * block).unwrap();
         let mut kv = PagedKv::default();
         kv.reserve(128, &mut pool).unwrap();
         assert!(kv.reserve(129, &mut pool).is_err());
-        assert_eq!(kv.layer(0).len(), 2, "what was there stays");
+        assert_eq!(kv.layer(0).len(), 2, "a failed reserve keeps the blocks");
         kv.release(&mut pool);
+        assert_eq!(pool.free_blocks(), 2);
         PagedKv::default().reserve(128, &mut pool).unwrap();
-        assert_eq!(pool.allocated_bytes() as u64, 2 * block);
+        assert_eq!(pool.free_blocks(), 0);
     }
 
     #[test]
