@@ -8,31 +8,30 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How long a caller waits for the model before it looks at its own signals again.
+/// How long a caller waits for the model's lock before it checks again whether it was cancelled.
 const LOCK_SLICE: Duration = Duration::from_millis(10);
 
 /// A model and its lock.
 ///
-/// The lock is held for one step and never while a caller does something else, so sequences of one
-/// thread or of several may be run in turn.
+/// The lock is held for one step only, so sequences of one thread or of several threads can take turns.
 ///
-/// In a process forked from the one that made it, an engine refuses every step and waits for nothing:
-/// a lock may be held by a thread that is not there, and the model's own threads are gone.
+/// In a process that was forked after the engine was made, the engine refuses every step without waiting.
+/// There the lock may be held by a thread that does not exist, and the model's own threads are gone.
 pub struct Engine {
     process: Process,
-    /// None once closed and the last step has ended.
+    /// None after [`Engine::close`].
     model: Mutex<Option<Box<dyn Model>>>,
     vocab_size: usize,
     pub(super) max_num_seqs: usize,
     context_length: usize,
     next_seq: AtomicU64,
     closed: AtomicBool,
-    /// Sequences that ended while the model was busy; forgotten before the next step.
+    /// Sequences that ended while the model was busy. They are freed before the next step.
     ended: Mutex<Vec<SeqId>>,
 }
 
 impl Engine {
-    /// An engine over `model`, whose sequences have at most `context_length` tokens.
+    /// An engine that runs `model`. A sequence has at most `context_length` tokens.
     pub fn new(model: Box<dyn Model>, context_length: usize) -> Self {
         let (vocab_size, max_num_seqs) = (model.vocab_size(), model.max_num_seqs());
         Engine {
@@ -52,12 +51,12 @@ impl Engine {
         self.vocab_size
     }
 
-    /// The most tokens of a sequence, prompt and output together.
+    /// The maximum number of tokens of a sequence, prompt and output together.
     pub fn context_length(&self) -> usize {
         self.context_length
     }
 
-    /// Drops the model, once the step that is running has ended; later steps are refused.
+    /// Waits for the running step, then drops the model. Later steps are refused.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         if self.process.is_current() {
@@ -65,7 +64,7 @@ impl Engine {
         }
     }
 
-    /// Whether a step could be taken now.
+    /// Checks that the engine can run a step.
     ///
     /// # Errors
     /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process.
@@ -79,11 +78,13 @@ impl Engine {
         Ok(())
     }
 
-    /// The logits of the last `last` rows of `tokens` (None: of all), in steps.
+    /// The logits of the last `last` rows of `tokens`, or of all rows if `last` is None. Long inputs take
+    /// several steps.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for no tokens, ids out of range or `last` of 0 or more than there
-    /// are; [`Error::ContextLength`]; [`Error::Cancelled`]; those of [`Engine::check_open`].
+    /// [`Error::InvalidArgument`] if there are no tokens, if ids are out of range, or if `last` is 0 or more
+    /// than the number of tokens; [`Error::ContextLength`]; [`Error::Cancelled`]; those of
+    /// [`Engine::check_open`].
     pub fn logits(&self, tokens: &[u32], last: Option<usize>, cancel: &Cancel) -> Result<Logits> {
         self.check_tokens(tokens)?;
         if tokens.len() > self.context_length {
@@ -99,20 +100,20 @@ impl Engine {
             let reason = format!("no memory for {rows} rows of {} logits", self.vocab_size);
             return Err(Error::Generation { reason });
         }
-        self.read(tokens, tokens.len() - rows, PREFILL_TOKENS, cancel, &mut |part| {
+        self.prefill_in_steps(tokens, tokens.len() - rows, PREFILL_TOKENS, cancel, &mut |part| {
             logits.values.extend(part.values);
             Ok(())
         })?;
         Ok(logits)
     }
 
-    /// Reads `tokens` as a sequence of its own, in steps, and hands on the logits of the rows from
-    /// `first_row` on: at most `most_rows` at a time, in their order. The sequence is forgotten then.
-    pub(super) fn read(
+    /// Runs `tokens` as a temporary sequence, in steps. Passes the logits of the rows from `first_row` on to
+    /// `take`, in their order and at most `max_rows` at a time.
+    pub(super) fn prefill_in_steps(
         &self,
         tokens: &[u32],
         first_row: usize,
-        most_rows: usize,
+        max_rows: usize,
         cancel: &Cancel,
         take: &mut dyn FnMut(Logits) -> Result<()>,
     ) -> Result<()> {
@@ -120,13 +121,13 @@ impl Engine {
         let mut start = 0;
         let mut result = Ok(());
         while start < tokens.len() && result.is_ok() {
-            // A step never straddles the first wanted row: it wants all of its rows, or none.
+            // No step crosses `first_row`, so that it wants the logits of all of its rows or of none.
             let wanted = start >= first_row;
-            let (bound, most) = if wanted { (tokens.len(), most_rows) } else { (first_row, PREFILL_TOKENS) };
-            let end = bound.min(start + most);
+            let (bound, max) = if wanted { (tokens.len(), max_rows) } else { (first_row, PREFILL_TOKENS) };
+            let end = bound.min(start + max);
             let rows = if wanted { Rows::All } else { Rows::None };
             let span = Span { seq, tokens: &tokens[start..end], start, rows };
-            let logits = self.read_spans(&[span], &[tokens.len()], cancel);
+            let logits = self.prefill_spans(&[span], &[tokens.len()], cancel);
             result = logits.and_then(|logits| if wanted { take(logits) } else { Ok(()) });
             start = end;
         }
@@ -134,8 +135,9 @@ impl Engine {
         result
     }
 
-    /// One step of the model that reads prompts, or parts of them; they have so many tokens.
-    pub(super) fn read_spans(
+    /// One prefill step over prompts or parts of prompts. `prompt_tokens` has the length of each span's
+    /// whole prompt.
+    pub(super) fn prefill_spans(
         &self,
         spans: &[Span],
         prompt_tokens: &[usize],
@@ -150,10 +152,10 @@ impl Engine {
         })
     }
 
-    /// Does `work` with the model, as soon as no other thread has it.
+    /// Runs `work` on the model as soon as no other thread holds its lock.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] while it waits; those of [`Engine::check_open`]; those of `work`.
+    /// [`Error::Cancelled`] if cancelled while waiting; those of [`Engine::check_open`]; those of `work`.
     pub(super) fn with_model<T>(
         &self,
         cancel: &Cancel,
@@ -166,7 +168,7 @@ impl Engine {
             }
             if let Some(mut model) = self.model.try_lock_for(LOCK_SLICE) {
                 let Some(model) = model.as_mut() else { return Err(Error::Closed { what: "the model" }) };
-                self.forget_ended(model.as_mut());
+                self.free_ended(model.as_mut());
                 return work(model.as_mut());
             }
         }
@@ -176,19 +178,19 @@ impl Engine {
         SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Forgets a sequence, now or before the next step. Never waits: who drops a sequence may hold a
-    /// lock (Python's) that the running step asks for.
+    /// Frees a sequence, now or before the next step. Never waits: the thread that drops a sequence may hold
+    /// Python's GIL, which the running step may need.
     pub(super) fn free(&self, seq: SeqId) {
         if !self.process.is_current() {
             return;
         }
         self.ended.lock().push(seq);
         if let Some(Some(model)) = self.model.try_lock().as_deref_mut() {
-            self.forget_ended(model.as_mut());
+            self.free_ended(model.as_mut());
         }
     }
 
-    fn forget_ended(&self, model: &mut dyn Model) {
+    fn free_ended(&self, model: &mut dyn Model) {
         for seq in self.ended.lock().drain(..) {
             model.free(seq);
         }
@@ -212,7 +214,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // In a forked process the model cannot be taken down: it would wait for threads that are not there.
+        // In a forked process, dropping the model would wait for threads that do not exist there.
         if !self.process.is_current() {
             std::mem::forget(self.model.get_mut().take());
         }

@@ -1,12 +1,12 @@
-//! Sequences of token ids, step by step. Knows nothing of text.
+//! Runs sequences of token ids, step by step. Does not deal with text.
 //!
 //! - `engine.rs`: a model that several threads share, one step at a time
-//! - `sequence.rs`: a prompt and what is generated after it
+//! - `sequence.rs`: a prompt and the tokens generated after it
 //! - `batch.rs`: sequences that are generated together
-//! - `score.rs`: how likely given tokens are
+//! - `score.rs`: log-probabilities of given tokens
 
 mod batch;
-#[allow(clippy::module_inception)] // engine/engine.rs, as the house has it
+#[allow(clippy::module_inception)] // engine/engine.rs holds the type Engine
 mod engine;
 mod score;
 mod sequence;
@@ -16,5 +16,5 @@ mod tests;
 pub use engine::Engine;
 pub use sequence::{Finish, FinishReason, Sequence, Stats, Step, StopReason, Token};
 
-/// Tokens of a prompt that one step reads: the model's lock is held no longer.
+/// Maximum prompt tokens in one call of the model, so that its lock is not held for long.
 const PREFILL_TOKENS: usize = 512;

@@ -1,4 +1,4 @@
-//! A prompt and what is generated after it.
+//! A prompt and the tokens generated after it.
 
 use super::Engine;
 use crate::error::Result;
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 /// Why a sequence ended, in OpenAI's and vLLM's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token, a stop token or a stop string.
+    /// An EOS token, a stop token or a stop string was generated.
     Stop,
-    /// `max_new_tokens`, or the end of the context.
+    /// `max_new_tokens` or the end of the context was reached.
     Length,
-    /// `timeout`.
+    /// `timeout` was over.
     Timeout,
     /// The caller cancelled.
     Cancelled,
@@ -32,7 +32,7 @@ impl FinishReason {
     }
 }
 
-/// Which of the caller's stops it was.
+/// The caller's stop token or stop string that ended a sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// One of `stop_token_ids`.
@@ -44,9 +44,9 @@ pub enum StopReason {
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finish {
-    /// Why.
+    /// The kind of end.
     pub reason: FinishReason,
-    /// Which stop of the caller's it was; None for an end token.
+    /// The caller's stop token or stop string that was generated; None for an EOS token or another reason.
     pub stop: Option<StopReason>,
 }
 
@@ -61,45 +61,45 @@ impl From<FinishReason> for Finish {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// Its log-probability, if asked for.
+    /// Its log-probability, if requested.
     pub logprob: Option<TokenLogprob>,
-    /// Whether it ended the sequence: an end or stop token, which is no part of the text.
+    /// Whether this is the EOS or stop token that ended the sequence. It is not part of the text.
     pub is_stop: bool,
 }
 
-/// What one step gave.
+/// The result of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// The token; None if the sequence ended before there was one.
+    /// The token; None if the sequence was cancelled or timed out.
     pub token: Option<Token>,
     /// Set on the last step.
     pub finish: Option<Finish>,
 }
 
-/// Counts and times of a sequence. Waiting between steps for the caller does not count.
+/// Token counts and times of a sequence. Pauses between steps, made by the caller, are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those of them whose keys and values were there already.
+    /// Prompt tokens whose keys and values were already cached.
     pub cached_tokens: usize,
     /// Tokens generated.
     pub completion_tokens: usize,
-    /// From the request to the first token; None without one.
+    /// Time from the request to the first token; None before it.
     pub time_to_first_token: Option<Duration>,
-    /// Reading the prompt and sampling the first token.
+    /// Time to prefill the prompt and sample the first token.
     pub prefill: Duration,
-    /// Generating all tokens but the first.
+    /// Time to generate all tokens but the first.
     pub decode: Duration,
 }
 
 impl Stats {
-    /// Tokens of the prompt read per second; None if none was.
+    /// Prompt tokens prefilled per second; None if there were none.
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
         per_second(self.prompt_tokens - self.cached_tokens, self.prefill)
     }
 
-    /// Tokens generated per second after the first; None without a second.
+    /// Tokens generated per second, without the first token; None for fewer than two tokens.
     pub fn decode_tokens_per_second(&self) -> Option<f64> {
         per_second(self.completion_tokens.saturating_sub(1), self.decode)
     }
@@ -109,7 +109,7 @@ fn per_second(count: usize, time: Duration) -> Option<f64> {
     (count > 0 && !time.is_zero()).then(|| count as f64 / time.as_secs_f64())
 }
 
-/// A sequence that is being generated. Dropping it gives its keys and values back.
+/// A sequence that is being generated. Dropping it frees its keys and values.
 pub struct Sequence {
     engine: Arc<Engine>,
     seq: SeqId,
@@ -117,21 +117,21 @@ pub struct Sequence {
     output: Vec<u32>,
     params: SamplingParams,
     sampler: Sampler,
-    /// Tokens that end it: the model's, unless they are to be ignored.
+    /// The model's EOS tokens, which end the sequence; empty with `ignore_eos`.
     eos_token_ids: Vec<u32>,
     requested: Instant,
     stats: Stats,
-    /// Tokens whose keys and values the model has.
+    /// Number of tokens whose keys and values are in the KV cache.
     computed: usize,
     finished: bool,
 }
 
 impl Sequence {
-    /// Prepares to generate after `prompt`.
+    /// A new sequence that continues `prompt`. Runs nothing yet.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an empty prompt or ids out of range; [`Error::ContextLength`] if
-    /// the prompt leaves no room for a token and is not to be truncated.
+    /// the prompt leaves no room for a token and `on_overflow` does not truncate it.
     pub fn new(
         engine: &Arc<Engine>,
         mut prompt: Vec<u32>,
@@ -160,7 +160,7 @@ impl Sequence {
         })
     }
 
-    /// Checks what [`Sequence::new`] does.
+    /// Makes the checks of [`Sequence::new`] without making a sequence.
     ///
     /// # Errors
     /// Those of [`Sequence::new`].
@@ -174,17 +174,17 @@ impl Sequence {
         Ok(())
     }
 
-    /// The parameters it is generated with.
+    /// The sampling parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// Counts and times up to now.
+    /// Counts and times so far.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
-    /// Ends the sequence and gives its keys and values back.
+    /// Ends the sequence and frees its keys and values.
     pub fn close(&mut self) {
         if !self.finished {
             self.finished = true;
@@ -192,10 +192,10 @@ impl Sequence {
         }
     }
 
-    /// The next token; None after the last. The first step reads the prompt.
+    /// Generates the next token; None after the last. The first step prefills the prompt.
     ///
     /// # Errors
-    /// Those of the model; the sequence has ended then.
+    /// Those of the model. An error ends the sequence.
     pub fn step(&mut self, cancel: &Cancel) -> Result<Option<Step>> {
         let engine = Arc::clone(&self.engine);
         Ok(engine.step(&mut [self], cancel)?.pop().flatten())
@@ -205,18 +205,18 @@ impl Sequence {
         self.finished
     }
 
-    /// Whether its next step reads the prompt.
-    pub(super) fn is_at_prompt(&self) -> bool {
+    /// Whether the prompt is still to be prefilled, in whole or in part.
+    pub(super) fn needs_prefill(&self) -> bool {
         self.output.is_empty()
     }
 
-    /// Tokens whose keys and values the model has.
+    /// Number of tokens whose keys and values are in the KV cache.
     pub(super) fn computed(&self) -> usize {
         self.computed
     }
 
-    /// Prompt and output together at their greatest length, if the context holds it.
-    pub(super) fn most_tokens(&self) -> usize {
+    /// Maximum length of prompt and output together. The context may be shorter.
+    pub(super) fn max_tokens(&self) -> usize {
         self.prompt.len().saturating_add(self.params.max_new_tokens)
     }
 
@@ -228,20 +228,21 @@ impl Sequence {
         self.prompt.len()
     }
 
-    /// What the model has not seen of the prompt, at most `most` tokens; logits are wanted after the last.
-    pub(super) fn prompt_span(&self, most: usize) -> Span<'_> {
+    /// The next `max` tokens of the prompt to prefill, or all if fewer are left. Logits are wanted only after
+    /// the prompt's last token.
+    pub(super) fn prompt_span(&self, max: usize) -> Span<'_> {
         let left = self.prompt.len() - self.computed;
-        let tokens = &self.prompt[self.computed..][..left.min(most)];
-        let rows = if left <= most { Rows::Last } else { Rows::None };
+        let tokens = &self.prompt[self.computed..][..left.min(max)];
+        let rows = if left <= max { Rows::Last } else { Rows::None };
         Span { seq: self.seq, tokens, start: self.computed, rows }
     }
 
-    /// Says that so many tokens of the prompt have been read.
-    pub(super) fn add_read(&mut self, tokens: usize) {
+    /// Records that the next `tokens` tokens of the prompt have been prefilled.
+    pub(super) fn add_prefilled(&mut self, tokens: usize) {
         self.computed += tokens;
     }
 
-    /// The first step, which the logits after the prompt give.
+    /// Samples the first token from the logits after the prompt.
     pub(super) fn first_step(&mut self, logits: &mut [f32]) -> Result<Step> {
         let step = self.sample(logits)?;
         self.stats.time_to_first_token = Some(self.requested.elapsed());
@@ -252,14 +253,14 @@ impl Sequence {
         self.stats.prefill += took;
     }
 
-    /// What the model has not seen after the first step: the newest token.
+    /// The newest token, which the model has not processed yet.
     pub(super) fn decode_span(&self) -> Span<'_> {
         let tokens = &self.output[self.output.len().saturating_sub(1)..];
         Span { seq: self.seq, tokens, start: self.computed, rows: Rows::Last }
     }
 
-    /// The step that the logits of [`Self::decode_span`] give.
-    pub(super) fn decoded(&mut self, logits: &mut [f32]) -> Result<Step> {
+    /// Samples the next token from the logits of [`Self::decode_span`].
+    pub(super) fn next_step(&mut self, logits: &mut [f32]) -> Result<Step> {
         self.computed += 1;
         self.sample(logits)
     }
@@ -268,7 +269,7 @@ impl Sequence {
         self.stats.decode += took;
     }
 
-    /// The last step, if the caller has cancelled or it is too late.
+    /// Ends the sequence if the caller has cancelled or its deadline has passed. Returns its last step then.
     pub(super) fn stopped(&mut self, cancel: &Cancel) -> Option<Step> {
         let is_late = self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
         (is_late || cancel.is_cancelled()).then(|| self.end(cancel))
@@ -281,7 +282,7 @@ impl Sequence {
     }
 
     fn sample(&mut self, logits: &mut [f32]) -> Result<Step> {
-        // Log-probabilities are those of the model, before the parameters change the logits.
+        // Log-probabilities are reported from the model's logits, before sampling parameters change them.
         let unprocessed = self.params.logprobs.map(|top| (logits.to_vec(), top));
         let id = self.sampler.sample(logits, &self.prompt, &self.output)?;
         let logprob = unprocessed.map(|(logits, top)| token_logprob(&logits, id, top));

@@ -1,4 +1,4 @@
-//! The engine over a model that only counts.
+//! Tests of the engine, over a model that only counts.
 
 use super::*;
 use crate::config::GenerationConfig;
@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 const VOCAB: usize = 50;
 
-/// What the model was asked: (sequence, start, tokens, rows of logits).
+/// The spans that the model was given: (sequence, start, tokens, rows of logits).
 type Calls = Arc<Mutex<Vec<(SeqId, usize, usize, usize)>>>;
 
-/// Says that after token t comes t + 1, and keeps account of what it was asked.
+/// A model that predicts token t + 1 after token t, and records its calls.
 struct Counter {
     lengths: HashMap<SeqId, usize>,
     calls: Calls,
@@ -27,7 +27,7 @@ struct Counter {
 impl Model for Counter {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         let before = self.lengths.clone();
-        // A step that did not end may be taken again.
+        // A failed step may be run again.
         self.count(spans, cancel).inspect_err(|_| self.lengths = before)
     }
 
@@ -110,7 +110,7 @@ fn params(max_new_tokens: usize) -> SamplingParams {
     SamplingParams::resolve(&options, &GenerationConfig::default(), VOCAB).unwrap()
 }
 
-/// All tokens and how it ended.
+/// Runs a sequence to its end; returns its tokens and how it ended.
 fn run(mut sequence: Sequence) -> (Vec<u32>, Finish) {
     let mut tokens = Vec::new();
     loop {
@@ -135,7 +135,7 @@ fn tokens_follow_until_the_length_is_reached() {
 }
 
 #[test]
-fn end_tokens_and_stop_tokens_end_it_and_are_reported() {
+fn eos_and_stop_tokens_end_a_sequence_and_are_reported() {
     let Setup { engine, .. } = setup(100);
     let new = |params| Sequence::new(&engine, vec![1], params, &[4]).unwrap();
     assert_eq!(run(new(params(9))), (vec![2, 3, 4], FinishReason::Stop.into()));
@@ -150,7 +150,7 @@ fn end_tokens_and_stop_tokens_end_it_and_are_reported() {
 }
 
 #[test]
-fn the_end_of_the_context_is_a_length_and_a_longer_prompt_an_error() {
+fn a_full_context_finishes_with_length_and_a_longer_prompt_is_an_error() {
     let Setup { engine, .. } = setup(4);
     let sequence = Sequence::new(&engine, vec![1, 2], params(9), &[]).unwrap();
     assert_eq!(run(sequence), (vec![3, 4], FinishReason::Length.into()));
@@ -178,7 +178,7 @@ fn bad_prompts_are_refused() {
 }
 
 #[test]
-fn long_prompts_are_read_in_steps() {
+fn long_prompts_are_prefilled_in_steps() {
     let Setup { engine, calls, .. } = setup(5000);
     let prompt: Vec<u32> = (0..1100).map(|i| i % VOCAB as u32).collect();
     let (tokens, _) = run(Sequence::new(&engine, prompt.clone(), params(1), &[]).unwrap());
@@ -216,7 +216,7 @@ fn sequences_may_take_turns() {
 }
 
 #[test]
-fn cancelling_and_running_late_end_it_with_their_reason() {
+fn cancelling_and_a_timeout_end_a_sequence_with_their_reason() {
     let Setup { engine, freed, .. } = setup_with(100, None, Duration::from_millis(15));
     let flag = AtomicBool::new(false);
     let mut sequence = Sequence::new(&engine, vec![1], params(50), &[]).unwrap();
@@ -233,7 +233,7 @@ fn cancelling_and_running_late_end_it_with_their_reason() {
 }
 
 #[test]
-fn steps_shorter_than_the_polling_interval_are_stopped_too() {
+fn steps_shorter_than_the_polling_interval_are_cancelled_too() {
     let Setup { engine, .. } = setup_with(5000, None, Duration::from_millis(1));
     let late = SamplingParams { timeout: Some(Duration::from_millis(40)), ..params(4000) };
     let (tokens, finish) = run(Sequence::new(&engine, vec![1], late, &[]).unwrap());
@@ -292,7 +292,7 @@ fn a_closed_engine_refuses_further_steps() {
 }
 
 #[test]
-fn log_probabilities_are_the_model_s() {
+fn log_probabilities_come_from_the_model_s_logits() {
     let Setup { engine, .. } = setup(100);
     let asking = SamplingParams { logprobs: Some(2), repetition_penalty: 1.5, ..params(1) };
     let mut sequence = Sequence::new(&engine, vec![1], asking, &[]).unwrap();
@@ -315,7 +315,7 @@ fn given_tokens_are_scored_each_after_those_before_it() {
         assert!((f64::from(score.logprob) - expected).abs() < 1e-5);
         assert_eq!(score.is_greedy, expected == likely);
     }
-    // The last token is not read: one more than the context holds can be scored.
+    // The model does not process the last token, so one more than the context holds can be scored.
     let steps: Vec<_> =
         calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
     assert_eq!(steps, [(0, 1, 0), (1, 5, 5)]);
@@ -338,7 +338,7 @@ fn scoring_is_cancelled_and_fails_like_generating() {
     let poll = || started.elapsed() > Duration::from_millis(20);
     let result = engine.score(&tokens, 1, &Cancel::with_poll(&flag, &poll));
     assert!(matches!(result, Err(Error::Cancelled)));
-    assert!(calls.lock().unwrap().len() < 4, "what was left is not read");
+    assert!(calls.lock().unwrap().len() < 4, "the remaining tokens are not processed");
     assert_eq!(freed.lock().unwrap().len(), 1);
 
     let Setup { engine, .. } = setup_with(5000, Some(600), Duration::ZERO);
@@ -360,7 +360,7 @@ fn long_texts_are_scored_in_chunks_of_bounded_size() {
     assert_eq!(steps, [(0, 512, 0), (512, 187, 0), (699, 512, 512), (1211, 289, 289)]);
 }
 
-/// Steps all of them to their ends; the tokens of each.
+/// Steps all sequences to their ends; returns the tokens of each.
 fn run_together(engine: &Engine, sequences: &mut [Sequence]) -> Vec<Vec<u32>> {
     let mut tokens: Vec<Vec<u32>> = sequences.iter().map(|_| Vec::new()).collect();
     let mut ended = 0;
@@ -376,11 +376,11 @@ fn run_together(engine: &Engine, sequences: &mut [Sequence]) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn sequences_that_are_decoded_together_give_what_each_gives_alone() {
+fn sequences_decoded_together_give_the_same_as_alone() {
     let Setup { engine, calls, freed } = setup(1000);
     let new =
         |first: u32, count| Sequence::new(&engine, vec![first, first + 1], params(count), &[9]).unwrap();
-    // One ends at once, one by its end token, one by its length.
+    // The first ends at once, the second by its EOS token, the third by its length.
     let mut sequences = [new(20, 1), new(5, 20), new(30, 4)];
     let tokens = run_together(&engine, &mut sequences);
     assert_eq!(tokens, [vec![22], vec![7, 8, 9], vec![32, 33, 34, 35]]);
@@ -391,12 +391,12 @@ fn sequences_that_are_decoded_together_give_what_each_gives_alone() {
         assert!(stats.time_to_first_token.is_some());
     }
     let shapes: Vec<_> = calls.lock().unwrap().iter().map(|(_, start, len, _)| (*start, *len)).collect();
-    // Three prompts, then pairs while there are two, then one alone.
+    // Three prompts, then two steps of two sequences each, then one sequence alone.
     assert_eq!(shapes, [(0, 2), (0, 2), (0, 2), (2, 1), (2, 1), (3, 1), (3, 1), (4, 1)]);
 }
 
 #[test]
-fn prompts_are_read_together_shortest_first_and_so_many_tokens_at_a_time() {
+fn prompts_are_prefilled_together_shortest_first_and_512_tokens_at_a_time() {
     let Setup { engine, calls, .. } = setup(1000);
     let new = |len| Sequence::new(&engine, vec![7; len], params(1), &[]).unwrap();
     let mut sequences = [new(400), new(3), new(500)];
@@ -408,7 +408,7 @@ fn prompts_are_read_together_shortest_first_and_so_many_tokens_at_a_time() {
 }
 
 #[test]
-fn a_prompt_that_is_late_does_not_end_those_that_are_read_with_it() {
+fn a_timeout_in_prefill_does_not_end_the_other_prompts() {
     let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(30));
     let late = SamplingParams { timeout: Some(Duration::from_millis(45)), ..params(5) };
     let mut sequences = [
@@ -427,7 +427,7 @@ fn a_prompt_that_is_late_does_not_end_those_that_are_read_with_it() {
 }
 
 #[test]
-fn one_that_runs_late_does_not_end_the_others() {
+fn a_timeout_in_decode_does_not_end_the_other_sequences() {
     let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(4));
     let late = SamplingParams { timeout: Some(Duration::from_millis(60)), ..params(50) };
     let mut sequences = [
@@ -440,7 +440,7 @@ fn one_that_runs_late_does_not_end_the_others() {
 }
 
 #[test]
-fn cancelling_and_failing_end_all_that_run_together() {
+fn cancelling_or_an_error_ends_all_sequences_of_a_step() {
     let flag = AtomicBool::new(false);
     let Setup { engine, freed, .. } = setup_with(1000, Some(4), Duration::ZERO);
     let pair = || [1, 11].map(|first| Sequence::new(&engine, vec![first, 5], params(9), &[]).unwrap());
@@ -472,12 +472,12 @@ fn a_sequence_is_admitted_if_all_have_room_to_grow() {
     let new = |tokens: usize| Sequence::new(&engine, vec![1; 10], params(tokens - 10), &[]).unwrap();
     let admits = |running: &[&Sequence], tokens| engine.admits(running, tokens, &Cancel::never()).unwrap();
     let (small, large) = (new(64), new(128));
-    assert!(admits(&[], 1_000_000), "one alone always is");
+    assert!(admits(&[], 1_000_000), "a sequence alone is always admitted");
     assert!(admits(&[&small], 3 * 64));
     assert!(!admits(&[&small], 3 * 64 + 1), "four blocks in all");
     assert!(!admits(&[&small, &large], 65));
     assert!(admits(&[&small, &large], 64));
-    assert!(!admits(&[&small, &small, &small], 1), "three are the most");
+    assert!(!admits(&[&small, &small, &small], 1), "max_num_seqs is three");
     engine.close();
     assert!(matches!(engine.admits(&[&small], 1, &Cancel::never()), Err(Error::Closed { .. })));
 }
