@@ -1,8 +1,8 @@
-//! Logits to a token.
+//! Chooses a token from a row of logits.
 //!
-//! [`params`] reads and checks what the caller asked for, [`processors`] holds the arithmetic of each
-//! parameter as a function over one row of logits, and [`sampler`] runs them in their order and draws.
-//! May import `config` and `error`; knows nothing of text or of the model.
+//! [`params`] checks the caller's sampling parameters. [`processors`] has the arithmetic of each parameter,
+//! as a function over one row of logits. [`sampler`] runs them in order and draws a token. Nothing here
+//! depends on text or on the model.
 
 pub mod params;
 pub mod processors;

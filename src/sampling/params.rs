@@ -1,15 +1,15 @@
-//! What a caller may ask of the sampler: [`SamplingOptions`] as given, [`SamplingParams`] as checked.
+//! Sampling parameters: [`SamplingOptions`] as the caller gave them, [`SamplingParams`] after checking.
 
 use std::time::Duration;
 
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
 
-/// New tokens when neither the caller nor the model says how many.
+/// `max_new_tokens` if neither the caller nor the model sets it.
 const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 /// Presence and frequency penalties beyond this are refused, as OpenAI's API does.
 const MAX_PENALTY: f64 = 2.0;
-/// About thirty years: keeps deadlines inside what the clock can represent.
+/// About thirty years, so that a deadline does not overflow the clock.
 const MAX_TIMEOUT_SECONDS: f64 = 1e9;
 
 /// What to do with a prompt that is longer than the context.
@@ -39,17 +39,17 @@ impl OnOverflow {
     }
 }
 
-/// What the caller gave; `None` means not given. The types are wide enough for every value that a caller
-/// can write, so that [`SamplingParams::resolve`] is the one place that refuses.
+/// The parameters that the caller gave; `None` means not given. The types hold every value that a caller can
+/// write, so that [`SamplingParams::resolve`] is the only place that refuses values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingOptions {
-    /// Tokens to generate at most.
+    /// Maximum number of tokens to generate.
     pub max_new_tokens: Option<i64>,
     /// Divisor of the logits; 0 is greedy.
     pub temperature: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all.
     pub top_k: Option<i64>,
-    /// Keep the fewest most likely tokens that hold this much probability; 0, 1 or -1 keeps all.
+    /// Keep the fewest most likely tokens whose probabilities sum to this; 0, 1 or -1 keeps all.
     pub top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the most likely one; 0 or -1 keeps all.
     pub min_p: Option<f64>,
@@ -63,7 +63,7 @@ pub struct SamplingOptions {
     pub logit_bias: Option<Vec<(i64, f64)>>,
     /// Strings that end the text.
     pub stop: Option<Vec<String>>,
-    /// Tokens that end the text, beside EOS.
+    /// Tokens that end the text, in addition to EOS.
     pub stop_token_ids: Option<Vec<i64>>,
     /// Whether the text keeps the stop string that ended it.
     pub include_stop_str: Option<bool>,
@@ -71,34 +71,35 @@ pub struct SamplingOptions {
     pub seed: Option<u64>,
     /// How many alternatives to report per token; 0 reports the chosen token alone.
     pub logprobs: Option<i64>,
-    /// Generate on after EOS.
+    /// Continue after EOS.
     pub ignore_eos: Option<bool>,
-    /// Tokens to generate before EOS or a stop token may come.
+    /// Number of tokens to generate before EOS or a stop token is allowed.
     pub min_new_tokens: Option<i64>,
-    /// Seconds after which generation ends with what it has.
+    /// Seconds after which generation ends with the tokens so far.
     pub timeout: Option<f64>,
     /// What to do with a prompt longer than the context.
     pub on_overflow: Option<OnOverflow>,
 }
 
 impl SamplingOptions {
-    /// Refuses what no model takes: values out of every range. What depends on the model, its
-    /// vocabulary and its defaults, is for [`SamplingParams::resolve`].
+    /// Refuses values that are invalid for every model. [`SamplingParams::resolve`] also checks what depends
+    /// on the model: its vocabulary and its defaults.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the parameter, its value and the range.
     pub fn check(&self) -> Result<()> {
-        // A limit that may come from the model is not compared with.
+        // The model's default for max_new_tokens is not known here, so min_new_tokens is only compared with
+        // a limit that the caller gave.
         let given =
             SamplingOptions { max_new_tokens: self.max_new_tokens.or(Some(i64::MAX)), ..self.clone() };
         SamplingParams::resolve(&given, &GenerationConfig::default(), u32::MAX as usize).map(drop)
     }
 }
 
-/// Checked sampling parameters, complete with defaults.
+/// Checked sampling parameters, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Tokens to generate at most; at least 1.
+    /// Maximum number of tokens to generate; at least 1.
     pub max_new_tokens: usize,
     /// Divisor of the logits; 0 is greedy.
     pub temperature: f32,
@@ -118,7 +119,7 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Strings that end the text; none is empty.
     pub stop: Vec<String>,
-    /// Tokens that end the text, beside EOS.
+    /// Tokens that end the text, in addition to EOS.
     pub stop_token_ids: Vec<u32>,
     /// Whether the text keeps the stop string that ended it.
     pub include_stop_str: bool,
@@ -126,11 +127,11 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// How many alternatives to report per token; `None` reports no log-probabilities.
     pub logprobs: Option<usize>,
-    /// Generate on after EOS.
+    /// Continue after EOS.
     pub ignore_eos: bool,
-    /// Tokens to generate before EOS or a stop token may come.
+    /// Number of tokens to generate before EOS or a stop token is allowed.
     pub min_new_tokens: usize,
-    /// Time after which generation ends with what it has.
+    /// Time after which generation ends with the tokens so far.
     pub timeout: Option<Duration>,
     /// What to do with a prompt longer than the context.
     pub on_overflow: OnOverflow,
@@ -159,7 +160,7 @@ impl SamplingParams {
         let min_new_tokens = count("min_new_tokens", given.min_new_tokens, 0)?;
         let min_new_tokens = match (min_new_tokens, defaults.min_new_tokens) {
             (Some(min), _) => min,
-            // A recommendation gives way to the caller's own limit.
+            // The model's default must not exceed the caller's limit.
             (None, default) => default.unwrap_or(0).min(max_new_tokens),
         };
         if min_new_tokens > max_new_tokens {
@@ -196,7 +197,7 @@ impl SamplingParams {
     }
 }
 
-/// Where a value came from: a bad default must not read like a mistake in the call.
+/// Where a value came from, so that an error does not blame the caller for a bad default.
 #[derive(Clone, Copy)]
 enum Source {
     Caller,
@@ -211,7 +212,7 @@ fn out_of_range(argument: &str, value: impl std::fmt::Display, range: &str, sour
     Error::argument(argument, format!("got {value}{place}, expected {range}"))
 }
 
-/// The caller's value if there is one, else the model's, with where it came from.
+/// The caller's value if there is one, else the model's default, together with its source.
 fn pick<T>(given: Option<T>, default: Option<impl Into<T>>) -> Option<(T, Source)> {
     given
         .map(|value| (value, Source::Caller))
@@ -255,7 +256,7 @@ fn fraction(argument: &str, given: Option<f64>, default: Option<f32>, off: f32) 
     match pick(given, default) {
         None => Ok(off),
         Some((value, _)) if value == 0.0 || value == -1.0 => Ok(off),
-        // The smallest positive float32 stands for anything smaller: it must not become "off".
+        // A value too small for float32 must not round to 0, which means "off".
         Some((value, _)) if value > 0.0 && value <= 1.0 => Ok((value as f32).max(f32::MIN_POSITIVE)),
         Some((value, source)) => {
             Err(out_of_range(argument, value, "a number in (0, 1], or 0 or -1 for off", source))
@@ -267,10 +268,10 @@ fn repetition_penalty(given: &SamplingOptions, defaults: &GenerationConfig) -> R
     match pick(given.repetition_penalty, defaults.repetition_penalty) {
         None => Ok(1.0),
         Some((value, source)) => {
-            // Checked as float32 too, which is what the logits are divided by.
-            let narrow = value as f32;
-            if value.is_finite() && narrow.is_finite() && narrow > 0.0 {
-                Ok(narrow)
+            // Checked as float32 too, because the logits are divided by the float32 value.
+            let rounded = value as f32;
+            if value.is_finite() && rounded.is_finite() && rounded > 0.0 {
+                Ok(rounded)
             } else {
                 Err(out_of_range("repetition_penalty", value, "a finite number above 0 (1 is off)", source))
             }
@@ -298,12 +299,12 @@ fn logit_bias(given: &[(i64, f64)], vocab_size: usize) -> Result<Vec<(u32, f32)>
         .iter()
         .map(|&(id, bias)| {
             let id = token_id("logit_bias", id, vocab_size)?;
-            let narrow = bias as f32;
-            if !narrow.is_finite() {
+            let rounded = bias as f32;
+            if !rounded.is_finite() {
                 let value = format!("{bias} for token {id}");
                 return Err(out_of_range("logit_bias", value, "a finite number", Source::Caller));
             }
-            Ok((id, narrow))
+            Ok((id, rounded))
         })
         .collect()
 }
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generation_config_fills_in_and_the_caller_wins() {
+    fn the_generation_config_gives_defaults_and_the_caller_overrides_them() {
         let defaults = GenerationConfig {
             do_sample: Some(true),
             temperature: Some(0.6),
@@ -454,9 +455,9 @@ mod tests {
     fn options_are_checked_without_a_model() {
         let none = SamplingOptions::default;
         assert!(none().check().is_ok());
-        // A model's generation config may allow as many.
+        // A model's generation config may allow this many tokens.
         assert!(SamplingOptions { min_new_tokens: Some(300), ..none() }.check().is_ok());
-        // A model's vocabulary may be as large.
+        // A model's vocabulary may be this large.
         assert!(SamplingOptions { stop_token_ids: Some(vec![200_000]), ..none() }.check().is_ok());
         let bad = [
             SamplingOptions { min_new_tokens: Some(3), max_new_tokens: Some(2), ..none() },
@@ -483,7 +484,7 @@ mod tests {
         let params =
             resolve(SamplingOptions { top_p: Some(1e-60), temperature: Some(1e-60), ..Default::default() })
                 .unwrap();
-        assert!(params.top_p > 0.0, "a tiny top_p keeps one token, it does not turn the filter off");
+        assert!(params.top_p > 0.0, "a tiny top_p keeps one token and does not turn the filter off");
         assert_eq!(params.temperature, 0.0);
     }
 }

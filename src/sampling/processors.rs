@@ -1,23 +1,23 @@
-//! The arithmetic of each sampling parameter, over one row of logits: `logits[id]` is the logit of token
-//! `id`, and a token that may not be drawn holds negative infinity.
+//! The arithmetic of each sampling parameter, over one row of logits. `logits[id]` is the logit of token
+//! `id`. The logit of a masked token, which cannot be drawn, is negative infinity.
 //!
-//! Logits are neither NaN nor positive infinity here ([`super::Sampler`] checks), and stay so: a finite
-//! logit stays finite under penalties and bias, however extreme. Nothing sorts the whole
-//! vocabulary: filters find a threshold by partial selection and then mask in one pass.
+//! [`super::Sampler`] has checked that no logit is NaN or positive infinity. This stays true: penalties and
+//! biases keep finite logits finite, however extreme they are. Nothing sorts the whole vocabulary: filters
+//! find a threshold by partial selection and then mask in one pass.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::kernels::exp;
 
-/// Logits that are looked at together.
+/// Logits that loops process together, for vectorisation.
 const LANES: usize = 32;
 /// The nucleus is nearly always smaller than this, so one selection finds it.
 const FIRST_NUCLEUS: usize = 256;
 const NUCLEUS_GROWTH: usize = 8;
 
 /// Divides positive logits and multiplies negative ones by `penalty`, once for each token id that occurs
-/// in any of `sequences`, however often. Ids beyond the vocabulary are passed over.
+/// in any of `sequences`, however often. Ids beyond the vocabulary are ignored.
 ///
 /// Source: CTRL (Keskar et al. 2019), as in Hugging Face's `RepetitionPenaltyLogitsProcessor`.
 pub fn repetition_penalty(logits: &mut [f32], sequences: &[&[u32]], penalty: f32) {
@@ -56,14 +56,14 @@ pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
     }
 }
 
-/// Changes a logit that is not masked, within what float32 holds.
+/// Applies `to` to a logit that is not masked, and clamps the result to finite float32 values.
 fn change(logit: &mut f32, to: impl Fn(f32) -> f32) {
     if *logit > f32::NEG_INFINITY {
         *logit = to(*logit).clamp(f32::MIN, f32::MAX);
     }
 }
 
-/// Forbids `ids`.
+/// Masks `ids`.
 pub fn mask(logits: &mut [f32], ids: &[u32]) {
     for &id in ids {
         if let Some(logit) = logits.get_mut(id as usize) {
@@ -72,8 +72,8 @@ pub fn mask(logits: &mut [f32], ids: &[u32]) {
     }
 }
 
-/// Divides the logits by `temperature` (above 0), after shifting their maximum to 0: the shift changes no
-/// probability, and with it the quotient cannot overflow upwards, however small the temperature.
+/// Divides the logits by `temperature` (above 0), after shifting their maximum to 0. The shift changes no
+/// probability. It prevents an overflow to positive infinity, however small the temperature.
 pub fn temperature(logits: &mut [f32], temperature: f32) {
     let max = max(logits);
     if max == f32::NEG_INFINITY {
@@ -84,7 +84,8 @@ pub fn temperature(logits: &mut [f32], temperature: f32) {
     }
 }
 
-/// Keeps the `k` largest logits (k >= 1), and all that equal the smallest of them, as Hugging Face does.
+/// Keeps the `k` largest logits (k >= 1) and all logits equal to the smallest of these, as Hugging Face
+/// does.
 pub fn top_k(logits: &mut [f32], k: usize) {
     if k == 0 || k >= logits.len() {
         return;
@@ -99,7 +100,8 @@ pub fn top_k(logits: &mut [f32], k: usize) {
     }
 }
 
-/// Keeps the fewest most likely tokens whose probabilities sum to at least `p`, in (0, 1]; at least one.
+/// Keeps the fewest most likely tokens whose probabilities sum to at least `p`, in (0, 1]; at least one
+/// token.
 /// Of equally likely tokens, lower ids are kept first.
 ///
 /// Source: Holtzman et al. 2019 (nucleus sampling), as in Hugging Face's `TopPLogitsWarper`.
@@ -136,7 +138,7 @@ pub fn top_p(logits: &mut [f32], p: f32) {
         sorted += round;
         size *= NUCLEUS_GROWTH;
     }
-    // Rounding left the whole mass a hair below what was wanted: every token stays.
+    // By rounding, the sum of all candidates is just below `wanted`: every token stays.
 }
 
 /// Masks every token that comes after `last` in the order of [`more_likely_first`].
@@ -152,7 +154,7 @@ fn keep_up_to(logits: &mut [f32], last: (f32, u32)) {
 ///
 /// Source: Nguyen et al. 2024 (min-p), as in Hugging Face's `MinPLogitsWarper`.
 pub fn min_p(logits: &mut [f32], min_p: f32) {
-    // p < min_p * p_max, with the softmax's denominator on both sides cancelled and the logarithm taken.
+    // A token is masked if p < min_p * p_max. The softmax's denominator cancels; this is the logarithm.
     let threshold = f64::from(max(logits)) + f64::from(min_p).ln();
     for logit in logits {
         if f64::from(*logit) < threshold {
@@ -167,7 +169,7 @@ pub fn argmax(logits: &[f32]) -> Option<u32> {
     if best == f32::NEG_INFINITY {
         return None;
     }
-    // Part by part, without leaving a part early: the compiler then compares several at once.
+    // No early exit within a part, so that the compiler vectorises the comparisons.
     let is_in = |part: &[f32]| part.iter().fold(false, |found, &logit| found | (logit == best));
     let start = logits.chunks(LANES).position(is_in)? * LANES;
     let id = logits.iter().skip(start).position(|&logit| logit == best)?;
@@ -181,7 +183,7 @@ pub(crate) fn more_likely_first(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 
 /// The largest logit; negative infinity if there is none.
 pub(crate) fn max(logits: &[f32]) -> f32 {
-    // A running maximum for each lane: they do not wait for each other.
+    // One running maximum per lane, so that comparisons do not wait for each other.
     let (parts, rest) = logits.as_chunks::<LANES>();
     let mut largest = [f32::NEG_INFINITY; LANES];
     for part in parts {
@@ -192,11 +194,12 @@ pub(crate) fn max(logits: &[f32]) -> f32 {
     largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// The softmax's numerator, where `max` is the largest logit; 0 for a masked one, and for any 87 below.
+/// The softmax's numerator, `exp(logit - max)`, where `max` is the largest logit. It is 0 for a masked logit
+/// and for one that is more than 87 below `max`.
 #[inline(always)]
 pub(crate) fn weight(logit: f32, max: f32) -> f32 {
-    // Below is no normal number, and processors take a hundred cycles for others. The exponential is not in a branch,
-    // for the compiler to vectorise.
+    // The exponential of less than -87 is a subnormal number, for which processors take a hundred cycles.
+    // The exponential is outside any branch, so that the compiler vectorises it.
     let weight = exp((logit - max).max(-87.0));
     let is_normal = u8::from(logit - max >= -87.0);
     weight * f32::from(is_normal)
@@ -206,7 +209,7 @@ pub(crate) fn weight(logit: f32, max: f32) -> f32 {
 pub(crate) fn mass(logits: &[f32], max: f32) -> f64 {
     let (parts, rest) = logits.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
-    // Most are masked where top_k or the like has been.
+    // After a filter such as top_k, all tokens of most parts are masked; skip those parts.
     let has_weights = |part: &[f32]| part.iter().fold(false, |any, &logit| any | (logit > f32::NEG_INFINITY));
     for part in parts.iter().filter(|part| has_weights(&part[..])) {
         let mut weights = [0.0; LANES];
@@ -218,7 +221,7 @@ pub(crate) fn mass(logits: &[f32], max: f32) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|&logit| f64::from(weight(logit, max))).sum::<f64>()
 }
 
-/// Whether all are numbers or negative infinity.
+/// Whether no logit is NaN or positive infinity.
 pub(crate) fn are_below_infinity(logits: &[f32]) -> bool {
     logits.iter().fold(true, |all, &logit| all & (logit < f32::INFINITY))
 }
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn masses_are_those_of_the_softmax() {
+    fn mass_is_the_denominator_of_the_softmax() {
         for count in [1, 31, 32, 33, 1000] {
             let mut logits: Vec<f32> = (0..count).map(|i| (i * 37 % 91) as f32 * -1.3 + 5.0).collect();
             logits.iter_mut().skip(1).step_by(3).for_each(|logit| *logit = MASKED);
@@ -339,9 +342,9 @@ mod tests {
     }
 
     proptest! {
-        /// Maximum, position and check, taken in parts, against their definitions.
+        /// `max`, `argmax` and `are_below_infinity`, which work in parts, against their definitions.
         #[test]
-        fn the_largest_is_found_in_parts(
+        fn functions_in_parts_equal_their_definitions(
             mut logits in prop::collection::vec((-5i32..5).prop_map(|x| x as f32), 0..200),
             masked in 0usize..200,
         ) {
@@ -351,7 +354,8 @@ mod tests {
             let first = logits.iter().position(|&logit| logit == best && best > MASKED);
             prop_assert_eq!(argmax(&logits), first.map(|id| id as u32));
             prop_assert!(are_below_infinity(&logits));
-            for (id, bad) in [(0, f32::NAN), (logits.len() / 2, f32::INFINITY), (logits.len().max(1) - 1, f32::NAN)] {
+            let (middle, last) = (logits.len() / 2, logits.len().max(1) - 1);
+            for (id, bad) in [(0, f32::NAN), (middle, f32::INFINITY), (last, f32::NAN)] {
                 let mut logits = logits.clone();
                 if let Some(logit) = logits.get_mut(id) {
                     *logit = bad;
@@ -360,7 +364,7 @@ mod tests {
             }
         }
 
-        /// Partial selection against the definition, which sorts everything.
+        /// Partial selection against the definition, which sorts the whole vocabulary.
         #[test]
         fn top_p_equals_its_definition(
             logits in prop::collection::vec((-40i32..40).prop_map(|x| x as f32 / 8.0), 1..3000),
@@ -373,7 +377,7 @@ mod tests {
             let mut mass = 0.0;
             let mut expected = Vec::new();
             for (&(_, id), weight) in order.iter().zip(&weights) {
-                // A token stays if what is above it does not yet hold p of the mass.
+                // A token stays if the tokens above it sum to less than p.
                 if mass / total < f64::from(p) - 1e-12 {
                     expected.push(id as usize);
                 }

@@ -1,4 +1,4 @@
-//! One row of logits to one token, and log-probabilities.
+//! Draws a token from a row of logits, and computes log-probabilities.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -9,7 +9,8 @@ use super::SamplingParams;
 use super::processors::{self, more_likely_first};
 use crate::error::{Error, Result};
 
-/// Tokens whose probabilities are summed before one of them is drawn: exponentials cost too much to do twice.
+/// Tokens per part of the vocabulary in [`draw`]. The exponentials of all parts are computed once, to sum
+/// them. They are slow, so only those of the part that is drawn from are computed again.
 const DRAW_PART: usize = 256;
 
 /// PCG's default stream; the seed chooses the state.
@@ -24,11 +25,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the start of its sequence; without a seed in `params` it takes one from the operating
-    /// system.
+    /// A sampler for a new sequence. Without a seed in `params` it takes one from the operating system.
     pub fn new(params: &SamplingParams) -> Self {
         let seed = params.seed.unwrap_or_else(|| {
-            // The standard library keys its hasher from the operating system's random source.
+            // The standard library seeds its hasher from the operating system's random source.
             RandomState::new().build_hasher().finish()
         });
         Sampler {
@@ -38,8 +38,8 @@ impl Sampler {
         }
     }
 
-    /// Names the model's EOS tokens, which `min_new_tokens` forbids for as long as it lasts, together with
-    /// `stop_token_ids`. Under `ignore_eos` EOS is a token like any other and is never forbidden.
+    /// Sets the model's EOS tokens. Like `stop_token_ids`, they are masked until `min_new_tokens` tokens are
+    /// generated. With `ignore_eos`, EOS is a token like any other and is never masked.
     #[must_use]
     pub fn with_eos_token_ids(mut self, eos_token_ids: &[u32]) -> Self {
         if !self.params.ignore_eos {
@@ -48,8 +48,8 @@ impl Sampler {
         self
     }
 
-    /// Draws the next token of a sequence whose prompt is `prompt` and whose generated tokens so far are
-    /// `output`. Applies penalties, bias, temperature, top_k, top_p and min_p in this order.
+    /// Draws the next token of a sequence. `prompt` is its prompt, `output` the tokens generated so far.
+    /// Applies penalties, bias, temperature, top_k, top_p and min_p in this order.
     ///
     /// - `logits`: `(vocab_size,)`; overwritten, so keep a copy for log-probabilities
     ///
@@ -118,7 +118,8 @@ fn unit_interval(bits: u64) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The token in whose share of the softmax's mass `unit`, in [0, 1), falls, in the order of ids.
+/// Draws a token by inverse transform sampling: adds probabilities in the order of ids and returns the token
+/// at which the sum exceeds `unit`, a random number in [0, 1). None if all tokens are masked.
 fn draw(logits: &[f32], unit: f64) -> Option<u32> {
     let max = processors::max(logits);
     if max == f32::NEG_INFINITY {
@@ -126,7 +127,8 @@ fn draw(logits: &[f32], unit: f64) -> Option<u32> {
     }
     let masses: Vec<f64> = logits.chunks(DRAW_PART).map(|part| processors::mass(part, max)).collect();
     let target = unit * masses.iter().sum::<f64>();
-    // The part, then the token, in whose share the target lies; where rounding leaves it in none, the last.
+    // Find the part, then the token, at which the sum exceeds the target. If rounding leaves the whole sum
+    // at or below the target, take the last token that is not masked.
     let (mut reached, mut chosen) = (0.0, None);
     for (part, &mass) in masses.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
         chosen = Some((part * DRAW_PART, reached));
@@ -185,16 +187,17 @@ pub fn token_logprob(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
     }
 }
 
-/// How a model rates a token that was given, not drawn.
+/// The log-probability of a given token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenScore {
     /// The natural logarithm of its probability.
     pub logprob: f32,
-    /// Whether no token is more likely, and none of a lower id as likely: greedy would draw it.
+    /// Whether greedy decoding would choose it: no token is more likely, and none with a lower id is equally
+    /// likely.
     pub is_greedy: bool,
 }
 
-/// Rates `token` under the softmax of `logits`.
+/// The log-probability of `token` under the softmax of `logits`.
 ///
 /// - `logits`: `(vocab_size,)`, as the model returned them
 ///
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_numbers_are_an_error() {
+    fn nan_and_infinite_logits_are_an_error() {
         for (temperature, bad) in [(0.0, f32::NAN), (1.0, f32::NAN), (1.0, f32::INFINITY)] {
             let error = sampler(sampled(temperature, 0)).sample(&mut [0.0, bad], &[], &[]).unwrap_err();
             assert!(matches!(error, Error::Generation { .. }), "{error}");
@@ -251,8 +254,8 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_falls_where_its_number_says_whatever_part_that_is_in() {
-        // Four equal shares; the tokens between them are masked.
+    fn a_draw_is_the_inverse_of_the_cumulative_distribution() {
+        // Four equally likely tokens in different parts; all others are masked.
         for ids in [[0, 1, 2, 3], [0, 255, 256, 999], [300, 301, 700, 998], [255, 511, 767, 768]] {
             let mut logits = vec![f32::NEG_INFINITY; 1000];
             ids.iter().for_each(|&id| logits[id] = -7.0);
@@ -261,7 +264,7 @@ mod tests {
                     assert_eq!(draw(&logits, unit), Some(*id as u32), "{ids:?} at {unit}");
                 }
             }
-            assert_eq!(draw(&logits, 1.0), Some(ids[3] as u32), "by rounding, the last");
+            assert_eq!(draw(&logits, 1.0), Some(ids[3] as u32), "the last token, as after rounding");
         }
         assert_eq!(draw(&[f32::NEG_INFINITY; 600], 0.5), None);
     }
@@ -277,8 +280,8 @@ mod tests {
         assert_ne!(draws(&mut { a }, &logits, 64), draws(&mut { b }, &logits, 64));
     }
 
-    /// Guards the stream of draws itself: a change of generator or of drawing would break every user's
-    /// seeds, so it should be a decision.
+    /// Pins the draws of a seed. A change of the generator or of the drawing changes the results of every
+    /// user's seeds, so it must be deliberate.
     #[test]
     fn the_stream_of_a_seed_is_pinned() {
         assert_eq!(draws(&mut sampler(sampled(1.0, 42)), &[0.0; 10], 8), [4, 5, 5, 2, 6, 9, 2, 8]);
@@ -318,8 +321,8 @@ mod tests {
         }
     }
 
-    /// The first draws of neighbouring seeds must be as independent as the draws of one seed: people count
-    /// seeds up to get different answers.
+    /// The first draws of neighbouring seeds must be as independent as the draws of one seed, because people
+    /// use seeds 0, 1, 2, ... to get different answers.
     #[test]
     fn neighbouring_seeds_are_independent() {
         const COUNT: u64 = 20_000;
@@ -334,7 +337,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_filtered_distribution() {
-        // Probabilities 0.4, 0.3, 0.2, 0.1: top_k 3 leaves 4/9, 3/9, 2/9; top_p 0.7 of those two tokens.
+        // Probabilities 0.4, 0.3, 0.2, 0.1: top_k 3 leaves 4/9, 3/9, 2/9; top_p 0.7 then leaves two tokens.
         let logits = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln);
         let given = SamplingOptions { top_k: Some(3), top_p: Some(0.7), ..sampled(1.0, 5) };
         // 1 degree of freedom: above 10.83 with probability 0.001.
@@ -346,9 +349,9 @@ mod tests {
     }
 
     #[test]
-    fn penalties_look_where_they_should() {
+    fn only_the_repetition_penalty_counts_the_prompt() {
         let given = SamplingOptions { repetition_penalty: Some(2.0), ..Default::default() };
-        // Token 0 falls from 3 to 1.5 whether it stands in the prompt or in the output.
+        // Token 0 falls from 3 to 1.5 whether it is in the prompt or in the output.
         assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], &[]).unwrap(), 1);
         assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0]).unwrap(), 1);
         let given = SamplingOptions { presence_penalty: Some(2.0), ..Default::default() };
@@ -390,7 +393,7 @@ mod tests {
 
     #[test]
     fn bias_comes_before_temperature() {
-        // (ln 1 + ln 4) / 2 is a ratio of 2, the bias after the temperature would be one of 4.
+        // (ln 1 + ln 4) / 2 gives a ratio of 2. With the bias after the temperature the ratio would be 4.
         let given = SamplingOptions { logit_bias: Some(vec![(0, 4.0_f64.ln())]), ..sampled(2.0, 7) };
         // 1 degree of freedom: above 10.83 with probability 0.001.
         let statistic = chi_squared(given, &[0.0, 0.0], &[2.0 / 3.0, 1.0 / 3.0]);
@@ -399,7 +402,7 @@ mod tests {
 
     #[test]
     fn temperature_comes_before_min_p() {
-        // 0.8 and 0.2 are a ratio of 1 to 4, at temperature 2 of 1 to 2: min_p 0.4 then keeps both.
+        // The ratio of 0.2 to 0.8 is 0.25, and 0.5 at temperature 2: min_p 0.4 then keeps both.
         let logits = [0.8f32, 0.2].map(f32::ln);
         assert_eq!(drawn(SamplingOptions { min_p: Some(0.4), ..sampled(2.0, 3) }, &logits), [0, 1]);
         assert_eq!(drawn(SamplingOptions { min_p: Some(0.4), ..sampled(1.0, 3) }, &logits), [0]);
@@ -407,13 +410,13 @@ mod tests {
 
     #[test]
     fn top_k_comes_before_top_p_and_top_p_before_min_p() {
-        // Of 0.4, 0.3, 0.2, 0.1 top_k 2 leaves 4/7 and 3/7: top_p 0.5 then keeps the first alone, while
-        // of all four it keeps two.
+        // From 0.4, 0.3, 0.2, 0.1 top_k 2 leaves 4/7 and 3/7, of which top_p 0.5 keeps the first only.
+        // From all four, top_p 0.5 keeps two.
         let logits = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln);
         let given = SamplingOptions { top_p: Some(0.5), ..sampled(1.0, 3) };
         assert_eq!(drawn(given.clone(), &logits), [0, 1]);
         assert_eq!(drawn(SamplingOptions { top_k: Some(2), ..given }, &logits), [0]);
-        // min_p first would leave 0.4 and 0.3, that is 4/7 and 3/7, of which top_p 0.55 keeps one.
+        // With min_p first, 0.4 and 0.3 would be left, that is 4/7 and 3/7, of which top_p 0.55 keeps one.
         let given = SamplingOptions { top_p: Some(0.55), min_p: Some(0.7), ..sampled(1.0, 3) };
         assert_eq!(drawn(given, &logits), [0, 1]);
     }
@@ -422,9 +425,9 @@ mod tests {
     fn extreme_parameters_give_tokens_and_never_nan() {
         let logits = [3.0f32, -2.0, 5.0, f32::NEG_INFINITY, 5.0];
         for temperature in [1e-45, 1e-38, 1e-30] {
-            assert_eq!(drawn(sampled(temperature, 1), &logits), [2, 4], "the likeliest, at {temperature}");
+            assert_eq!(drawn(sampled(temperature, 1), &logits), [2, 4], "at temperature {temperature}");
         }
-        assert_eq!(drawn(sampled(f64::from(f32::MAX), 1), &logits), [0, 1, 2, 4], "all but the masked");
+        assert_eq!(drawn(sampled(f64::from(f32::MAX), 1), &logits), [0, 1, 2, 4], "all but the masked one");
         let everything = |penalty: f64, bias: f64, temperature: f64| SamplingOptions {
             repetition_penalty: Some(penalty),
             presence_penalty: Some(-2.0),
@@ -466,13 +469,13 @@ mod tests {
     }
 
     #[test]
-    fn given_tokens_are_rated_by_the_softmax() {
+    fn scores_of_given_tokens_are_the_log_softmax() {
         let logits = [0.1f32, 0.2, 0.3, 0.4].map(|p| p.ln() - 50.0);
         for (id, p) in (0..).zip([0.1f32, 0.2, 0.3, 0.4]) {
             let found = score_token(&logits, id).unwrap();
             assert!((found.logprob - p.ln()).abs() < 1e-4);
             assert_eq!(found.is_greedy, id == 3);
-            assert_eq!(found.logprob, token_logprob(&logits, id, 0).logprob, "as while generating");
+            assert_eq!(found.logprob, token_logprob(&logits, id, 0).logprob, "as in generation");
         }
         assert_eq!(score_token(&[0.0, f32::NEG_INFINITY], 1).unwrap().logprob, f32::NEG_INFINITY);
         assert!(
@@ -484,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn min_new_tokens_forbids_the_end() {
+    fn min_new_tokens_masks_eos_and_stop_tokens() {
         let given =
             SamplingOptions { min_new_tokens: Some(2), stop_token_ids: Some(vec![1]), ..Default::default() };
         let mut sampler = sampler(given.clone()).with_eos_token_ids(&[0]);
