@@ -1,4 +1,4 @@
-//! Several prompts at once.
+//! Generates for several prompts at once.
 
 use super::{Completion, Llama, Prompt, TextStream};
 use crate::engine::Sequence;
@@ -8,19 +8,19 @@ use crate::sampling::{SamplingOptions, SamplingParams};
 
 /// A prompt whose answer is being generated.
 struct Running {
-    /// Its place among the prompts.
+    /// Its index in the list of prompts.
     index: usize,
     stream: TextStream,
     completion: Completion,
 }
 
 impl Llama {
-    /// Continues each of the prompts, as [`Llama::generate`] would one after the other, but several of them
-    /// together. The answers come in the order of the prompts; where the caller has cancelled, each says so.
+    /// Continues each prompt, with the same results as [`Llama::generate`], but several prompts run together.
+    /// Returns the completions in the order of the prompts. A cancellation ends the unfinished ones, with the
+    /// finish reason "cancelled". The timeout of a prompt starts when the prompt does.
     ///
     /// # Errors
-    /// Those of [`Llama::generate`], of all prompts before the first is read. A prompt's timeout counts from
-    /// when its turn comes.
+    /// Those of [`Llama::generate`]. All prompts are checked before the first one starts.
     pub fn generate_all(
         &self,
         prompts: Vec<Prompt>,
@@ -40,7 +40,7 @@ impl Llama {
                 let tokens = prompt.len().saturating_add(params.max_new_tokens);
                 match self.engine.admits(&sequences, tokens, cancel) {
                     Ok(true) => {}
-                    // The next step tells the others.
+                    // After a cancellation the next step ends the running sequences.
                     Ok(false) | Err(Error::Cancelled) => break,
                     Err(error) => return Err(error),
                 }
@@ -54,7 +54,7 @@ impl Llama {
             let mut sequences: Vec<&mut Sequence> =
                 running.iter_mut().map(|one| one.stream.sequence_mut()).collect();
             let steps = self.engine.step(&mut sequences, cancel)?;
-            let mut going_on = Vec::with_capacity(running.len());
+            let mut unfinished = Vec::with_capacity(running.len());
             for (mut one, step) in running.into_iter().zip(steps) {
                 let chunk = step.map(|step| one.stream.chunk(step)).transpose()?;
                 let is_last = chunk.as_ref().is_some_and(|chunk| chunk.finish.is_some());
@@ -62,10 +62,10 @@ impl Llama {
                 if is_last {
                     completions[one.index] = Some(one.completion);
                 } else {
-                    going_on.push(one);
+                    unfinished.push(one);
                 }
             }
-            running = going_on;
+            running = unfinished;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a checkpoint is, without loading its weights.
+//! Describes a checkpoint without loading its weights.
 
 use super::opened::open_checkpoint;
 use crate::checkpoint::tied::{HeadChoice, choose_head};
@@ -10,26 +10,26 @@ use crate::tokenizer::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A checkpoint as its headers tell it.
+/// A checkpoint, as its headers describe it.
 pub struct Inspection {
     /// safetensors or GGUF.
     pub format: Format,
     /// The config.
     pub config: LlamaConfig,
-    /// Elements of all tensors.
+    /// Number of elements of all tensors.
     pub parameters: u64,
-    /// The tensors, by the type they are stored in.
+    /// The tensors by storage type.
     pub tensors: Vec<Storage>,
     /// Which tensor is the output head, and why.
     pub head: HeadChoice,
-    /// The tokenizer, or why there is none.
+    /// The tokenizer, or why it cannot be read.
     pub tokenizer: Result<Tokenizer>,
 }
 
-/// Reads headers, config and tokenizer; of the weights at most the two tensors that may be the head.
+/// Reads headers, config and tokenizer. Of the weights it reads at most two tensors, to choose the head.
 ///
 /// # Errors
-/// As [`super::Llama::load`], but for what only reading the weights shows.
+/// As [`super::Llama::load`], except those that need the weights to be read.
 pub fn inspect(path: &Path) -> Result<Inspection> {
     let (checkpoint, config) = open_checkpoint(path)?;
     let head = choose_head(&checkpoint, config.tie_word_embeddings, false)?;

@@ -1,4 +1,4 @@
-//! From a path and options to a model: which engine, which device, which types, how much context.
+//! Loads a model: chooses engine, device, types and context from a path and its options.
 
 use super::Llama;
 use super::memory::{self, MemoryEstimate};
@@ -30,33 +30,34 @@ pub struct LoadReport {
     pub compute: &'static str,
     /// The type of cached keys and values, as [`LoadOptions::kv_dtype`] spells it.
     pub kv_dtype: &'static str,
-    /// The level of the kernels; None for Candle's own.
+    /// The kernels' ISA; None for the candle engine.
     pub isa: Option<&'static str>,
-    /// Threads that share the work.
+    /// Number of threads.
     pub threads: usize,
     /// Which tensor is the output head.
     pub lm_head: LmHead,
-    /// Why.
+    /// Why that tensor is the head.
     pub lm_head_reason: String,
-    /// How the weights are held.
+    /// The weights in memory, by storage type.
     pub storage: Vec<Storage>,
-    /// What loaded with a reservation.
+    /// Possible problems with the model.
     pub warnings: Vec<String>,
-    /// What a careful reader may want to know, though nothing is wrong with it.
+    /// Facts that may be worth knowing but are not problems.
     pub notes: Vec<String>,
     /// Time to load.
     pub elapsed: Duration,
-    /// Bytes of all weights.
+    /// Bytes of all weights in memory.
     pub bytes: u64,
 }
 
-/// The context that is offered however little memory is left.
-const LEAST_CONTEXT: usize = 512;
+/// The context is never reduced below this, however little memory is left.
+const MIN_CONTEXT: usize = 512;
 
-/// The context that is offered, and the bytes that keys and values of all sequences may take.
+/// Chooses the context length, and the maximum bytes of all sequences' keys and values.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] if the model has no room, or not with the context that was asked for.
+/// [`Error::OutOfMemory`] if there is not enough memory for the model with the requested context, or with
+/// [`MIN_CONTEXT`] without a request.
 fn context(
     opened: &Opened,
     options: &LoadOptions,
@@ -65,23 +66,23 @@ fn context(
     notes: &mut Vec<String>,
 ) -> Result<(usize, u64)> {
     let own = opened.config.context_length();
-    let asked = opened.asked_context(options)?;
-    if asked > own {
-        warnings.push(format!("context_length {asked} is beyond the model's own {own}"));
+    let requested = opened.requested_context(options)?;
+    if requested > own {
+        warnings.push(format!("context_length {requested} is larger than the model's own {own}"));
     }
-    // A GPU's memory is Candle's to ask for.
+    // Candle allocates a GPU's memory, so it is not checked here.
     let memory = if choices.device.is_cpu() { sys::memory() } else { None };
-    let Some(memory) = memory else { return Ok((asked, u64::MAX)) };
-    let least = options.context_length.unwrap_or(own.min(LEAST_CONTEXT));
-    let needed = MemoryEstimate::new(opened, choices, least);
+    let Some(memory) = memory else { return Ok((requested, u64::MAX)) };
+    let min_context = options.context_length.unwrap_or(own.min(MIN_CONTEXT));
+    let needed = MemoryEstimate::new(opened, choices, min_context);
     warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
     let block_bytes = opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX);
     let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
-    let fits = fits.max(LEAST_CONTEXT);
+    let fits = fits.max(MIN_CONTEXT);
     let context_length = options.context_length.unwrap_or(own.min(fits));
-    if context_length < asked {
+    if context_length < requested {
         notes.push(format!(
-            "context_length is {context_length}, not the model's own {own}, for want of memory"
+            "context_length is {context_length}, not the model's own {own}, because memory is short"
         ));
     }
     Ok((context_length, budget))
@@ -108,15 +109,15 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
             warnings.extend(beyond_vocabulary(opened.vocab_size(), model.vocab_size()));
             let _ = tokenizer.set(Arc::new(opened));
         }
-        // Token ids need no tokenizer; who asks for text is told then.
+        // Token ids need no tokenizer. The first use of text raises the error again.
         Err(error) => notes.push(format!("no tokenizer: {error}")),
     }
     if let (true, Some(reason)) = (options.strict, warnings.first()) {
         return Err(Error::Strict { reason: reason.clone() });
     }
 
-    let own_ends = &opened.config.eos_token_ids;
-    let mut eos_token_ids = opened.generation.eos_token_ids.clone().unwrap_or_else(|| own_ends.clone());
+    let from_config = &opened.config.eos_token_ids;
+    let mut eos_token_ids = opened.generation.eos_token_ids.clone().unwrap_or_else(|| from_config.clone());
     if let Some(tokenizer) = tokenizer.get() {
         if eos_token_ids.is_empty() {
             eos_token_ids.extend(tokenizer.eos_token_id());
@@ -172,12 +173,10 @@ fn load_model(
                 warnings.extend(unused_tensors(model.unused_tensors()));
                 return Ok((Box::new(model), EngineKind::Candle, dtype));
             }
-            // "auto" may fall back to what can express the config.
+            // With "auto", a config that Candle cannot express runs on the cpu engine instead.
             Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
-                notes.push(format!(
-                    "on the CPU, because {} cannot run it: {error}",
-                    device::name(&choices.device)
-                ));
+                let device = device::name(&choices.device);
+                notes.push(format!("runs on the CPU, because the model cannot run on {device}: {error}"));
             }
             Err(error) => return Err(error),
         }
@@ -196,14 +195,16 @@ fn load_model(
     Ok((Box::new(model), EngineKind::Cpu, choices.kv_dtype()))
 }
 
-/// A larger model is padded; a larger tokenizer gives ids that the model refuses.
+/// A warning if the tokenizer has ids that the model refuses. A smaller tokenizer is normal, because models
+/// pad their vocabulary.
 fn beyond_vocabulary(tokenizer: usize, model: usize) -> Option<String> {
     (tokenizer > model).then(|| {
-        format!("the tokenizer has ids up to {}, the model refuses those from {model} on", tokenizer - 1)
+        format!("the tokenizer has ids up to {}, but the model only accepts ids below {model}", tokenizer - 1)
     })
 }
 
-/// transformers ignores them too; but they may belong to another model's mathematics.
+/// A warning of unused tensors. transformers ignores them too, but they may mean that the model computes
+/// something else.
 fn unused_tensors(names: &[String]) -> Option<String> {
     const SHOWN: usize = 3;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
@@ -213,10 +214,10 @@ fn unused_tensors(names: &[String]) -> Option<String> {
         .then(|| format!("tensors that this config's Llama does not have are ignored: {shown}{more}"))
 }
 
-/// The process that Candle's threads are in, once it has some.
+/// The process that first loaded a model in Candle. Candle's threads exist only there.
 static CANDLE_THREADS: OnceLock<Process> = OnceLock::new();
 
-/// The model, and the type that it computes with, and keeps keys and values in.
+/// Loads the candle engine. Also returns the type that it computes with, which is the type of its KV cache.
 fn load_candle(
     opened: &Opened,
     choices: &Choices,
@@ -235,11 +236,11 @@ fn load_candle(
         DType::BF16 => FloatType::Bfloat16,
         _ => FloatType::Float32,
     };
-    if let Some(asked) = choices.kv_dtype.filter(|&asked| asked != computes_with) {
+    if let Some(requested) = choices.kv_dtype.filter(|&requested| requested != computes_with) {
         let reason = format!(
             "{}: Candle's Llama keeps keys and values in the type that it computes with, here {}; use \
              engine=\"cpu\"",
-            asked.name(),
+            requested.name(),
             computes_with.name()
         );
         return Err(Error::unsupported("kv_dtype", reason));
@@ -247,7 +248,7 @@ fn load_candle(
     let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
     if stored != Some(computes_with.weight_type()) {
         notes.push(format!(
-            "weights stored as {name} are held as {dtype:?}, which is what Candle's Llama computes with"
+            "weights stored as {name} are converted to {dtype:?}, because Candle's Llama computes with it"
         ));
     }
     let checkpoint = Arc::clone(&opened.checkpoint);

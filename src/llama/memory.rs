@@ -1,4 +1,4 @@
-//! What a model takes, before it is loaded, and whether there is room for it.
+//! Estimates the memory that a model needs, before it is loaded, and checks that it is available.
 
 use super::opened::Opened;
 use super::options::{Choices, EngineKind, LoadOptions};
@@ -11,60 +11,60 @@ use crate::sys::Memory;
 use candle_core::DType;
 use std::path::Path;
 
-/// The share of the memory left beside the model that keys and values may take.
+/// The share of the memory left after loading that keys and values may use.
 const KV_SHARE: f64 = 0.8;
-/// Rows that Candle's Llama is given at once, at most.
+/// Maximum rows of one call to Candle's Llama.
 const CANDLE_ROWS: u64 = 512;
 const F32_BYTES: u64 = size_of::<f32>() as u64;
 
-/// The memory that a model takes, in bytes.
+/// The memory that a model needs, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryEstimate {
-    /// All weights in the types in which they are held. Mapped ones count too: the model is only fast
-    /// while they stay in memory.
+    /// All weights, in their types in memory. Mapped weights count too, because the model is only fast while
+    /// they stay in memory.
     pub weights: u64,
     /// Keys and values of one sequence that fills the context.
     pub kv_cache: u64,
-    /// Intermediate results, at most.
+    /// Scratch buffers, at most.
     pub scratch: u64,
     /// Positions of the context.
     pub context_length: usize,
     /// "cpu" or "candle".
     pub engine: &'static str,
-    /// Those of the weights that are copied, not mapped.
+    /// The part of the weights that is copied, not mapped.
     copied: u64,
 }
 
-/// Estimates what [`super::Llama::load`] takes with these options, from the headers alone. Without a
-/// `context_length` it is the model's own, which `load` shortens where memory is short.
+/// Estimates the memory that [`super::Llama::load`] needs with these options. Reads only headers. Without a
+/// `context_length` the estimate is for the model's own, while `load` takes a shorter one if memory is short.
 ///
 /// # Errors
-/// As [`super::Llama::load`], but for what only reading the weights shows.
+/// As [`super::Llama::load`], except those that need the weights to be read.
 pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstimate> {
     let choices = Choices::new(options)?;
     let opened = Opened::new(path, options.strict)?;
-    Ok(MemoryEstimate::new(&opened, &choices, opened.asked_context(options)?))
+    Ok(MemoryEstimate::new(&opened, &choices, opened.requested_context(options)?))
 }
 
-/// How the cpu engine holds a matrix.
-struct Held {
+/// The memory that a matrix takes in the cpu engine.
+struct InMemory {
     bytes: u64,
     /// Whether it is a copy in another type or layout.
     copied: bool,
 }
 
-impl Held {
-    /// None if it cannot be held; loading says why.
+impl InMemory {
+    /// None if the matrix cannot be loaded; loading reports why.
     fn new(info: &TensorInfo, choices: &Choices, lm_head: LmHead) -> Option<Self> {
         let &[rows, cols] = info.shape.as_slice() else { return None };
         let stored = WeightType::named(&info.dtype)?;
-        // Of an embedding that is not the head, single rows are read.
+        // An embedding that is not also the head is only read row by row.
         let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
         let dtype = choices.types().in_memory(stored, cols, multiplied);
         let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs_weights);
         let packed = PackedRows::bytes_for(dtype, rows, cols).filter(|_| packs);
         let bytes = packed.or_else(|| dtype.bytes_for(cols)?.checked_mul(rows))?;
-        Some(Held { bytes: bytes as u64, copied: packed.is_some() || dtype != stored })
+        Some(InMemory { bytes: bytes as u64, copied: packed.is_some() || dtype != stored })
     }
 }
 
@@ -77,7 +77,7 @@ impl MemoryEstimate {
         }
     }
 
-    /// All of it.
+    /// The sum of weights, KV cache and scratch buffers.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.kv_cache).saturating_add(self.scratch)
     }
@@ -85,18 +85,18 @@ impl MemoryEstimate {
     fn cpu(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let (mut weights, mut copied) = (0_u64, 0_u64);
         for info in used_tensors(opened) {
-            // Norms are widened.
-            let vector = info.shape.len() == 1;
-            let as_stored = Held { bytes: info.bytes, copied: false };
-            let held = match vector {
-                true => Held { bytes: elements(&info).saturating_mul(F32_BYTES), copied: true },
-                false => Held::new(&info, choices, opened.head.lm_head).unwrap_or(as_stored),
+            // Norms and biases are converted to f32.
+            let is_vector = info.shape.len() == 1;
+            let as_stored = InMemory { bytes: info.bytes, copied: false };
+            let in_memory = match is_vector {
+                true => InMemory { bytes: elements(&info).saturating_mul(F32_BYTES), copied: true },
+                false => InMemory::new(&info, choices, opened.head.lm_head).unwrap_or(as_stored),
             };
             let reordered =
                 opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();
-            weights = weights.saturating_add(held.bytes);
-            if held.copied || reordered {
-                copied = copied.saturating_add(held.bytes);
+            weights = weights.saturating_add(in_memory.bytes);
+            if in_memory.copied || reordered {
+                copied = copied.saturating_add(in_memory.bytes);
             }
         }
         let block_bytes =
@@ -113,7 +113,7 @@ impl MemoryEstimate {
 
     fn candle(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let config = &opened.config;
-        // What cannot be held is told when it is loaded.
+        // A type that Candle cannot compute with is reported when the model is loaded.
         let dtype = choices.candle_dtype(opened.stored_type()).unwrap_or(DType::F32);
         let element_bytes = dtype.size_in_bytes() as u64;
         let count: u64 = used_tensors(opened).map(|info| elements(&info)).fold(0, u64::saturating_add);
@@ -137,7 +137,7 @@ impl MemoryEstimate {
     }
 }
 
-/// The tensors that a Llama of this checkpoint has; others may lie beside them.
+/// The tensors of the checkpoint that are loaded.
 fn used_tensors(opened: &Opened) -> impl Iterator<Item = TensorInfo> {
     let tied = opened.head.lm_head == LmHead::Tied;
     let used =
@@ -149,8 +149,8 @@ fn elements(info: &TensorInfo) -> u64 {
     info.shape.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
 }
 
-/// Refuses what has no room, and says so if only swap has. The limit of address space, if there is
-/// one, is for what is copied or computed: mapped files have passed it by now.
+/// Refuses a model that does not fit in memory. Returns a warning if it fits only with swap. A limit on
+/// address space, if there is one, is compared with copies and buffers only: files are already mapped.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`]
@@ -165,21 +165,21 @@ pub(super) fn check(
         return Err(Error::OutOfMemory { what: what(), needed: own, available: left });
     }
     let total = needed.total();
-    let most = memory.available.saturating_add(memory.swap);
-    if total > most {
-        return Err(Error::OutOfMemory { what: what(), needed: total, available: most });
+    let with_swap = memory.available.saturating_add(memory.swap);
+    if total > with_swap {
+        return Err(Error::OutOfMemory { what: what(), needed: total, available: with_swap });
     }
     Ok((total > memory.available).then(|| {
         format!(
-            "{} need {total} bytes of memory, of which {} can be had without swapping: this will be slow",
+            "{} need {total} bytes of memory, but only {} are available without swapping: this will be slow",
             what(),
             memory.available
         )
     }))
 }
 
-/// The positions that there is room for without swapping, and the bytes that keys and values of all
-/// sequences may take: at least those of `needed`, which [`check`] let pass, if only in swap.
+/// The number of positions that fit in memory without swapping, and the maximum bytes of all sequences' keys
+/// and values. The latter is at least `needed.kv_cache`, which [`check`] has accepted, possibly with swap.
 pub(super) fn room(needed: &MemoryEstimate, memory: Memory, block_bytes: u64) -> (usize, u64) {
     let left = memory.available.saturating_sub(needed.weights.saturating_add(needed.scratch));
     let budget = (left as f64 * KV_SHARE) as u64;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_loads_what_only_swap_holds_warns_and_the_rest_is_refused() {
+    fn a_model_that_needs_swap_is_warned_about_and_a_larger_one_refused() {
         assert_eq!(check(&NEEDED, memory(1230, 0), None).unwrap(), None);
         let warning = check(&NEEDED, memory(1000, 230), None).unwrap().unwrap();
         assert!(warning.contains("1230 bytes") && warning.contains("swapping"), "{warning}");
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_address_space_is_for_what_is_not_mapped() {
+    fn an_address_space_limit_does_not_count_mapped_weights() {
         assert_eq!(check(&NEEDED, memory(5000, 0), Some(330)).unwrap(), None);
         match check(&NEEDED, memory(5000, 0), Some(329)) {
             Err(Error::OutOfMemory { needed: 330, available: 329, .. }) => {}
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_get_a_share_of_what_is_left_and_always_what_was_promised() {
+    fn keys_and_values_get_a_share_of_free_memory_and_never_less_than_needed() {
         let positions = KV_BLOCK_POSITIONS;
         assert_eq!(room(&NEEDED, memory(2030, 0), 100), (8 * positions, 800));
         assert_eq!(room(&NEEDED, memory(2029, 0), 100), (7 * positions, 799));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_beyond_what_can_be_counted_are_refused_too() {
+    fn sizes_that_overflow_are_refused() {
         let endless = MemoryEstimate { kv_cache: u64::MAX, ..NEEDED };
         assert!(check(&endless, memory(u64::MAX - 1, 0), Some(5000)).is_err());
         assert!(check(&endless, memory(u64::MAX - 1, 0), None).is_err());

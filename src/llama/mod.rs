@@ -1,15 +1,16 @@
-//! The facade: load a model, then generate, stream, chat, or look at its logits.
+//! The facade: load a model, then generate, stream or score text, or compute logits.
 //!
-//! - `options.rs`: how to load; what the options come to on this machine
-//! - `opened.rs`: what is known of a model before its weights are read
-//! - `load.rs`: which engine, device, types and context a path and its options give
-//! - `text_stream.rs`: tokens to text, chunk by chunk
-//! - `batch.rs`: several prompts at once
-//! - `stop_strings.rs`: stop strings that straddle tokens
-//! - `score.rs`: how likely given text is
-//! - `memory.rs`: what a model takes, and whether there is room for it
-//! - `inspect.rs`: what a checkpoint is, without loading its weights
-//! - `quantize.rs`: a checkpoint to a GGUF file
+//! - `options.rs`: the load options, and their values on this machine
+//! - `opened.rs`: opens a checkpoint without reading its weights
+//! - `load.rs`: chooses engine, device, types and context, and loads the model
+//! - `text_stream.rs`: turns tokens into text, chunk by chunk
+//! - `batch.rs`: generates for several prompts at once
+//! - `stop_strings.rs`: finds stop strings that are split over tokens
+//! - `score.rs`: log-probabilities of given text
+//! - `memory.rs`: the memory a model needs, and whether it is available
+//! - `inspect.rs`: describes a checkpoint without loading its weights
+//! - `quantize.rs`: converts a checkpoint to a GGUF file
+//! - `roofline.rs`: measures the machine's peak rates
 //!
 //! ```no_run
 //! use candle_llama::{Llama, LoadOptions, Prompt};
@@ -65,10 +66,10 @@ pub struct Llama {
     report: LoadReport,
 }
 
-/// What to continue.
+/// The input of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text; it gets the special tokens that the tokenizer's own config says.
+    /// Text. Special tokens are added as the tokenizer's own config says.
     Text(String),
     /// Token ids, used as they are.
     TokenIds(Vec<u32>),
@@ -78,7 +79,8 @@ impl Llama {
     /// Loads a folder or a GGUF file.
     ///
     /// # Errors
-    /// Whatever is wrong with the files, the config or the options, as a typed [`Error`]; [`Error::Cancelled`].
+    /// A typed [`Error`] for anything wrong with the files, the config or the options;
+    /// [`Error::Cancelled`].
     pub fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Self> {
         load::load(path, options, cancel)
     }
@@ -88,12 +90,12 @@ impl Llama {
         &self.config
     }
 
-    /// The most tokens of a sequence, prompt and output together.
+    /// The maximum number of tokens of a sequence, prompt and output together.
     pub fn context_length(&self) -> usize {
         self.engine.context_length()
     }
 
-    /// The tokens that end a text or a turn.
+    /// The EOS tokens: those that end a text or a turn of a chat.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos_token_ids
     }
@@ -106,7 +108,7 @@ impl Llama {
     /// The tokenizer.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::open`], if the model came without one that can be read.
+    /// Those of [`Tokenizer::open`], if the model has no readable tokenizer.
     pub fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(Arc::clone(tokenizer));
@@ -119,13 +121,13 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a bad prompt or parameter, [`Error::ContextLength`] for a prompt
-    /// that leaves no room, [`Error::Closed`], and the model's own. Cancelling is no error: the answer
-    /// up to then says so in its finish reason.
+    /// that leaves no room for output, [`Error::Closed`], and the model's errors. Cancelling is not an
+    /// error: it returns the tokens so far, with the finish reason "cancelled".
     pub fn generate(&self, prompt: Prompt, options: &SamplingOptions, cancel: &Cancel) -> Result<Completion> {
         self.stream(prompt, options)?.complete(cancel)
     }
 
-    /// Continues a prompt, chunk by chunk. The prompt is read with the first chunk.
+    /// Continues a prompt, chunk by chunk. The first chunk includes the prefill.
     ///
     /// # Errors
     /// As [`Llama::generate`].
@@ -136,7 +138,7 @@ impl Llama {
     }
 
     fn stream_ids(&self, prompt: Vec<u32>, params: SamplingParams) -> Result<TextStream> {
-        // Ids in need no tokenizer, unless text is to be looked for in what comes out.
+        // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
         let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;
         Ok(TextStream::new(sequence, tokenizer.map(|tokenizer| tokenizer.decode_stream(true))))
@@ -160,12 +162,12 @@ impl Llama {
         self.engine.logits(token_ids, last, cancel)
     }
 
-    /// Frees the weights and all keys and values, after the step that is running.
+    /// Waits for the running step, then frees the weights and the KV cache.
     pub fn close(&self) {
         self.engine.close();
     }
 
-    /// A prompt's token ids: text gets the special tokens that the tokenizer's own config says.
+    /// A prompt's token ids. Text gets special tokens as the tokenizer's own config says.
     fn ids(&self, prompt: Prompt) -> Result<Vec<u32>> {
         match prompt {
             Prompt::Text(text) => self.tokenizer()?.encode(&text, true, false),

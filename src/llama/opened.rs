@@ -1,4 +1,4 @@
-//! What is known of a model before its weights are read.
+//! Opens a checkpoint: everything that is known before its weights are read.
 
 use super::options::LoadOptions;
 use crate::checkpoint::tied::{self, HeadChoice};
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Everything that is known before weights are read.
+/// A checkpoint whose weights have not been read.
 pub(super) struct Opened {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) config: LlamaConfig,
@@ -31,18 +31,18 @@ impl Opened {
         Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
     }
 
-    /// The context that was asked for; else the model's own.
-    pub(super) fn asked_context(&self, options: &LoadOptions) -> Result<usize> {
+    /// The requested context, or the model's own without a request.
+    pub(super) fn requested_context(&self, options: &LoadOptions) -> Result<usize> {
         match options.context_length {
-            Some(asked) if !(1..=crate::config::MAX_SIZE).contains(&asked) => {
-                let reason = format!("{asked} is not from 1 to {}", crate::config::MAX_SIZE);
+            Some(requested) if !(1..=crate::config::MAX_SIZE).contains(&requested) => {
+                let reason = format!("{requested} is not from 1 to {}", crate::config::MAX_SIZE);
                 Err(Error::argument("context_length", reason))
             }
-            asked => Ok(asked.unwrap_or(self.config.context_length())),
+            requested => Ok(requested.unwrap_or(self.config.context_length())),
         }
     }
 
-    /// The shape of the cpu engine's keys and values.
+    /// The shape of the cpu engine's KV cache.
     pub(super) fn kv_shape(&self, dtype: WeightType) -> KvShape {
         KvShape {
             layers: self.config.num_hidden_layers,
@@ -52,7 +52,7 @@ impl Opened {
         }
     }
 
-    /// The type that most bytes of the matrices are stored in; None if it cannot be read.
+    /// The storage type of most bytes of the tensors; None if we cannot read that type.
     pub(super) fn stored_type(&self) -> Option<WeightType> {
         let mut totals = BTreeMap::<String, u64>::new();
         for info in self.checkpoint.infos() {
@@ -63,8 +63,8 @@ impl Opened {
     }
 }
 
-/// Checks the config's sizes against one tensor of each shape. Otherwise a config that lies would seem to
-/// ask for more memory than there is.
+/// Checks the config's sizes against one tensor of each shape. Without this, a config with a wrong size could
+/// be refused for its memory instead of for the size.
 fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let query = config.num_attention_heads * config.head_dim;
@@ -75,9 +75,9 @@ fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
     checkpoint.check_shape("model.layers.0.mlp.gate_proj.weight", &[inner, hidden])
 }
 
-/// Opens a checkpoint and reads its config, without touching weights.
+/// Opens a checkpoint and reads its config, but no weights.
 pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> {
-    // A folder's config first: a folder without one is told so, whatever else it lacks.
+    // A folder's config is read first, so that a missing config.json is reported before missing weights.
     if path.is_dir() {
         let config = LlamaConfig::from_folder(path)?;
         return Ok((Checkpoint::open(path)?, config));

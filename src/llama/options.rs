@@ -1,4 +1,4 @@
-//! How to load a model: the options by name, and what they come to on this machine.
+//! The load options, their names, and the choices that they mean on this machine.
 
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
@@ -8,12 +8,12 @@ use candle_core::{DType, Device};
 use std::fmt;
 use std::str::FromStr;
 
-/// A text that names none of an option's values.
+/// A text that is not the name of any value of an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownName {
     /// The text.
     pub got: String,
-    /// The names that there are.
+    /// The valid names.
     pub known: &'static [&'static str],
 }
 
@@ -25,9 +25,11 @@ impl fmt::Display for UnknownName {
 
 impl std::error::Error for UnknownName {}
 
-/// An enum whose values have names, as Python and the command line spell them.
+/// Defines an enum whose values have names, as Python and the command line spell them.
 macro_rules! named {
-    ($(#[$docs:meta])* pub enum $enum:ident { $($(#[$value_docs:meta])* $value:ident = $name:literal,)* }) => {
+    ($(#[$docs:meta])* pub enum $enum:ident {
+        $($(#[$value_docs:meta])* $value:ident = $name:literal,)*
+    }) => {
         $(#[$docs])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $enum {
@@ -57,7 +59,7 @@ macro_rules! named {
 }
 
 named! {
-    /// A type of floats.
+    /// A float type.
     pub enum FloatType {
         /// IEEE 754 binary32.
         Float32 = "float32",
@@ -69,7 +71,7 @@ named! {
 }
 
 impl FloatType {
-    /// As a storage type.
+    /// The storage type.
     pub const fn weight_type(self) -> WeightType {
         match self {
             FloatType::Float32 => WeightType::F32,
@@ -80,71 +82,71 @@ impl FloatType {
 }
 
 named! {
-    /// What float matrices may be quantised to while they load.
+    /// A type that float matrices can be quantised to while loading.
     pub enum QuantizeType {
-        /// 8 bits, one scale for each 32 weights.
+        /// 8 bits per weight, and a scale for each 32 weights.
         Q8_0 = "q8_0",
-        /// 4 bits, one scale for each 32 weights.
+        /// 4 bits per weight, and a scale for each 32 weights.
         Q4_0 = "q4_0",
     }
 }
 
 named! {
-    /// How activations are rounded.
+    /// Whether activations may be rounded.
     #[derive(Default)]
     pub enum Compute {
-        /// Where that is faster: docs/kernels.md has the table.
+        /// They are rounded where that is faster: docs/kernels.md has the table.
         #[default]
         Auto = "auto",
-        /// Never: float32 activations, keys and values.
+        /// They are never rounded: activations, keys and values are float32.
         Exact = "exact",
     }
 }
 
 named! {
-    /// A decoder.
+    /// The decoder that runs a model.
     pub enum EngineKind {
-        /// Our own.
+        /// Our own, on our CPU kernels.
         Cpu = "cpu",
         /// Candle's Llama.
         Candle = "candle",
     }
 }
 
-/// How to load a model. The defaults leave every decision to `load`.
+/// How to load a model. With the defaults, `load` makes every decision.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// "auto", "cpu", "cuda", "cuda:N" or "metal"; None is "auto".
     pub device: Option<String>,
     /// The type of the weights; None keeps the checkpoint's storage types.
     pub dtype: Option<FloatType>,
-    /// What float matrices are quantised to, tensor by tensor.
+    /// Quantises float matrices to this type while loading; None does not.
     pub quantize: Option<QuantizeType>,
-    /// How activations are rounded.
+    /// Whether activations may be rounded.
     pub compute: Compute,
     /// The type of cached keys and values; None is float16, in exact mode float32.
     pub kv_dtype: Option<FloatType>,
-    /// The decoder; None takes ours on the CPU and Candle's elsewhere.
+    /// The decoder; None takes ours on the CPU and Candle's on other devices.
     pub engine: Option<EngineKind>,
-    /// None: the cores that this process may use.
+    /// Number of threads; None is the number of cores that this process may use.
     pub threads: Option<usize>,
-    /// Positions; None is the model's own context, bounded by memory.
+    /// Maximum positions of a sequence; None is the model's own context, or less if memory is short.
     pub context_length: Option<usize>,
-    /// Refuse what would otherwise load with a warning.
+    /// Refuse models that would otherwise load with a warning.
     pub strict: bool,
 }
 
-/// The most threads that a caller may ask for: far above any machine's cores.
-const MOST_THREADS: usize = 4096;
+/// The largest number of threads that is accepted, far above the cores of any machine.
+const MAX_THREADS: usize = 4096;
 
-/// The threads that were asked for; None asks for the cores that this process may use.
+/// The number of threads to use. None means the cores that this process may use.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`]
-pub(super) fn threads(asked: Option<usize>) -> Result<usize> {
-    match asked {
-        Some(threads @ 1..=MOST_THREADS) => Ok(threads),
-        Some(other) => Err(Error::argument("threads", format!("{other} is not from 1 to {MOST_THREADS}"))),
+pub(super) fn threads(requested: Option<usize>) -> Result<usize> {
+    match requested {
+        Some(threads @ 1..=MAX_THREADS) => Ok(threads),
+        Some(other) => Err(Error::argument("threads", format!("{other} is not from 1 to {MAX_THREADS}"))),
         None => Ok(sys::usable_cores()),
     }
 }
@@ -154,7 +156,7 @@ pub(super) struct Choices {
     pub(super) dtype: Option<FloatType>,
     pub(super) quantize: Option<QuantizeType>,
     pub(super) exact: bool,
-    /// As asked for.
+    /// As requested; [`Choices::kv_dtype`] fills in the default.
     pub(super) kv_dtype: Option<FloatType>,
     pub(super) engine: Option<EngineKind>,
     pub(super) device: Device,
@@ -167,20 +169,21 @@ impl Choices {
     pub(super) fn new(options: &LoadOptions) -> Result<Self> {
         let &LoadOptions { dtype, quantize, kv_dtype, engine, .. } = options;
         if let (Some(_), Some(dtype)) = (quantize, dtype) {
-            let reason = format!("cannot be with dtype {}: quantised weights have one type", dtype.name());
+            let reason =
+                format!("cannot be combined with dtype {}: both set the type of the weights", dtype.name());
             return Err(Error::argument("quantize", reason));
         }
         let exact = options.compute == Compute::Exact;
         if let Some(kv_dtype) = kv_dtype.filter(|&kv_dtype| exact && kv_dtype != FloatType::Float32) {
             let reason = format!(
-                "{:?} cannot be with compute=\"exact\", which keeps keys and values in float32",
+                "{:?} cannot be combined with compute=\"exact\", which keeps keys and values in float32",
                 kv_dtype.name()
             );
             return Err(Error::argument("kv_dtype", reason));
         }
-        let asked = options.device.as_deref().unwrap_or("auto");
-        // The cpu engine takes no accelerator, so "auto" must not find one for it.
-        let name = if engine == Some(EngineKind::Cpu) && asked == "auto" { "cpu" } else { asked };
+        let requested = options.device.as_deref().unwrap_or("auto");
+        // The cpu engine does not run on accelerators, so "auto" must not choose one for it.
+        let name = if engine == Some(EngineKind::Cpu) && requested == "auto" { "cpu" } else { requested };
         let device = device::open(name)?;
         if engine == Some(EngineKind::Cpu) && !device.is_cpu() {
             return Err(Error::argument("engine", format!("\"cpu\" does not run on device {name}")));
@@ -189,7 +192,7 @@ impl Choices {
         Ok(Choices { dtype, quantize, exact, kv_dtype, engine, device, threads })
     }
 
-    /// The types in which the cpu engine holds weights.
+    /// The cpu engine's types of the weights in memory.
     pub(super) fn types(&self) -> Types {
         Types {
             dtype: self.dtype.map(FloatType::weight_type),
@@ -200,17 +203,20 @@ impl Choices {
         }
     }
 
-    /// Whether Candle's Llama is tried; else it is the cpu engine.
+    /// Whether to try Candle's Llama first. Otherwise the cpu engine is used.
     pub(super) fn tries_candle(&self) -> bool {
         self.engine == Some(EngineKind::Candle) || !self.device.is_cpu()
     }
 
-    /// The type of the cpu engine's keys and values.
+    /// The type of the cpu engine's cached keys and values.
     pub(super) fn kv_dtype(&self) -> FloatType {
         self.kv_dtype.unwrap_or(if self.exact { FloatType::Float32 } else { FloatType::Float16 })
     }
 
-    /// The type in which Candle's Llama holds weights that are stored as `stored`.
+    /// The type that Candle's Llama computes with, if the weights are stored as `stored`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] or [`Error::InvalidArgument`] if Candle cannot compute as requested.
     pub(super) fn candle_dtype(&self, stored: Option<WeightType>) -> Result<DType> {
         if self.quantize.is_some() {
             let reason = "Candle's Llama computes with floats; use engine=\"cpu\"";
@@ -222,21 +228,21 @@ impl Choices {
             (true, Some(other), _) => {
                 return Err(Error::argument(
                     "dtype",
-                    format!("{} cannot be with compute=\"exact\" in Candle", other.name()),
+                    format!("{} cannot be combined with compute=\"exact\" in Candle", other.name()),
                 ));
             }
             (false, Some(FloatType::Float16), _) => DType::F16,
             (false, Some(_), _) if on_cpu => {
                 return Err(Error::unsupported(
                     "dtype",
-                    "bfloat16: Candle's CPU has no such matmul; use engine=\"cpu\"",
+                    "bfloat16: Candle has no bfloat16 matmul on the CPU; use engine=\"cpu\"",
                 ));
             }
             (false, Some(_), _) => DType::BF16,
             (false, None, Some(WeightType::F16)) => DType::F16,
             (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
             (false, None, Some(WeightType::F32)) => DType::F32,
-            // BF16 on the CPU, and blocks of integers.
+            // BF16 on the CPU, and quantised types.
             (false, None, _) => {
                 if on_cpu {
                     DType::F32

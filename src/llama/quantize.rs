@@ -1,12 +1,12 @@
-//! A checkpoint to a GGUF file, in any of the types that `kernels::quantize` makes.
+//! Converts a checkpoint to a GGUF file, in any type that `kernels::quantize` can write.
 //!
-//! - `plan.rs`: which tensors, under which names, in which types
-//! - `metadata.rs`: config and tokenizer as the file has them
-//! - `rows.rs`: a tensor's rows, converted on several threads
-//! - this file: one after the other
+//! - `plan.rs`: which tensors are written, under which names, in which types
+//! - `metadata.rs`: config and tokenizer as GGUF metadata
+//! - `rows.rs`: converts a tensor's rows on several threads
+//! - this file: writes the tensors one after the other
 //!
-//! Memory holds a few megabytes of rows for each thread at a time; of a GGUF file's query and key
-//! projections the whole tensor, whose rows are put into another order twice.
+//! Memory use is a few megabytes of rows per thread. The query and key projections of a GGUF source are held
+//! whole, because their rows are reordered when they are read and again when they are written.
 
 mod metadata;
 mod plan;
@@ -25,18 +25,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What `quantize` may be told.
+/// The options of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
     /// "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32", in either case.
     pub dtype: String,
-    /// Replace a destination that is there.
+    /// Replace an existing destination.
     pub force: bool,
-    /// Convert tensors that are quantised already, which loses more than converting the original.
+    /// Convert tensors that are already quantised, which loses more precision than converting the original.
     pub allow_requantize: bool,
     /// Write the tokenizer, too.
     pub tokenizer: bool,
-    /// None: the cores that this process may use.
+    /// Number of threads; None is the number of cores that this process may use.
     pub threads: Option<usize>,
 }
 
@@ -47,37 +47,37 @@ impl Default for QuantizeOptions {
     }
 }
 
-/// What was written.
+/// The result of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeReport {
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub bytes: u64,
-    /// Time that it took.
+    /// Time taken.
     pub elapsed: Duration,
-    /// How the tensors are stored.
+    /// The written tensors, by storage type.
     pub tensors: Vec<Storage>,
-    /// What the file cannot say, and what was read with a reservation.
+    /// Possible problems with the source, and facts that the file cannot express.
     pub warnings: Vec<String>,
-    /// What a careful reader may want to know, though nothing is wrong with it.
+    /// Facts that may be worth knowing but are not problems.
     pub notes: Vec<String>,
 }
 
-/// More threads do not help a disk, and each has its rows.
-const ENOUGH_THREADS: usize = 64;
-/// How often the caller is told of progress.
-const TELL_EVERY: Duration = Duration::from_millis(100);
+/// Maximum number of threads. More would not help, because the disk is the limit, and each needs memory.
+const MAX_THREADS: usize = 64;
+/// Minimum time between two calls of `progress`.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Writes the checkpoint at `source`, a folder or a GGUF file, to the GGUF file `destination`.
 ///
-/// Matrices are stored as `options.dtype`, or as F16 where their rows are no whole blocks; norms and biases
-/// as F32. `progress` is told the elements done and those in all, now and then; if it returns false, the work
-/// ends as if cancelled. The file is written under another name beside the destination and renamed when it
-/// is whole.
+/// Matrices are stored as `options.dtype`, or as F16 if their rows cannot be cut into whole blocks. Norms and
+/// biases are stored as F32. `progress` is called from time to time with the number of elements done and the
+/// total. If it returns false, the work ends as if cancelled. The file is written under another name beside
+/// the destination and renamed when it is complete.
 ///
 /// # Errors
 /// - [`Error::Exists`], [`Error::Write`] and [`Error::InvalidArgument`] for the destination and the options
 /// - those of [`super::Llama::load`] for the source
-/// - [`Error::Unsupported`] for what GGUF cannot express, and for tensors that are quantised already and
+/// - [`Error::Unsupported`] for what GGUF cannot express, and for tensors that are already quantised and
 ///   would have to change their type
 /// - [`Error::TensorValue`] for a weight that is not finite, or too large for its new type
 /// - [`Error::Cancelled`]
@@ -97,7 +97,7 @@ pub fn quantize(
     warnings.extend(opened.config.warnings.iter().cloned());
     let mut notes = Vec::new();
 
-    // What GGUF cannot express is refused before the tensors are looked at.
+    // A config that GGUF cannot express is refused before the tensors are checked.
     let (metadata, rope_freqs) =
         metadata::metadata(source, &opened, dtype, options.tokenizer, &mut warnings, cancel)?;
     let planned = plan::plan(&opened, dtype, options.allow_requantize, &mut warnings, &mut notes)?;
@@ -107,18 +107,18 @@ pub fn quantize(
 
     let total = planned.iter().map(Planned::elements).sum();
     let mut done = 0;
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     let mut advance = |elements: u64| {
         done += elements;
-        let mut go_on = true;
-        if told.elapsed() >= TELL_EVERY || done == total {
-            told = Instant::now();
-            go_on = progress(done, total);
+        let mut continues = true;
+        if reported.elapsed() >= PROGRESS_INTERVAL || done == total {
+            reported = Instant::now();
+            continues = progress(done, total);
         }
-        if go_on && !cancel.is_cancelled() { Ok(()) } else { Err(Error::Cancelled) }
+        if continues && !cancel.is_cancelled() { Ok(()) } else { Err(Error::Cancelled) }
     };
     advance(0)?;
-    let threads = threads.min(ENOUGH_THREADS);
+    let threads = threads.min(MAX_THREADS);
     let files = opened.checkpoint.files();
     for tensor in &planned {
         let mut step = |elements| {
@@ -150,7 +150,7 @@ fn parse_dtype(name: &str) -> Result<WeightType> {
     })
 }
 
-/// Counts and bytes by type.
+/// The planned tensors by storage type.
 fn storage(planned: &[Planned]) -> Vec<Storage> {
     let mut types = BTreeMap::<&str, Storage>::new();
     for tensor in planned {
@@ -162,7 +162,7 @@ fn storage(planned: &[Planned]) -> Vec<Storage> {
     types.into_values().collect()
 }
 
-/// Whether the checkpoint is a GGUF file, whose tensors and metadata say more than a config.
+/// Whether the checkpoint is a GGUF file. Its metadata are copied, and its tensors show which biases exist.
 fn is_gguf(checkpoint: &Checkpoint) -> bool {
     checkpoint.format() == Format::Gguf
 }

@@ -1,4 +1,4 @@
-//! How fast this machine is at most.
+//! Measures the machine's peak rates of reading memory and of computing.
 
 use super::options;
 use crate::error::{Error, Result};
@@ -6,13 +6,14 @@ use crate::kernels::{Isa, Kernels, RooflineError, RooflinePeaks};
 use crate::model::Cancel;
 use crate::sys;
 
-/// Fewer bytes are no stream.
-const FEWEST_BYTES: usize = 1 << 20;
+/// The smallest buffer. Reading less would not measure a steady rate.
+const MIN_BYTES: usize = 1 << 20;
 
-/// Measures what `threads` threads can read and compute at most; None takes the cores that this process may use.
+/// Measures how fast `threads` threads can read and compute at most. None takes the cores that this process
+/// may use.
 ///
-/// The instructions are the best that this CPU has, whichever level is forced for models. `buffer_bytes` are read;
-/// to find the limit of memory, more than any cache holds.
+/// Uses the best ISA of this CPU, even if another one is forced for models. Reads a buffer of
+/// `buffer_bytes`; to measure main memory, it must be larger than all caches.
 ///
 /// # Errors
 /// - [`Error::InvalidArgument`] for `threads` and `buffer_bytes`
@@ -24,8 +25,8 @@ pub fn roofline_peaks(
     cancel: &Cancel,
 ) -> Result<(Isa, RooflinePeaks)> {
     let threads = options::threads(threads)?;
-    if buffer_bytes < FEWEST_BYTES {
-        let reason = format!("{buffer_bytes} is less than {FEWEST_BYTES}");
+    if buffer_bytes < MIN_BYTES {
+        let reason = format!("{buffer_bytes} is less than {MIN_BYTES}");
         return Err(Error::argument("buffer_bytes", reason));
     }
     let needed = buffer_bytes as u64;
@@ -34,7 +35,8 @@ pub fn roofline_peaks(
         needed,
         available,
     };
-    // Asked first: the system may promise what is not there, and end the process when it is touched.
+    // Checked first, because the system may grant memory that it does not have and kill the process when
+    // it is used.
     let free = sys::memory().map_or(u64::MAX, |memory| memory.available);
     let free = free.min(sys::address_space_left().unwrap_or(u64::MAX));
     if needed > free {
@@ -55,8 +57,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roofline_peaks_are_of_the_best_level_that_the_cpu_has() {
-        let (isa, peaks) = roofline_peaks(Some(1), FEWEST_BYTES, &Cancel::never()).unwrap();
+    fn roofline_peaks_are_those_of_the_best_isa() {
+        let (isa, peaks) = roofline_peaks(Some(1), MIN_BYTES, &Cancel::never()).unwrap();
         assert_eq!(Some(isa), Isa::available().last());
         assert!(peaks.read_bytes_per_second > 0.0);
     }
@@ -64,7 +66,7 @@ mod tests {
     #[test]
     fn roofline_peaks_refuse_bad_arguments_and_more_memory_than_there_is() {
         for (threads, bytes, name) in
-            [(0, FEWEST_BYTES, "threads"), (usize::MAX, FEWEST_BYTES, "threads"), (1, 0, "buffer_bytes")]
+            [(0, MIN_BYTES, "threads"), (usize::MAX, MIN_BYTES, "threads"), (1, 0, "buffer_bytes")]
         {
             match roofline_peaks(Some(threads), bytes, &Cancel::never()) {
                 Err(Error::InvalidArgument { argument, .. }) => assert_eq!(argument, name),

@@ -1,11 +1,11 @@
-//! How likely given text is: perplexity, and the log-likelihood of one text after another.
+//! Log-probabilities of given text: perplexity, and the log-likelihood of one text after another.
 
 use super::{Llama, Prompt};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::sampling::TokenScore;
 
-/// How likely a text is, token by token.
+/// The log-probabilities of a text's tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
     /// The text's tokens.
@@ -21,14 +21,14 @@ impl Score {
     }
 }
 
-/// How likely a continuation is, given what comes before it.
+/// The log-probabilities of a continuation's tokens after a context.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogLikelihood {
     /// The continuation's tokens.
     pub token_ids: Vec<u32>,
     /// Their natural log-probabilities.
     pub logprobs: Vec<f32>,
-    /// Whether greedy decoding would give just these tokens.
+    /// Whether greedy decoding would generate exactly these tokens.
     pub is_greedy: bool,
 }
 
@@ -47,8 +47,8 @@ impl Llama {
     /// The log-probability of each token of a text, given those before it, from unprocessed logits.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a text of less than two tokens, or ids out of range;
-    /// [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`], and the model's own.
+    /// [`Error::InvalidArgument`] for a text of fewer than two tokens, or ids out of range;
+    /// [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`], and the model's errors.
     pub fn score(&self, text: Prompt, cancel: &Cancel) -> Result<Score> {
         self.engine.check_open()?;
         let token_ids = self.ids(text)?;
@@ -63,12 +63,12 @@ impl Llama {
         Ok(Score { token_ids, logprobs: scores.iter().map(|score| score.logprob).collect() })
     }
 
-    /// How likely `continuation` is after `context`.
+    /// The log-probabilities of `continuation` after `context`.
     ///
-    /// Two texts are read as lm-eval's harness does: spaces at the end of the context are moved to the
-    /// beginning of the continuation, both are encoded together, and the continuation is what comes
-    /// after as many tokens as the context has alone. Otherwise a continuation as text is encoded on
-    /// its own, without special tokens, and ids are used as they are.
+    /// Two texts are encoded as in lm-eval's harness. Spaces at the end of the context move to the start of
+    /// the continuation, and both are encoded together. If the context alone has n tokens, the continuation
+    /// is all tokens after the first n. After a context of ids, a text is encoded on its own, without
+    /// special tokens. Ids are used as they are.
     ///
     /// # Errors
     /// As [`Llama::score`]; [`Error::InvalidArgument`] if context or continuation has no tokens.
@@ -110,7 +110,7 @@ impl Llama {
     }
 }
 
-/// What Python's `str.isspace` takes for a space; harnesses written in it strip just these.
+/// Whether Python's `str.isspace` accepts the character. lm-eval, which is written in Python, strips these.
 fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
 }

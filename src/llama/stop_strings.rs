@@ -1,4 +1,4 @@
-//! Finds stop strings in text that arrives in pieces, and lets no part of one slip out.
+//! Finds stop strings in text that arrives in pieces. Holds back text that may be the start of one.
 
 /// The stop strings of one sequence.
 #[derive(Clone, Debug)]
@@ -6,16 +6,16 @@ pub(super) struct StopStrings {
     stops: Vec<String>,
     /// Whether the stop string itself belongs to the text.
     include: bool,
-    /// What may be the beginning of a stop string.
+    /// Text held back because it may be the start of a stop string.
     held: String,
 }
 
-/// What a piece of text led to.
+/// The result of [`StopStrings::push`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passed {
-    /// Text that is certain.
+    /// Text that is no part of a stop string and can be shown.
     pub(super) text: String,
-    /// The stop string that was found; nothing comes after it.
+    /// The stop string that was found. Nothing must be pushed after it.
     pub(super) stop: Option<String>,
 }
 
@@ -24,7 +24,7 @@ impl StopStrings {
         StopStrings { stops, include, held: String::new() }
     }
 
-    /// Takes the next piece of text.
+    /// Adds the next piece of text.
     pub(super) fn push(&mut self, text: &str) -> Passed {
         self.held.push_str(text);
         let first = self
@@ -44,12 +44,12 @@ impl StopStrings {
         Passed { text: std::mem::replace(&mut self.held, rest), stop: None }
     }
 
-    /// What was held back, when no more text comes.
+    /// Returns the text held back, at the end of the text.
     pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// The length of the longest end of `held` that begins a stop string.
+    /// The length of the longest suffix of `held` that is a prefix of a stop string.
     fn uncertain(&self) -> usize {
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest.saturating_sub(1));
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Pushes the pieces up to a stop; gives all text and the stop.
+    /// Pushes the pieces up to a stop string; returns the whole text and the stop string.
     fn run(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
         let mut strings = StopStrings::new(stops.iter().map(|s| s.to_string()).collect(), include);
         let mut all = String::new();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_several_wins_and_at_one_place_the_longest() {
+    fn the_earliest_stop_string_wins_then_the_longest() {
         assert_eq!(run(&["c", "b"], false, &["abc"]), ("a".into(), Some("b".into())));
         assert_eq!(run(&["b", "bc"], false, &["abc"]), ("a".into(), Some("bc".into())));
     }

@@ -1,4 +1,4 @@
-//! A sequence as text: tokens become characters, stop strings end it.
+//! Turns the tokens of a sequence into text, and ends it at stop strings.
 
 use super::stop_strings::StopStrings;
 use crate::engine::{Finish, FinishReason, Sequence, Stats, Step, StopReason};
@@ -7,14 +7,14 @@ use crate::model::Cancel;
 use crate::sampling::TokenLogprob;
 use crate::tokenizer::DecodeStream;
 
-/// What one step added.
+/// The result of one step of a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
-    /// Text that is certain: never half a character, never the beginning of a stop string.
+    /// New text. It never ends in a part of a character or in the start of a stop string.
     pub text: String,
-    /// The step's token, if it gave one.
+    /// The step's token, if there is one.
     pub token_ids: Vec<u32>,
-    /// One for each token, if asked for.
+    /// One for each token, if requested.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Set on the last chunk.
     pub finish: Option<Finish>,
@@ -22,14 +22,14 @@ pub struct Chunk {
     pub stats: Option<Stats>,
 }
 
-/// A whole answer.
+/// The whole result of a generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The text, without the end token or stop string that ended it.
+    /// The text, without the EOS token or stop string that ended it.
     pub text: String,
-    /// All tokens, with the end or stop token that ended it.
+    /// All tokens, including the EOS or stop token that ended the text.
     pub token_ids: Vec<u32>,
-    /// One for each token, if asked for.
+    /// One for each token, if requested.
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// How it ended.
     pub finish: Finish,
@@ -38,7 +38,7 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// The answer of a stream that has not begun.
+    /// An empty completion, for the chunks of `stream`.
     pub(super) fn new(stream: &TextStream) -> Self {
         Completion {
             text: String::new(),
@@ -60,10 +60,10 @@ impl Completion {
     }
 }
 
-/// An answer that is being generated; dropping it ends the work.
+/// A generation in progress. Dropping it ends the generation.
 pub struct TextStream {
     sequence: Sequence,
-    /// None if the model has no tokenizer: then there is no text.
+    /// None if the model has no tokenizer. The text is empty then.
     decoder: Option<DecodeStream>,
     stops: StopStrings,
 }
@@ -78,12 +78,12 @@ impl TextStream {
     /// The next chunk; None after the last.
     ///
     /// # Errors
-    /// Those of [`Sequence::step`]; the stream has ended then.
+    /// Those of [`Sequence::step`]. An error ends the stream.
     pub fn next_chunk(&mut self, cancel: &Cancel) -> Result<Option<Chunk>> {
         self.sequence.step(cancel)?.map(|step| self.chunk(step)).transpose()
     }
 
-    /// What a step of the sequence adds.
+    /// Makes a chunk from a step of the sequence.
     pub(super) fn chunk(&mut self, step: Step) -> Result<Chunk> {
         let mut finish = step.finish;
         let mut text = String::new();
@@ -113,7 +113,7 @@ impl TextStream {
         Ok(Chunk { text, token_ids, logprobs, finish, stats })
     }
 
-    /// Runs to the end.
+    /// Generates to the end.
     ///
     /// # Errors
     /// Those of [`TextStream::next_chunk`].
@@ -133,7 +133,7 @@ impl TextStream {
         &mut self.sequence
     }
 
-    /// Ends the stream: no more chunks come, and its keys and values are given back.
+    /// Ends the stream and frees its keys and values.
     pub fn close(&mut self) {
         self.sequence.close();
     }

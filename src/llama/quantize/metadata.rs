@@ -1,4 +1,4 @@
-//! Config and tokenizer as the new file has them.
+//! Config and tokenizer as metadata of the new file.
 
 use super::is_gguf;
 use crate::checkpoint::background;
@@ -10,7 +10,7 @@ use crate::llama::opened::Opened;
 use crate::tokenizer::{Tokenizer, no_tokenizer};
 use std::path::Path;
 
-/// Keys of a GGUF file that belong to how that file was written.
+/// Keys that describe how a GGUF file was written, not its model.
 const OF_THE_FILE: [&str; 3] = ["general.alignment", "general.file_type", "general.quantization_version"];
 const VOCAB_SIZE: &str = "llama.vocab_size";
 /// ggml's `GGML_QNT_VERSION`.
@@ -18,7 +18,7 @@ const QUANTIZATION_VERSION: u32 = 2;
 
 type Entries = Vec<(String, Value)>;
 
-/// The metadata, and the divisors of the frequencies where there are some.
+/// The metadata, and the divisors of the RoPE frequencies if the model has some.
 pub(super) fn metadata(
     source: &Path,
     opened: &Opened,
@@ -41,19 +41,19 @@ pub(super) fn metadata(
     };
     metadata.push(("general.file_type".into(), Value::U32(file_type(dtype))));
     metadata.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
-    // In the order in which other writers have them: what a program looks for first comes first.
+    // The same order as in files of other writers: programs look for the general keys first.
     let section = |key: &str| ["general.", "llama."].iter().position(|start| key.starts_with(start));
     metadata.sort_by_key(|(key, _)| section(key).unwrap_or(2));
     Ok((metadata, rope_freqs))
 }
 
-/// The folder's name, as it is the model's in most cases.
+/// The folder's name, which in most cases is the model's name.
 fn name(source: &Path) -> Option<String> {
     let folder = source.canonicalize().ok()?;
     folder.file_name()?.to_str().map(str::to_owned)
 }
 
-/// Everything that a GGUF file says of its model.
+/// Copies all metadata that describe the model of a GGUF file.
 fn copied(metadata: &Metadata, opened: &Opened, with_tokenizer: bool) -> Entries {
     let stays = |key: &str| {
         !OF_THE_FILE.contains(&key)
@@ -67,7 +67,7 @@ fn copied(metadata: &Metadata, opened: &Opened, with_tokenizer: bool) -> Entries
         .collect();
     if !with_tokenizer {
         entries.extend(no_tokenizer(opened.config.bos_token_id, &opened.config.eos_token_ids));
-        // Without tokens nothing else tells it.
+        // Without a tokenizer nothing else in the metadata has the vocabulary's size.
         if metadata.get(VOCAB_SIZE).is_none() {
             entries.push((VOCAB_SIZE.into(), Value::U32(opened.config.vocab_size as u32)));
         }
@@ -75,6 +75,7 @@ fn copied(metadata: &Metadata, opened: &Opened, with_tokenizer: bool) -> Entries
     entries
 }
 
+/// The tokenizer's metadata, or those of a file without a tokenizer.
 fn tokenizer(
     source: &Path,
     opened: &Opened,
@@ -83,22 +84,22 @@ fn tokenizer(
     cancel: &Cancel,
 ) -> Result<Entries> {
     let config = &opened.config;
-    let ends = GenerationConfig::from_folder(source)?.eos_token_ids;
-    let mut ends = ends.unwrap_or_else(|| config.eos_token_ids.clone());
-    ends.retain(|&id| (id as usize) < config.vocab_size);
+    let eos_token_ids = GenerationConfig::from_folder(source)?.eos_token_ids;
+    let mut eos_token_ids = eos_token_ids.unwrap_or_else(|| config.eos_token_ids.clone());
+    eos_token_ids.retain(|&id| (id as usize) < config.vocab_size);
     if !with_tokenizer {
-        return Ok(no_tokenizer(config.bos_token_id, &ends));
+        return Ok(no_tokenizer(config.bos_token_id, &eos_token_ids));
     }
     let (path, vocab_size) = (source.to_owned(), config.vocab_size);
-    // A large vocabulary is read, and read back, in about a second.
+    // Reading, converting and checking a large vocabulary takes about a second, so it must be cancellable.
     let converted = background::run(cancel, move || {
         let tokenizer = Tokenizer::open(&path)?;
-        let converted = tokenizer.to_gguf(vocab_size, &ends)?;
+        let converted = tokenizer.to_gguf(vocab_size, &eos_token_ids)?;
         Ok((tokenizer.warnings().to_vec(), converted))
     })?;
     let (own, converted) = converted.map_err(|error| match error {
         Error::NotFound { what, path } => {
-            Error::NotFound { what: format!("{what}, which --no-tokenizer leaves out,"), path }
+            Error::NotFound { what: format!("{what} (not needed with --no-tokenizer)"), path }
         }
         other => other,
     })?;
@@ -118,7 +119,7 @@ fn file_type(dtype: WeightType) -> u32 {
         WeightType::Q5_0 => 8,
         WeightType::Q5_1 => 9,
         WeightType::BF16 => 32,
-        // Not made here; ggml's "guessed".
+        // Never written here. 1024 is ggml's "guessed".
         WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => 1024,
     }
 }

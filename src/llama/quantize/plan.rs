@@ -1,4 +1,4 @@
-//! Which tensors are written, under which names, in which types.
+//! Plans which tensors are written, under which names, in which types.
 
 use super::is_gguf;
 use crate::checkpoint::gguf::TensorSpec;
@@ -17,12 +17,12 @@ pub(super) struct Planned {
     pub(super) data: Data,
 }
 
-/// Where its elements come from.
+/// The source of a tensor's elements.
 pub(super) enum Data {
     /// These numbers.
     Values(Vec<f32>),
-    /// The checkpoint's tensor of this name (Hugging Face's spelling); with a head's width, its rows are put
-    /// into GGUF's order.
+    /// The checkpoint's tensor of this name (Hugging Face's spelling). With `head_dim`, its rows are
+    /// reordered as GGUF has them.
     Stored { name: String, head_dim: Option<usize> },
 }
 
@@ -32,13 +32,13 @@ impl Planned {
     }
 }
 
-/// The divisors of the frequencies.
+/// The tensor of the divisors of the RoPE frequencies.
 pub(super) fn rope_freqs(values: Vec<f32>) -> Planned {
     let spec = TensorSpec { name: ROPE_FREQS.into(), shape: vec![values.len()], dtype: WeightType::F32 };
     Planned { spec, data: Data::Values(values) }
 }
 
-/// All tensors of the model, in the order in which they are computed with.
+/// All tensors of the model, in the order in which a forward pass uses them.
 pub(super) fn plan(
     opened: &Opened,
     dtype: WeightType,
@@ -74,8 +74,8 @@ pub(super) fn plan(
     warnings.extend(planner.left_out());
     if let Some(example) = planner.kept.first() {
         notes.push(format!(
-            "{} tensors are stored as F16, as their rows are no whole blocks of {dtype}: {example} and others \
-             alike",
+            "{} tensors are stored as F16, because their rows cannot be cut into whole blocks of {dtype}; \
+             the first is {example}",
             planner.kept.len()
         ));
     }
@@ -94,7 +94,8 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// `name` without `.weight`. In GGUF each bias that is there counts, whatever the others do.
+    /// Plans a projection; `name` is without `.weight`. In GGUF each projection may have a bias or not,
+    /// whatever the others have.
     fn linear(&mut self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<()> {
         self.matrix(&format!("{name}.weight"), rows, cols)?;
         let bias = format!("{name}.bias");
@@ -129,12 +130,13 @@ impl Planner<'_> {
             dtype: info.dtype.clone(),
             path: path(),
         })?;
-        // As llama.cpp: what quantising has lost once is not lost again unasked. F32 loses nothing.
-        let loses = stored.block_len() > 1 && stored != dtype && dtype != WeightType::F32;
-        if loses && !self.allow_requantize {
+        // As in llama.cpp, quantising twice must be allowed explicitly. Converting to F32 loses nothing.
+        let is_requantized = stored.block_len() > 1 && stored != dtype && dtype != WeightType::F32;
+        if is_requantized && !self.allow_requantize {
             let value = format!(
-                "{name} is stored as {stored} already, {dtype} would lose more than the original has to; \
-                 quantise the original, or give allow_requantize=True, --allow-requantize"
+                "{name} is already stored as {stored}, and converting it to {dtype} would lose more \
+                 precision than converting the original; quantise the original, or give \
+                 allow_requantize=True, --allow-requantize"
             );
             return Err(Error::unsupported("requantizing", value));
         }
@@ -148,11 +150,14 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// A warning of tensors that are no part of the model.
+    /// A warning of tensors that are not part of the model.
     fn left_out(&self) -> Option<String> {
-        // Read with the config, or derived from it, or a head whose choice has been reported.
-        let silent = |name: &str| name == ROPE_FREQS || name == LM_HEAD || name.ends_with(names::INV_FREQ);
-        let left: Vec<&str> = self.left.keys().map(String::as_str).filter(|name| !silent(name)).collect();
+        // The config reads the first. The choice of the head was reported when it was made. The last can be
+        // computed from the config.
+        let is_harmless =
+            |name: &str| name == ROPE_FREQS || name == LM_HEAD || name.ends_with(names::INV_FREQ);
+        let left: Vec<&str> =
+            self.left.keys().map(String::as_str).filter(|name| !is_harmless(name)).collect();
         let example = left.first()?;
         Some(format!("{} tensors that the model does not use are left out, such as {example}", left.len()))
     }

@@ -1,4 +1,4 @@
-//! A tensor's rows in another type and order, on several threads.
+//! Converts a tensor's rows to another type and order, on several threads.
 
 use crate::checkpoint::gguf::Writer;
 use crate::checkpoint::{Tensor, hf_row};
@@ -11,22 +11,22 @@ use std::thread;
 
 /// Elements that a thread converts at a time: some milliseconds of work, some megabytes of memory.
 const PART_ELEMENTS: usize = 1 << 20;
-/// Elements that are converted at a time on all threads, however many those are.
+/// Maximum elements that all threads together convert at a time.
 const STEP_ELEMENTS: usize = 1 << 26;
 
-/// A tensor and what is to become of it.
+/// A tensor and the conversion to apply.
 pub(super) struct Rows<'a> {
-    /// With at least one dimension.
+    /// Has at least one dimension.
     pub(super) stored: &'a Tensor,
-    /// A type that the kernels make, whose blocks make up whole rows.
+    /// The new type. The kernels can write it, and a row is a whole number of its blocks.
     pub(super) dtype: WeightType,
-    /// The rows of a head, if GGUF has them in another order.
+    /// The number of rows of a head, if GGUF has them in another order.
     pub(super) head_dim: Option<usize>,
 }
 
-/// What can go wrong with a tensor.
+/// Why a tensor cannot be written.
 pub(super) enum Failure {
-    /// A number cannot be stored; its place.
+    /// A number cannot be stored as `dtype`. `at` is its index in each dimension.
     Value { value: f32, at: Vec<usize>, dtype: WeightType },
     /// Anything else.
     Other(Error),
@@ -52,7 +52,7 @@ impl Failure {
 }
 
 impl Rows<'_> {
-    /// Converts and writes all rows; `step` is told of elements that are done.
+    /// Converts and writes all rows. Calls `step` with the number of elements after each part.
     pub(super) fn write(
         &self,
         writer: &mut Writer,
@@ -62,8 +62,8 @@ impl Rows<'_> {
         let &[rows, cols] = self.stored.shape() else { return self.write_vector(writer, step) };
         let row_bytes = self.dtype.bytes_for(cols).unwrap_or(0);
         let per_thread = (PART_ELEMENTS / cols.max(1)).max(1);
-        let most = (STEP_ELEMENTS / cols.max(1)).max(1);
-        let per_step = per_thread.saturating_mul(threads).min(most).min(rows);
+        let max_rows = (STEP_ELEMENTS / cols.max(1)).max(1);
+        let per_step = per_thread.saturating_mul(threads).min(max_rows).min(rows);
         let mut buffer = vec![0; per_step * row_bytes];
         for first in (0..rows).step_by(per_step.max(1)) {
             let count = per_step.min(rows - first);
@@ -75,7 +75,8 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Converts the rows from `first` on that `out` has room for, `per_thread` of them on each thread.
+    /// Converts as many rows as fit in `out`, starting at row `first`. A thread takes `per_thread` rows at a
+    /// time.
     fn convert(
         &self,
         first: usize,
@@ -93,7 +94,7 @@ impl Rows<'_> {
             }
         };
         let outcome = thread::scope(|scope| {
-            // Whatever threads there are to be had share the parts; this one takes part.
+            // If a thread cannot be started, the others and this one share its parts.
             let workers = (1..wanted).filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok());
             let workers: Vec<_> = workers.collect();
             let own = work();
@@ -123,7 +124,8 @@ impl Rows<'_> {
         let mut numbers = vec![0.0; cols];
         for (row, out) in (first..).zip(out.chunks_exact_mut(row_bytes)) {
             let row = self.head_dim.map_or(row, |head_dim| hf_row(row, head_dim));
-            // Floats pass through float32, where they are looked at; blocks are copied as they are.
+            // Floats are converted through float32, which checks that they are finite. Quant blocks of the
+            // same type are copied.
             if self.stored.dtype() == self.dtype && self.dtype.block_len() > 1 {
                 out.copy_from_slice(&self.stored.bytes()[row * row_bytes..][..row_bytes]);
                 continue;
@@ -134,7 +136,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// A norm or a bias: its elements are a projection's rows.
+    /// Converts and writes a norm or a bias. The elements of a bias are reordered as a projection's rows.
     fn write_vector(
         &self,
         writer: &mut Writer,
