@@ -1,4 +1,4 @@
-//! JSON values and our records to Python's, and back.
+//! Converts JSON values and our records to Python's, and back.
 
 use crate::engine::{Finish, Stats, StopReason};
 use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
@@ -68,7 +68,7 @@ pub(super) fn to_json_object(value: &Bound<'_, PyDict>) -> PyResult<Map<String, 
     }
 }
 
-/// JSON as Python values.
+/// Converts JSON to Python values.
 pub(super) fn from_json<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
         Value::Null => py.None().into_bound(py),
@@ -93,7 +93,7 @@ pub(super) fn from_json<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'
     })
 }
 
-/// The sampling parameters that a caller gave. What is None was not given.
+/// Extracts the sampling parameters that a caller gave. A parameter that is None was not given.
 pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOptions> {
     let mut options = SamplingOptions::default();
     for (name, value) in given.iter().filter(|(_, value)| !value.is_none()) {
@@ -158,7 +158,7 @@ pub(super) fn chunk<'py>(py: Python<'py>, chunk: &Chunk) -> PyResult<Bound<'py, 
 /// The keyword arguments of `types.Score`.
 pub(super) fn score<'py>(py: Python<'py>, score: &Score) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
-    // Nothing comes before the first token.
+    // The first token has no log-probability, because nothing comes before it.
     let logprobs: Vec<Option<f32>> =
         [None].into_iter().chain(score.logprobs.iter().copied().map(Some)).collect();
     dict.set_item("logprobs", logprobs)?;

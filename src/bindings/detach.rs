@@ -1,4 +1,4 @@
-//! Where the GIL is released, Ctrl-C is noticed, and panics and errors become Python's exceptions.
+//! Runs work without the GIL. Stops it on Ctrl-C, and converts panics and errors to Python's exceptions.
 
 use super::error::{internal_error, to_python};
 use crate::error::Result;
@@ -8,10 +8,10 @@ use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicBool;
 
-/// The last panic's message and place.
+/// The last panic's message and source location.
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
 
-/// Keeps a panic's message and place for the exception that it becomes, instead of printing them.
+/// Sets a panic hook that keeps the message and source location for the exception, instead of printing them.
 pub(super) fn remember_panics() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -22,8 +22,8 @@ pub(super) fn remember_panics() {
     }));
 }
 
-/// Runs `work` without the GIL. Between its tasks the calling thread looks at Python's signals; if one
-/// raises, such as Ctrl-C, `work` is cancelled and the exception raised here.
+/// Runs `work` without the GIL. Between tasks the calling thread checks Python's signals. If a signal handler
+/// raises, as on Ctrl-C, `work` is cancelled and the exception is returned.
 pub(super) fn detach_engine<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&Cancel) -> Result<T> + Send,

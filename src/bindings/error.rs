@@ -1,5 +1,5 @@
-//! Our errors as Python's: one match without a wildcard, so that a new variant does not compile until
-//! someone picks its exception.
+//! Converts our errors to Python's exceptions. There is one match without a wildcard, so that a new variant
+//! does not compile until someone chooses its exception.
 
 use crate::error::Error;
 use pyo3::exceptions::{PyOSError, PyValueError};
@@ -14,7 +14,7 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         None => error.to_string(),
     };
     let facts = PyDict::new(py);
-    // A fact that cannot be kept is no reason to lose the error.
+    // If an attribute cannot be set, the error is still raised without it.
     let path = |path: &Path| _ = facts.set_item("path", path.as_os_str());
     let text = |name: &str, value: &str| _ = facts.set_item(name, value);
     let count = |name: &str, value: u64| _ = facts.set_item(name, value);

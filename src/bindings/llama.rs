@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a thread waits for a stream that another one is stepping, before it looks at its signals.
+/// How long a thread waits for a stream that another thread is stepping, before it checks its signals again.
 const LOCK_SLICE: Duration = Duration::from_millis(10);
 
 /// A loaded model.
@@ -46,7 +46,7 @@ impl PyLlama {
         detach_engine(py, |cancel| Llama::load(&path, &options, cancel)).map(PyLlama)
     }
 
-    /// The config: config.json's keys, and what was derived.
+    /// The config: the keys of config.json and the values derived from them.
     #[getter]
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let mut config = config_json(self.0.config());
@@ -96,7 +96,7 @@ impl PyLlama {
         convert::completion(py, &completion)
     }
 
-    /// Continues prompts, several together; releases the GIL.
+    /// Continues several prompts together; releases the GIL.
     fn generate_all<'py>(
         &self,
         py: Python<'py>,
@@ -122,7 +122,7 @@ impl PyLlama {
         convert::score(py, &score)
     }
 
-    /// How likely a continuation is; releases the GIL.
+    /// The log-probabilities of a continuation's tokens; releases the GIL.
     fn loglikelihood<'py>(
         &self,
         py: Python<'py>,
@@ -134,7 +134,7 @@ impl PyLlama {
         convert::loglikelihood(py, &found)
     }
 
-    /// The logits of the last `last` rows, `(rows, vocab_size)`; releases the GIL.
+    /// The logits of the last `last` rows, or of all, `(rows, vocab_size)`; releases the GIL.
     #[pyo3(signature = (token_ids, last))]
     fn logits<'py>(
         &self,
@@ -147,7 +147,7 @@ impl PyLlama {
         PyArray1::from_vec(py, logits.values).reshape(shape)
     }
 
-    /// Frees the weights; waits for the step that is running.
+    /// Waits for the running step, then frees the weights.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         detach_engine(py, |_| {
             self.0.close();
@@ -189,7 +189,7 @@ impl PyStream {
         chunk.map(|chunk| convert::chunk(py, &chunk)).transpose()
     }
 
-    /// Stops generating; waits for the step that is running.
+    /// Waits for the running step, then ends the stream.
     fn close(&self, py: Python<'_>) {
         if self.process.is_current() {
             py.detach(|| drop(self.stream.lock().take()));
@@ -216,7 +216,7 @@ pub(super) fn storage<'py>(py: Python<'py>, types: &[Storage]) -> PyResult<Bound
     Ok(dict)
 }
 
-/// config.json's keys as they are in the file, with what was derived from them added.
+/// The keys of config.json as they are in the file, and the values derived from them.
 pub(super) fn config_json(config: &LlamaConfig) -> Value {
     let mut rope = match config.rope.scaling {
         RopeScaling::Default => json!({}),

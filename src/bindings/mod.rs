@@ -1,10 +1,12 @@
-//! The facade for Python: extract, detach, convert; no logic. The only home of pyo3.
+//! The facade for Python. Functions here extract arguments, release the GIL and convert results; they have no
+//! other logic. No other module uses pyo3.
 //!
-//! - `detach.rs`: releases the GIL around work, and stops it on Ctrl-C
-//! - `error.rs`: our errors as the classes of `candle_llama.errors`
-//! - `convert.rs`: JSON values and records to Python's and back
-//! - `options.rs`: keywords as `LoadOptions`
-//! - `llama.rs`, `tokenizer.rs`: the classes; `quantize.rs`, `roofline.rs`, `system.rs`: functions without one
+//! - `detach.rs`: runs work without the GIL, and stops it on Ctrl-C
+//! - `error.rs`: converts our errors to the classes of `candle_llama.errors`
+//! - `convert.rs`: converts JSON values and our records to Python's and back
+//! - `options.rs`: converts keyword arguments to `LoadOptions`
+//! - `llama.rs`, `tokenizer.rs`: the classes
+//! - `quantize.rs`, `roofline.rs`, `system.rs`: the functions
 
 mod convert;
 mod detach;

@@ -1,4 +1,4 @@
-//! A dict of keywords as [`LoadOptions`].
+//! Converts a dict of keyword arguments to [`LoadOptions`].
 
 use super::error::to_python;
 use crate::error::Error;
@@ -46,7 +46,7 @@ impl Keyword<'_, '_> {
         self.value.extract().map_err(wrong)
     }
 
-    /// The value that the text names; None if it is `none`.
+    /// The value with this name; None if the text equals `none`.
     fn name_or<T: FromStr<Err = UnknownName>>(&self, none: Option<&str>) -> PyResult<Option<T>> {
         let text = self.text()?;
         if none == Some(&text) {

@@ -8,11 +8,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
 
-/// Writes a checkpoint as a GGUF file; releases the GIL. `progress` is called with the elements done and
-/// those in all; what it raises ends the work.
+/// Writes a checkpoint as a GGUF file; releases the GIL. `progress` is called with the number of elements
+/// done and the total. An exception that it raises ends the work.
 #[pyfunction]
 #[pyo3(signature = (source, destination, *, dtype, force, allow_requantize, tokenizer, threads, progress))]
-#[allow(clippy::too_many_arguments)] // keywords
+#[allow(clippy::too_many_arguments)] // Python passes them as keywords.
 pub(super) fn quantize(
     py: Python<'_>,
     source: PathBuf,
@@ -26,7 +26,7 @@ pub(super) fn quantize(
 ) -> PyResult<Bound<'_, PyDict>> {
     let options = QuantizeOptions { dtype, force, allow_requantize, tokenizer, threads };
     let raised = Mutex::new(None);
-    let mut tell = |done: u64, total: u64| match &progress {
+    let mut report_progress = |done: u64, total: u64| match &progress {
         None => true,
         Some(progress) => match Python::attach(|py| progress.call1(py, (done, total))) {
             Ok(_) => true,
@@ -36,8 +36,9 @@ pub(super) fn quantize(
             }
         },
     };
-    let result =
-        detach_engine(py, |cancel| llama::quantize(&source, &destination, &options, &mut tell, cancel));
+    let result = detach_engine(py, |cancel| {
+        llama::quantize(&source, &destination, &options, &mut report_progress, cancel)
+    });
     if let Some(error) = raised.into_inner() {
         return Err(error);
     }

@@ -5,7 +5,7 @@ use crate::llama;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// What this machine's threads can read and compute at most; releases the GIL.
+/// Measures the machine's peak rates of reading memory and of computing; releases the GIL.
 #[pyfunction]
 #[pyo3(signature = (*, threads, buffer_bytes))]
 pub(super) fn roofline_peaks(

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
 
-/// What a checkpoint is, without loading its weights.
+/// Describes a checkpoint without loading its weights.
 #[pyfunction]
 pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
     let found = detach_engine(py, |_| llama::inspect(&path))?;
@@ -50,7 +50,7 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
     Ok(dict)
 }
 
-/// What a model takes, before it is loaded.
+/// Estimates the memory that a model needs, before it is loaded.
 #[pyfunction]
 pub(super) fn estimate_memory(
     py: Python<'_>,
@@ -61,20 +61,20 @@ pub(super) fn estimate_memory(
     convert::memory_estimate(py, &estimate)
 }
 
-/// Refuses sampling parameters that no model takes.
+/// Refuses sampling parameters that are invalid for every model.
 #[pyfunction]
 pub(super) fn check_sampling(given: &Bound<'_, PyDict>) -> PyResult<()> {
     let options = convert::sampling_options(given)?;
     options.check().map_err(|error| to_python(given.py(), error))
 }
 
-/// What this build and this machine have.
+/// Describes this build and this machine.
 #[pyfunction]
 pub(super) fn doctor(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("version", env!("CARGO_PKG_VERSION"))?;
     dict.set_item("cpu", sys::cpu_name())?;
-    // A level that was forced and is not there is what doctor is asked to find.
+    // A forced ISA that is not available is no failure here, because doctor is there to report it.
     dict.set_item("isa", Isa::detect().map_or_else(str::to_owned, |isa| isa.name().to_owned()))?;
     dict.set_item("isa_available", Isa::available().map(Isa::name).collect::<Vec<_>>())?;
     dict.set_item("cores", sys::usable_cores())?;

@@ -57,7 +57,7 @@ impl PyTokenizer {
         detach_engine(py, |_| self.0.apply_chat_template(&messages, &options))
     }
 
-    /// Ids below which all tokens lie.
+    /// The number of token ids: every id is smaller.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.0.vocab_size()
@@ -75,13 +75,13 @@ impl PyTokenizer {
         self.0.eos_token_id()
     }
 
-    /// The chat template, in Jinja.
+    /// The Jinja source of the chat template.
     #[getter]
     fn chat_template(&self) -> Option<&str> {
         self.0.chat_template()
     }
 
-    /// Where it comes from, such as "tokenizer.json".
+    /// The tokenizer's source, such as "tokenizer.json".
     #[getter]
     fn kind(&self) -> &str {
         self.0.kind()
