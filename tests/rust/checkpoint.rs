@@ -1,5 +1,4 @@
-//! Reading safetensors and GGUF files: what is right comes through unchanged, what is wrong gives
-//! its typed error.
+//! Tests of reading safetensors and GGUF files: valid files are read unchanged, wrong ones give typed errors.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ use crate::checkpoint_files::{
     Entry, Gguf, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, raw_safetensors, seeded, write_safetensors,
 };
 
-/// Opens a folder with one file, model.safetensors, of these bytes.
+/// Opens a folder with one file, model.safetensors, that has these bytes.
 fn open_bytes(bytes: &[u8]) -> Result<Checkpoint> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
@@ -27,7 +26,7 @@ fn open_gguf(bytes: &[u8]) -> Result<Checkpoint> {
     Checkpoint::open(&path)
 }
 
-/// The error, if it is Malformed, as a message.
+/// The message of a Malformed error.
 fn malformed<T>(result: Result<T>) -> String {
     match result {
         Err(error @ Error::Malformed { .. }) => error.to_string(),
@@ -123,7 +122,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn the_index_must_be_true() {
+    fn the_index_must_agree_with_the_shards() {
         let dir = tempfile::tempdir().unwrap();
         shard(dir.path(), "one.safetensors", &["a"]);
         index(dir.path(), r#"{"a": "one.safetensors", "b": "one.safetensors"}"#);
@@ -180,7 +179,7 @@ mod safetensors_files {
             Err(Error::NotFound { path, .. }) => assert_eq!(path, link),
             other => panic!("{:?}", other.err()),
         }
-        // Blobs that are themselves a link lead out as well.
+        // A `blobs` folder that is itself a link also leads out.
         std::fs::remove_dir_all(&blobs).unwrap();
         symlink("..", &blobs).unwrap();
         assert!(malformed(relink(Path::new("../../blobs/outside"))).contains("a link out of the folder"));
@@ -196,7 +195,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn one_file_of_another_name_is_taken_and_several_are_named() {
+    fn one_file_of_another_name_is_loaded_and_several_are_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         shard(dir.path(), "weights.safetensors", &["a"]);
         assert!(Checkpoint::open(dir.path()).unwrap().contains("a"));
@@ -216,13 +215,13 @@ mod safetensors_files {
         let dir = folder(&[("consolidated.00.pth", b"x")]);
         let (_, value) = unsupported(Checkpoint::open(dir.path()));
         assert!(value.contains("convert_llama_weights_to_hf.py"), "{value}");
-        // Safetensors beside pickles are what counts.
+        // If there are safetensors files too, pickles are ignored.
         shard(dir.path(), "model.safetensors", &["a"]);
         assert!(Checkpoint::open(dir.path()).is_ok());
     }
 
     #[test]
-    fn other_contents_of_a_folder_are_named() {
+    fn errors_name_what_a_folder_contains_instead() {
         let dir = folder(&[("adapter_model.safetensors", b"x")]);
         assert!(unsupported(Checkpoint::open(dir.path())).1.contains("LoRA"));
         let dir = folder(&[("consolidated.safetensors", b"x")]);
@@ -244,7 +243,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn every_cut_is_noticed() {
+    fn every_truncation_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.safetensors");
         write_safetensors(&path, &[Entry::f32("a", &[3], &[1.0; 3]), Entry::bf16("b", &[2], &[1.0; 2])]);
@@ -261,7 +260,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn a_lying_length_of_the_header_allocates_nothing() {
+    fn a_wrong_length_of_the_header_allocates_nothing() {
         for len in [1 << 20, 100_000_000] {
             let bytes = [&u64::to_le_bytes(len)[..], b"{}"].concat();
             assert!(
@@ -277,6 +276,7 @@ mod safetensors_files {
     #[test]
     fn wrong_headers_are_malformed() {
         let entry = |text: &str| format!("{{\"a\":{text}}}");
+        let valid = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
         for (header, reason) in [
             ("[]".into(), "header is not valid"),
             ("{".into(), "header is not valid"),
@@ -285,17 +285,17 @@ mod safetensors_files {
             (entry(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,4]}"#), "takes 8 bytes"),
             (entry(r#"{"dtype":"F32","shape":[1],"data_offsets":[4,0]}"#), "before it begins"),
             (entry(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}"#), "too large"),
-            (entry(r#"{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}"#), "tensor \"a\": more than 8 dimensions"),
             (
-                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.into(),
-                "duplicate tensor \"a\"",
+                entry(r#"{"dtype":"F32","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,4]}"#),
+                "tensor \"a\": more than 8 dimensions",
             ),
-            (
-                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.into(),
-                "overlap",
-            ),
+            (format!(r#"{{"a":{valid},"a":{valid}}}"#), "duplicate tensor \"a\""),
+            (format!(r#"{{"a":{valid},"b":{valid}}}"#), "overlap"),
             (r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}"#.into(), "has a gap"),
-            (entry(r#"{"dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4]}"#), "header is not valid"),
+            (
+                entry(r#"{"dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,4]}"#),
+                "header is not valid",
+            ),
             (entry(r#"{"dtype":"NEW","shape":[4294967296],"data_offsets":[0,4]}"#), "takes 536870912 bytes"),
             (entry(r#"{"dtype":"\u001b[2J","shape":[1],"data_offsets":[0,4]}"#), "is of the type"),
             (r#"{"a\n":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#.into(), "a control character"),
@@ -310,7 +310,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn what_a_header_says_at_length_is_not_said_again() {
+    fn messages_do_not_repeat_long_headers() {
         let long = "x".repeat(1 << 20);
         for header in [
             format!(r#"{{"{long}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#),
@@ -333,7 +333,7 @@ mod safetensors_files {
     }
 
     #[test]
-    fn other_types_are_listed_and_refused_by_name_when_asked_for() {
+    fn unsupported_types_are_listed_and_refused_when_read() {
         for (dtype, shape) in [("F8_E4M3", "[2,2]"), ("I32", "[1]"), ("F4", "[7]"), ("SOMETHING_NEW", "[7]")]
         {
             let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,4]}}}}"#);
@@ -347,8 +347,9 @@ mod safetensors_files {
     }
 
     #[test]
-    fn empty_tensors_are_no_problem() {
-        let header = r#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},"b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+    fn empty_tensors_are_read() {
+        let header = r#"{"a":{"dtype":"F32","shape":[0,3],"data_offsets":[0,0]},
+            "b":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
         let checkpoint = open_bytes(&raw_safetensors(header, &2f32.to_le_bytes())).unwrap();
         assert_eq!(checkpoint.tensor("a").unwrap().to_f32(), [0.0; 0]);
         assert_eq!(checkpoint.tensor("b").unwrap().to_f32(), [2.0]);
@@ -358,7 +359,7 @@ mod safetensors_files {
 mod gguf_files {
     use super::*;
 
-    /// ggml's number and our type.
+    /// ggml's number of a type, and our type.
     const READABLE: [(u32, WeightType); 6] = [
         (0, WeightType::F32),
         (1, WeightType::F16),
@@ -368,7 +369,7 @@ mod gguf_files {
         (30, WeightType::BF16),
     ];
 
-    /// Bytes that make no sense as weights, but differ from row to row.
+    /// Bytes that differ from row to row. They are no sensible weights.
     fn pattern(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 7 % 251) as u8).collect()
     }
@@ -409,7 +410,7 @@ mod gguf_files {
     }
 
     #[test]
-    fn types_that_cannot_be_read_are_listed_and_refused_by_name() {
+    fn unsupported_types_are_listed_and_refused_by_name() {
         let file = Gguf::llama()
             .tensor("k", &[2, 256], 23, &[0; 272])
             .tensor("new", &[5], 99, &[0; 4])
@@ -469,7 +470,7 @@ mod gguf_files {
         let checkpoint = open_gguf(&file.bytes()).unwrap();
         assert_eq!(checkpoint.tensor("model.layers.0.self_attn.q_proj.bias").unwrap().to_f32(), bias);
         assert_eq!(checkpoint.tensor("model.layers.0.self_attn.v_proj.bias").unwrap().to_f32(), bias);
-        // One block of 32 numbers cannot be put into another order.
+        // The numbers of a quant block cannot be reordered.
         assert!(
             malformed(checkpoint.tensor("model.layers.1.self_attn.q_proj.bias"))
                 .contains("span several rows")
@@ -493,7 +494,7 @@ mod gguf_files {
     }
 
     #[test]
-    fn a_projection_of_no_dimension_has_no_rows() {
+    fn a_projection_without_dimensions_is_refused() {
         let file = Gguf::llama().tensor("blk.0.attn_q.weight", &[], 0, &[0; 4]);
         let checkpoint = open_gguf(&file.bytes()).unwrap();
         assert!(malformed(checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")).contains("no rows"));
@@ -531,7 +532,7 @@ mod gguf_files {
     }
 
     #[test]
-    fn every_cut_is_noticed() {
+    fn every_truncation_is_noticed() {
         let whole = Gguf::llama()
             .strings("tokenizer.ggml.tokens", &["a", "bc"])
             .u32s("x", &[1, 2])
@@ -656,8 +657,7 @@ mod gguf_files {
         assert!(matches!(open_gguf(&counts), Err(Error::Truncated { .. })));
     }
 
-    /// A file whose one further metadata value is an array of `count` elements, which a sparse file
-    /// of `file_len` bytes could hold.
+    /// Reads the metadata of a sparse file of `file_len` bytes that ends in an array of `count` elements.
     fn array_of(kind: u32, count: u64, file_len: u64) -> Result<gguf::Metadata> {
         let array = Gguf::llama().array("x", kind, count, &[]);
         let (_dir, path) = write(&array.bytes());

@@ -1,10 +1,10 @@
-//! Writers of tiny seeded checkpoints, right and wrong ones.
+//! Writes tiny seeded checkpoints, valid and invalid ones.
 
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
-/// A tensor to be written.
+/// A tensor to write.
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
@@ -32,7 +32,7 @@ pub(crate) fn write_safetensors(path: &Path, entries: &[Entry]) {
     serialize_to_file(views, None, path).unwrap();
 }
 
-/// A safetensors file with this header, whatever it says.
+/// A safetensors file with this header, which may be invalid.
 pub(crate) fn raw_safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
@@ -80,7 +80,7 @@ pub(crate) fn llama_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
     shapes.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
     let with_values = |(seed, (name, shape)): (usize, (String, Vec<usize>))| {
         let values = seeded(seed as u64 + 1, shape.iter().product());
-        // Norms around 1, as trained ones are.
+        // Norms are around 1, as in trained models.
         let offset = if shape.len() == 1 { 1.0 } else { 0.0 };
         (name, shape, values.iter().map(|value| value * 0.3 + offset).collect())
     };
@@ -113,7 +113,7 @@ pub(crate) fn vocabulary() -> Vec<String> {
 pub(crate) const CONTROL_TOKENS: [&str; 2] = ["<|begin|>", "<|end|>"];
 pub(crate) const MERGES: [&str; 4] = ["h e", "l l", "l o", "Ġ a"];
 
-/// Writes a GGUF file piece by piece, right or wrong.
+/// Writes a GGUF file piece by piece, a valid or an invalid one.
 #[derive(Clone)]
 pub(crate) struct Gguf {
     pub(crate) version: u32,
@@ -158,8 +158,8 @@ impl Gguf {
             .u32("tokenizer.ggml.eos_token_id", 1)
     }
 
-    /// Some of the tiny Llama's tensors. Query and key rows stay as they are, which makes another
-    /// model of the same shape.
+    /// Some of the tiny Llama's tensors. Query and key rows are not permuted, so the file is another model
+    /// of the same shape.
     pub(crate) fn weights(self, weights: &[(String, Vec<usize>, Vec<f32>)]) -> Self {
         weights.iter().fold(self, |file, (name, shape, values)| {
             let name = candle_llama::checkpoint::names::hf_to_gguf(name).unwrap();
@@ -174,7 +174,7 @@ impl Gguf {
         self
     }
 
-    /// A metadata value of the type with this number.
+    /// A metadata value. `kind` is GGUF's number of its type.
     pub(crate) fn value(mut self, key: &str, kind: u32, bytes: &[u8]) -> Self {
         self.values.push([&string(key), &kind.to_le_bytes()[..], bytes].concat());
         self
@@ -213,7 +213,7 @@ impl Gguf {
         self.tensor_at(name, shape, kind, offset)
     }
 
-    /// A tensor whose data is said to be at this offset.
+    /// A tensor whose entry gives this offset for its data.
     pub(crate) fn tensor_at(mut self, name: &str, shape: &[usize], kind: u32, offset: u64) -> Self {
         let dims = shape.iter().rev().flat_map(|&dim| (dim as u64).to_le_bytes());
         let mut entry = string(name);

@@ -1,4 +1,4 @@
-//! config.json and GGUF metadata: honoured as a whole or refused by name.
+//! Tests of reading config.json and GGUF metadata: every key is honoured or refused by name.
 
 use candle_llama::checkpoint::{Checkpoint, gguf};
 use candle_llama::config::{LlamaConfig, RopeScaling};
@@ -13,10 +13,11 @@ use crate::checkpoint_files::{Gguf, HEAD_DIM, HIDDEN, VOCAB};
 fn llama_3_2() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu",
-        "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
-        "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
-        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
+        "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+        "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-05,
         "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
             "original_max_position_embeddings": 8192, "rope_type": "llama3"},
         "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
@@ -24,7 +25,7 @@ fn llama_3_2() -> Value {
     })
 }
 
-/// The least that a config must say.
+/// The required keys of a config.
 fn tiny() -> Value {
     json!({
         "model_type": "llama", "vocab_size": 10, "hidden_size": 16, "intermediate_size": 32,
@@ -42,7 +43,7 @@ fn read(config: &Value) -> Result<LlamaConfig> {
     read_text(&config.to_string())
 }
 
-/// `config` with these keys; null removes one.
+/// `config` with these keys changed; null removes a key.
 fn with(mut config: Value, changes: Value) -> Value {
     for (key, value) in changes.as_object().unwrap() {
         if value.is_null() {
@@ -69,7 +70,7 @@ fn unsupported(result: Result<LlamaConfig>) -> (String, String) {
 }
 
 #[test]
-fn llama_3_2_is_read_whole() {
+fn every_key_of_llama_3_2_is_read() {
     let config = read(&llama_3_2()).unwrap();
     assert_eq!(config.warnings, [] as [&str; 0]);
     assert_eq!((config.vocab_size, config.hidden_size, config.intermediate_size), (128_256, 2048, 8192));
@@ -93,7 +94,7 @@ fn llama_3_2_is_read_whole() {
 }
 
 #[test]
-fn transformers_5_says_the_same_in_other_words() {
+fn both_versions_of_transformers_give_the_same_config() {
     let four = read(&llama_3_2()).unwrap();
     let mut parameters = llama_3_2()["rope_scaling"].clone();
     parameters["rope_theta"] = json!(500_000.0);
@@ -109,7 +110,7 @@ fn transformers_5_says_the_same_in_other_words() {
 }
 
 #[test]
-fn both_spellings_may_be_there_if_they_agree() {
+fn both_spellings_are_accepted_if_they_agree() {
     let rope = json!({"rope_type": "default", "rope_theta": 5e5});
     let both = json!({"rope_theta": 5e5, "rope_scaling": {"type": "default"}, "rope_parameters": rope,
         "torch_dtype": "float16", "dtype": "float16"});
@@ -164,7 +165,7 @@ fn null_means_absent() {
 }
 
 #[test]
-fn heads_may_be_wider_than_the_model() {
+fn all_heads_together_may_be_wider_than_hidden_size() {
     let config = read(&with(tiny(), json!({"head_dim": 32, "num_key_value_heads": 1}))).unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (32, 1));
 }
@@ -214,9 +215,10 @@ fn values_that_change_nothing_are_accepted() {
     for change in [
         json!({"attention_bias": false, "mlp_bias": false, "pretraining_tp": 4, "hidden_act": "swish"}),
         json!({"partial_rotary_factor": 1.0, "rope_interleaved": false, "is_llama_config": true}),
-        json!({"logits_scaling": 1.0, "residual_multiplier": 1, "num_local_experts": 0, "use_qk_norm": false}),
-        json!({"layer_types": ["full_attention"]}),
-        json!({"auto_map": {"AutoModel": "x"}, "_name_or_path": "x", "unsloth_version": "1", "max_length": 20}),
+        json!({"logits_scaling": 1.0, "residual_multiplier": 1, "num_local_experts": 0}),
+        json!({"use_qk_norm": false, "layer_types": ["full_attention"]}),
+        json!({"auto_map": {"AutoModel": "x"}, "_name_or_path": "x"}),
+        json!({"unsloth_version": "1", "max_length": 20}),
     ] {
         assert_eq!(read(&with(tiny(), change)).unwrap().warnings, [] as [&str; 0]);
     }
@@ -307,7 +309,10 @@ proptest! {
 
     #[test]
     fn a_damaged_config_never_panics(
-        edits in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(&b"09e-.\"{}[],:nx\xff"[..])), 1..4)
+        edits in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop::sample::select(&b"09e-.\"{}[],:nx\xff"[..])),
+            1..4,
+        )
     ) {
         let mut bytes = llama_3_2().to_string().into_bytes();
         for (at, byte) in edits {
@@ -347,7 +352,7 @@ fn gguf_metadata_becomes_a_config() {
     assert_eq!((config.rope.theta, &config.rope.scaling), (500_000.0, &RopeScaling::Default));
     assert_eq!((config.tie_word_embeddings, config.warnings.len()), (None, 0));
     assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![7, 5]));
-    // The raw config is one that config.json could hold.
+    // The raw config is a valid config.json.
     let again = read(&Value::Object(config.raw)).unwrap();
     assert_eq!((again.hidden_size, again.rms_norm_eps, again.rope), (HIDDEN, 1e-5, config.rope));
 }
@@ -397,7 +402,7 @@ fn gguf_vocabulary_size_may_come_from_tokens_or_embedding() {
 }
 
 #[test]
-fn gguf_mathematics_that_is_not_honoured_is_refused() {
+fn gguf_keys_that_change_the_mathematics_are_refused() {
     let string = |key: &str, value: &str| Gguf::llama().string(key, value);
     for (file, key) in [
         (string("llama.rope.scaling.type", "longrope"), "llama.rope.scaling.type"),

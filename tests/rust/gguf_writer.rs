@@ -1,4 +1,4 @@
-//! What the GGUF writer writes, the reader reads; what is not whole never gets its name.
+//! Tests of the GGUF writer: the reader reads back what it wrote, and an unfinished file never gets its name.
 
 use candle_llama::checkpoint::gguf::{Array, TensorSpec, Value, Writer, read_metadata};
 use candle_llama::checkpoint::{Checkpoint, names};
@@ -94,7 +94,7 @@ fn values_and_tensors_are_read_back() {
 }
 
 #[test]
-fn a_file_that_is_not_finished_leaves_nothing() {
+fn an_unfinished_file_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     let specs = [spec("output_norm.weight", &[4], WeightType::F32)];
@@ -114,7 +114,7 @@ fn a_file_that_is_not_finished_leaves_nothing() {
     assert!(matches!(writer.finish(&Cancel::new(&cancelled)), Err(Error::Cancelled)));
     assert_eq!(names_in(dir.path()), [""; 0]);
 
-    // A destination that comes into being meanwhile is not replaced.
+    // A destination that was created in the meantime is not replaced.
     let mut writer = begin(false).unwrap();
     writer.write(&[0; 16]).unwrap();
     std::fs::write(&path, "old").unwrap();
@@ -130,7 +130,7 @@ fn a_file_that_is_not_finished_leaves_nothing() {
 }
 
 #[test]
-fn tensors_that_cannot_be_are_refused() {
+fn impossible_shapes_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     for (shape, dtype) in [

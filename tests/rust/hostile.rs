@@ -1,5 +1,5 @@
-//! Files made to do harm. Valid files are damaged at random, mostly in their headers, and then
-//! everything is done with them that a user can do: it ends in an answer or in a typed error, soon.
+//! Tests with damaged and hostile files. Valid files are damaged at random, mostly in their headers, and then
+//! used in every way that a user can. Each use must soon end in a result or in a typed error.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,10 +23,10 @@ use crate::checkpoint_files::{
     CONTROL_TOKENS, Entry, Gguf, MERGES, llama_config, llama_weights, string, vocabulary, write_safetensors,
 };
 
-/// Far more than any of these files takes, on a machine that does something else as well.
-const SOON: Duration = Duration::from_secs(10);
+/// The time limit for one file. It is far more than any of these files needs, even on a busy machine.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
 
-/// What a file can be blamed for. Nothing here may be an argument's fault, or ours.
+/// Whether an error blames the file, and not an argument or a bug of ours.
 fn is_typed(error: &Error) -> bool {
     matches!(
         error,
@@ -42,7 +42,7 @@ fn is_typed(error: &Error) -> bool {
     )
 }
 
-/// The value, if there is one; whatever the error, it is a typed one and not a long story.
+/// The value, if there is one. An error must be typed and its message short.
 fn checked<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -54,15 +54,15 @@ fn checked<T>(result: Result<T>) -> Option<T> {
     }
 }
 
-/// Does everything with the model at `path`. Whether it could be loaded.
-fn use_up(path: &Path) -> bool {
+/// Uses the model at `path` in every way. Returns whether it could be loaded.
+fn use_model(path: &Path) -> bool {
     let started = Instant::now();
-    let loaded = use_up_untimed(path);
-    assert!(started.elapsed() < SOON, "took {:?}", started.elapsed());
+    let loaded = use_model_untimed(path);
+    assert!(started.elapsed() < TIME_LIMIT, "took {:?}", started.elapsed());
     loaded
 }
 
-fn use_up_untimed(path: &Path) -> bool {
+fn use_model_untimed(path: &Path) -> bool {
     if let Some(checkpoint) = checked(Checkpoint::open(path)) {
         for info in checkpoint.infos() {
             if let Some(tensor) = checked(checkpoint.tensor(&info.name)) {
@@ -72,7 +72,7 @@ fn use_up_untimed(path: &Path) -> bool {
         checked(checkpoint.files().check());
         if let Some(head) = checked(tied::choose_head(&checkpoint, Some(true), false)) {
             let builder = tied::var_builder(Arc::new(checkpoint), &head, DType::F32, &Device::Cpu);
-            // An error is Candle's, with our message in it.
+            // Not `checked`, because these errors are Candle's. There must be none here.
             let head = builder.get_unchecked(tied::LM_HEAD).unwrap();
             assert_eq!(head.dims(), builder.get_unchecked(tied::EMBED_TOKENS).unwrap().dims());
         }
@@ -94,8 +94,8 @@ fn use_up_untimed(path: &Path) -> bool {
     loaded
 }
 
-/// Loads the model into an engine and generates, sampling as the files recommend. Whether it could be
-/// loaded.
+/// Loads the model into an engine and generates with the sampling parameters of its files. Returns whether it
+/// could be loaded.
 fn run(path: &Path, engine: &str) -> bool {
     let options = LoadOptions {
         engine: engine.parse().ok(),
@@ -108,7 +108,7 @@ fn run(path: &Path, engine: &str) -> bool {
     let three = SamplingOptions { max_new_tokens: Some(3), seed: Some(1), ..SamplingOptions::default() };
     match llama.generate(Prompt::TokenIds(vec![0]), &three, &Cancel::never()) {
         Ok(completion) => assert!(completion.token_ids.len() <= 3),
-        // Sampling parameters that a file recommends, and weights that are not finite.
+        // A file's own sampling parameters may be invalid, and its weights may not be finite.
         Err(error) => assert!(
             is_typed(&error) || matches!(error, Error::InvalidArgument { .. } | Error::Generation { .. }),
             "{error:?}"
@@ -117,13 +117,13 @@ fn run(path: &Path, engine: &str) -> bool {
     true
 }
 
-/// A change of some bytes, as a damaged disk or a spiteful writer makes it.
+/// A change of some bytes, such as a damaged disk or an attacker makes.
 #[derive(Clone, Debug)]
 enum Edit {
     Overwrite(Index, Vec<u8>),
     Insert(Index, Vec<u8>),
     Delete(Index, usize),
-    /// A part of the file again, somewhere else.
+    /// Inserts a copy of a part of the file somewhere else.
     Repeat(Index, Index, usize),
     Cut(Index),
 }
@@ -159,7 +159,7 @@ impl Edit {
     }
 }
 
-/// Integers at which something overflows or turns over.
+/// Integers that may overflow something.
 fn integer() -> impl Strategy<Value = u64> {
     prop_oneof![
         any::<u64>(),
@@ -170,7 +170,7 @@ fn integer() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Bytes that mean something to one of the formats.
+/// Bytes that have a meaning in one of the formats.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         prop::collection::vec(any::<u8>(), 1..9),
@@ -207,7 +207,7 @@ fn edited(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
 }
 
 thread_local! {
-    /// One folder for all cases of a test: making thousands of them takes longer than reading.
+    /// One folder for all cases of a test, because making thousands of folders is slower than reading them.
     static FOLDER: TempDir = folder();
     static GGUF_FOLDER: TempDir = tempfile::tempdir().unwrap();
 }
@@ -226,31 +226,38 @@ fn folder() -> TempDir {
         json!({"eos_token_id": [1], "temperature": 0.6, "top_k": 50, "do_sample": true}),
     );
     let vocab: serde_json::Map<_, _> = vocabulary().into_iter().zip((0..).map(Value::from)).collect();
-    let special = |(id, token)| json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+    let special = |(id, token)| {
+        json!({
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true
+        })
+    };
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     write(
         "tokenizer.json",
         json!({
             "version": "1.0",
             "added_tokens": CONTROL_TOKENS.iter().enumerate().map(special).collect::<Vec<_>>(),
-            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
             "model": {"type": "BPE", "vocab": vocab, "merges": MERGES},
         }),
     );
     dir
 }
 
-/// Uses the valid folder with one file replaced by these bytes, then puts the file back.
+/// Replaces one file of the valid folder with these bytes, uses the folder, then restores the file.
 fn use_folder_with(name: &str, bytes: &[u8]) -> bool {
     FOLDER.with(|dir| {
         let path = dir.path().join(name);
         let _restore = Restore(&path, std::fs::read(&path).unwrap());
         replace(&path, bytes);
-        use_up(dir.path())
+        use_model(dir.path())
     })
 }
 
-/// A file and what it holds again when this is dropped.
+/// A file, and the content that is restored when this is dropped.
 struct Restore<'a>(&'a Path, Vec<u8>);
 
 impl Drop for Restore<'_> {
@@ -263,11 +270,11 @@ fn use_gguf(bytes: &[u8]) -> bool {
     GGUF_FOLDER.with(|dir| {
         let path = dir.path().join("model.gguf");
         replace(&path, bytes);
-        use_up(&path)
+        use_model(&path)
     })
 }
 
-/// Writes a new file: some file systems wait for the disk when one is cut and written again.
+/// Replaces a file by a new one. Overwriting it would be slow: some file systems wait for the disk then.
 fn replace(path: &Path, bytes: &[u8]) {
     let _ = std::fs::remove_file(path);
     std::fs::write(path, bytes).unwrap();
@@ -285,13 +292,13 @@ fn valid_gguf() -> Vec<u8> {
         .bytes()
 }
 
-/// Where the tensors' data begins.
+/// The offset of the tensors' data.
 fn gguf_header(bytes: &[u8]) -> usize {
     let weights: usize = llama_weights().iter().map(|(_, _, values)| 4 * values.len()).sum();
     bytes.len() - weights - 32 * 18
 }
 
-/// A safetensors file with its JSON edited, and its length with it, so that the JSON is reached.
+/// A safetensors file with edits in its JSON and the matching length, so that the JSON is parsed.
 fn with_json_edited(file: &[u8], edits: &[Edit]) -> Vec<u8> {
     let (length, rest) = file.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
@@ -300,7 +307,7 @@ fn with_json_edited(file: &[u8], edits: &[Edit]) -> Vec<u8> {
 }
 
 #[test]
-fn the_files_to_be_damaged_are_sound() {
+fn the_undamaged_files_load() {
     let file = file_of_folder("model.safetensors");
     assert!(use_folder_with("model.safetensors", &file));
     assert!(use_gguf(&valid_gguf()));
@@ -310,21 +317,21 @@ fn the_files_to_be_damaged_are_sound() {
 }
 
 #[test]
-fn every_cut_of_the_smaller_files_is_survived() {
+fn every_truncation_of_the_smaller_files_is_survived() {
     for name in ["config.json", "generation_config.json"] {
         let whole = file_of_folder(name);
         for len in 0..whole.len() {
             assert!(!use_folder_with(name, &whole[..len]), "{name} cut at {len}");
         }
     }
-    // Without a tokenizer a model is still one.
+    // A model with an unreadable tokenizer still loads.
     let whole = file_of_folder("tokenizer.json");
     for len in (0..whole.len()).step_by(7) {
         assert!(use_folder_with("tokenizer.json", &whole[..len]));
     }
 }
 
-/// Values that a config might have where another one is expected.
+/// Config values of wrong types, wrong sizes or wrong ranges.
 fn hostile_value() -> impl Strategy<Value = Value> {
     prop_oneof![
         integer().prop_map(Value::from),
@@ -343,7 +350,10 @@ fn hostile_value() -> impl Strategy<Value = Value> {
             json!({"rope_type": "linear", "factor": 1e300}),
             json!({"rope_type": "yarn", "factor": 0}),
             json!({"type": "dynamic", "factor": -1}),
-            json!({"rope_type": "llama3", "factor": 1e-300, "low_freq_factor": 1, "high_freq_factor": 1, "original_max_position_embeddings": 0}),
+            json!({
+                "rope_type": "llama3", "factor": 1e-300, "low_freq_factor": 1, "high_freq_factor": 1,
+                "original_max_position_embeddings": 0
+            }),
         ]),
     ]
 }
@@ -464,7 +474,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         use_folder_with("model.safetensors", &bytes);
         use_gguf(&[&b"GGUF\x03\x00\x00\x00"[..], &bytes].concat());
     }

@@ -1,4 +1,4 @@
-//! The facade, without Python: both engines over a tiny folder that has no tokenizer.
+//! Tests of the facade, without Python: both engines on a tiny checkpoint that has no tokenizer.
 
 use candle_llama::error::Error;
 use candle_llama::llama::{Compute, EngineKind, FloatType, QuantizeType};
@@ -48,13 +48,13 @@ fn both_engines_give_the_same_logits() {
 }
 
 #[test]
-fn exact_logits_do_not_depend_on_how_the_prompt_was_read() {
+fn exact_logits_are_the_same_in_prefill_and_decode() {
     let dir = folder();
     let llama = load(&dir, "cpu", "exact");
     let prompt = Prompt::TokenIds(PROMPT.to_vec());
     let generated = llama.generate(prompt, &greedy(20), &Cancel::never()).unwrap().token_ids;
     assert_eq!(generated.len(), 20);
-    // What was read token by token while generating, read at once: the same choices, bit for bit.
+    // Prefill all generated tokens at once. The chosen tokens have the largest logits here too, bit for bit.
     let all: Vec<u32> = PROMPT.iter().chain(&generated).copied().collect();
     let logits = llama.logits(&all, None, &Cancel::never()).unwrap();
     for (position, &chosen) in generated.iter().enumerate() {
@@ -67,7 +67,7 @@ fn exact_logits_do_not_depend_on_how_the_prompt_was_read() {
 }
 
 #[test]
-fn ids_need_no_tokenizer_and_text_says_that_it_does() {
+fn ids_need_no_tokenizer_and_text_without_one_is_an_error() {
     let dir = folder();
     let llama = load(&dir, "auto", "auto");
     assert_eq!(llama.load_report().engine, "cpu");
@@ -81,7 +81,7 @@ fn ids_need_no_tokenizer_and_text_says_that_it_does() {
 }
 
 #[test]
-fn dtype_changes_how_weights_are_held() {
+fn dtype_sets_the_types_of_the_weights_in_memory() {
     let dir = folder();
     let exact = load(&dir, "cpu", "exact").logits(&PROMPT, None, &Cancel::never()).unwrap().values;
     let largest = exact.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
@@ -99,7 +99,7 @@ fn dtype_changes_how_weights_are_held() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_by_name() {
+fn bad_options_are_refused_by_name() {
     let dir = folder();
     let default = LoadOptions::default;
     let cases = [
@@ -125,7 +125,7 @@ fn options_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn names_of_options_are_parsed_and_unknown_ones_listed() {
+fn option_values_are_parsed_and_an_error_lists_the_valid_names() {
     assert_eq!("bfloat16".parse(), Ok(FloatType::Bfloat16));
     assert_eq!("exact".parse::<Compute>().map(Compute::name), Ok("exact"));
     let error = "gpu".parse::<EngineKind>().unwrap_err();
@@ -137,7 +137,7 @@ fn names_of_options_are_parsed_and_unknown_ones_listed() {
 fn a_load_can_be_cancelled() {
     let dir = folder();
     let flag = AtomicBool::new(true);
-    // Some that convert, some that pack, some that have nothing to do.
+    // Keep, convert or pack the weights.
     for (dtype, quantize) in
         [(None, None), (Some(FloatType::Bfloat16), None), (None, Some(QuantizeType::Q8_0))]
     {
@@ -189,7 +189,7 @@ fn scores_are_the_log_softmax_of_the_logits() {
 }
 
 #[test]
-fn the_estimate_is_what_is_held() {
+fn the_estimate_equals_the_memory_in_the_load_report() {
     let dir = folder();
     for (engine, dtype) in [("cpu", "auto"), ("cpu", "bfloat16"), ("candle", "auto")] {
         let options = LoadOptions {

@@ -1,4 +1,4 @@
-//! One binary for all Rust tests that use the public crate.
+//! One binary for all Rust tests of the crate's public API.
 
 mod checkpoint;
 mod checkpoint_files;

@@ -1,4 +1,4 @@
-//! A checkpoint to a GGUF file, without Python.
+//! Tests of converting a checkpoint to a GGUF file, without Python.
 
 use candle_llama::error::Error;
 use candle_llama::llama::Compute;
@@ -22,13 +22,13 @@ fn a_folder_becomes_a_file_with_the_same_logits() {
     std::fs::write(folder.join("config.json"), llama_config().to_string()).unwrap();
     let path = dir.path().join("out.gguf");
     let options = QuantizeOptions { dtype: "F32".into(), tokenizer: false, ..QuantizeOptions::default() };
-    let mut told = Vec::new();
+    let mut reports = Vec::new();
     let mut progress = |done, total| {
-        told.push((done, total));
+        reports.push((done, total));
         true
     };
     quantize(&folder, &path, &options, &mut progress, &Cancel::never()).unwrap();
-    assert!(told.last().is_some_and(|(done, total)| done == total && *done > 0), "{told:?}");
+    assert!(reports.last().is_some_and(|(done, total)| done == total && *done > 0), "{reports:?}");
     let exact = LoadOptions { compute: Compute::Exact, device: Some("cpu".into()), ..LoadOptions::default() };
     let logits = |path: &Path| {
         Llama::load(path, &exact, &Cancel::never())
@@ -39,7 +39,7 @@ fn a_folder_becomes_a_file_with_the_same_logits() {
     };
     assert_eq!(logits(&folder), logits(&path));
 
-    // A caller that says no is obeyed.
+    // If `progress` returns false, the work is cancelled and leaves no file.
     let other = dir.path().join("other.gguf");
     let stopped = quantize(&folder, &other, &options, &mut |_, _| false, &Cancel::never());
     assert!(matches!(stopped, Err(Error::Cancelled)));

@@ -1,5 +1,5 @@
-//! Models in several GGUF files: any part stands for all, and parts that do not belong together are
-//! refused.
+//! Tests of models in several GGUF files: any part opens the whole model, and parts that do not belong
+//! together are refused.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn path_of(dir: &Path, no: u16) -> PathBuf {
     dir.join(format!("tiny-{:05}-of-{PARTS:05}.gguf", no + 1))
 }
 
-/// What every part says about itself.
+/// Adds the metadata that number a part.
 fn numbered(file: Gguf, no: u16, count: u16, tensors: i32) -> Gguf {
     file.value("split.no", 2, &no.to_le_bytes()).value("split.count", 2, &count.to_le_bytes()).value(
         "split.tensors.count",
@@ -28,8 +28,8 @@ fn numbered(file: Gguf, no: u16, count: u16, tensors: i32) -> Gguf {
     )
 }
 
-/// The tiny Llama's parts. The first has the metadata and, as llama.cpp's tool can make it, no
-/// tensors.
+/// The tiny Llama in parts. The first part has the model's metadata and no tensors: llama.cpp's tool can
+/// write such files.
 fn parts() -> Vec<Gguf> {
     let weights = llama_weights();
     let (one, other) = weights.split_at(weights.len() / 2);
@@ -57,7 +57,7 @@ fn malformed(result: Result<Checkpoint>) -> String {
 }
 
 #[test]
-fn any_part_stands_for_the_whole_model() {
+fn any_part_opens_the_whole_model() {
     let whole = tempfile::tempdir().unwrap();
     let whole = whole.path().join("tiny.gguf");
     std::fs::create_dir_all(whole.parent().unwrap()).unwrap();
@@ -154,7 +154,7 @@ fn a_part_under_another_name_says_which_name_it_needs() {
 }
 
 #[test]
-fn a_count_that_lies_costs_nothing() {
+fn a_wrong_count_of_parts_allocates_nothing() {
     for count in [4u64, 1 << 32, u64::MAX] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(format!("x-00001-of-{count:05}.gguf"));

@@ -1,4 +1,4 @@
-//! Which tensor is the output head, and Candle's own Llama over the backend that knows it.
+//! Tests of the choice of the output head, and of Candle's own Llama on the VarBuilder that uses it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::checkpoint_files::{
 const LM_HEAD: &str = "lm_head.weight";
 const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
-/// The tiny Llama in float32, with these tensors instead of or beside its own.
+/// The tiny Llama in float32. `more` replaces its tensors of the same names, or is added to them.
 fn llama_folder(more: Vec<Entry>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_llama(dir.path(), more);
@@ -81,7 +81,7 @@ fn stock_llama_loads_without_a_head_whose_config_says_untied() {
     let tied = logits(&checkpoint, &head);
     assert!(tied.iter().all(|logit| logit.is_finite()));
 
-    // The same as with the embedding written out as a head of its own, bit for bit.
+    // A checkpoint with a copy of the embedding as its head gives the same logits, bit for bit.
     let copy = open(&llama_folder(vec![Entry::f32(LM_HEAD, &[VOCAB, HIDDEN], &embedding())]));
     let head = choose_head(&copy, Some(false), false).unwrap();
     assert_eq!(head.lm_head, LmHead::Separate);
@@ -123,7 +123,7 @@ fn errors_through_the_var_builder_carry_our_message() {
         let error = vb.get((VOCAB, HIDDEN + 1), name).unwrap_err().to_string();
         assert!(error.contains(&format!("expected [{VOCAB}, {}]", HIDDEN + 1)), "{error}");
     }
-    // The tied tensor is in the cache now; its shape is still checked.
+    // The tied tensor comes from the cache now. Its shape must still be checked.
     vb.get((VOCAB, HIDDEN), LM_HEAD).unwrap();
     vb.get((VOCAB, HIDDEN + 1), LM_HEAD).unwrap_err();
     let error = vb.set_dtype(DType::U8).get(HIDDEN, "model.norm.weight").unwrap_err().to_string();
@@ -239,7 +239,7 @@ fn gguf_without_output_is_tied_and_strict_accepts() {
     let checkpoint = open_gguf(&gguf_llama(None));
     let head = choose_head(&checkpoint, None, true).unwrap();
     assert_eq!((head.lm_head, &head.warning), (LmHead::Tied, &None));
-    // The same model from safetensors gives the same numbers: names and permutation are right.
+    // The same model in safetensors gives the same logits, so names and permutation are right.
     let folder = open(&llama_folder(vec![]));
     assert_eq!(logits(&checkpoint, &head), logits(&folder, &choose_head(&folder, Some(true), true).unwrap()));
 }
@@ -254,8 +254,8 @@ fn gguf_with_output_has_a_separate_head() {
 }
 
 #[test]
-fn quantised_weights_are_widened_to_the_type_asked_for() {
-    // One row of 32 each: f16 scale 0.5, then the quants.
+fn quantised_weights_are_dequantised_to_the_requested_type() {
+    // One row of 32 elements each: f16 scale 0.5 (and minimum), then the quants.
     let half = [0x00, 0x38];
     let rows: [(u32, Vec<u8>, f32, f32); 3] = [
         (8, [&half[..], &[3; 32]].concat(), 1.5, 1.5),
