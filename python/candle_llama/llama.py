@@ -186,19 +186,11 @@ class Llama:
     ) -> Stream:
         """Continues one prompt piece by piece.
 
-        Args:
-            prompt: Text or token ids, as for `generate`.
-            params: Sampling parameters; keywords override them.
-            **options: Sampling parameters, as in `SamplingParams`.
+        Arguments and errors are those of `generate`, except that a list of prompts is a TypeError.
 
         Returns:
             An iterator of chunks, whose texts joined are the text that `generate` returns. Closing it
             stops the work.
-
-        Raises:
-            ContextLengthError: The prompt leaves no room in the context.
-            ValueError: The prompt is empty, or a value is out of its range.
-            TypeError: A parameter is unknown, or a value has the wrong type.
 
         Example:
             >>> import candle_llama
@@ -262,18 +254,9 @@ class Llama:
         template_variables: Mapping[str, Any] | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
-        """Answers a conversation piece by piece; arguments and errors as for `chat`, result as for `stream`.
+        """Answers a conversation piece by piece.
 
-        Args:
-            messages: The turns so far, as `{"role": ..., "content": ...}`.
-            params: Sampling parameters; keywords override them.
-            tools: JSON schemas of the functions that the model may call.
-            chat_template: A Jinja template to use instead of the model's own.
-            template_variables: Further variables of the template.
-            **options: Sampling parameters, as in `SamplingParams`.
-
-        Returns:
-            An iterator of chunks. Closing it stops the work.
+        Arguments and errors are those of `chat`, and the result is that of `stream`.
 
         Example:
             >>> import candle_llama
