@@ -5,7 +5,6 @@ the same model as one GGUF file. Both take a config dict from `tiny_config` and 
 same seed, so a folder and a file can be compared. Sizes are odd where the format allows it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from candle_llama.bench.storage_types import STORAGE_TYPES
-from candle_llama.bench.synthetic import byte_alphabet, safetensors_header, to_bfloat16
+from candle_llama.bench.synthetic import (
+    byte_alphabet,
+    byte_level_tokenizer,
+    safetensors_header,
+    to_bfloat16,
+    write_json,
+)
 
 Array = NDArray[Any]
 Config = dict[str, Any]
@@ -215,54 +220,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array], dtype: str = "fl
 
 def tokenizer_json(add_bos: bool = True) -> Config:
     """A byte-level BPE tokenizer of `VOCABULARY` in the format of the tokenizers library."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     sequence = [{"Sequence": {"id": "A", "type_id": 0}}]
     begin = [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": TOKEN_IDS[token],
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for token in SPECIAL_TOKENS
-        ],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": begin + sequence,
-            "pair": begin + sequence + [{"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}},
-        }
-        if add_bos
-        else byte_level,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {token: i for token, i in TOKEN_IDS.items() if token not in SPECIAL_TOKENS},
-            "merges": [merge.split(" ") for merge in MERGES],
-        },
+    put_bos_first = {
+        "type": "TemplateProcessing",
+        "single": begin + sequence,
+        "pair": begin + sequence + [{"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}},
     }
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+    return byte_level_tokenizer(
+        {token: i for token, i in TOKEN_IDS.items() if token not in SPECIAL_TOKENS},
+        {token: TOKEN_IDS[token] for token in SPECIAL_TOKENS},
+        merges=[merge.split(" ") for merge in MERGES],
+        post_processor=put_bos_first if add_bos else None,
+    )
 
 
 def write_tokenizer(folder: Path, add_bos: bool = True) -> None:

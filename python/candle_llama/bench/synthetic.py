@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from candle_llama.bench.storage_types import STORAGE_TYPES
 __all__ = [
     "GGUF_TYPES",
     "byte_alphabet",
+    "byte_level_tokenizer",
     "find_shape",
     "safetensors_header",
     "to_bfloat16",
+    "write_json",
     "write_synthetic",
 ]
 
@@ -223,10 +225,10 @@ def _write_files(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, t
                     file.write(part.astype("<u2", copy=False).data)
     if len(shards) > 1:
         index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
     bos, eos = (shape.special_tokens[shape.config[key]] for key in ("bos_token_id", "eos_token_id"))
-    _write_json(folder / "tokenizer.json", _tokenizer(shape))
-    _write_json(
+    write_json(folder / "tokenizer.json", _tokenizer(shape))
+    write_json(
         folder / "tokenizer_config.json",
         {
             "bos_token": bos,
@@ -236,7 +238,7 @@ def _write_files(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, t
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     )
-    _write_json(folder / "config.json", dict(shape.config))
+    write_json(folder / "config.json", dict(shape.config))
 
 
 class _Numbers:
@@ -301,15 +303,21 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(rest)) for byte in range(256)]
 
 
-def _tokenizer(shape: Shape) -> dict[str, Any]:
-    """A tokenizer of single bytes; the rest of the vocabulary are names that no text yields."""
-    special = shape.special_tokens
-    alphabet = iter(byte_alphabet())
-    # Special tokens too: those that the vocabulary lacks would be numbered anew, after its end.
-    vocabulary = {
-        special.get(token_id) or next(alphabet, f"<filler_{token_id}>"): token_id
-        for token_id in range(shape.config["vocab_size"])
-    }
+def byte_level_tokenizer(
+    vocabulary: Mapping[str, int],
+    special_tokens: Mapping[str, int],
+    *,
+    merges: Sequence[Sequence[str]] = (),
+    post_processor: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the contents of a tokenizer.json: byte-level BPE, as GPT-2 and Llama 3 use it.
+
+    Args:
+        vocabulary: Ids by token.
+        special_tokens: Ids of the tokens that are looked for before the text is split.
+        merges: Pairs of tokens that become one, the most important first.
+        post_processor: The tokenizer's step that adds tokens around a text; None adds none.
+    """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
@@ -325,11 +333,11 @@ def _tokenizer(shape: Shape) -> dict[str, Any]:
                 "normalized": False,
                 "special": True,
             }
-            for token_id, token in special.items()
+            for token, token_id in special_tokens.items()
         ],
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": byte_level,
+        "post_processor": post_processor or byte_level,
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -340,11 +348,24 @@ def _tokenizer(shape: Shape) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [],
+            "vocab": dict(vocabulary),
+            "merges": [list(merge) for merge in merges],
         },
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer(shape: Shape) -> dict[str, Any]:
+    """A tokenizer of single bytes; the rest of the vocabulary are names that no text yields."""
+    special = shape.special_tokens
+    alphabet = iter(byte_alphabet())
+    # Special tokens too: those that the vocabulary lacks would be numbered anew, after its end.
+    vocabulary = {
+        special.get(token_id) or next(alphabet, f"<filler_{token_id}>"): token_id
+        for token_id in range(shape.config["vocab_size"])
+    }
+    return byte_level_tokenizer(vocabulary, {token: token_id for token_id, token in special.items()})
