@@ -1,7 +1,7 @@
-"""What can go wrong, as classes whose attributes hold the facts.
+"""The exceptions of this package, whose attributes hold the details.
 
 A missing file or model is a `FileNotFoundError`, a bad argument a `ValueError` or a `TypeError`;
-everything else derives from `CandleLlamaError`. Facts that do not apply to an error are None.
+all other errors derive from `CandleLlamaError`. Attributes that do not apply to an error are None.
 
 Example:
     >>> import candle_llama
@@ -14,11 +14,11 @@ from typing import Any
 
 
 class CandleLlamaError(Exception):
-    """The root of this package's errors.
+    """The base class of this package's errors.
 
     Args:
         message: What happened, in one line.
-        hint: What can be done about it, in one line.
+        hint: What to do about it, in one line.
         **facts: The values behind the message; each becomes an attribute.
     """
 
@@ -40,7 +40,7 @@ class CandleLlamaError(Exception):
 
 
 class CheckpointError(CandleLlamaError):
-    """The files of a model are broken, incomplete, refused by `strict`, or cannot be fetched."""
+    """The files of a model are broken, incomplete, refused by `strict`, or cannot be downloaded."""
 
     path: str | None = None
     tensor: str | None = None
@@ -50,7 +50,7 @@ class CheckpointError(CandleLlamaError):
 
 
 class UnsupportedModelError(CandleLlamaError):
-    """The files are sound, but this version, or the chosen engine, cannot run the model exactly."""
+    """The files are valid, but this version, or the chosen engine, cannot run the model exactly."""
 
     key: str | None = None
     value: Any = None
@@ -64,7 +64,7 @@ class ContextLengthError(CandleLlamaError):
 
 
 class DeviceError(CandleLlamaError):
-    """The device is unknown, not built in, not there, or has too little memory for the model."""
+    """The device is unknown, not compiled in, not present, or has too little memory for the model."""
 
     device: str | None = None
     needed: int | None = None
@@ -72,7 +72,7 @@ class DeviceError(CandleLlamaError):
 
 
 class GenerationError(CandleLlamaError):
-    """Reading the prompt or generating failed; the model stays usable."""
+    """Processing the prompt or generating tokens failed; the model stays usable."""
 
 
 class InternalError(CandleLlamaError):

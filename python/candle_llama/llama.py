@@ -1,4 +1,4 @@
-"""The model: load it, then generate, stream, chat, or take its logits."""
+"""The model: load it, then generate, stream, chat, score texts, or compute logits."""
 
 import functools
 import os
@@ -36,38 +36,40 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
     """Loads a model.
 
     Args:
-        source: A folder, a .gguf file, a hub id ("org/name" or "org/name:file.gguf"), or "demo". What
-            exists, is absolute, starts with "./", "../" or "~", or ends in ".gguf" is a path.
+        source: A folder, a .gguf file, a hub id ("org/name" or "org/name:file.gguf"), or "demo". A source is
+            a path if it exists, is absolute, starts with "./", "../" or "~", or ends in ".gguf".
         device: "auto", "cpu", "cuda", "cuda:0" or "metal".
         dtype: "auto" keeps the type in which the weights are stored.
-        quantize: Round float matrices to blocks of 8 or 4 bits while they load, one at a time: half or a
-            quarter of bfloat16's memory, and faster by as much. `candle_llama.quantize` writes a file.
-        compute: "auto" rounds activations to 8 bits (16 in prompts of up to 128 tokens) where weights are in
-            blocks of 32, and on processors that are fast at it both to bfloat16 in longer prompts (see
-            docs/kernels.md); "exact" computes with float32 activations and KV cache everywhere.
-        kv_dtype: The type of cached keys and values. "auto" is float16, with compute="exact" float32, which
-            allows no other. float16 holds 11 bits of a number up to 65504, beyond which keys become
-            infinite and logits NaN; bfloat16 holds 8 bits of any. The candle engine takes the type that it
+        quantize: "q8_0" or "q4_0" quantises float matrices to 8 or 4 bits while they load, one at a time.
+            They take a half or a quarter of bfloat16's memory, and run faster by the same factor.
+            `candle_llama.quantize` writes a file.
+        compute: "auto" rounds activations to 8 bits if weights are quantised in blocks of 32, to 16 bits in
+            prompts of up to 128 tokens. In longer prompts, processors with fast bfloat16 arithmetic round
+            activations and weights to bfloat16 (see docs/kernels.md). "exact" uses float32 activations and
+            a float32 KV cache everywhere.
+        kv_dtype: The type of the KV cache. "auto" is float16, or float32 with compute="exact", which allows
+            no other. float16 has 11 bits of precision, but keys above 65504 become infinite and logits NaN;
+            bfloat16 has 8 bits of precision and float32's range. The candle engine uses the type that it
             computes with and refuses others.
-        engine: "cpu" is this package's own decoder, "candle" Candle's Llama; "auto" takes "cpu" on the CPU.
-        threads: None takes the cores that this process may really use.
-        context_length: Positions of the context; None is the model's own, bounded by memory.
-        strict: Refuse what would otherwise load with a warning.
+        engine: "cpu" is this package's own decoder, "candle" Candle's Llama; "auto" uses "cpu" on the CPU.
+        threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
+        context_length: Length of the context in tokens; None is the model's own, reduced if memory is short.
+        strict: Raise an error where loading would otherwise only warn.
         revision: Branch, tag or commit on the hub.
-        token: Access token for the hub; None takes the stored login or HF_TOKEN.
+        token: Access token for the hub; None uses the stored login or HF_TOKEN.
         cache_dir: Where downloads are kept; None is the hub client's own cache.
-        local_files_only: Take what is in the cache and stay off the network.
+        local_files_only: Use only the cache, not the network.
         progress: Show progress bars if stderr is a terminal.
 
     Returns:
         The model, ready to use.
 
     Raises:
-        FileNotFoundError: There is no such file, folder, repository, or a part of the model is missing.
+        FileNotFoundError: The file, folder or repository does not exist, or a part of the model is missing.
         CheckpointError: The files are broken or refused by `strict`.
         UnsupportedModelError: The model cannot be run exactly.
-        DeviceError: The device cannot be used, or its memory (for the CPU with swap, within the limits of
-            cgroup and ulimit) is too small for the weights and the context.
+        DeviceError: The device cannot be used, or its memory is too small for the weights and the context.
+            For the CPU, memory includes swap, within the limits of cgroup and ulimit.
         ValueError: An argument is out of its range.
 
     Warns:
@@ -81,7 +83,7 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
     """
     where, how = pick(options, SOURCE), pick(options, LOADING)
     path = hub.resolve(source, **where)
-    # An access token is not kept: models are pickled.
+    # The access token is not stored in the model, because models can be pickled.
     del where["token"]
     llm = Llama(_core.Llama(str(path), how), hub.portable(source), where, how)
     for message in llm.load_report.warnings:
@@ -92,17 +94,17 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
 class Llama:
     """A loaded model; `load` makes one.
 
-    All methods may be called from several threads. Pickling keeps where the model came from and how
-    it was loaded, but no access token; unpickling loads it again. A copy is the model itself: it never
+    All methods may be called from several threads. A pickled model holds its source and load options, but
+    no access token; unpickling loads the model again. Copying returns the same object: a model never
     changes, and its weights are not held twice.
 
-    A process that was forked (`os.fork`, or multiprocessing's "fork") has the model's memory but not its
-    threads: there every use is a GenerationError. Load the model in that process, or use the "spawn" or
+    A forked process (`os.fork`, or multiprocessing's "fork") has the model's memory but not its threads:
+    every use there raises GenerationError. Load the model in that process, or use the "spawn" or
     "forkserver" method.
 
     Attributes:
-        config: Every field of config.json, plus what was derived.
-        load_report: What loading did and decided.
+        config: Every field of config.json, plus derived fields.
+        load_report: How the model was loaded.
     """
 
     config: Config
@@ -123,12 +125,12 @@ class Llama:
         """The model's tokenizer.
 
         Raises:
-            FileNotFoundError: The model came without one.
-            CheckpointError: Its files are broken.
+            FileNotFoundError: The model has no tokenizer.
+            CheckpointError: The tokenizer's files are broken.
         """
         return Tokenizer(self._core.tokenizer, self._source, self._where)
 
-    # To the type checker a str is a list of str as well; the first signature that fits wins.
+    # For type checkers a str is also a sequence of str, so the overload for a single prompt comes first.
     @overload
     def generate(  # type: ignore[overload-overlap]
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
@@ -148,13 +150,13 @@ class Llama:
     ) -> Completion | list[Completion]:
         """Continues one prompt, or each prompt of a list.
 
-        The `cpu` engine generates up to eight prompts of a list together, as memory allows: one pass over the
-        weights reads some hundred tokens of the prompts, later ones give a token of each. Each gets what it
-        would get alone, bit for bit.
+        The `cpu` engine runs up to eight prompts of a list together, as memory allows. One forward pass
+        prefills several hundred tokens of the prompts; each later pass decodes one token of every prompt.
+        Results are bit-identical to running each prompt alone.
 
         Args:
-            prompt: Text, which gets BOS as the tokenizer's config says; token ids, which are used as they
-                are; or a list of such prompts.
+            prompt: Text, to which BOS is added if the tokenizer's config says so; token ids, which are used
+                unchanged; or a list of such prompts.
             params: Sampling parameters; keywords override them.
             **options: Sampling parameters, as in `SamplingParams`.
 
@@ -162,7 +164,7 @@ class Llama:
             A completion, or a list of them in the order of the prompts.
 
         Raises:
-            ContextLengthError: A prompt leaves no room in the context; told before the first is read.
+            ContextLengthError: A prompt leaves no room in the context; raised before any is processed.
             ValueError: A prompt is empty, or a value is out of its range.
             TypeError: A parameter is unknown, or a value has the wrong type.
 
@@ -189,8 +191,8 @@ class Llama:
         Arguments and errors are those of `generate`, except that a list of prompts is a TypeError.
 
         Returns:
-            An iterator of chunks, whose texts joined are the text that `generate` returns. Closing it
-            stops the work.
+            An iterator of chunks. Their joined texts are the text that `generate` returns. Closing the
+            iterator stops the generation.
 
         Example:
             >>> import candle_llama
@@ -221,7 +223,7 @@ class Llama:
             params: Sampling parameters; keywords override them.
             tools: JSON schemas of the functions that the model may call.
             chat_template: A Jinja template to use instead of the model's own.
-            template_variables: Further variables of the template.
+            template_variables: More variables for the template.
             **options: Sampling parameters, as in `SamplingParams`.
 
         Returns:
@@ -271,14 +273,14 @@ class Llama:
         return Stream(self._core.stream(ids, given))
 
     def logits(self, token_ids: TokenIds, last: int | None = None) -> npt.NDArray[np.float32]:
-        """Computes the scores of every token of the vocabulary, after each token of a text.
+        """Computes the logits after each token of a text: a score of every token of the vocabulary.
 
         Args:
             token_ids: The text as token ids.
-            last: Only the last `last` rows; None is all.
+            last: Return only this many rows, the last ones; None returns all.
 
         Returns:
-            Logits before any processing, of shape (rows, vocab_size).
+            Unprocessed logits of shape (rows, vocab_size).
 
         Raises:
             ValueError: There are no tokens, an id is outside the vocabulary, or the result would exceed
@@ -313,20 +315,21 @@ class Llama:
     def score(self, prompt: Prompt | Sequence[Prompt]) -> Score | list[Score]:
         """Computes how likely a text is: the log-probability of each token given those before it.
 
-        The text is read in chunks, whose logits are dropped again: memory does not grow with its length
-        times the vocabulary.
+        The text is processed in chunks, and the logits of a chunk are freed after use. So memory does not
+        grow with the length of the text times the size of the vocabulary.
 
         Args:
-            prompt: Text, which gets BOS as the tokenizer's config says; token ids, which are used as they
-                are; or a list of such texts.
+            prompt: Text, to which BOS is added if the tokenizer's config says so; token ids, which are used
+                unchanged; or a list of such texts.
 
         Returns:
             Log-probabilities and perplexity, or a list of them in the order of the texts.
 
         Raises:
-            ValueError: A text has less than two tokens, so that none has another before it, or an id is
+            ValueError: A text has fewer than two tokens (the first one has no probability), or an id is
                 outside the vocabulary.
-            ContextLengthError: A text exceeds the context by more than its last token, which is not read.
+            ContextLengthError: A text is longer than the context plus one token; the last token of a text
+                is scored, but not processed.
             TypeError: `prompt` is neither text nor token ids.
 
         Example:
@@ -346,22 +349,23 @@ class Llama:
     def loglikelihood(self, context: Prompt, continuation: Prompt) -> LogLikelihood:
         """Computes how likely one text is after another.
 
-        Two texts are split into tokens as lm-eval's harness does: spaces at the end of the context are
-        moved to the beginning of the continuation, both are encoded together (with BOS as the tokenizer's
-        config says), and the continuation is what comes after as many tokens as the context has alone. A
-        text beside token ids is encoded on its own, and token ids are used as they are.
+        Two texts are tokenised as lm-eval's harness does: spaces at the end of the context move to the
+        beginning of the continuation. Both are encoded together, with BOS if the tokenizer's config says so.
+        The first tokens, as many as the context has when it is encoded alone, are the context; the others
+        are the continuation. If only one of the two is text, it is encoded alone. Token ids are used
+        unchanged.
 
         Args:
-            context: What comes before, as text or token ids; at least one token, which BOS may be.
-            continuation: What is scored, as text or token ids.
+            context: The text or token ids before the continuation; at least one token, BOS included.
+            continuation: The text or token ids to score.
 
         Returns:
-            The sum of the continuation's log-probabilities, and whether it is what greedy decoding gives.
+            The sum of the continuation's log-probabilities, and whether greedy decoding would give it.
 
         Raises:
             ValueError: The context or the continuation has no tokens, or an id is outside the vocabulary.
-            ContextLengthError: Both together exceed the context by more than the last token, which is not
-                read.
+            ContextLengthError: Both together are longer than the context plus one token; the last token is
+                scored, but not processed.
             TypeError: An argument is neither text nor token ids.
 
         Example:
@@ -419,7 +423,7 @@ def _reload(source: str, options: dict[str, Any]) -> Llama:
 
 
 def _is_batch(prompt: object) -> bool:
-    """Tells a list of prompts from one prompt: a flat list of ints is one."""
+    """Returns whether `prompt` is a list of prompts; a flat list of ints is a single prompt."""
     return isinstance(prompt, list | tuple) and not any(isinstance(item, int | np.integer) for item in prompt)
 
 

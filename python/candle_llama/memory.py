@@ -1,4 +1,4 @@
-"""What a model takes, before it is loaded."""
+"""Estimates the memory that a model needs, before it is loaded."""
 
 import os
 from typing import Unpack
@@ -10,20 +10,20 @@ from candle_llama.types import MemoryEstimate
 
 @keywords(SOURCE, LOADING)
 def estimate_memory(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> MemoryEstimate:
-    """Estimates the memory that `load` takes with the same arguments, without loading the weights.
+    """Estimates the memory that `load` needs with the same arguments, without loading the weights.
 
-    Reads the headers of the model's files, which must be there: a hub id is downloaded, as `load` would.
+    Reads only the headers of the model's files. Files of a hub id are downloaded, as by `load`.
 
     Args:
         source: As for `load`.
-        **options: As for `load`. Without a `context_length` it is the model's own, which `load` shortens
-            where memory is short.
+        **options: As for `load`. The default of `context_length` is always the model's own, although `load`
+            reduces it if memory is short.
 
     Returns:
         Bytes of weights, keys and values, and intermediate results.
 
     Raises:
-        FileNotFoundError: There is no such source, or a part of the model is missing.
+        FileNotFoundError: The source does not exist, or a part of the model is missing.
         CheckpointError: The files are broken.
         UnsupportedModelError: The model cannot be run exactly.
         ValueError: An argument is out of its range.

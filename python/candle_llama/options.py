@@ -14,7 +14,7 @@ Engine = Literal["cpu", "candle"]
 
 
 class SourceOptions(TypedDict, total=False):
-    """Where to look for a model; `candle_llama.load` says what each means."""
+    """Where to look for a model; `candle_llama.load` explains each option."""
 
     revision: str | None
     token: str | None
@@ -24,7 +24,7 @@ class SourceOptions(TypedDict, total=False):
 
 
 class LoadOptions(SourceOptions, total=False):
-    """How to load a model; `candle_llama.load` says what each means."""
+    """How to load a model; `candle_llama.load` explains each option."""
 
     device: str
     dtype: FloatType | Literal["auto"]
@@ -39,14 +39,14 @@ class LoadOptions(SourceOptions, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option.
+    """A keyword argument that is also a flag of the command line.
 
     Attributes:
         default: Its value if it is not given.
-        help: What the command line says of it.
-        choices: The values that there are, if they can be listed.
-        metavar: What the command line calls its value.
-        is_count: Whether it is a positive number.
+        help: Its description on the command line.
+        choices: The allowed values, if they can be listed.
+        metavar: The name of its value on the command line.
+        is_count: Whether it must be a positive integer.
     """
 
     default: Any
@@ -60,40 +60,41 @@ SOURCE = {
     "revision": Option(None, "branch, tag or commit on the hub", metavar="NAME"),
     "token": Option(None, "access token for the hub (default: the stored login, or HF_TOKEN)"),
     "cache_dir": Option(None, "where downloads are kept", metavar="FOLDER"),
-    "local_files_only": Option(False, "stay off the network"),
+    "local_files_only": Option(False, "use only the cache, not the network"),
     "progress": Option(True, "no progress bars"),
 }
-"""`SourceOptions` by name."""
+"""The options of `SourceOptions`, by name."""
 
 LOADING = {
     "device": Option("auto", "auto, cpu, cuda, cuda:0 or metal (default: auto)"),
     "dtype": Option(
         "auto", "auto keeps the type in which the weights are stored", ("auto", *get_args(FloatType))
     ),
-    "quantize": Option(None, "round float weights to 8 or 4 bits while loading", get_args(QuantizeType)),
+    "quantize": Option(None, "quantise float weights to 8 or 4 bits while loading", get_args(QuantizeType)),
     "compute": Option("auto", "exact: float32 activations and KV cache everywhere", get_args(Compute)),
     "kv_dtype": Option(
         "auto",
-        "type of cached keys and values (default: float16; with --compute exact: float32)",
+        "type of the KV cache (default: float16; with --compute exact: float32)",
         ("auto", *get_args(FloatType)),
     ),
-    "engine": Option("auto", "our own decoder, or Candle's", ("auto", *get_args(Engine))),
+    "engine": Option("auto", "cpu: our own decoder; candle: Candle's Llama", ("auto", *get_args(Engine))),
     "threads": Option(None, "default: the cores this process may use", metavar="N", is_count=True),
     "context_length": Option(None, "default: the model's own", metavar="N", is_count=True),
-    "strict": Option(False, "refuse what would otherwise load with a warning"),
+    "strict": Option(False, "fail where loading would otherwise only warn"),
 }
-"""What `LoadOptions` adds, by name."""
+"""The options that `LoadOptions` adds, by name."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def keywords(*tables: Mapping[str, Option]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Makes a function that ends in `**options` take the options of `tables`.
+    """Decorates a function whose last parameter is `**options`, to take the options of `tables`.
 
-    The function gets all of them, defaults included. Its signature names them, so that `help` does.
+    The function receives all of them, defaults included. They are in its signature, so that `help` shows
+    them.
 
-    An unknown name is a TypeError with a suggestion. A count that is no positive int is a TypeError or a
+    An unknown name raises TypeError with a suggestion. A count that is no positive int raises TypeError or
     ValueError.
     """
     known = {name: option for table in tables for name, option in table.items()}
@@ -125,13 +126,13 @@ def keywords(*tables: Mapping[str, Option]) -> Callable[[Callable[_P, _R]], Call
 
 
 def pick(options: Mapping[str, Any], table: Mapping[str, Option]) -> dict[str, Any]:
-    """Returns those of `options` that `table` names."""
+    """Returns the entries of `options` whose names are in `table`."""
     return {name: options[name] for name in table}
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Returns what to add to a message about an unknown name."""
-    # Seldom needed, and slow to import.
+    """Returns the end of a message about an unknown name: a similar name, or all names."""
+    # Imported here because it is slow to import and seldom needed.
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file, smaller if it is quantised."""
+"""Writes a checkpoint as a GGUF file, quantised or not."""
 
 import os
 import sys
@@ -26,34 +26,34 @@ def quantize(
 ) -> QuantizeReport:
     """Writes a model as one GGUF file, which llama.cpp reads too.
 
-    Matrices are stored as `dtype`, or as F16 where their rows are no multiple of its blocks of 32; norms and
-    biases as float32. The blocks are those that llama.cpp's own quantisers make. Config, tokenizer and chat
-    template go into the file; sampling defaults, which GGUF readers take from elsewhere, do not. Tensors are
-    converted one after the other, a few megabytes at a time. The file appears under its name when it is
-    whole; until then, and after Ctrl-C or an error, a file that was there stays as it was.
+    Matrices are stored as `dtype`, or as F16 if the length of their rows is no multiple of a quant block of
+    32; norms and biases as float32. The blocks equal those of llama.cpp's own quantisers. The file holds the
+    config, the tokenizer and the chat template, but not the sampling defaults, which GGUF readers take from
+    elsewhere. Tensors are converted one after the other, a few megabytes at a time. The file gets its name
+    when it is complete; until then, and after Ctrl-C or an error, an existing file is unchanged.
 
     Args:
         source: A folder, a .gguf file, a hub id, or "demo", as for `load`.
         destination: The file to write.
         dtype: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32".
-        force: Replace a file that is there.
-        allow_requantize: Convert tensors that are quantised already, which loses more than converting the
-            original does.
-        tokenizer: False leaves the tokenizer out, for those that GGUF cannot express.
-        threads: None takes the cores that this process may really use.
+        force: Replace an existing file.
+        allow_requantize: Convert tensors that are already quantised, which loses more precision than
+            converting the original.
+        tokenizer: False leaves the tokenizer out, if GGUF cannot express it.
+        threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
         **options: `revision`, `token`, `cache_dir`, `local_files_only` and `progress`, as for `load`.
 
     Returns:
-        What was written. Its warnings are raised as `UserWarning`s, too.
+        A report of the written file. Each of its warnings is also a `UserWarning`.
 
     Raises:
-        FileExistsError: The destination is there, and `force` is False.
-        FileNotFoundError: There is no such source, a part of it is missing, or there is no such folder to
-            write to.
+        FileExistsError: The destination exists, and `force` is False.
+        FileNotFoundError: The source or the destination's folder does not exist, or a part of the model is
+            missing.
         CheckpointError: The files are broken, or a weight is not finite or too large for `dtype`; `tensor`
             names it.
-        UnsupportedModelError: GGUF cannot express the model or its tokenizer, or a tensor is quantised
-            already; `key` says what.
+        UnsupportedModelError: GGUF cannot express the model or its tokenizer, or a tensor is already
+            quantised; `key` names the reason.
         OSError: The file cannot be written.
         ValueError: An argument is out of its range.
 
@@ -92,18 +92,18 @@ def quantize(
 
 
 class _Bar:
-    """A line on stderr that says how far the work is."""
+    """A progress bar on stderr."""
 
     WIDTH = 30
 
     def show(self, done: int, total: int) -> None:
-        """Writes the line anew."""
+        """Draws the bar."""
         full = self.WIDTH * done // max(total, 1)
         line = f"\rquantize [{'#' * full}{' ' * (self.WIDTH - full)}] {100 * done // max(total, 1):3}%"
         sys.stderr.write(line)
         sys.stderr.flush()
 
     def clear(self) -> None:
-        """Removes the line."""
+        """Removes the bar."""
         sys.stderr.write("\r" + " " * (self.WIDTH + 20) + "\r")
         sys.stderr.flush()

@@ -13,7 +13,7 @@ OnOverflow = Literal["error", "truncate_left"]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The keywords that every generating method takes; `SamplingParams` says what they mean."""
+    """The keywords that every generating method takes; `SamplingParams` explains them."""
 
     max_new_tokens: int | None
     max_tokens: int | None
@@ -44,8 +44,8 @@ def _parameter(kind: str, help: str, **extra: Any) -> Any:
 class SamplingParams:
     """How to choose tokens and when to stop; immutable, so that it can be shared and reused.
 
-    What is None is not given: it comes from the model's `generation_config.json`, else from the
-    defaults: greedy, 256 new tokens, no filter, no penalty. The processors run in this order: penalties,
+    A parameter that is None takes its value from the model's `generation_config.json`, or else from the
+    defaults: greedy, 256 new tokens, no filter, no penalty. Logits are processed in this order: penalties,
     `logit_bias`, `temperature`, `top_k`, `top_p`, `min_p`.
 
     Args:
@@ -56,7 +56,7 @@ class SamplingParams:
         temperature: Divides the logits; 0 is greedy.
         top_k: Keep the k most likely tokens; 0 or -1 turns the filter off.
         top_p: Keep the most likely tokens whose probabilities add up to p; 0, 1 or -1 turns it off.
-        min_p: Keep tokens at least this fraction as likely as the likeliest; 0 or -1 turns it off.
+        min_p: Keep tokens whose probability is at least this fraction of the highest; 0 or -1 turns it off.
         repetition_penalty: Divides the positive and multiplies the negative logits of tokens seen in prompt
             or output.
         presence_penalty: Subtracted once from the logits of tokens seen in the output.
@@ -67,7 +67,7 @@ class SamplingParams:
         include_stop_str: Leave the stop text in the completion.
         seed: Makes a sampled completion reproducible; 0 is a seed.
         logprobs: Report each token's log-probability and this many alternatives.
-        ignore_eos: Go on after the end-of-sequence token.
+        ignore_eos: Continue after the end-of-sequence token.
         min_new_tokens: Do not end on an end-of-sequence or stop token before this many new tokens.
         timeout: Stop after this many seconds.
         on_overflow: What to do with a prompt that exceeds the context: "error" or "truncate_left".
@@ -90,14 +90,17 @@ class SamplingParams:
         "int", "keep the K most likely tokens; 0 turns it off", metavar="K", filter=True
     )
     top_p: float | None = _parameter(
-        "float", "keep the likeliest tokens that add up to P; 1 turns it off", metavar="P", filter=True
+        "float",
+        "keep the likeliest tokens whose probabilities add up to P; 1 turns it off",
+        metavar="P",
+        filter=True,
     )
     min_p: float | None = _parameter(
-        "float", "keep tokens at least P times as likely as the likeliest", metavar="P", filter=True
+        "float", "keep tokens that are at least P times as likely as the likeliest", metavar="P", filter=True
     )
-    repetition_penalty: float | None = _parameter("float", "for tokens in prompt and output; 1 is none")
-    presence_penalty: float | None = _parameter("float", "for tokens in the output, once each")
-    frequency_penalty: float | None = _parameter("float", "for tokens in the output, each time")
+    repetition_penalty: float | None = _parameter("float", "penalise tokens in prompt or output; 1 is none")
+    presence_penalty: float | None = _parameter("float", "penalise tokens in the output, once per token")
+    frequency_penalty: float | None = _parameter("float", "penalise tokens in the output, per occurrence")
     logit_bias: Mapping[int, float] | None = _parameter(
         "bias", "add BIAS to a token's logit; can be repeated", metavar="ID=BIAS"
     )
@@ -110,12 +113,12 @@ class SamplingParams:
     logprobs: int | None = _parameter(
         "int", "log-probabilities with N alternatives (needs --json)", metavar="N"
     )
-    ignore_eos: bool | None = _parameter("bool", "go on after the end-of-sequence token")
-    min_new_tokens: int | None = _parameter("int", "no end before this many new tokens")
+    ignore_eos: bool | None = _parameter("bool", "continue after the end-of-sequence token")
+    min_new_tokens: int | None = _parameter("int", "do not end before this many new tokens")
     timeout: float | None = _parameter("float", "stop after this time", metavar="SECONDS")
     on_overflow: OnOverflow | None = _parameter(
         "choice",
-        "a prompt beyond the context: refuse it, or drop its beginning",
+        "if a prompt exceeds the context: refuse it, or drop its beginning",
         choices=("error", "truncate_left"),
     )
 
@@ -139,14 +142,14 @@ class SamplingParams:
 FIELDS: dict[str, dataclasses.Field[Any]] = {
     field.name: field for field in dataclasses.fields(SamplingParams)
 }
-"""The parameters by name; `metadata` holds kind, help, and what else the command line needs."""
+"""The parameters by name; `metadata` holds kind, help, and other settings of the command line."""
 
 
 def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, Any]:
-    """Combines a `SamplingParams` with keywords, which win, into what the extension takes.
+    """Combines a `SamplingParams` with keywords, which have precedence, for the extension.
 
-    A keyword that is None goes back to the model's default, except for the filters `top_k`, `top_p` and
-    `min_p`, which None turns off.
+    A keyword that is None restores the model's default, except that it turns off the filters `top_k`,
+    `top_p` and `min_p`.
 
     Raises:
         TypeError: `params` is something else, a name is unknown, or a value has the wrong type.
@@ -168,7 +171,7 @@ def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, 
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The values as the extension takes them."""
+    """Converts the values to the types that the extension takes."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
@@ -177,7 +180,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolves the alias and brings each value to the one type that the extension takes."""
+    """Resolves the alias `max_tokens`, and checks and converts each value."""
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name == "max_tokens":
@@ -204,7 +207,7 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _int(name: str, value: Any) -> int:
-    # Finer ranges are the extension's to check; this is what its integers hold.
+    # The range of the extension's integers; the extension checks narrower ranges.
     return _within(name, _integer(name, value), -(2**63), 2**63)
 
 

@@ -1,4 +1,4 @@
-"""From the plain dicts of the extension to records, at once or piece by piece."""
+"""Converts the extension's dicts to records: a whole completion, or a stream of chunks."""
 
 from collections.abc import Iterator
 from types import TracebackType
@@ -11,7 +11,7 @@ from candle_llama.types import Chunk, Completion, Stats, TokenLogprob
 class Stream(Iterator[Chunk]):
     """The chunks of a completion, as they are generated.
 
-    Ends by itself; `close`, leaving a `with` block, or dropping the object stops the work early.
+    It ends with the completion. `close`, leaving a `with` block, or deleting the object stops it early.
     """
 
     def __init__(self, core: _core.Stream) -> None:
@@ -47,7 +47,7 @@ def _logprobs(entries: list[dict[str, Any]] | None) -> list[TokenLogprob] | None
 
 
 def completion(fields: dict[str, Any]) -> Completion:
-    """Makes a completion of what the extension returns."""
+    """Converts the extension's dict to a completion."""
     return Completion(
         **{**fields, "logprobs": _logprobs(fields["logprobs"]), "stats": Stats(**fields["stats"])}
     )

@@ -45,12 +45,12 @@ class Tokenizer:
     def encode(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
     ) -> list[int]:
-        """Turns text into token ids.
+        """Converts text to token ids.
 
         Args:
             text: Any text.
-            add_special_tokens: Add BOS, or whatever the tokenizer's own config says.
-            split_special_tokens: Read the names of special tokens in `text` as plain text.
+            add_special_tokens: Add BOS, or other tokens, as the tokenizer's config says.
+            split_special_tokens: Treat the names of special tokens in `text` as plain text.
 
         Returns:
             Token ids.
@@ -64,7 +64,7 @@ class Tokenizer:
         return self._core.encode(text, add_special_tokens, split_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turns token ids into text.
+        """Converts token ids to text.
 
         Args:
             ids: Token ids, as a list or a one-dimensional integer array.
@@ -115,16 +115,16 @@ class Tokenizer:
 
 @keywords(SOURCE)
 def load_tokenizer(source: str | os.PathLike[str], **options: Unpack[SourceOptions]) -> Tokenizer:
-    """Loads a tokenizer without its model; GGUF files that hold only a vocabulary will do.
+    """Loads a tokenizer without its model; a GGUF file may hold only a vocabulary.
 
     Args:
         source: As for `load`.
         **options: `revision`, `token`, `cache_dir`, `local_files_only` and `progress`, as for `load`.
 
     Raises:
-        FileNotFoundError: There is no such source, or no tokenizer in it.
+        FileNotFoundError: The source does not exist, or has no tokenizer.
         CheckpointError: The tokenizer's files are broken.
-        UnsupportedModelError: The tokenizer is of a kind that is not read exactly.
+        UnsupportedModelError: This kind of tokenizer cannot be reproduced exactly.
 
     Example:
         >>> import candle_llama
@@ -133,7 +133,7 @@ def load_tokenizer(source: str | os.PathLike[str], **options: Unpack[SourceOptio
     """
     where = pick(options, SOURCE)
     path = hub.resolve(source, weights=False, **where)
-    # An access token is not kept: tokenizers are pickled.
+    # The access token is not stored in the tokenizer, because tokenizers can be pickled.
     del where["token"]
     return Tokenizer(_core.Tokenizer.open(str(path)), hub.portable(source), where)
 
@@ -146,7 +146,7 @@ def checked_token_ids(ids: Any, name: str) -> list[int]:
     """Checks a list or an integer array of token ids and returns it as a list of int.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: `ids` is something else.
         ValueError: An id is negative or has more than 32 bits.
     """
     if isinstance(ids, list | tuple):

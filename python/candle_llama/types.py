@@ -1,4 +1,4 @@
-"""What comes back: frozen records of results, statistics and what was loaded."""
+"""The frozen records that methods return: results, statistics and load reports."""
 
 import copy
 import dataclasses
@@ -32,13 +32,14 @@ class Stats:
 
     Attributes:
         prompt_tokens: Tokens in the prompt.
-        cached_tokens: Those of them that were not computed again.
+        cached_tokens: Prompt tokens that were not computed again.
         completion_tokens: Tokens generated.
-        time_to_first_token: Seconds from the call to the first token; None without one.
-        prefill_seconds: Seconds spent reading the prompt, with those prompts that were read with it.
-        decode_seconds: Seconds spent on the tokens after the first, with those generated beside them.
-        prefill_tokens_per_second: Speed of reading the prompt; None if none was read.
-        decode_tokens_per_second: Speed of generating after the first token; None without a second.
+        time_to_first_token: Seconds from the call to the first token; None if there was none.
+        prefill_seconds: Seconds of the forward passes that processed the prompt. Prompts of a batch share
+            forward passes; each counts the whole time.
+        decode_seconds: Seconds of the forward passes after the first token, shared in the same way.
+        prefill_tokens_per_second: Prompt tokens per second; None if none was processed.
+        decode_tokens_per_second: New tokens per second after the first; None without a second one.
     """
 
     prompt_tokens: int
@@ -60,7 +61,7 @@ class Completion:
         token_ids: The generated tokens, with the token that ended them.
         finish_reason: "stop" (end of sequence, stop string or stop token), "length", "timeout" or
             "cancelled".
-        stop_reason: Which of `stop` or `stop_token_ids` ended it; None for an end token.
+        stop_reason: The element of `stop` or `stop_token_ids` that ended it; None for an end token.
         prompt_tokens: Tokens in the prompt.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
         stats: Counts and times.
@@ -77,14 +78,14 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a completion while it is generated; the texts of all chunks joined are the whole text.
+    """A piece of a completion while it is generated. The joined texts of all chunks are the whole text.
 
     Attributes:
-        text: Text that is now certain; may be empty while a character or a possible stop string is
+        text: The text that is final by now; may be empty while a character or a possible stop string is
             incomplete.
         token_ids: The tokens generated since the last chunk.
         finish_reason: Why the completion ended, on the last chunk; else None.
-        stop_reason: Which of `stop` or `stop_token_ids` ended it, on the last chunk; else None.
+        stop_reason: The element of `stop` or `stop_token_ids` that ended it, on the last chunk; else None.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
         stats: Counts and times, on the last chunk; else None.
     """
@@ -104,7 +105,7 @@ class Score:
     Attributes:
         logprobs: The natural log-probability of each token given those before it, from the logits before
             any processing. The first is None: nothing comes before it.
-        perplexity: The exponential of the negative mean of `logprobs`, the first left out.
+        perplexity: The exponential of the negative mean of `logprobs`, without the first.
         token_ids: The text's tokens, one for each of `logprobs`.
     """
 
@@ -119,7 +120,7 @@ class LogLikelihood:
 
     Attributes:
         sum: The natural logarithm of the continuation's probability: the sum of `logprobs`.
-        is_greedy: Whether greedy decoding would give just this continuation.
+        is_greedy: Whether greedy decoding would give exactly this continuation.
         logprobs: The natural log-probability of each of the continuation's tokens.
         token_ids: The continuation's tokens.
     """
@@ -132,15 +133,15 @@ class LogLikelihood:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """The memory that a model takes, in bytes.
+    """The memory that a model needs, in bytes.
 
     Attributes:
-        weights: All weights, in the types in which they are held. Mapped ones count too: the model is only
+        weights: All weights, in their types in memory. Memory-mapped weights count too: the model is only
             fast while they stay in memory.
         kv_cache: Keys and values of one sequence that fills the context.
-        scratch: Intermediate results, at most.
-        total: All of these.
-        context_length: Positions of the context.
+        scratch: Scratch buffers for intermediate results, at their largest.
+        total: The sum of these.
+        context_length: Length of the context in tokens.
         engine: "cpu" or "candle".
     """
 
@@ -167,15 +168,15 @@ class StorageType:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """What `quantize` wrote.
+    """A report of the file that `quantize` wrote.
 
     Attributes:
         path: The file.
         bytes: Its size.
-        seconds: Time that it took.
+        seconds: The time it took.
         tensors: Tensor types in the file, by name such as "F32" or "Q4_0".
-        warnings: What the file cannot say, and what was read with a reservation.
-        notes: What a careful reader may want to know, such as tensors that are stored otherwise.
+        warnings: Properties of the model that the file cannot express, and problems of the source.
+        notes: Other remarks, such as tensors that are stored in another type.
     """
 
     path: str
@@ -188,7 +189,7 @@ class QuantizeReport:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What `load` did and decided.
+    """How `load` loaded a model.
 
     Attributes:
         engine: "cpu" or "candle".
@@ -196,14 +197,14 @@ class LoadReport:
         compute: "auto" or "exact".
         kv_dtype: The type of cached keys and values: "float16", "bfloat16" or "float32".
         lm_head: "separate", or "tied" if the embedding is the output head.
-        lm_head_reason: Why.
+        lm_head_reason: Why it is separate or tied.
         storage: Tensor types in memory, by name such as "BF16" or "Q4_1".
-        warnings: What was loaded with a reservation; each was also a `UserWarning`.
-        notes: What a careful reader may want to know, though nothing is wrong with it.
-        seconds: Time that loading took, without downloads.
+        warnings: Problems that did not prevent loading; each was also a `UserWarning`.
+        notes: Remarks about the model that are no problems.
+        seconds: Loading time, without downloads.
         bytes: Size of all weights.
-        isa: The level of the CPU kernels; None for the candle engine.
-        threads: Threads that share the work.
+        isa: The ISA of the CPU kernels; None for the candle engine.
+        threads: Number of threads.
     """
 
     engine: str
@@ -222,9 +223,9 @@ class LoadReport:
 
 
 class Config(Mapping[str, Any]):
-    """A model's configuration: every field in config.json's spelling, plus what was derived; immutable.
+    """A model's configuration: all fields as config.json names them, plus derived ones; immutable.
 
-    Fields are attributes and mapping items alike. Lists and dicts are handed out as copies.
+    Every field is both an attribute and a mapping item. Lists and dicts are returned as copies.
 
     Example:
         >>> import candle_llama
@@ -249,7 +250,7 @@ class Config(Mapping[str, Any]):
         return len(self._values)
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what is no real attribute. Copying asks for private names before there are values.
+        # Called only if there is no such attribute. `copy` looks up private names before `_values` exists.
         if name.startswith("_") or name not in self._values:
             raise AttributeError(f"the config has no field {name!r}", name=name, obj=self)
         return self[name]
@@ -270,5 +271,5 @@ class Config(Mapping[str, Any]):
         return Config, (self._values,)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields as a dict of its own."""
+        """Returns a copy of all fields, as a dict."""
         return copy.deepcopy(self._values)
