@@ -357,7 +357,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal):
     assert time.monotonic() - start < 1
     terminal.expect("> ")
     terminal.sendline("/reset")
-    terminal.expect("starts anew")
+    terminal.expect("conversation was reset")
     terminal.sendline("/help")
     terminal.expect("forget the conversation")
     terminal.expect("> ")

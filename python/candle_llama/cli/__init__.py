@@ -1,4 +1,4 @@
-"""The command `candle-llama`: runs a command, and turns what goes wrong into a line and an exit code."""
+"""The command `candle-llama`: runs a subcommand, and reports an error as one line and an exit code."""
 
 import argparse
 import importlib
@@ -10,14 +10,14 @@ from types import ModuleType
 
 from candle_llama import __version__
 
-# Modules are imported only for the command that is asked for, so that none slows down another.
+# Only the module of the command that runs is imported, so that no command slows down another.
 COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "bench": "compare speed and memory with other engines",
-    "quantize": "write a model as a GGUF file, smaller if it is quantised",
+    "quantize": "write a model as a GGUF file, quantised or not",
     "inspect": "show what is in a model, without loading its weights",
-    "doctor": "show what this machine and this build can do",
+    "doctor": "show what this machine and this build support",
 }
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader has left, as `head` does. What Python still flushes at exit must not fail again.
+        # The reader has closed the pipe, as `head` does. Python's own flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error says, as a single line."""
+    """Returns the message of an error as a single line."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    # No option before the command takes a value: the first plain word is the command.
+    # No option before the command takes a value, so the first word without a dash is the command.
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     module: ModuleType | None = None
     for name, summary in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""`candle-llama bench MODEL`: the benchmark has its own package, which brings its own flags."""
+"""`candle-llama bench MODEL`; the package `candle_llama.bench` defines its flags."""
 
 import argparse
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "message",
         metavar="MESSAGE",
         nargs="?",
-        help='one message to answer; "-" reads it from stdin; without it, every line typed is a message',
+        help='one message to answer; "-" reads it from stdin; without MESSAGE, every line typed is one',
     )
     parser.add_argument("--system", metavar="TEXT", help="begin the conversation with this system message")
     parser.add_argument(
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Conversation:
-    """The turns so far, and how to answer the next one."""
+    """The messages so far, and the settings for the answers."""
 
     def __init__(self, llm: Llama, args: argparse.Namespace) -> None:
         self._llm = llm
@@ -72,14 +72,14 @@ class _Conversation:
         self._messages: list[dict[str, str]] = list(self._beginning)
 
     def complete(self, message: str) -> Completion:
-        """Answers in one piece."""
+        """Returns the whole answer to a message."""
         completion = self._llm.chat([*self._messages, {"role": "user", "content": message}], **self._params)
         if self._stats:
             output.write_stats(completion.stats)
         return completion
 
     def answer(self, message: str) -> None:
-        """Prints the answer while it is generated; of a stopped one, what was printed is remembered."""
+        """Prints the answer while it is generated. A stopped answer is kept as far as it was printed."""
         messages = [*self._messages, {"role": "user", "content": message}]
         text = ""
         stats: Stats | None = None
@@ -96,7 +96,7 @@ class _Conversation:
 
 def _talk(conversation: _Conversation) -> int:
     """Reads messages from a terminal until the user leaves."""
-    # Importing it gives input() line editing and a history of what was typed.
+    # Importing readline gives input() line editing and a history.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     output.note("/help shows the commands")
@@ -121,17 +121,18 @@ def _talk(conversation: _Conversation) -> int:
         except KeyboardInterrupt:
             output.note("stopped")
         except Exception as error:
-            # A turn that failed, such as one beyond the context, must not end the conversation.
+            # A message that cannot be answered, such as one that exceeds the context, must not end the
+            # conversation.
             print(f"candle-llama: error: {one_line(error)}", file=sys.stderr)
 
 
 def _command(conversation: _Conversation, line: str) -> bool:
-    """Obeys one line: a command, or a message to answer. Returns False if the user leaves."""
+    """Executes a line: a command, or a message to answer. Returns False if the user leaves."""
     if line == "/exit":
         return False
     if line == "/reset":
         conversation.reset()
-        output.note("the conversation starts anew")
+        output.note("the conversation was reset")
     elif line == "/help":
         print(_HELP)
     else:

@@ -9,7 +9,7 @@ from candle_llama.sampling import FIELDS
 
 
 def add_model(parser: argparse.ArgumentParser, name: str = "MODEL") -> None:
-    """Adds MODEL, or what else it is called, and the flags for finding it."""
+    """Adds the argument MODEL, which may have another name, and the flags for finding the model."""
     parser.add_argument("model", metavar=name, help='folder, .gguf file, hub id, or "demo"')
     group = parser.add_argument_group("finding the model")
     _add_flags(group, SOURCE)
@@ -41,9 +41,7 @@ def _add_flags(group: argparse._ArgumentGroup, table: Mapping[str, Option]) -> N
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every sampling parameter."""
-    group = parser.add_argument_group(
-        "sampling", "what is not given comes from the model's generation_config.json"
-    )
+    group = parser.add_argument_group("sampling", "defaults come from the model's generation_config.json")
     for name, field in FIELDS.items():
         flags = ["--" + name.replace("_", "-")]
         if name == "max_new_tokens":
@@ -87,7 +85,7 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token_id), float(bias)
 
 
-# argparse names a type in its messages: "invalid token ids value".
+# argparse shows a function's name in its messages: "invalid token ids value".
 _ids.__name__ = "token ids"
 _bias.__name__ = "ID=BIAS"
 

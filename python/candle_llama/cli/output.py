@@ -1,4 +1,4 @@
-"""Where words come from and go: results to stdout, notes to stderr, and those only if somebody sees them."""
+"""Input and output of the commands: results go to stdout; notes to stderr, if that is a terminal."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ def read_stdin() -> str:
 
 
 def write(text: str) -> None:
-    """Writes a piece of a result at once."""
+    """Writes a piece of a result to stdout and flushes it."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A terminal that cannot show a character must not end the answer.
         sys.stdout.reconfigure(errors="replace")
@@ -33,12 +33,12 @@ def fields(record: Any) -> dict[str, Any]:
 
 
 def write_json(value: dict[str, Any]) -> None:
-    """Prints one JSON object; numbers that JSON does not know become null."""
+    """Prints one JSON object; infinities and NaN become null."""
     print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def write_stream(stream: Stream) -> Iterator[Chunk]:
-    """Writes a completion to stdout while it is generated, and ends its line; passes the chunks on."""
+    """Writes a completion to stdout while it is generated, ends the line, and yields the chunks."""
     begun = False
     try:
         with stream:
@@ -47,7 +47,7 @@ def write_stream(stream: Stream) -> Iterator[Chunk]:
                 write(chunk.text)
                 yield chunk
     finally:
-        # What failed before it began, such as a prompt too long, leaves stdout empty.
+        # stdout stays empty if there was no chunk, for example because the prompt is too long.
         if begun:
             write("\n")
 
@@ -68,14 +68,14 @@ def write_stats(stats: Stats | None) -> None:
 
 
 def note(text: str) -> None:
-    """Tells the user something, if stderr is a terminal."""
+    """Prints a note to stderr, if that is a terminal."""
     if sys.stderr.isatty():
         print(f"candle-llama: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def warnings_as_notes() -> Iterator[list[str]]:
-    """Shows the warnings of the block as notes; gives the list in which they are collected."""
+    """Prints the warnings of the block as notes; yields the list that collects them."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -94,7 +94,7 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 
 def size(count: int) -> str:
-    """Returns a number of bytes for people."""
+    """Formats a number of bytes in a readable unit."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

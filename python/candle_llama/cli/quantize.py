@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"how matrices are stored: {', '.join(_TYPES)} (default: q4_0)",
         metavar="TYPE",
     )
-    parser.add_argument("--force", action="store_true", help="replace DST if it is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing DST")
     parser.add_argument(
-        "--allow-requantize", action="store_true", help="convert tensors that are quantised already"
+        "--allow-requantize", action="store_true", help="also convert tensors that are already quantised"
     )
     parser.add_argument(
         "--no-tokenizer", dest="tokenizer", action="store_false", help="leave the tokenizer out"
