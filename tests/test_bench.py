@@ -21,10 +21,10 @@ from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
 from candle_llama.bench.roofline import Peaks, Roofline, Work
 from candle_llama.bench.subject import Subject
 
-# Bytes a second that the scripted worker measures.
+# Bytes per second that the scripted worker measures.
 READ_RATE = 2e9
 
-# A worker that does as it is told by files beside it, and writes down what it was asked.
+# A worker that is controlled by files in its folder, and logs its requests.
 SCRIPTED_WORKER = """
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Replaces the worker by the scripted one; returns the folder of its log and its switches."""
+    """Replaces the worker by the scripted one; returns the folder of its log and of the controlling files."""
     script = tmp_path / "worker.py"
     script.write_text(SCRIPTED_WORKER.format(folder=str(tmp_path), read_rate=READ_RATE))
     monkeypatch.setattr(runner, "worker_module", SimpleNamespace(__file__=str(script)))
@@ -106,7 +106,7 @@ def test_real_engines_read_the_same_prompts_and_are_timed(folder: Path) -> None:
             assert run.prefill_tokens_per_second == pytest.approx(24 / run.time_to_first_token)
             assert run.decode_tokens_per_second is not None
             assert run.decode_tokens_per_second * run.decode_seconds <= 5.001
-        # Nothing is rounded in a float32 checkpoint of this size: all find the same tokens.
+        # No engine rounds the weights of a float32 checkpoint, so all engines find the same tokens.
         assert [run.same_tokens for run in engine.runs] == [6, 6]
     assert result.engine("numpy").weights == "F32"
     json.dumps(dataclasses.asdict(result))
@@ -119,7 +119,7 @@ def test_real_engines_read_gguf(tmp_path: Path) -> None:
     assert result.engine("cpu").weights == "Q8_0"
 
 
-def test_rounds_interleave_and_begin_with_another_engine_each(folder: Path, scripted: Path) -> None:
+def test_engines_alternate_and_each_round_begins_with_another_one(folder: Path, scripted: Path) -> None:
     bench.run_bench(folder, against=["numpy", "candle", "numpy"], new_tokens=8, runs=3, threads=7)
     warm_up = runner.WARM_UP_TOKENS
     assert [line.split()[0:3] for line in log(scripted)] == [
@@ -155,10 +155,10 @@ def test_an_engine_that_does_not_fit_at_all_is_skipped(
     assert not (scripted / "log").exists()
 
 
-def test_figures_come_from_what_was_measured(folder: Path, scripted: Path) -> None:
+def test_figures_are_computed_from_the_measurements(folder: Path, scripted: Path) -> None:
     result = bench.run_bench(folder, against=["numpy"], prompt_tokens=100, new_tokens=8, runs=2)
     numpy = result.engine("numpy")
-    # Of eight tokens two came at once: six in three seconds.
+    # Two of the eight tokens arrived at once, and six in the next three seconds.
     expected = Run(0.5, 200.0, 3.0, 2.0, same_tokens=5)
     assert numpy.runs == (expected, expected)
     assert numpy.decode_tokens_per_second == Spread(2.0, 2.0, 2.0)
@@ -215,10 +215,10 @@ def test_no_process_outlives_an_interrupt(folder: Path, scripted: Path) -> None:
     assert [process.process.returncode is not None for process in started] == [True, True]
 
 
-def test_the_machine_is_measured_in_turn_with_the_engines(folder: Path, scripted: Path) -> None:
+def test_peaks_are_measured_in_turn_with_the_engines(folder: Path, scripted: Path) -> None:
     bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=3, threads=2, roofline=True)
     turns = [line.split()[0:2] for line in log(scripted)][4:]
-    # The process of the limits holds no engine.
+    # The process that measures the peaks holds no engine.
     run = {"cpu": ["cpu", "run"], "numpy": ["numpy", "run"], "peaks": ["None", "peaks"]}
     order = ("cpu", "numpy", "peaks", "numpy", "peaks", "cpu", "peaks", "cpu", "numpy")
     assert turns == [run[name] for name in order]
@@ -255,7 +255,7 @@ def test_each_type_of_weights_has_its_own_peak(bf16: float | None, type_name: st
     assert work.least_prefill_seconds(3, peaks) == pytest.approx(30 / peak + 20 / 4)
 
 
-def test_quantised_weights_may_be_multiplied_as_floats_where_bytes_are_slower() -> None:
+def test_quantised_weights_may_be_multiplied_as_floats_if_int8_is_slower() -> None:
     assert Work(0, {"Q4_0": 8}, {}).least_prefill_seconds(1, Peaks("scalar", 1.0, 1.0, None, 4.0)) == 2.0
 
 
@@ -300,32 +300,34 @@ def test_a_fraction_above_1_is_called_a_bug(
 
 
 @pytest.mark.parametrize(("megabytes", "excused"), [(84, True), (695, False), (1313, False)])
-def test_only_what_a_cache_can_hold_excuses_a_fraction_above_1(megabytes: int, excused: bool) -> None:
-    [line] = Roofline(Work(megabytes * 1_000_000, {}, {})).over_limit("cpu", None, 1.1)
+def test_a_cache_explains_a_fraction_above_1_only_if_it_can_hold_the_weights(
+    megabytes: int, excused: bool
+) -> None:
+    [line] = Roofline(Work(megabytes * 1_000_000, {}, {})).above_peak("cpu", None, 1.1)
     assert ("unless a cache keeps" in line) == excused
 
 
-def test_limits_that_cannot_be_measured_do_not_end_the_engines(
+def test_peaks_that_cannot_be_measured_do_not_end_the_engines(
     folder: Path, scripted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (scripted / "None-peaks-dies").touch()
     assert run_command(str(folder), "--against", "none", "--new-tokens", "8", "--roofline") == 1
     printed = capsys.readouterr().out
-    assert "the machine's limits were not measured: its process ended: last words" in printed
+    assert "the machine's peaks were not measured: its process ended: last words" in printed
     assert "of bandwidth" not in printed
     assert "3 runs" in printed
 
 
-def test_the_buffer_of_the_limits_counts_as_memory(
+def test_the_buffer_for_the_peaks_counts_as_memory(
     folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A quarter of it would be the buffer's.
+    # The buffer would take a quarter of this.
     set_available_memory(monkeypatch, runner.OVERHEAD_BYTES * 5 // 4)
     assert bench.run_bench(folder, against=[], new_tokens=8, runs=1).together
     assert not bench.run_bench(folder, against=[], new_tokens=8, runs=1, roofline=True).together
 
 
-def test_real_limits_are_measured_beside_a_real_engine(
+def test_real_peaks_are_measured_with_a_real_engine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "BUFFER_BYTES", 64 << 20)
@@ -340,7 +342,7 @@ def test_real_limits_are_measured_beside_a_real_engine(
         assert printed["engines"][0][figure] > 0
 
 
-def test_ctrl_c_ends_the_measurement_of_the_limits() -> None:
+def test_ctrl_c_ends_the_measurement_of_the_peaks() -> None:
     program = (
         "import signal, threading, time\n"
         "from candle_llama import _core\n"
@@ -391,7 +393,7 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(
     assert ENGINES["llama-cpp-python"].reason_to_skip(file) is None
 
 
-def test_what_an_engine_cannot_read_is_said_rather_than_how_to_install_it(
+def test_an_unreadable_format_is_reported_rather_than_a_missing_package(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -401,7 +403,7 @@ def test_what_an_engine_cannot_read_is_said_rather_than_how_to_install_it(
     )
 
 
-def test_memory_counts_what_an_engine_widens(tmp_path: Path) -> None:
+def test_memory_counts_the_conversion_to_float32(tmp_path: Path) -> None:
     folder = Subject.open(tiny.write_checkpoint(tmp_path / "model", dtype="bfloat16"))
     file = Subject.open(tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q4_0"))
     assert ENGINES["numpy"].memory_needed(folder) == 4 * folder.parameters
@@ -412,7 +414,7 @@ def test_memory_counts_what_an_engine_widens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
-def test_prompts_hold_plain_tokens_and_follow_the_seed(tmp_path: Path, kind: str) -> None:
+def test_prompts_hold_ordinary_tokens_and_depend_on_the_seed(tmp_path: Path, kind: str) -> None:
     path = (
         tiny.write_checkpoint(tmp_path / "model")
         if kind == "folder"
@@ -446,12 +448,12 @@ def test_a_file_without_weights_or_config_is_an_error(tmp_path: Path) -> None:
         Subject.open(folder)
 
 
-def test_storage_type_is_the_one_of_most_weights(tmp_path: Path) -> None:
+def test_storage_type_is_that_of_most_weights(tmp_path: Path) -> None:
     path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type="Q4_1", embedding_type="Q8_0")
     assert Subject.open(path).storage_type == "Q4_1"
 
 
-def test_arrivals_tell_the_first_tokens_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrivals_separate_the_first_tokens_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 11.0, 14.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
     arrivals = worker.Arrivals()
@@ -476,7 +478,7 @@ def test_peak_memory_grows_with_what_is_touched() -> None:
     assert imported == ["False", "False"], "another engine's process must not hold them"
 
 
-def test_importing_the_package_leaves_the_benchmark_out() -> None:
+def test_importing_the_package_does_not_import_the_benchmark() -> None:
     program = (
         "import sys, candle_llama\n"
         "assert not [name for name in sys.modules if name.startswith('candle_llama.bench')]\n"
@@ -527,7 +529,7 @@ def test_table_has_a_row_per_engine_and_compares() -> None:
     ]
 
 
-def test_table_has_fractions_of_the_limits() -> None:
+def test_table_has_fractions_of_the_peaks() -> None:
     peaks = Peaks("avx512", 76.4e9, 1850e9, 930e9, 460e9)
     slow = dataclasses.replace(peaks, read_bytes_per_second=70e9)
     work = Work(76_000_000, {}, {})
@@ -538,8 +540,8 @@ def test_table_has_fractions_of_the_limits() -> None:
         result_of(engine), roofline=Roofline(work, (slow, peaks), peaks, warnings=("too fast",))
     )
     assert table(result).splitlines()[3:] == [
-        "limits of these threads, avx512: memory 76.4 GB/s (rounds: 70-76.4), "
-        "int8 1850, bf16 930, f32 460 Gop/s; a token reads 76 MB",
+        "peaks of these threads, avx512: memory 76.4 GB/s (rounds: 70-76.4), "
+        "int8 1850, bf16 930, f32 460 Gop/s; decoding a token reads 76 MB",
         "",
         "engine  weights  load s  first token ms  prefill tok/s  of peak  decode tok/s  of bandwidth  "
         "peak MB  same tokens",
@@ -624,6 +626,6 @@ def test_wrong_usage_exits_with_2(words: list[str], message: str, capsys: pytest
     assert message in capsys.readouterr().err
 
 
-def test_spread_is_of_the_middle_and_the_ends() -> None:
+def test_spread_is_median_minimum_and_maximum() -> None:
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == Spread(2.5, 1.0, 10.0)
     assert Spread.of([]) is None

@@ -1,7 +1,7 @@
-"""The benchmark: this package's engines against plain NumPy and against other runtimes, on this machine.
+"""The benchmark: compares this package's engines with plain NumPy and other runtimes, on this machine.
 
-`candle-llama bench` is `add_arguments` and `main`; `run_bench` is the same for programs. `numpy_llama` is the
-model in NumPy, `synthetic` writes checkpoints of well-known shapes with random weights, `runner` measures.
+`add_arguments` and `main` are the command `candle-llama bench`; programs call `run_bench`. `runner` measures,
+`numpy_llama` is the model in NumPy, `synthetic` writes checkpoints of well-known shapes with random weights.
 """
 
 from candle_llama.bench.command import add_arguments, main

@@ -1,4 +1,4 @@
-"""`candle-llama bench`: flags, and what they start."""
+"""`candle-llama bench`: its flags and its main function."""
 
 import argparse
 import dataclasses
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--roofline",
         action="store_true",
-        help="also measure in each round what memory and arithmetic can do at most on those threads, "
-        "and show each engine's decode and prefill as fractions of it",
+        help="also measure, in each round, the peak memory bandwidth and peak arithmetic of those threads, "
+        "and show each engine's decode and prefill speed as fractions of them",
     )
     parser.add_argument("--runs", metavar="N", type=_positive, default=3, help="rounds (default: 3)")
     parser.add_argument(
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     """Measures, then prints a table or writes JSON.
 
     Returns:
-        0, or 1 if an engine or the measurement of the limits failed. Skipped engines are no failure.
+        0, or 1 if an engine or the measurement of the peaks failed. A skipped engine is no failure.
     """
     if args.synthetic:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json != "-":
         print(table(result))
     elif roofline:
-        # What is in the JSON too must not be overlooked.
+        # The JSON holds the warnings too, but they must not be overlooked.
         for warning in roofline.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     if args.json:
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _note(line: str) -> None:
-    # Notes are for somebody who watches.
+    # Notes are only for a user at a terminal.
     if sys.stderr.isatty():
         print(line, file=sys.stderr)
 

@@ -1,6 +1,6 @@
-"""The engines that can be compared: what they need, and when they have to be left out.
+"""The engines that can be compared: what they need, and when they must be skipped.
 
-How each is driven stands in `worker`, which runs in a process of its own.
+The code that runs each engine is in `worker`, which has its own process.
 """
 
 import importlib.util
@@ -10,7 +10,7 @@ from candle_llama.bench.subject import Subject
 
 __all__ = ["ENGINES", "OPPONENTS", "Engine"]
 
-# What to install for a module of another name.
+# Packages whose name differs from that of their module.
 PACKAGES = {"llama_cpp": "llama-cpp-python"}
 
 
@@ -20,16 +20,17 @@ class Engine:
 
     name: str
     modules: tuple[str, ...] = ()
-    """Packages to import."""
+    """Modules that the engine needs."""
     gguf_modules: tuple[str, ...] = ()
-    """Packages needed besides for GGUF files."""
+    """Modules that GGUF files need in addition."""
     reads_folders: bool = True
-    widens_folders: bool = False
-    """Keeps every weight as float32, whatever the checkpoint has."""
-    widens_gguf: bool = False
+    float32_from_folders: bool = False
+    """Whether all weights of a folder become float32 in memory, whatever their stored type."""
+    float32_from_gguf: bool = False
+    """The same for GGUF files."""
 
     def reason_to_skip(self, subject: Subject) -> str | None:
-        """Says why the engine cannot run this checkpoint here, and how to change that; None if it can."""
+        """Returns why the engine cannot run this checkpoint here, and how to change that; None if it can."""
         is_folder = subject.path.is_dir()
         if is_folder and not self.reads_folders:
             return f"reads GGUF files only, and {subject.path.name} is a folder"
@@ -41,26 +42,26 @@ class Engine:
         return f"{', '.join(missing)} not installed: pip install {packages}"
 
     def memory_needed(self, subject: Subject) -> int:
-        """Estimates the bytes of weights in memory; activations and the runtime come on top."""
-        widens = self.widens_folders if subject.path.is_dir() else self.widens_gguf
-        return 4 * subject.parameters if widens else subject.checkpoint_bytes
+        """Estimates the bytes of the weights in memory, without activations and the runtime."""
+        is_float32 = self.float32_from_folders if subject.path.is_dir() else self.float32_from_gguf
+        return 4 * subject.parameters if is_float32 else subject.checkpoint_bytes
 
 
 ENGINES = {
     engine.name: engine
     for engine in (
         Engine("cpu"),
-        Engine("candle", widens_folders=True, widens_gguf=True),
-        Engine("numpy", widens_folders=True, widens_gguf=True),
+        Engine("candle", float32_from_folders=True, float32_from_gguf=True),
+        Engine("numpy", float32_from_folders=True, float32_from_gguf=True),
         Engine(
             "transformers",
             modules=("torch", "transformers"),
             gguf_modules=("gguf", "accelerate"),
-            widens_gguf=True,
+            float32_from_gguf=True,
         ),
         Engine("llama-cpp-python", modules=("llama_cpp",), reads_folders=False),
     )
 }
 
 OPPONENTS = tuple(name for name in ENGINES if name != "cpu")
-"""What the default engine, `cpu`, can be compared with."""
+"""The engines that the default engine, `cpu`, can be compared with."""

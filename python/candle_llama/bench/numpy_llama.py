@@ -1,7 +1,7 @@
-"""The Llama model in plain NumPy: the reference of the tests and the Python row of every benchmark.
+"""The Llama model in plain NumPy: the reference of the tests, and an engine of the benchmark.
 
-Read `NumpyLlama.forward` first; everything else serves it. Nothing here uses the Rust core, so that
-an error there cannot hide here. Weights are `(out_features, in_features)`, activations `(tokens, features)`.
+Start reading at `NumpyLlama.forward`. Nothing here uses the Rust core, so that an error in the core cannot
+be an error here too. Weights are `(out_features, in_features)`, activations `(tokens, features)`.
 
 Sources: the paper "LLaMA: Open and Efficient Foundation Language Models"; Hugging Face's `modeling_llama.py`
 for names and the rotary convention (the two halves of a head are rotated, not neighbouring pairs).
@@ -23,7 +23,7 @@ __all__ = ["NumpyLlama"]
 
 Array = NDArray[Any]
 
-# Rows of a prompt that are computed at once: bounds the attention scores, which grow with rows x positions.
+# Rows of a prompt that are computed at once. This bounds the attention scores, which are rows x positions.
 CHUNK_ROWS = 512
 
 
@@ -35,7 +35,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """Through tanh, which cannot overflow."""
+    """The logistic function, computed by tanh, which cannot overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
@@ -45,7 +45,7 @@ def erf(x: Array) -> Array:
 
 
 def gelu_tanh(x: Array) -> Array:
-    """GELU with tanh for the normal distribution."""
+    """GELU with the tanh approximation of the normal distribution."""
     return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
@@ -111,7 +111,7 @@ class NumpyLlama:
         dtype: The type of all arithmetic, float32 or float64.
 
     Raises:
-        ValueError: If the config asks for something this model does not compute.
+        ValueError: If this model does not support the config.
         KeyError: If a tensor is missing.
 
     Example:
@@ -138,7 +138,7 @@ class NumpyLlama:
 
         def linear(name: str) -> Linear:
             bias = f"{name}.bias"
-            # The tensors decide; a checkpoint has biases if and only if its config says so.
+            # The tensors decide, as a checkpoint has biases if and only if its config says so.
             return Linear(get(f"{name}.weight"), get(bias) if bias in tensors else 0.0)
 
         self.embed_tokens = get("model.embed_tokens.weight")  # (vocab_size, hidden_size)
@@ -170,21 +170,21 @@ class NumpyLlama:
         return cls(config, tensors, dtype)
 
     def reset(self) -> None:
-        """Forgets the cached sequence."""
+        """Clears the KV cache."""
         self.length = 0
         # (2, layers, kv_heads, capacity, head_dim): keys, then values.
         self.cache = np.empty((2, len(self.layers), self.num_kv_heads, 0, self.head_dim), dtype=self.dtype)
 
     def forward(self, token_ids: Sequence[int], start: int = 0, last_only: bool = False) -> Array:
-        """Computes the logits of `token_ids` standing at positions `start`, `start + 1`, ...
+        """Computes the logits of `token_ids` at positions `start`, `start + 1`, ...
 
-        The cache holds the positions before `start` and afterwards these too; what it held from `start` on
-        is forgotten.
+        The tokens attend to the cached positions before `start`, and are added to the cache. Cached
+        positions from `start` on are discarded.
 
         Args:
             token_ids: At least one token of the vocabulary.
             start: Position of the first one, at most the number of cached positions.
-            last_only: Return the last row alone, which saves the output head on the others.
+            last_only: Return only the last row, without computing the output head of the others.
 
         Returns:
             Logits `(tokens, vocab_size)`, or `(1, vocab_size)`.
@@ -226,7 +226,7 @@ class NumpyLlama:
         self.inv_freq = (frequencies / self.rope_freqs).astype(self.dtype)
 
     def _reserve(self, positions: int) -> None:
-        """Makes room in the cache, doubling it so that a token costs no copy of all before it."""
+        """Makes room in the cache. Its capacity doubles, so that most tokens need no copy of the cache."""
         capacity = self.cache.shape[3]
         if positions > capacity:
             grown = np.empty(
@@ -236,7 +236,7 @@ class NumpyLlama:
             self.cache = grown
 
     def _decoder(self, tokens: Array) -> Array:
-        """Runs every layer on the next `tokens`; returns `(tokens, hidden_size)` before the last norm."""
+        """Runs all layers on the next `tokens`; returns `(tokens, hidden_size)` before the last norm."""
         x = self.embed_tokens[tokens]
         positions = np.arange(self.length, self.length + tokens.size, dtype=self.dtype)
         angles = positions[:, None, None] * self.inv_freq  # (tokens, 1, head_dim / 2)
@@ -249,7 +249,7 @@ class NumpyLlama:
         return x
 
     def _attention(self, index: int, layer: Layer, x: Array, cos: Array, sin: Array) -> Array:
-        """Causal attention of `x` `(tokens, hidden_size)` over the cache and itself; the same shape."""
+        """Causal attention of `x` `(tokens, hidden_size)` to the cache and to itself; returns x's shape."""
         tokens = len(x)
         total = self.length + tokens
         q = rotate(layer.q_proj(x).reshape(tokens, self.num_heads, self.head_dim), cos, sin)

@@ -1,6 +1,6 @@
 """Rotary frequencies for the NumPy model, of every type that Llama checkpoints use.
 
-Written from the papers, apart from the Rust core, so that an error in one shows against the other.
+Written from the papers, independently of the Rust core, so that comparing both shows an error in either.
 
 Sources: Su et al., "RoFormer", arXiv 2104.09864; Peng et al., "YaRN", arXiv 2309.00071; transformers'
 `modeling_rope_utils.py` for the names of the parameters and their defaults.
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the rotary parameters of either spelling, with `rope_theta` and `rope_type` filled in.
+    """Returns the rotary parameters from either spelling, with `rope_theta` and `rope_type` filled in.
 
     transformers 5 writes `rope_parameters`; transformers 4 writes `rope_theta` and `rope_scaling`, whose
     kind is `rope_type` or, in older files, `type`.
@@ -33,7 +33,7 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def inv_freq(config: Mapping[str, Any], head_dim: int, prompt_tokens: int = 0) -> Array:
     """Returns the angle per position of each rotated pair, `(head_dim / 2,)` float32.
 
-    float32 in the end, whatever the model's type: these are the values that checkpoints are trained with.
+    The result is float32 whatever the model's type, because checkpoints are trained with these values.
 
     Args:
         config: config.json as a dict.
@@ -59,8 +59,8 @@ def inv_freq(config: Mapping[str, Any], head_dim: int, prompt_tokens: int = 0) -
     slow = plain / np.float32(parameters["factor"])
     if kind == "linear":
         return slow
-    # Turns that a pair makes within the context the model was first trained for. Fast pairs stay, slow
-    # pairs are stretched by `factor`, and those between are blended.
+    # Both types count the turns of a pair within the original context. Fast pairs keep their frequency,
+    # slow pairs get theirs divided by `factor`, and pairs in between get a blend of both.
     context = parameters.get("original_max_position_embeddings") or config["max_position_embeddings"]
     if kind == "llama3":
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
@@ -78,7 +78,7 @@ def inv_freq(config: Mapping[str, Any], head_dim: int, prompt_tokens: int = 0) -
 
 
 def attention_factor(config: Mapping[str, Any]) -> float:
-    """Returns what cosines and sines are multiplied by: 1 but for YaRN."""
+    """Returns the factor of all cosines and sines: 1 except for YaRN."""
     parameters = rope_parameters(config)
     if parameters["rope_type"] != "yarn":
         return 1.0
@@ -94,5 +94,5 @@ def attention_factor(config: Mapping[str, Any]) -> float:
 
 
 def _pair_with_turns(turns: float, context: float, theta: float, head_dim: int) -> float:
-    """Returns which pair, a fraction included, makes so many turns within the context."""
+    """Returns the index, as a fraction, of the pair that makes `turns` turns within the context."""
     return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))

@@ -26,11 +26,11 @@ __all__ = ["StoredTensor", "open_checkpoint", "read_checkpoint", "read_gguf_meta
 Array = NDArray[Any]
 
 GGUF_MAGIC = b"GGUF"
-# GGUF's numbers for value types: fixed-size ones as struct spells them.
+# GGUF's numbers of the value types with a fixed size, and their format characters in `struct`.
 GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 GGUF_STRING = 8
 GGUF_ARRAY = 9
-# ggml's numbers for tensor types, those that can only be named included.
+# ggml's numbers of tensor types.
 GGML_TYPES = {
     0: "F32",
     1: "F16",
@@ -77,11 +77,11 @@ class StoredTensor:
 
     path: Path
     offset: int
-    """Of its first byte in the file."""
+    """Position of its first byte in the file."""
     type_name: str
     shape: tuple[int, ...]
     permuted_heads: int = 0
-    """Heads whose rows lie in llama.cpp's order; 0 if the rows are in Hugging Face's."""
+    """Number of heads, if the rows are in llama.cpp's order; 0 if they are in Hugging Face's."""
 
     @property
     def size(self) -> int:
@@ -101,7 +101,7 @@ class StoredTensor:
         return self.size // storage.block_len * storage.block.itemsize
 
     def read(self, dtype: DTypeLike = np.float32) -> Array:
-        """Reads and widens the tensor.
+        """Reads the tensor and converts it to `dtype`.
 
         Raises:
             ValueError: If the type is not supported, the size is no whole number of blocks, or the file is
@@ -116,7 +116,7 @@ class StoredTensor:
         stored = np.fromfile(self.path, dtype=storage.block, count=count, offset=self.offset)
         values = storage.decode(stored).reshape(self.shape).astype(dtype, copy=False)
         if self.permuted_heads:
-            # llama.cpp rotates neighbouring rows of a head, Hugging Face the two halves.
+            # llama.cpp rotates neighbouring rows of a head, Hugging Face rotates its two halves.
             half = len(values) // self.permuted_heads // 2
             pairs = values.reshape(self.permuted_heads, half, 2, -1)
             values = pairs.swapaxes(1, 2).reshape(self.shape)
@@ -162,7 +162,7 @@ def _open_safetensors_folder(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    # 8 bytes of header length, the header as JSON, then the data that its offsets count from.
+    # Layout: the header's length in 8 bytes, the header as JSON, then the data. Offsets count from the data.
     with path.open("rb") as file:
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
@@ -199,7 +199,7 @@ class _GgufReader:
         return taken
 
     def string(self) -> str:
-        # Vocabularies may hold bytes that are no text.
+        # Vocabularies may hold bytes that are not valid UTF-8.
         return self.take(self.unpack("Q")[0]).decode("utf-8", errors="replace")
 
     def value(self, kind: int) -> Any:
@@ -208,7 +208,7 @@ class _GgufReader:
         if kind == GGUF_ARRAY:
             item, count = self.unpack("IQ")
             if item in GGUF_SCALARS:
-                # The size is checked before struct builds its format.
+                # `take` checks the size before struct gets a format of that count.
                 raw = self.take(count * struct.calcsize(GGUF_SCALARS[item]))
                 return list(struct.unpack(f"<{count}{GGUF_SCALARS[item]}", raw))
             return [self.value(item) for _ in range(count)]
@@ -233,9 +233,8 @@ def _read_gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, StoredTenso
     for _ in range(tensor_count):
         name = reader.string()
         dimensions = reader.unpack(f"{reader.unpack('I')[0]}Q")
-        entries.append(
-            (name, dimensions[::-1], *reader.unpack("IQ"))
-        )  # ggml counts dimensions from the inside
+        # ggml lists the innermost dimension first.
+        entries.append((name, dimensions[::-1], *reader.unpack("IQ")))
     alignment = metadata.get("general.alignment", 32)
     data = -(-reader.position // alignment) * alignment
     tensors = {

@@ -1,4 +1,4 @@
-"""A benchmark as a table of plain text."""
+"""Formats a benchmark as a plain-text table."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ HEADINGS = (
     "peak MB",
     "same tokens",
 )
-# Columns that are there only if the machine was measured too.
-OF_LIMITS = (5, 7)
+# Columns that are shown only if the machine's peaks were measured.
+OF_PEAKS = (5, 7)
 
 
 def table(result: BenchResult) -> str:
-    """Writes the results down: what was measured, a row per engine, and how `cpu` compares.
+    """Formats the results: the setup, a row per engine, and how `cpu` compares with the others.
 
-    Speeds are medians, in brackets the slowest and the fastest run.
+    Speeds are medians; the slowest and the fastest run are in brackets.
     """
     machine = result.machine
     lines = [
@@ -36,7 +36,9 @@ def table(result: BenchResult) -> str:
         f"candle-llama {machine['version']}, Python {machine['python']}, {machine['platform']}",
     ]
     if not result.together:
-        lines.append("for want of memory the engines took turns, each loading anew")
+        lines.append(
+            "memory is too small for all engines together: they took turns, and loaded in every round"
+        )
     if result.roofline:
         lines += _peaks(result.roofline)
     lines.append("")
@@ -44,7 +46,7 @@ def table(result: BenchResult) -> str:
     if ran:
         rows = [HEADINGS, *(_row(engine, result.new_tokens) for engine in ran)]
         if not (result.roofline and result.roofline.best):
-            rows = [tuple(cell for i, cell in enumerate(row) if i not in OF_LIMITS) for row in rows]
+            rows = [tuple(cell for i, cell in enumerate(row) if i not in OF_PEAKS) for row in rows]
         lines += _aligned(rows)
     for engine in result.engines:
         if engine.skipped:
@@ -76,7 +78,7 @@ def _row(engine: EngineResult, new_tokens: int) -> tuple[str, ...]:
 
 def _peaks(roofline: Roofline) -> list[str]:
     if roofline.best is None:
-        return [f"the machine's limits were not measured: {roofline.failed}"]
+        return [f"the machine's peaks were not measured: {roofline.failed}"]
     best = roofline.best
     peaks = [
         f"{name} {_number(rate / 1e9)}"
@@ -89,9 +91,9 @@ def _peaks(roofline: Roofline) -> list[str]:
     ]
     reads = [one.read_bytes_per_second / 1e9 for one in roofline.rounds]
     return [
-        f"limits of these threads, {best.isa}: memory {_number(max(reads))} GB/s (rounds: "
+        f"peaks of these threads, {best.isa}: memory {_number(max(reads))} GB/s (rounds: "
         f"{_number(min(reads))}-{_number(max(reads))}), {', '.join(peaks)} Gop/s; "
-        f"a token reads {_number(roofline.work.bytes_per_token / 1e6)} MB"
+        f"decoding a token reads {_number(roofline.work.bytes_per_token / 1e6)} MB"
     ]
 
 
@@ -107,7 +109,7 @@ def _spread(spread: Spread | None, scale: float = 1.0) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, and all digits before the point."""
+    """Formats with three significant digits, and with all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark finds, as frozen records that become JSON by `dataclasses.asdict`."""
+"""The results of a benchmark, as frozen records that `dataclasses.asdict` converts for JSON."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from candle_llama.bench.roofline import Roofline
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle and the ends of what was measured."""
+    """The median, the minimum and the maximum of some measurements."""
 
     median: float
     min: float
@@ -24,23 +24,23 @@ class Spread:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt read and continued by one engine."""
+    """One prompt, processed and continued by one engine."""
 
     time_to_first_token: float
-    """Seconds from handing over the token ids until the first new token is there."""
+    """Seconds from handing over the token ids until the first new token arrives."""
     prefill_tokens_per_second: float
     """Prompt tokens divided by `time_to_first_token`."""
     decode_seconds: float
     """Seconds from the first new token until the last."""
     decode_tokens_per_second: float | None
-    """Tokens that came in `decode_seconds`; None if all came at once."""
+    """Tokens per second during `decode_seconds`; None if all tokens arrived at once."""
     same_tokens: int
-    """How many new tokens, from the first on, are those of the first engine in the same round."""
+    """How many new tokens equal those of the first engine in the same round, before the first difference."""
 
 
 @dataclass(frozen=True)
 class EngineResult:
-    """What one engine did; either `runs`, or the reason why there are none."""
+    """The result of one engine: either `runs`, or the reason why there are none."""
 
     engine: str
     skipped: str | None = None
@@ -61,14 +61,14 @@ class EngineResult:
     prefill_tokens_per_second: Spread | None = None
     decode_tokens_per_second: Spread | None = None
     prefill_of_peak: float | None = None
-    """The median as a part of what the machine's arithmetic can do; None if that was not measured."""
+    """The median as a fraction of the machine's peak arithmetic; None if that was not measured."""
     decode_of_bandwidth: float | None = None
-    """The median as a part of what the machine's memory can do; None if that was not measured."""
+    """The median as a fraction of the machine's peak bandwidth; None if that was not measured."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A whole benchmark: what was measured, where, how, and every engine's result."""
+    """A whole benchmark: the model, the machine, the settings, and every engine's result."""
 
     model: str
     parameters: int
@@ -79,17 +79,17 @@ class BenchResult:
     threads: int
     seed: int
     together: bool
-    """Whether the engines stayed loaded side by side; False: for want of memory they took turns."""
+    """Whether all engines stayed loaded at the same time; False if memory was too small for that."""
     machine: dict[str, Any]
     engines: tuple[EngineResult, ...]
     roofline: Roofline | None = None
-    """What the machine can do at most; None if that was not asked for."""
+    """The machine's peaks; None if they were not requested."""
 
     def engine(self, name: str) -> EngineResult:
         """Returns an engine's result.
 
         Raises:
-            KeyError: If that engine was not asked for.
+            KeyError: If that engine is not in the benchmark.
         """
         for result in self.engines:
             if result.engine == name:

@@ -1,8 +1,8 @@
-"""How near an engine comes to what the machine can do: memory when decoding, arithmetic in prefill.
+"""Compares engines with the machine's peaks: memory bandwidth for decode, arithmetic for prefill.
 
-Decoding a token reads every weight once; reading a prompt multiplies every weight with every token.
-`candle_llama._core.roofline_peaks` measures how fast that can go at most. Other work of an engine (attention,
-norms, sampling) is not counted, so the fractions are, if anything, too low.
+Decoding a token reads every weight once; prefill multiplies every weight with every token of the prompt.
+`candle_llama._core.roofline_peaks` measures how fast the machine can do either. Other work of an engine
+(attention, norms, sampling) is not counted, so the fractions are, if anything, too low.
 """
 
 from collections import Counter
@@ -14,21 +14,21 @@ from candle_llama.bench.read_checkpoint import StoredTensor
 
 __all__ = ["BUFFER_BYTES", "Peaks", "Roofline", "Work", "peaks_from"]
 
-# Several times what any cache holds: one of 480 MiB gave enough of 512 MiB, read again and again, to raise
-# the limit by 6 %.
+# Several times the size of any cache: with a cache of 480 MiB, reading 512 MiB again and again raised the
+# measured bandwidth by 6 %.
 BUFFER_BYTES = 2 << 30
-# Weights of more bytes than this are read from memory for every token, whatever the cache.
+# No cache keeps more weights than this: each token reads them from memory.
 MOST_CACHED_BYTES = 512 << 20
 
-# The arithmetic that may be used for weights of a type: the fastest of these is their limit. Other types are
-# quantised: there activations may be rounded to bytes.
+# The kinds of arithmetic that may be used for a type of weights; the fastest of them is the peak. Other types
+# are quantised: their activations may be rounded to 8 bits.
 ARITHMETIC = {"F32": ("f32",), "F16": ("f32",), "BF16": ("bf16", "f32")}
 QUANTISED = ("int8", "bf16", "f32")
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the threads can do at most, from one measurement or the best of several."""
+    """The peaks of the threads, from one measurement or the best of several."""
 
     isa: str
     read_bytes_per_second: float
@@ -40,7 +40,7 @@ class Peaks:
 
     @classmethod
     def best(cls, rounds: Sequence[Self]) -> Self:
-        """Takes the best of each: whatever disturbs a measurement makes it slower."""
+        """Returns the maximum of each peak, because disturbances only make a measurement slower."""
         bf16 = [
             one.bf16_operations_per_second for one in rounds if one.bf16_operations_per_second is not None
         ]
@@ -53,7 +53,7 @@ class Peaks:
         )
 
     def operations_per_second(self, arithmetic: Sequence[str]) -> float:
-        """The fastest of some kinds of arithmetic."""
+        """Returns the highest peak of some kinds of arithmetic."""
         rates = {
             "int8": self.int8_operations_per_second,
             "bf16": self.bf16_operations_per_second,
@@ -64,26 +64,26 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Work:
-    """What a checkpoint asks of every engine, whatever that makes of the weights in memory."""
+    """The work that a checkpoint needs from every engine, whatever types the engine converts weights to."""
 
     bytes_per_token: int
-    """Read to decode a token: all matrices as they are stored, the head included. Of the embedding only a row
-    is read, unless it is the head."""
+    """Bytes read to decode a token: all matrices in their stored types, including the output head. Only one
+    row of the embedding is read, unless it is also the head."""
     operations_per_prompt_token: Mapping[str, int]
-    """Two for each weight of the layers, by the type it is stored in."""
+    """Two operations for each weight of the layers, by storage type."""
     operations_per_prompt: Mapping[str, int]
-    """The same for the head, which is only asked about the last token."""
+    """The same for the output head, which is needed only for the last token."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, StoredTensor]) -> Self:
-        """Counts the work by the tensors, which have Hugging Face's names.
+        """Counts the work of a checkpoint from its tensors, by Hugging Face's names.
 
         Raises:
             ValueError: If there is no head, or a type is not known.
         """
         head = tensors.get("lm_head.weight") or tensors.get("model.embed_tokens.weight")
         if head is None:
-            raise ValueError("neither lm_head.weight nor model.embed_tokens.weight is there")
+            raise ValueError("there is neither lm_head.weight nor model.embed_tokens.weight")
         matrices = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]
         body: Counter[str] = Counter()
         for tensor in matrices:
@@ -95,7 +95,7 @@ class Work:
         )
 
     def least_prefill_seconds(self, prompt_tokens: int, peaks: Peaks) -> float:
-        """The time that the arithmetic of a prompt takes at the limits."""
+        """Returns the time that the arithmetic of a prompt takes at the peaks."""
         operations = Counter(self.operations_per_prompt)
         for name, number in self.operations_per_prompt_token.items():
             operations[name] += number * prompt_tokens
@@ -107,33 +107,33 @@ class Work:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The machine's limits beside what the checkpoint asks of it."""
+    """The machine's peaks, and the work that the checkpoint needs."""
 
     work: Work
     rounds: tuple[Peaks, ...] = ()
     """One measurement for each round."""
     best: Peaks | None = None
     failed: str | None = None
-    """Why there are no limits."""
+    """Why there are no peaks."""
     warnings: tuple[str, ...] = ()
-    """Fractions above 1, which cannot be."""
+    """Messages about fractions above 1, which are impossible."""
 
     def decode_fraction(self, tokens_per_second: float) -> float | None:
-        """The part of the memory's bandwidth that decoding as fast as that needs."""
+        """Returns the fraction of the peak bandwidth that decoding at this speed needs."""
         if self.best is None:
             return None
         return self.work.bytes_per_token * tokens_per_second / self.best.read_bytes_per_second
 
     def prefill_fraction(self, prompt_tokens: int, tokens_per_second: float) -> float | None:
-        """The part of the peak of arithmetic that reading a prompt as fast as that needs."""
+        """Returns the fraction of the peak arithmetic that prefill at this speed needs."""
         if self.best is None:
             return None
         least = self.work.least_prefill_seconds(prompt_tokens, self.best)
         return least * tokens_per_second / prompt_tokens
 
-    def over_limit(self, engine: str, prefill: float | None, decode: float | None) -> list[str]:
-        """A line for each fraction above 1: no engine is faster than its machine."""
-        bug = "of its limit: a bug in the measurement"
+    def above_peak(self, engine: str, prefill: float | None, decode: float | None) -> list[str]:
+        """Returns a message for each fraction above 1: no engine is faster than its machine."""
+        bug = "of the peak: a bug in the measurement"
         lines = []
         if prefill is not None and prefill > 1:
             line = f"{engine}: prefill is {prefill:.2f} {bug}"
@@ -148,5 +148,5 @@ class Roofline:
 
 
 def peaks_from(answer: Mapping[str, Any]) -> Peaks:
-    """Picks the limits from a worker's answer."""
+    """Returns the peaks in a worker's answer."""
     return Peaks(**{name: answer[name] for name in Peaks.__dataclass_fields__})

@@ -1,8 +1,8 @@
-"""Measures engines fairly: one fresh process each, the same tokens and threads for all, in turn.
+"""Measures engines fairly: each in a fresh process, all with the same tokens and threads, in turn.
 
-Round after round every engine reads one prompt and continues it; rounds begin with a different engine
-each, so that heat, other programs and the machine's clock meet all alike. The prompt changes with the round,
-so that nothing an engine remembers can help it.
+In each round, every engine processes one prompt and continues it. Each round begins with another engine, so
+that heat, other programs and changes of the processor's clock affect all engines alike. Each round has
+another prompt, so that no engine gains from its cache.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from candle_llama.bench.subject import Subject
 
 # New tokens of the warm-up: enough to have run every step of decoding.
 WARM_UP_TOKENS = 4
-# What an engine may take besides the weights: its libraries, activations, the key/value cache.
+# Memory of an engine besides the weights: its libraries, activations, the KV cache.
 OVERHEAD_BYTES = 1 << 30
-# Room that positions beyond prompt and new tokens leave to engines that round or look ahead.
+# Additional positions of the context, for engines that round its length or compute ahead.
 CONTEXT_MARGIN = 16
-# Seconds between two engines' turns: libraries keep threads spinning for a while after their work.
+# Seconds of pause between two engines: libraries keep threads spinning for a while after their work.
 SETTLE_SECONDS = 0.3
 
 THREAD_VARIABLES = (
@@ -57,14 +57,14 @@ class WorkerProcess:
 
         Args:
             engine: A name of `ENGINES`.
-            threads: For every thread pool that reads an environment variable.
+            threads: Size of every thread pool that reads an environment variable.
         """
         self.engine = engine
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         environment = {
             **os.environ,
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            # What is importable here is importable there.
+            # The worker can import whatever this process can.
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -116,7 +116,7 @@ class WorkerProcess:
 
 @dataclass
 class Contestant:
-    """An engine that takes part, and what it has done so far."""
+    """An engine that takes part, and its results so far."""
 
     engine: str
     load_request: dict[str, Any]
@@ -128,13 +128,13 @@ class Contestant:
     failed: str | None = None
 
     def start(self) -> None:
-        """Starts the process, loads and warms up."""
+        """Starts the process, loads the checkpoint, and runs the warm-up."""
         self.worker = WorkerProcess(self.engine, self.load_request["threads"])
         self.loads.append(self._ask(self.load_request))
         self._ask(self.warm_up_request)
 
     def run(self, prompt: list[int], new_tokens: int) -> None:
-        """Takes one turn."""
+        """Measures one prompt."""
         answer = self._ask({"do": "run", "prompt": prompt, "new_tokens": new_tokens})
         if len(answer["token_ids"]) != new_tokens:
             raise EngineFailedError(f"gave {len(answer['token_ids'])} new tokens, not {new_tokens}")
@@ -155,14 +155,14 @@ class Contestant:
 
 
 class PeaksProbe(Contestant):
-    """Takes its turn among the engines, and measures what the machine can do."""
+    """Measures the machine's peaks, in turn with the engines."""
 
     def start(self) -> None:
         """Starts the process."""
         self.worker = WorkerProcess(self.engine, self.load_request["threads"])
 
     def run(self, prompt: list[int], new_tokens: int) -> None:
-        """Takes one turn; there is nothing to read."""
+        """Measures the peaks once; the prompt is not used."""
         self.answers.append(self._ask(self.load_request))
 
 
@@ -180,24 +180,25 @@ def run_bench(
 ) -> BenchResult:
     """Compares the default engine, `cpu`, with others on one checkpoint.
 
-    Every engine loads the checkpoint in a fresh process and reads one prompt to warm up. Then, in each round,
-    each reads the same seeded prompt of plain tokens and continues it greedily, through end-of-sequence
-    tokens. Engines that do not fit into memory side by side take turns and load anew in every round.
+    Every engine loads the checkpoint in a fresh process and processes one prompt to warm up. Then, in each
+    round, every engine processes the same seeded prompt of ordinary tokens and continues it greedily, beyond
+    end-of-sequence tokens. If the engines do not fit into memory together, they take turns and load again in
+    every round.
 
     Args:
         path: A folder or a .gguf file.
         against: Names of `engines.OPPONENTS`.
         prompt_tokens: Length of the prompts.
         new_tokens: Tokens to generate.
-        runs: Rounds.
-        threads: For every engine; None takes the cores that this process may really use.
-        seed: Of the prompts.
-        roofline: Whether to measure in each round, besides, what memory and arithmetic can do at most.
+        runs: Number of rounds.
+        threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
+        seed: Seed of the prompts.
+        roofline: Whether to measure also the machine's peak memory bandwidth and arithmetic, in each round.
         note: Called with a line about every step.
 
     Returns:
-        One result per engine, `cpu` first. An engine that is not installed, cannot read the checkpoint or
-        does not fit into memory is there with the reason, and so is one that failed.
+        One result per engine, `cpu` first. If an engine is not installed, cannot read the checkpoint, does
+        not fit into memory, or fails, its result holds the reason.
 
     Raises:
         FileNotFoundError: If a file of the checkpoint is missing.
@@ -294,7 +295,7 @@ def _take_turns(
     together: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Runs every round; with `together`, processes live through all of them."""
+    """Runs all rounds; with `together`, the same processes run through all of them."""
     if together:
         for contestant in contestants:
             tell(f"{contestant.engine}: load and warm up")
@@ -358,7 +359,7 @@ def _result(
 def _beside_peaks(
     engines: list[EngineResult], work: Work, probe: PeaksProbe, prompt_tokens: int
 ) -> tuple[list[EngineResult], Roofline]:
-    """Compares every engine's medians with the best that was measured of the machine."""
+    """Compares every engine's medians with the highest measured peaks."""
     if probe.failed:
         return engines, Roofline(work, failed=probe.failed)
     rounds = tuple(peaks_from(answer) for answer in probe.answers)
@@ -375,7 +376,7 @@ def _beside_peaks(
     over = [
         line
         for engine in engines
-        for line in roofline.over_limit(engine.engine, engine.prefill_of_peak, engine.decode_of_bandwidth)
+        for line in roofline.above_peak(engine.engine, engine.prefill_of_peak, engine.decode_of_bandwidth)
     ]
     return engines, dataclasses.replace(roofline, warnings=tuple(over))
 

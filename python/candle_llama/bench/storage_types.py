@@ -1,7 +1,7 @@
-"""How checkpoints store numbers, and how NumPy makes float32 of them; written apart from the Rust core.
+"""The storage types of checkpoints and their conversion to float32, independently of the Rust core.
 
-Every decoder takes blocks as a structured array and gives `(blocks, block length)` float32, with products and
-sums rounded where ggml's reference rounds them.
+Every decoder takes quant blocks as a structured array and returns `(blocks, block length)` float32. Products
+and sums are rounded where ggml's reference rounds them.
 
 Source: ggml's `ggml-common.h` for the layouts.
 """
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class StorageType:
-    """How numbers of one type lie in a file and how they become float32."""
+    """The layout of one type in a file, and its conversion to float32."""
 
     block_len: int
     block: np.dtype[Any]
@@ -29,18 +29,21 @@ class StorageType:
 
 def _bf16(stored: Array) -> Array:
     # bfloat16 is the upper half of a float32.
-    wide = stored.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32)
+    bits = stored.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 def _number(blocks: Array, field: str = "d") -> Array:
-    """One number of each block, as a column."""
+    """Returns a field with one number per block, as a column."""
     return blocks[field].astype(np.float32)[:, None]
 
 
 def _unpack(packed: Array, bits: int, run: int) -> Array:
-    """Numbers of `bits` bits: a run of bytes holds some in its lowest bits, the next ones above them, ..."""
+    """Unpacks numbers of `bits` bits.
+
+    A run of bytes holds the first numbers in its lowest bits, the next ones in the bits above, and so on.
+    """
     blocks = len(packed)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     numbers = packed.reshape(blocks, -1, 1, run) >> shifts[:, None] & (2**bits - 1)
@@ -53,7 +56,7 @@ def _five_bits(blocks: Array) -> Array:
 
 
 def _scaled(quants: Array, scales: Array, mins: Array | None = None) -> Array:
-    """`quants * scales - mins`, a scale for each run of equal length."""
+    """Returns `quants * scales - mins`, with one scale and one minimum for each run of equal length."""
     grouped = quants.astype(np.float32).reshape(*scales.shape, -1) * scales[..., None]
     if mins is not None:
         grouped -= mins[..., None]
@@ -75,7 +78,10 @@ def _q3_k(blocks: Array) -> Array:
 
 
 def _scales_and_mins(blocks: Array) -> tuple[Array, Array]:
-    """Of Q4_K and Q5_K: eight numbers of 6 bits each, the upper bits of the last four apart."""
+    """Returns the scales and minimums of Q4_K and Q5_K.
+
+    Each block has eight of both, with 6 bits each. The upper bits of the last four are stored apart.
+    """
     first, second, third = np.split(blocks["scales"], 3, axis=1)
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
     mins = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from candle_llama.bench.read_checkpoint import StoredTensor, open_checkpoint, read_gguf_metadata
 
-# tokenizer.ggml.token_type of tokens that stand for text.
+# tokenizer.ggml.token_type of ordinary text tokens.
 GGUF_NORMAL_TOKEN = 1
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint's facts, read without its weights."""
+    """Properties of a checkpoint, read without its weights."""
 
     path: Path
     parameters: int
@@ -26,11 +26,11 @@ class Subject:
     checkpoint_bytes: int
     """Size of the files that hold weights."""
     storage_type: str
-    """The type that holds most of the weights, by the file format's name."""
+    """The storage type of most weights, as the file format names it."""
     context_length: int
-    """Positions that the model was made for."""
+    """The longest context, in tokens."""
     token_ids: NDArray[np.int64]
-    """Tokens that stand for text: no special ones, whose meaning engines may act upon."""
+    """Ordinary text tokens. Special tokens are left out, because engines may act on them."""
     weight_files: tuple[Path, ...]
     tensors: Mapping[str, StoredTensor]
 
@@ -40,7 +40,7 @@ class Subject:
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If a file is malformed or the model is no Llama.
+            ValueError: If a file is malformed or the model is not a Llama.
         """
         try:
             config, tensors = open_checkpoint(path)
@@ -60,12 +60,12 @@ class Subject:
         )
 
     def prompt(self, length: int, seed: Sequence[int]) -> list[int]:
-        """Draws a prompt of plain tokens; the same for the same seed."""
+        """Draws a prompt of ordinary tokens; the same for the same seed."""
         drawn: list[int] = np.random.default_rng(seed).choice(self.token_ids, size=length).tolist()
         return drawn
 
     def warm_page_cache(self) -> None:
-        """Reads the weights once, so that no engine's loading time contains the disk's."""
+        """Reads the weights once, so that no engine's loading time includes reading the disk."""
         for file in self.weight_files:
             with file.open("rb", buffering=0) as stream:
                 while stream.read(1 << 24):

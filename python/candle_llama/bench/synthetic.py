@@ -1,9 +1,9 @@
-"""Checkpoints of well-known shapes with random weights, so that nobody needs a gated download to measure.
+"""Writes checkpoints of well-known shapes with random weights: measuring needs no gated download.
 
-`write_synthetic` writes what transformers' `save_pretrained` would: config.json, bfloat16 safetensors in
-shards, and a tokenizer; `name:TYPE` is a GGUF file made of that folder. Memory stays bounded and the disk is
-the limit: one block of random numbers, scaled once per matrix width, is laid into each matrix from another
-offset on.
+`write_synthetic` writes the same files as transformers' `save_pretrained`: config.json, bfloat16 safetensors
+in shards, and a tokenizer. With `name:TYPE` it converts that folder to a GGUF file. Memory is bounded, as all
+matrices are filled from one block of random numbers, each from another offset; the block is scaled once per
+matrix width.
 """
 
 import errno
@@ -34,13 +34,13 @@ __all__ = [
     "write_synthetic",
 ]
 
-# What a GGUF file's matrices can be stored as.
+# The types in which a GGUF file can store matrices.
 GGUF_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32")
 
-# A prime, so that no two rows of a matrix begin at the same place of the block.
+# A prime, so that no two rows of a matrix begin at the same offset of the block.
 BLOCK_LEN = 4_194_301
 SHARD_BYTES = 5_000_000_000
-# Left free on the disk, beyond what is written.
+# Bytes that must stay free on the disk.
 SPARE_BYTES = 1_000_000_000
 BFLOAT16_ONE = 0x3F80
 SEED = 0
@@ -49,7 +49,7 @@ SEED = 0
 def default_cache_dir() -> Path:
     """Returns the folder under which synthetic checkpoints are kept."""
     base = os.environ.get("XDG_CACHE_HOME")
-    # The specification says to ignore what is not absolute.
+    # The XDG specification says to ignore relative paths.
     root = Path(base) if base and os.path.isabs(base) else Path.home() / ".cache"
     return root / "candle-llama" / "synthetic"
 
@@ -60,17 +60,17 @@ def write_synthetic(
     cache_dir: str | os.PathLike[str] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Writes a checkpoint of a well-known shape, or finds the one written before.
+    """Writes a checkpoint of a well-known shape, or finds one that was written before.
 
     Args:
         name: A name or an alias of `SHAPES`, such as "llama-3.2-1b", for a folder in bfloat16; with one of
-            `GGUF_TYPES` after a colon, such as "llama-3.2-1b:Q4_0", for a GGUF file. The folder that the
-            file is made of stays beside it, and is not needed any more.
+            `GGUF_TYPES` after a colon, such as "llama-3.2-1b:Q4_0", for a GGUF file. The folder from which
+            the file is made is kept too, but the file does not need it.
         cache_dir: Where to keep it; None is `~/.cache/candle-llama/synthetic`.
-        note: Called with a line about what is being done.
+        note: Called with a line about each step.
 
     Returns:
-        The folder or file. It is never there half written.
+        The folder or file, which exists only if it is complete.
 
     Raises:
         ValueError: If there is no such shape or type.
@@ -112,7 +112,7 @@ def _write_gguf(shape: Shape, gguf_type: str, cache_dir: Path, note: Callable[[s
 
 
 def _is_file_of(path: Path, shape: Shape, gguf_type: str) -> bool:
-    """Whether the file is there, whole, and of the shape as it is known now."""
+    """Returns whether the file exists, is complete, and has this shape and type."""
     try:
         found = _core.inspect(str(path))
     except (OSError, CandleLlamaError):
@@ -145,13 +145,13 @@ def _write(shape: Shape, cache_dir: Path, note: Callable[[str], None] | None) ->
     _check_room(shape.name, cache_dir, total)
     if note is not None:
         note(f"writing {total / 1e9:.1f} GB of random weights to {folder}")
-    # Written under another name and renamed: a folder of the right name is a whole one.
+    # Written under a temporary name and then renamed, so that a folder of this name is complete.
     unfinished = Path(tempfile.mkdtemp(prefix=f".{shape.name}-{os.getpid()}-", dir=cache_dir))
     try:
         _write_files(unfinished, shape, shards)
         unfinished.chmod(0o755)
         if folder.exists():
-            # One of another version, or damaged.
+            # It is from another version, or damaged.
             shutil.rmtree(folder)
         try:
             unfinished.rename(folder)
@@ -165,7 +165,7 @@ def _write(shape: Shape, cache_dir: Path, note: Callable[[str], None] | None) ->
 
 
 def _shards(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Cuts the tensors, in order, into files of at most `SHARD_BYTES`, or of one tensor."""
+    """Splits the tensors, in order, into files of at most `SHARD_BYTES`, or of a single larger tensor."""
     parts: list[dict[str, tuple[int, ...]]] = []
     room = 0
     for name, shape in tensors.items():
@@ -193,7 +193,7 @@ def _is_complete(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, t
 
 
 def _remove_leftovers(cache_dir: Path, name: str) -> None:
-    """Removes what writers that were killed have left; those still at work are left alone."""
+    """Removes the temporary folders of writers that were killed, but not those of running ones."""
     for leftover in cache_dir.glob(f".{name}-*-*"):
         writer = leftover.name.removeprefix(f".{name}-").split("-")[0]
         if writer.isdigit() and not _is_running(int(writer)):
@@ -202,7 +202,7 @@ def _remove_leftovers(cache_dir: Path, name: str) -> None:
 
 def _is_running(process_id: int) -> bool:
     if os.name == "nt":
-        # os.kill would end the process there.
+        # On Windows, os.kill would end the process.
         return True
     try:
         os.kill(process_id, 0)
@@ -242,7 +242,7 @@ def _write_files(folder: Path, shape: Shape, shards: Mapping[str, Mapping[str, t
 
 
 class _Numbers:
-    """Random weights as bfloat16 bits: normal, with a deviation that keeps activations in range."""
+    """Random weights as bfloat16 bits: a normal distribution whose deviation keeps activations in range."""
 
     def __init__(self) -> None:
         self.block = np.random.default_rng(SEED).standard_normal(BLOCK_LEN, dtype=np.float32)
@@ -273,7 +273,7 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def safetensors_header(tensors: Mapping[str, tuple[int, ...]], type_name: str, width: int) -> bytes:
-    """Returns what stands before the data in a safetensors file: its length, then JSON.
+    """Returns the part of a safetensors file before the data: the header's length, then the header in JSON.
 
     Args:
         tensors: Shapes by name, in the order of the data.
@@ -287,7 +287,7 @@ def safetensors_header(tensors: Mapping[str, tuple[int, ...]], type_name: str, w
         header[name] = {"dtype": type_name, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    # Padded with spaces, so that the data is aligned.
+    # Spaces align the data.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -360,10 +360,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def _tokenizer(shape: Shape) -> dict[str, Any]:
-    """A tokenizer of single bytes; the rest of the vocabulary are names that no text yields."""
+    """Returns a tokenizer with a token for each byte; no text gives the other tokens of the vocabulary."""
     special = shape.special_tokens
     alphabet = iter(byte_alphabet())
-    # Special tokens too: those that the vocabulary lacks would be numbered anew, after its end.
+    # Special tokens are included: the library would give missing ones new ids, after the vocabulary's end.
     vocabulary = {
         special.get(token_id) or next(alphabet, f"<filler_{token_id}>"): token_id
         for token_id in range(shape.config["vocab_size"])

@@ -1,7 +1,7 @@
-"""One engine in one process, driven by JSON lines: the far side of `runner`.
+"""Runs one engine in a process of its own, controlled by JSON lines from `runner`.
 
-Run by its path and importing nothing of this package at the top, so that another engine's process holds that
-engine alone. Requests come on stdin, one answer each goes to what was stdout:
+This file is run by its path and imports nothing of this package at the top, so that the process of another
+engine holds only that engine. Requests come on stdin; one answer to each goes to the original stdout:
 
     {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "context_length": 640}
     {"do": "run", "prompt": [1, 2, 3], "new_tokens": 64}
@@ -27,7 +27,7 @@ Arrived = Callable[[Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What to load, and for what."""
+    """The checkpoint to load, and the settings for it."""
 
     path: Path
     threads: int
@@ -35,16 +35,19 @@ class Task:
 
 
 class Adapter(Protocol):
-    """An engine behind a common face. `__init__` imports its packages, `load` the checkpoint."""
+    """The common interface of the engines. `__init__` imports the engine's packages."""
 
     versioned: tuple[str, ...]
-    """Modules whose versions tell what ran."""
+    """Modules whose versions are reported."""
 
     def load(self, task: Task) -> dict[str, str]:
-        """Loads; returns the facts `isa`, and `weights` if the engine changes their type."""
+        """Loads the checkpoint; returns `isa`, and `weights` if the engine changes their type."""
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
-        """Continues `prompt` greedily by `new_tokens` tokens, through end-of-sequence tokens, cold cache."""
+        """Continues `prompt` greedily by `new_tokens` tokens, beyond end-of-sequence tokens.
+
+        The engine must not reuse its cache of earlier prompts.
+        """
 
 
 class CandleLlama:
@@ -57,7 +60,7 @@ class CandleLlama:
         self.module = importlib.import_module("candle_llama")
 
     def load(self, task: Task) -> dict[str, str]:
-        """Loads it as a user would, bounded to the context that is needed."""
+        """Loads the model as a user would, with only the context that is needed."""
         self.llm = self.module.load(
             task.path,
             device="cpu",
@@ -85,7 +88,7 @@ class Numpy:
         self.module = importlib.import_module("candle_llama.bench.numpy_llama")
 
     def load(self, task: Task) -> dict[str, str]:
-        """Widens every weight to float32."""
+        """Converts every weight to float32."""
         import numpy as np
 
         self.model = self.module.NumpyLlama.load(task.path)
@@ -111,7 +114,7 @@ class Transformers:
     def __init__(self) -> None:
         self.torch = importlib.import_module("torch")
         self.transformers = importlib.import_module("transformers")
-        # Transformers imports late: these would otherwise count as loading.
+        # transformers imports these late; without this, the imports would count as loading time.
         self.model_class = self.transformers.AutoModelForCausalLM
         importlib.import_module("transformers.models.llama.modeling_llama")
 
@@ -123,7 +126,7 @@ class Transformers:
         else:
             source = {"pretrained_model_name_or_path": task.path.parent, "gguf_file": task.path.name}
         self.model = self.model_class.from_pretrained(**source, local_files_only=True).eval()
-        # Neither a checkpoint's sampling defaults nor its end-of-sequence tokens shall matter.
+        # The checkpoint's sampling defaults and end-of-sequence tokens must not have an effect.
         self.model.generation_config = self.transformers.GenerationConfig(do_sample=False, pad_token_id=0)
         weights = str(self.model.dtype).removeprefix("torch.")
         return {"weights": weights, "isa": self.torch.backends.cpu.get_cpu_capability()}
@@ -137,7 +140,7 @@ class Transformers:
             saw_prompt = False
 
             def put(self, value: Any) -> None:
-                """Takes ids."""
+                """Receives token ids."""
                 if self.saw_prompt:
                     arrived(value.flatten().tolist())
                 self.saw_prompt = True
@@ -177,7 +180,7 @@ class LlamaCpp:
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Takes tokens from `generate`, which never ends by itself."""
-        # It would keep what the last prompt and this one have in common.
+        # Otherwise the common prefix of this prompt and the last one would stay in the cache.
         self.llama.reset()
         stream = self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0)
         for _, token in zip(range(new_tokens), stream, strict=False):
@@ -195,7 +198,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
 
 
 class Arrivals:
-    """Notes when tokens come; the clock starts with it."""
+    """Records when tokens arrive; the clock starts when this is created."""
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
@@ -203,7 +206,7 @@ class Arrivals:
         self.started = self.first = self.last = time.perf_counter()
 
     def __call__(self, token_ids: Sequence[int]) -> None:
-        """Takes tokens that have just come, perhaps none."""
+        """Records that these tokens have just arrived; there may be none."""
         if not token_ids:
             return
         self.last = time.perf_counter()
@@ -234,7 +237,7 @@ class Worker:
         }
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Takes the times of one prompt."""
+        """Measures one prompt."""
         arrivals = Arrivals()
         self.adapter.run(request["prompt"], request["new_tokens"], arrivals)
         return {
@@ -246,7 +249,7 @@ class Worker:
 
 
 def peaks(request: dict[str, Any]) -> dict[str, Any]:
-    """Measures what the machine can do; in a process without an engine."""
+    """Measures the machine's peaks, in a process without an engine."""
     core = importlib.import_module("candle_llama._core")
     threads, buffer_bytes = request["threads"], request["buffer_bytes"]
     measured: dict[str, Any] = core.roofline_peaks(threads=threads, buffer_bytes=buffer_bytes)
@@ -254,9 +257,9 @@ def peaks(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_memory() -> int | None:
-    """Returns the largest resident size of this process so far in bytes, None where it is not known."""
+    """Returns the largest resident size of this process so far, in bytes; None if it is not known."""
     try:
-        # Not ru_maxrss on Linux: that starts with the size of the process that forked this one.
+        # On Linux, not ru_maxrss: it starts with the size of the process that forked this one.
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -271,9 +274,9 @@ def peak_memory() -> int | None:
 
 def main() -> None:
     """Answers requests until stdin ends."""
-    # Ctrl-C reaches the whole process group; the runner decides what it means.
+    # Ctrl-C reaches the whole process group, but only the runner must react to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Engines may print: what they write to stdout goes to stderr.
+    # Engines may print: their output to stdout is redirected to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()
