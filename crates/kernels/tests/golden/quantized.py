@@ -1,4 +1,4 @@
-"""Writes quantized.txt: rows of float32, and the blocks that the `gguf` package makes of them.
+"""Writes quantized.txt: rows of float32, and the blocks to which the `gguf` package quantises them.
 
 Run this script after adding a type; a test compares the file with its output.
 """
@@ -34,7 +34,7 @@ def rows() -> NDArray[np.float32]:
         np.tile([-3.0, 3.0, 1.0, -1.5], (1, 8)),
         # The largest numbers that fit.
         generator.uniform(-65500, 65500, (2, 32)),
-        # Denormals beside larger numbers, then scales that become denormal halves, then zero.
+        # Denormals together with a larger number, then scales that become denormal halves, then zero.
         np.concatenate([generator.uniform(-1e-40, 1e-40, 31), [1e-35]])[None],
         generator.uniform(-1e-6, 1e-6, (2, 32)),
         generator.uniform(-1e-7, 1e-7, (2, 32)),
@@ -47,7 +47,7 @@ def quantize(dtype: str, numbers: NDArray[np.float32]) -> bytes:
     """The bytes that the `gguf` package stores."""
     import gguf
 
-    if dtype == "F16":  # an overflow would be a warning
+    if dtype == "F16":  # NumPy would warn of an overflow
         return numbers.astype("<f2").tobytes()
     blocks: NDArray[Any] = gguf.quantize(numbers, gguf.GGMLQuantizationType[dtype])
     return blocks.tobytes()
