@@ -1,4 +1,4 @@
-"""What the tests share: the demo model, tiny checkpoints, and ways to run a process."""
+"""Shared fixtures: the demo model, tiny checkpoints, and a way to run the command."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import candle_llama
 import tiny as checkpoints
 from candle_llama import hub
 
-# Random, but for CI: what it says of a change must not hang on chance.
+# Examples are random, except in CI: its verdict on a change must not depend on chance.
 hypothesis.settings.register_profile("default", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=500, deadline=None)
@@ -23,8 +23,8 @@ hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
 )
 
-# A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be every
-# process that a test starts and interrupts.
+# A shell without job control starts background processes with SIGINT ignored. The processes that tests start
+# and interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback interface: what its client asks for."""
+"""A stand-in for the Hugging Face hub on the loopback interface, with the endpoints that its client uses."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ TOKEN = "hf_stand_in"
 
 @dataclass
 class Repository:
-    """Files by path; `gated` repositories hand them out only to those who bring `TOKEN`."""
+    """Files by path; a `gated` repository serves them only for requests with `TOKEN`."""
 
     files: dict[str, bytes]
     gated: bool = False
@@ -29,7 +29,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """A running stand-in: where it listens and what it was asked for."""
+    """A running stand-in: its address, and the requests that it got."""
 
     url: str
     repositories: dict[str, Repository]
@@ -37,7 +37,7 @@ class Hub:
 
     @property
     def downloaded(self) -> set[str]:
-        """The files whose content was fetched."""
+        """The files whose content was downloaded."""
         return {
             path.split("/resolve/")[1].split("/", 1)[1]
             for method, path in self.requests

@@ -1,8 +1,8 @@
-"""Vocabularies and chat templates of real models, from packages that pip downloads when a test asks for it.
+"""Vocabularies and chat templates of real models, from packages that pip downloads when a test needs them.
 
-llama.cpp, inside the source package of llama-cpp-python, keeps GGUF files without weights, each with texts
-and the ids they must give, and the templates of many models. llama-models has Llama 3's tokenizer.model.
-Nothing of them is copied into this repository.
+The source package of llama-cpp-python contains llama.cpp, which has GGUF files without weights, each with
+texts and the ids they must give, and the templates of many models. llama-models has Llama 3's
+tokenizer.model. Nothing of them is copied into this repository.
 """
 
 import os
@@ -27,7 +27,7 @@ UNPACKED = "CANDLE_LLAMA_LLAMA_CPP"
 def models_folder() -> Path:
     """The folder of vocabularies (`ggml-vocab-*.gguf`, `.inp`, `.out`) and `templates/*.jinja`.
 
-    It is downloaded once (76 MB) and kept in the cache folder. Skips the test if it cannot be had.
+    It is downloaded once (76 MB) and kept in the cache folder. Skips the test if the download fails.
     """
     models = Path("vendor", "llama.cpp", "models")
     if given := os.environ.get(UNPACKED):
@@ -38,7 +38,7 @@ def models_folder() -> Path:
 
 
 def llama_3_folder() -> Path:
-    """A folder with Llama 3's tokenizer.model. Skips the test if it cannot be had."""
+    """A folder with Llama 3's tokenizer.model. Skips the test if the download fails."""
     return _package(LLAMA_MODELS, LLAMA_MODELS_SHA256, "llama_models/llama3")
 
 
@@ -56,13 +56,13 @@ def _cache_folder() -> Path:
 
 @cache
 def _fetch(requirement: str, sha256: str, part: str) -> str | None:
-    """Puts `part` of a package into the cache folder, unless it is there; returns why not, if not."""
+    """Puts `part` of a package into the cache folder, unless it is there. Returns the reason if it fails."""
     target = _cache_folder() / requirement
     if target.is_dir():
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, and renamed when it is whole: a test that is killed leaves nothing half done, and
-    # processes that come at the same time do not meet.
+    # Unpacked in a temporary folder and renamed when complete: a killed test leaves nothing incomplete, and
+    # concurrent processes do not disturb each other.
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         wanted, downloaded, unpacked = (
             Path(scratch, name) for name in ("wanted.txt", "downloaded", "unpacked")

@@ -1,7 +1,7 @@
-"""A reader of Rust sources that is just good enough to hold rules about them.
+"""A reader of Rust sources, just good enough to check rules about them.
 
-Comments and literals are told apart from code, so that a rule never trips over a word in a doc
-comment, and every path is resolved to the crate's root, through `use` groups, `self` and `super`.
+It separates comments and literals from code, so that a word in a doc comment cannot break a rule. It resolves
+every path to the crate's root, through `use` groups, `self` and `super`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Path:
     Attributes:
         segments: From the crate's root for paths into this crate (the first is then "crate"), else
             as written, such as ("std", "net", "TcpStream"). A glob's last segment is "*".
-        line: Where it stands.
+        line: Its line in the file.
         public: Whether it is re-exported by `pub use`.
         alias: The name after `as`, if there is one.
     """

@@ -1,4 +1,4 @@
-"""Candle's engine on a GPU: what there is beside the parity with NumPy, which test_parity.py holds."""
+"""Candle's engine on a GPU; its parity with NumPy is checked in test_parity.py."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def test_auto_is_the_first_gpu(tiny: Path) -> None:
 
 
 @on_each
-def test_what_candle_cannot_express_runs_on_the_cpu(tmp_path: Path, device: str) -> None:
+def test_models_that_candle_cannot_express_run_on_the_cpu(tmp_path: Path, device: str) -> None:
     path = checkpoints.write_checkpoint(tmp_path / "model", checkpoints.VARIANTS["attention-bias"])
     with candle_llama.load(path, device=device) as llm:
         assert (llm.load_report.engine, llm.load_report.device) == ("cpu", "cpu")
@@ -34,7 +34,7 @@ def test_what_candle_cannot_express_runs_on_the_cpu(tmp_path: Path, device: str)
 
 
 @on_each
-def test_the_cpu_engine_does_not_run_there(tiny: Path, device: str) -> None:
+def test_the_cpu_engine_refuses_a_gpu(tiny: Path, device: str) -> None:
     with pytest.raises(ValueError, match="cpu"):
         candle_llama.load(tiny, device=device, engine="cpu")
 
@@ -48,7 +48,7 @@ def test_half_precision_is_near_numpy(tmp_path: Path, device: str, dtype: str) -
     with candle_llama.load(path, device=device) as llm:
         assert list(llm.load_report.storage) == [{"bfloat16": "BF16", "float16": "F16"}[dtype]]
         error = np.abs(llm.logits(ids) - expected).max() / np.abs(expected).max()
-    # A dozen roundings to 8 or 11 bits one after another.
+    # A dozen successive roundings to 8 or 11 bits.
     assert error < {"bfloat16": 5e-2, "float16": 8e-3}[dtype]
 
 
@@ -84,7 +84,7 @@ def test_a_timeout_ends_it(tiny: Path, device: str) -> None:
 
 
 @on_each
-def test_scores_are_those_of_the_cpu(tiny: Path, device: str) -> None:
+def test_scores_equal_those_of_the_cpu(tiny: Path, device: str) -> None:
     ids = np.random.default_rng(6).integers(0, checkpoints.VOCAB_SIZE, 60).tolist()
     with candle_llama.load(tiny, device="cpu", compute="exact") as llm:
         expected = llm.score(ids)

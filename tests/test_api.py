@@ -1,4 +1,4 @@
-"""The public interface: what `load`, `generate`, `chat` and `logits` take and give back."""
+"""The public interface: the arguments and results of `load`, `generate`, `chat` and `logits`."""
 
 import dataclasses
 import doctest
@@ -148,7 +148,7 @@ def test_stop_token_ends_and_is_reported(llm):
 
 
 def test_eos_ends_unless_ignored(llm):
-    # A bias makes EOS certain, so that the test does not hang on random weights.
+    # A bias makes EOS certain, so that the test does not depend on random weights.
     bias = {checkpoints.EOS: 1000.0}
     out = llm.generate("the", max_new_tokens=5, logit_bias=bias)
     assert (out.token_ids, out.text, out.finish_reason) == ([checkpoints.EOS], "", "stop")
@@ -157,7 +157,7 @@ def test_eos_ends_unless_ignored(llm):
     assert ignored.finish_reason == "length"
 
 
-def test_min_new_tokens_puts_the_end_off(llm):
+def test_min_new_tokens_delays_the_end(llm):
     bias = {checkpoints.EOS: 1000.0}
     out = llm.generate("the", max_new_tokens=9, logit_bias=bias, min_new_tokens=4)
     assert out.finish_reason == "stop"
@@ -180,7 +180,7 @@ def test_logprobs_come_from_unprocessed_logits(llm):
         assert len(entry.top) == 2
 
 
-def test_reaching_the_context_is_length(llm):
+def test_finish_reason_is_length_at_the_end_of_the_context(llm):
     prompt = [5] * (llm.config.max_position_embeddings - 10)
     out = llm.generate(prompt, max_new_tokens=100, ignore_eos=True)
     assert out.finish_reason == "length"
@@ -222,12 +222,12 @@ def test_logits_rows(llm, last):
     np.testing.assert_array_equal(logits, llm.logits(np.array(ids))[-len(logits) :])
 
 
-def test_greedy_takes_the_largest_logit(llm):
+def test_greedy_chooses_the_largest_logit(llm):
     ids = llm.tokenizer.encode("hello the world")
     assert llm.generate(ids, max_new_tokens=1).token_ids == [int(llm.logits(ids, last=1).argmax())]
 
 
-def test_tokenizer_goes_there_and_back(llm):
+def test_decoding_undoes_encoding(llm):
     text = "the naïve 😀 wörld\n\n<|im_end|> 2025"
     ids = llm.tokenizer.encode(text, add_special_tokens=False)
     assert checkpoints.END_OF_TURN in ids
@@ -293,7 +293,7 @@ def test_engines_agree(tiny, llm, engine):
         assert other.load_report.engine == engine
         ids = llm.tokenizer.encode("hello the world")
         expected = llm.logits(ids)
-        # The fixture computes in "auto": keys and values are rounded to float16, 11 bits.
+        # The fixture computes in "auto" mode, which rounds keys and values to float16 (11 bits).
         np.testing.assert_allclose(other.logits(ids), expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
@@ -315,7 +315,7 @@ def test_closing(tiny):
     llm.close()
 
 
-def test_pickling_loads_again_without_the_token(tiny):
+def test_unpickling_loads_again_without_the_token(tiny):
     llm = candle_llama.load(tiny, threads=1, token="secret")
     pickled = pickle.dumps(llm)
     assert b"secret" not in pickled

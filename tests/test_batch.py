@@ -1,4 +1,4 @@
-"""Several prompts in one call: each gets what it gets alone."""
+"""Several prompts in one call: each result equals that of the prompt alone."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ PROMPTS = [
     [checkpoints.BOS, 5, 6],
     "a",
     "wording " * 60,
-    # Of all lengths that are computed differently, too many tokens for one pass.
+    # All lengths that are computed differently; together they are too many tokens for one forward pass.
     [7] * 16,
     [8] * 17,
     [9] * 128,
@@ -44,14 +44,14 @@ def facts(out: candle_llama.Completion) -> tuple[Any, ...]:
     ],
 )
 @pytest.mark.parametrize("compute", ["auto", "exact"])
-def test_a_prompt_gives_what_it_gives_alone(tiny: Path, compute: str, options: dict[str, Any]) -> None:
+def test_results_equal_those_of_each_prompt_alone(tiny: Path, compute: str, options: dict[str, Any]) -> None:
     with candle_llama.load(tiny, device="cpu", compute=compute) as llm:
         expected = [facts(llm.generate(prompt, max_new_tokens=24, **options)) for prompt in PROMPTS]
         assert [facts(out) for out in llm.generate(PROMPTS, max_new_tokens=24, **options)] == expected
 
 
 @pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
-def test_so_it_is_with_every_type_of_weights(tmp_path: Path, type_name: str) -> None:
+def test_results_equal_those_alone_for_every_type_of_weights(tmp_path: Path, type_name: str) -> None:
     path = checkpoints.write_gguf(tmp_path / "model.gguf", matrix_type=type_name)
     options = {"max_new_tokens": 16, "temperature": 1.0, "seed": 5, "ignore_eos": True}
     with candle_llama.load(path, device="cpu") as llm:
@@ -60,13 +60,13 @@ def test_so_it_is_with_every_type_of_weights(tmp_path: Path, type_name: str) -> 
             assert [facts(out) for out in llm.generate(PROMPTS[:count], **options)] == expected[:count]
 
 
-def test_candle_s_engine_takes_lists_too(tiny: Path) -> None:
+def test_the_candle_engine_takes_lists_too(tiny: Path) -> None:
     with candle_llama.load(tiny, device="cpu", engine="candle") as llm:
         expected = [facts(llm.generate(prompt, max_new_tokens=5)) for prompt in PROMPTS[:3]]
         assert [facts(out) for out in llm.generate(PROMPTS[:3], max_new_tokens=5)] == expected
 
 
-def test_a_bad_prompt_is_told_before_any_work(demo_llm: candle_llama.Llama) -> None:
+def test_a_bad_prompt_is_refused_before_any_work(demo_llm: candle_llama.Llama) -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match="vocab_size"):
         demo_llm.generate(["Once upon a time", [10**6]], max_new_tokens=3000, ignore_eos=True)
@@ -81,7 +81,7 @@ def test_each_prompt_has_its_own_timeout(demo_llm: candle_llama.Llama) -> None:
     assert all(out.token_ids for out in outs)
 
 
-def test_more_prompts_than_run_together_wait_their_turn(tiny: Path) -> None:
+def test_prompts_beyond_the_largest_batch_run_later(tiny: Path) -> None:
     with candle_llama.load(tiny, device="cpu") as llm:
         expected = [llm.generate(prompt, max_new_tokens=9).token_ids for prompt in PROMPTS]
         many = [out.token_ids for out in llm.generate(PROMPTS * 5, max_new_tokens=9)]

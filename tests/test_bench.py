@@ -1,4 +1,4 @@
-"""The benchmark: what it measures, in which order, what it leaves out and why, and how it reports."""
+"""The benchmark: its measurements and their order, skipped engines, and its reports."""
 
 import argparse
 import dataclasses

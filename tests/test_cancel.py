@@ -1,4 +1,4 @@
-"""Stopping early, and doing several things at once."""
+"""Stopping early, and calls at the same time."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import pytest
 
 PROMPTS = ["hello", "the world", "and a", "wording"]
 
-# The child says when it has begun, and afterwards when it felt the interrupt and that the model still works.
+# The child reports when it begins, when the interrupt reached it, and that the model still works.
 INTERRUPTED = """
 import json, sys, threading, time
 import candle_llama
@@ -57,7 +57,7 @@ def interrupt(model: Path, work: str) -> float:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("work", ["prefill", "decode", "batch", "stream", "logits"])
 def test_ctrl_c_returns_within_200_ms_and_leaves_the_model_usable(demo, work):
-    # The quickest of three: the limit is about this package, not about what else the machine is doing.
+    # The fastest of three tries: the limit applies to this package, not to other load on the machine.
     delays = []
     while not delays or (min(delays) > 0.2 and len(delays) < 3):
         delays.append(interrupt(demo, work))
@@ -71,7 +71,7 @@ def test_closing_a_stream_ends_it_and_stops_the_work(demo_llm):
     with pytest.raises(StopIteration):
         next(stream)
     stream.close()
-    # What a call still has in hand may end; after that the processor rests.
+    # The current step may finish; after that no processor time is used.
     time.sleep(0.2)
     worked = time.process_time()
     time.sleep(0.5)
@@ -84,7 +84,7 @@ def test_leaving_a_with_block_closes_the_stream(demo_llm):
     assert list(stream) == []
 
 
-def test_a_stream_that_is_dropped_leaves_the_model_usable(llm):
+def test_an_abandoned_stream_leaves_the_model_usable(llm):
     for chunk in llm.stream("hello", max_new_tokens=500, ignore_eos=True):
         assert chunk.finish_reason is None
         break
@@ -101,7 +101,7 @@ def test_generate_within_a_stream(llm):
     assert tokens == alone.token_ids
 
 
-def test_two_streams_in_turn(llm):
+def test_two_interleaved_streams(llm):
     options = {"max_new_tokens": 10, "ignore_eos": True}
     pairs = list(zip(llm.stream("hello", **options), llm.stream("the world", **options), strict=False))
     for index, prompt in enumerate(["hello", "the world"]):
@@ -118,7 +118,7 @@ def test_several_threads(llm):
     assert together == alone * 3
 
 
-def test_python_goes_on_while_the_model_works(demo_llm):
+def test_other_python_threads_run_while_the_model_works(demo_llm):
     ticks = 0
     done = threading.Event()
 

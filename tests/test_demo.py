@@ -1,4 +1,4 @@
-"""The demo model, SmolLM2-135M-Instruct, does what it is known to do."""
+"""The demo model, SmolLM2-135M-Instruct, gives its known results."""
 
 import json
 import subprocess
@@ -47,23 +47,23 @@ print(json.dumps({"isa": isa, "files": files, "loaded": loaded - own, "used": us
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
-def test_memory_is_what_was_estimated(demo):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's /proc")
+def test_memory_is_as_estimated(demo):
     estimate = candle_llama.estimate_memory(demo, context_length=1024)
-    # In a process of its own, which has no memory to use again.
+    # In a new process, which has no freed memory to reuse.
     child = subprocess.run(
         [sys.executable, "-c", MEMORY, str(demo)], capture_output=True, text=True, check=True
     )
     got = json.loads(child.stdout)
     if got["isa"] != "scalar":
-        # Packed weights are no longer needed in the file's pages.
+        # Once weights are packed, the pages of the file are not needed any more.
         assert got["files"] < 0.1 * estimate.weights
         assert 0.9 < got["loaded"] / estimate.weights < 1.3
-    # The cache's blocks and the chunk's buffers, of which a chunk of 512 rows uses nearly all.
+    # KV blocks and scratch buffers; a chunk of 512 rows uses nearly all of the scratch buffers.
     assert 0.6 * estimate.scratch < got["used"] < estimate.scratch + estimate.kv_cache
 
 
-def test_greedy_is_reproducible_also_with_another_number_of_threads(demo, demo_llm):
+def test_greedy_is_reproducible_with_any_number_of_threads(demo, demo_llm):
     first = demo_llm.chat(QUESTION, max_new_tokens=32)
     assert demo_llm.chat(QUESTION, max_new_tokens=32).token_ids == first.token_ids
     with candle_llama.load(demo, threads=1) as single:
@@ -77,7 +77,7 @@ def test_stream_equals_generate(demo_llm):
     assert len(chunks) > 10
 
 
-def test_digits_stand_apart_and_special_tokens_are_known(demo_llm):
+def test_digits_are_single_tokens_and_special_tokens_are_known(demo_llm):
     tokenizer = demo_llm.tokenizer
     assert len(tokenizer.encode("2025")) == 4
     assert tokenizer.encode("<|im_start|>") == [1]
@@ -107,6 +107,6 @@ def test_timeout_ends_a_completion(demo_llm):
 @pytest.mark.parametrize(
     "text", ["", " ", "naïve café", "😀 👩‍👩‍👧", "数字 123", "a\r\n\tb  c", "<|im_end|>"]
 )
-def test_text_goes_there_and_back(demo_llm, text):
+def test_decoding_undoes_encoding(demo_llm, text):
     ids = demo_llm.tokenizer.encode(text)
     assert demo_llm.tokenizer.decode(ids, skip_special_tokens=False) == text

@@ -1,4 +1,4 @@
-"""What docs/ says is so: every call that it shows is run, every message that it quotes is in the sources."""
+"""Checks docs/ against the code: runs every call that it shows, and finds every message that it quotes."""
 
 import asyncio
 import builtins
@@ -24,7 +24,7 @@ TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 
 def tables(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Yields the section and the rows of each table of a Markdown file, a row by the names of its columns."""
+    """Yields the section and the rows of each table in a Markdown file; a row is a dict by column names."""
     section, table = "", []
     for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("|"):
@@ -43,7 +43,7 @@ def codes(text: str) -> list[str]:
 
 
 def column(name: str, but_for: str = "") -> list[str]:
-    """All code in the columns of this name, but for a section's; each piece once."""
+    """All code in the columns of this name, except in the section `but_for`; each piece once."""
     cells = (row.get(name, "") for section, rows in tables(MIGRATING) if section != but_for for row in rows)
     return list(dict.fromkeys(code for cell in cells for code in codes(cell)))
 
@@ -69,7 +69,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def at_home(sources, tmp_path, monkeypatch):
-    """Finds the page's models without a hub; what its calls write goes to a folder of their own."""
+    """Finds the page's models without a hub; files that its calls write go to a temporary folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "resolve", lambda source, **_: sources[source])
 
@@ -119,7 +119,7 @@ def test_the_migration_page_names_every_command_and_every_sampling_parameter():
     assert sorted(named) == sorted([*FIELDS, "max_tokens"])
 
 
-# The names under which each would come; when one does, the page is to be changed.
+# Features that do not exist, and the names they would get. If one of them is added, the page must change.
 ABSENT = {
     "a server with OpenAI's interface": {"serve"},
     "embeddings": {"embed", "embeddings"},
@@ -140,7 +140,7 @@ ABSENT = {
 }
 
 
-def test_what_the_migration_page_calls_absent_is_absent():
+def test_features_that_the_migration_page_calls_absent_do_not_exist():
     (rows,) = (rows for section, rows in tables(MIGRATING) if section == "What candle-llama does not have")
     assert [row[""] for row in rows] == list(ABSENT)
     here = {
@@ -154,7 +154,7 @@ def test_what_the_migration_page_calls_absent_is_absent():
 
 
 def messages() -> list[str]:
-    """What the bullets of the troubleshooting page begin with."""
+    """The messages with which the bullets of the troubleshooting page begin."""
     _, *sections = TROUBLESHOOTING.read_text(encoding="utf-8").split("\n## ")
     bullets = [bullet for section in sections for bullet in re.findall(r"^- .*(?:\n  .*)*", section, re.M)]
     quoted = [re.match(r"- (?:`[^`]+`,?\s+)*`[^`]+`(?=:\s)", bullet) for bullet in bullets]
@@ -166,7 +166,7 @@ def messages() -> list[str]:
 
 @pytest.fixture(scope="module")
 def source_texts() -> str:
-    """The sources, with strings that go over several lines in one piece."""
+    """The sources, with the parts of multi-line strings joined."""
     folders = [("src", "*.rs"), ("crates", "*.rs"), ("python", "*.py")]
     files = [file for folder, kind in folders for file in (ROOT / folder).rglob(kind)]
     files.append(ROOT / ".ci" / "tools")
@@ -177,7 +177,7 @@ def source_texts() -> str:
 
 
 def is_given(message: str, source_texts: str) -> bool:
-    """Whether a message is in the sources, where "..." stands for what is filled in."""
+    """Whether a message is in the sources; "..." stands for values that are filled in."""
     pieces = [re.escape(piece.strip()) for piece in message.split("...") if piece.strip()]
     return re.search(r"[^\n]{1,60}?".join(pieces), source_texts) is not None
 
@@ -188,7 +188,7 @@ def test_messages_of_the_troubleshooting_page_are_in_the_sources(message, source
 
 
 @pytest.mark.parametrize("message", ["the model is in a bad mood", "is gated ... the context holds"])
-def test_a_message_that_nobody_gives_is_seen(message, source_texts):
+def test_a_message_that_does_not_exist_is_noticed(message, source_texts):
     assert not is_given(message, source_texts)
 
 

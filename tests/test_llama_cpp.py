@@ -1,4 +1,4 @@
-"""What `quantize` writes, llama.cpp loads and agrees with; skipped where llama-cpp-python is missing."""
+"""llama.cpp loads the files of `quantize` and agrees with us; skipped if llama-cpp-python is missing."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from candle_llama.bench.synthetic import write_synthetic
 llama_cpp = pytest.importorskip("llama_cpp")
 
 F32 = 0
-# llama.cpp rounds activations to 8 bits where weights are quantised, and to 16 for 16-bit weights; F32 is as
-# exact as ours. Of the largest |logit|.
+# Largest difference, relative to the largest |logit|. llama.cpp rounds activations to 8 bits if weights are
+# quantised, and to 16 bits for 16-bit weights; its F32 is as exact as ours.
 BOUNDS = {
     "f32": 1e-4,
     "f16": 0.005,
@@ -41,7 +41,7 @@ TEXTS = [
 
 @contextmanager
 def peer(path: Path, **options: Any) -> Iterator[Any]:
-    """The file in llama.cpp, with keys and values in float32."""
+    """The file loaded by llama.cpp, with keys and values in float32."""
     model = llama_cpp.Llama(
         str(path),
         n_ctx=512,
@@ -144,6 +144,6 @@ def test_the_demo_model_agrees(tmp_path: Path, demo: Path, dtype: str) -> None:
     with test_quantize.load(tmp_path / "out.gguf") as llm, peer(tmp_path / "out.gguf") as other:
         got, expected = peer_logits(other, ids), llm.logits(ids)
     assert relative_error(got, expected) <= {"f32": 1e-4}.get(dtype, 0.1)
-    if dtype != "q4_0":  # of Q4_1 made anew, the capital is no longer certain
+    if dtype != "q4_0":  # requantised from Q4_1, the model is no longer certain of the capital
         for logits in (got, expected):
             assert tokenizer.decode([int(logits[-1].argmax())]) == " Berlin"

@@ -1,4 +1,4 @@
-"""The NumPy model and its checkpoint reader, against independent ways to say the same."""
+"""The NumPy model and its checkpoint reader, against independent implementations."""
 
 import math
 import runpy
@@ -23,7 +23,7 @@ from candle_llama.bench.synthetic import to_bfloat16
 
 Array = NDArray[Any]
 
-# All GGUF types that the reader knows.
+# Some types that the `gguf` package writes; the golden blocks below cover all types.
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 
 
@@ -36,7 +36,7 @@ def model(config: tiny.Config, dtype: type = np.float64, **kwargs: Any) -> Numpy
 
 
 def logits_by_loops(config: tiny.Config, tensors: dict[str, Array], ids: list[int]) -> Array:
-    """The model told differently: no cache, one position and head at a time, complex rotations."""
+    """The model written differently: no cache, one position and head at a time, complex rotations."""
     weights = {name: values.astype(np.float64) for name, values in tensors.items()}
     heads = config["num_attention_heads"]
     group = heads // (config.get("num_key_value_heads") or heads)
@@ -83,12 +83,12 @@ def test_logits_equal_those_of_loops(name: str) -> None:
     config = tiny.VARIANTS[name]
     ids = random_ids(config, 24)
     expected = logits_by_loops(config, tiny.tiny_tensors(config), ids)
-    # The loops take the rotary frequencies in float64, the model in float32 as transformers does.
+    # The loops compute rotary frequencies in float64, the model in float32, as transformers does.
     assert np.abs(model(config).forward(ids) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", sorted(tiny.VARIANTS))
-def test_float32_is_near_float64(name: str) -> None:
+def test_float32_is_close_to_float64(name: str) -> None:
     config = tiny.VARIANTS[name]
     ids = random_ids(config, 200)
     exact = model(config).forward(ids)
@@ -107,7 +107,7 @@ def test_decode_after_prefill_equals_one_forward() -> None:
     np.testing.assert_allclose(np.concatenate(rows), whole, rtol=0, atol=1e-12)
 
 
-def test_start_forgets_what_was_cached_behind_it() -> None:
+def test_start_discards_the_cached_positions_after_it() -> None:
     config = tiny.VARIANTS["gqa-tied"]
     ids = random_ids(config, 12)
     rewound = model(config)
@@ -135,7 +135,7 @@ def test_last_only_is_the_last_row() -> None:
     np.testing.assert_allclose(last[0], model(config).forward(ids)[-1], rtol=0, atol=1e-12)
 
 
-def test_generate_takes_the_largest_logit_each_time() -> None:
+def test_generate_chooses_the_largest_logit_each_time() -> None:
     config = tiny.VARIANTS["gqa-tied"]
     prompt = random_ids(config, 6)
     llama = model(config)
@@ -170,7 +170,7 @@ def test_both_spellings_of_the_config_agree() -> None:
 
 
 def test_llama3_frequencies_by_wavelength() -> None:
-    # Llama 3.2's own numbers; the rule told by wavelengths, as its authors do.
+    # Llama 3.2's own parameters; the rule is written with wavelengths, as its authors do.
     rope = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
@@ -199,7 +199,7 @@ def test_llama3_frequencies_by_wavelength() -> None:
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
     ],
 )
-def test_what_is_not_computed_is_refused(changes: tiny.Config, named: str) -> None:
+def test_unsupported_configs_are_refused(changes: tiny.Config, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         model(tiny.tiny_config(**changes))
 
@@ -240,7 +240,7 @@ def test_folder_is_read_in_every_dtype_and_sharded(tmp_path: Path, dtype: str) -
 def test_bfloat16_rounds_to_the_nearest(values: list[float]) -> None:
     exact = np.array(values, dtype=np.float32)
     rounded = gguf.quantize(exact, gguf.GGMLQuantizationType.BF16).view(np.uint16)
-    normal = np.abs(exact) >= np.finfo(np.float32).tiny  # the package flushes what is smaller
+    normal = np.abs(exact) >= np.finfo(np.float32).tiny  # the package flushes smaller numbers to zero
     np.testing.assert_array_equal(to_bfloat16(exact)[normal], rounded[normal])
 
 
@@ -267,7 +267,7 @@ def test_gguf_holds_the_same_model_as_the_folder(tmp_path: Path, changes: tiny.C
     ids = random_ids(config, 20)
     folder = NumpyLlama.load(tiny.write_checkpoint(tmp_path / "folder", config))
     file = NumpyLlama.load(tiny.write_gguf(tmp_path / "model.gguf", config))
-    # rms_norm_eps is a float32 there, nothing else is rounded.
+    # GGUF stores rms_norm_eps as float32; nothing else is rounded.
     np.testing.assert_allclose(file.forward(ids), folder.forward(ids), rtol=0, atol=1e-5)
     assert file.config["num_key_value_heads"] == config["num_key_value_heads"]
     assert file.config["tie_word_embeddings"] is True
@@ -281,7 +281,7 @@ def test_gguf_with_a_head_is_not_tied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(llama.lm_head, tiny.tiny_tensors(config)["lm_head.weight"])
 
 
-def test_gguf_rope_factors_stand_for_llama3_scaling(tmp_path: Path) -> None:
+def test_gguf_rope_factors_replace_llama3_scaling(tmp_path: Path) -> None:
     scaled = tiny.gguf_config(rope_scaling=tiny.LLAMA3_ROPE)
     factors = inv_freq({**scaled, "rope_scaling": None}, 16) / inv_freq(scaled, 16)
     assert factors.min() == 1.0
@@ -327,13 +327,13 @@ def test_tiny_tokenizer_reads_any_text(tmp_path: Path) -> None:
     assert {"hello", "Ġworld", "and", "ðŁĺĢ"} <= set(encoding.tokens)
 
 
-def test_storage_types_are_widened_as_the_gguf_package_widens_them() -> None:
+def test_storage_types_are_dequantised_as_by_the_gguf_package() -> None:
     golden = Path(__file__).parent.parent / "crates/kernels/tests/golden/blocks.txt"
     script = runpy.run_path(str(golden.with_suffix(".py")))
     assert set(script["ORDER"]) == set(STORAGE_TYPES)
     assert script["lines"]() == golden.read_text(encoding="ascii"), f"run {golden.with_suffix('.py')}"
     for line in golden.read_text(encoding="ascii").splitlines():
-        name, stored, widened = line.split(" ")
+        name, stored, floats = line.split(" ")
         storage = STORAGE_TYPES[name]
         got = storage.decode(np.frombuffer(bytes.fromhex(stored), dtype=storage.block))
-        assert got.astype("<f4").tobytes().hex() == widened, name
+        assert got.astype("<f4").tobytes().hex() == floats, name

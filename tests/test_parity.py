@@ -14,17 +14,18 @@ from accelerators import accelerators
 from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.numpy_rope import inv_freq
 
-# "candle cuda:0" is Candle's engine on that device, where this build and this machine have one.
+# "candle cuda:0" is Candle's engine on that device, if this build and this machine have one.
 ENGINES = ["cpu", "candle", *(f"candle {device}" for device in accelerators())]
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
-# Of the largest |logit|: some tens of float32 roundings, each along a few hundred additions.
+# Largest difference, relative to the largest |logit|: some tens of float32 roundings, each in a sum of a few
+# hundred numbers.
 BOUND = 2e-4
-# Two logits that are nearer than this count as a tie for greedy decoding.
+# Two logits that are closer than this count as a tie for greedy decoding.
 NEAR_TIE = 1e-3
 
-# What Candle's Llama cannot express.
+# The variants that Candle's Llama cannot express.
 CPU_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-biases"} | {
     name
     for name in tiny.VARIANTS
@@ -35,7 +36,7 @@ CPU_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-bi
 def load(path: Path, engine: str, **options: Any) -> candle_llama.Llama:
     with warnings.catch_warnings():
         if engine != "cpu":
-            # It says that it widens what Candle cannot multiply on the CPU.
+            # It warns that it converts types that Candle cannot multiply on the CPU.
             warnings.simplefilter("ignore", UserWarning)
         return candle_llama.load(path, **{**where(engine), "compute": "exact", **options})
 
@@ -69,7 +70,7 @@ def assert_same_model(llm: candle_llama.Llama, reference: NumpyLlama, tokens: in
 
 
 def assert_same_continuation(llm: candle_llama.Llama, reference: NumpyLlama) -> None:
-    """Every token must be what the reference, having read the same ones, likes best, up to near-ties."""
+    """Every token must be the reference's most likely one after the same tokens, up to near-ties."""
     prompt = random_ids(reference.config["vocab_size"], 7, seed=2)
     output = llm.generate(prompt, max_new_tokens=24, temperature=0, ignore_eos=True).token_ids
     assert len(output) == 24
@@ -101,7 +102,7 @@ def test_float32_checkpoint_equals_numpy(tmp_path: Path, name: str, engine: str)
 
 
 @pytest.mark.parametrize("name", sorted(CPU_ONLY))
-def test_candle_refuses_what_it_cannot_express(tmp_path: Path, name: str) -> None:
+def test_candle_refuses_models_that_it_cannot_express(tmp_path: Path, name: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.VARIANTS[name])
     with pytest.raises(candle_llama.UnsupportedModelError, match="cpu"):
         load(path, "candle")
@@ -195,7 +196,7 @@ def test_candle_refuses_other_rope_factors(tmp_path: Path) -> None:
         {"head_dim": 24},
     ],
 )
-def test_gguf_says_the_same_as_config_json(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_gguf_metadata_equals_config_json(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny.gguf_config(**changes)
     ids = random_ids(tiny.VOCAB_SIZE, 90)
     plain = NumpyLlama(tiny.gguf_config(), tiny.tiny_tensors(tiny.gguf_config())).forward(ids)
@@ -207,14 +208,14 @@ def test_gguf_says_the_same_as_config_json(tmp_path: Path, changes: dict[str, An
         assert_near(llm.logits(ids), expected)
 
 
-def test_a_gguf_file_may_have_some_biases_alone(tmp_path: Path) -> None:
+def test_a_gguf_file_may_have_only_some_biases(tmp_path: Path) -> None:
     config = tiny.gguf_config(attention_bias=True)
     path = tiny.write_gguf(tmp_path / "model.gguf", config, leave_out="attn_output.bias")
     with load(path, "cpu") as llm:
         assert_same_model(llm, NumpyLlama.load(path))
 
 
-def test_dynamic_frequencies_are_those_of_the_prompt_and_stay(tmp_path: Path) -> None:
+def test_dynamic_frequencies_depend_on_the_prompt_and_do_not_change(tmp_path: Path) -> None:
     config = tiny.VARIANTS["dynamic-rope"]
     path = tiny.write_checkpoint(tmp_path / "model", config)
     reference = NumpyLlama.load(path)
@@ -275,7 +276,7 @@ def test_threads_do_not_change_a_bit(tmp_path: Path, type_name: str, compute: st
 
 
 @pytest.mark.parametrize("type_name", ["F32", "BF16", "Q4_0"])
-def test_a_row_does_not_depend_on_the_rows_read_with_it(tmp_path: Path, type_name: str) -> None:
+def test_a_row_does_not_depend_on_the_rows_computed_with_it(tmp_path: Path, type_name: str) -> None:
     path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=type_name)
     ids = random_ids(tiny.VOCAB_SIZE, 600)
     with load(path, "cpu") as llm:

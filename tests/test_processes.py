@@ -1,4 +1,4 @@
-"""Processes and threads: forks, spawning, pickling, cores, memory, and that nothing goes on working."""
+"""Processes and threads: forks, spawning, pickling, cores, memory, and that no work keeps running."""
 
 import copy
 import json
@@ -18,12 +18,12 @@ import pytest
 import candle_llama
 import tiny as checkpoints
 
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells of Linux alone")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
 
 def python(code: str, *arguments: object) -> Any:
-    """What the code, run in a process of its own, prints as JSON."""
+    """Runs code in a process of its own and returns the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=100
     )
@@ -33,7 +33,7 @@ def python(code: str, *arguments: object) -> Any:
 
 # Forks
 
-# Every child tries everything while it must not hang; then it ends as any program does.
+# Every child calls every method, none of which may hang, and then exits like any program.
 FORKED = """
 import json, os, signal, sys, threading, time
 import candle_llama
@@ -100,7 +100,7 @@ for round in range(12):
             except candle_llama.DeviceError as error:
                 found.append(str(error))
         os.write(writing, json.dumps(found).encode())
-        # Everything is dropped; only then the exit.
+        # Drop everything before the exit.
         del llm, begun, shared
         done.set()
         sys.exit(0)
@@ -113,7 +113,7 @@ for round in range(12):
 done.set()
 for thread in threads:
     thread.join()
-# The parent is none the worse.
+# The parent still works.
 assert len(llm.generate("the", max_new_tokens=3, ignore_eos=True).token_ids) == 3
 print(json.dumps(sorted(outcomes)))
 """
@@ -153,7 +153,7 @@ if __name__ == "__main__":
     if method == "fork":
         with context.Pool(2) as pool:
             assert pool.map(inherited, ["the", "hello"]) == ["GenerationError"] * 2
-        # The error itself comes back with its hint.
+        # The error comes back with its hint.
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
             try:
                 executor.submit(refused, "the").result()
@@ -188,7 +188,7 @@ def test_multiprocessing(tiny, tmp_path, method, outcome):
 # Pickling and copying
 
 
-def test_a_copy_of_a_model_is_the_model(llm):
+def test_copying_a_model_returns_the_same_object(llm):
     assert copy.copy(llm) is llm
     assert copy.deepcopy({"model": llm})["model"] is llm
     assert copy.copy(llm.tokenizer) is copy.deepcopy(llm.tokenizer) is llm.tokenizer
@@ -203,7 +203,7 @@ def test_a_pickled_model_keeps_its_options(tiny):
         assert again.config == llm.config
         assert again.load_report.storage == llm.load_report.storage
         assert again.score("hello the world") == llm.score("hello the world")
-    # It was loaded on its own: closing the other does not close it.
+    # It is a model of its own: closing the other one has not closed it.
     again.close()
 
 
@@ -285,9 +285,9 @@ def test_threads_honour_the_affinity(tiny):
 
 @pytest.fixture
 def cgroup() -> Iterator[tuple[Path, Path]]:
-    """A cgroup of ours in which a CPU quota can be set, and one nested in it."""
+    """A new cgroup in which a CPU quota can be set, and one nested in it."""
     if not sys.platform.startswith("linux"):
-        pytest.skip("cgroups are Linux's")
+        pytest.skip("cgroups need Linux")
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     v1 = next((path for _, names, path in lines if "cpu" in names.split(",")), None)
     v2 = next((path for _, names, path in lines if not names), "/")
@@ -313,7 +313,7 @@ def cgroup() -> Iterator[tuple[Path, Path]]:
 @pytest.mark.parametrize("cores", [1, 1.5])
 def test_threads_honour_a_cgroup_s_quota(tiny, cgroup, cores):
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("there is but one core")
+        pytest.skip("there is only one core")
     outer, inner = cgroup
     if (outer / "cpu.max").exists():
         (outer / "cpu.max").write_text(f"{int(cores * 100_000)} 100000")
@@ -327,7 +327,7 @@ def test_threads_honour_a_cgroup_s_quota(tiny, cgroup, cores):
 # Memory
 
 
-def test_the_estimate_is_what_loading_takes(tiny, demo_llm):
+def test_the_estimate_equals_what_loading_needs(tiny, demo_llm):
     for options in ({}, {"compute": "exact"}, {"dtype": "bfloat16"}, {"engine": "candle", "device": "cpu"}):
         estimate = candle_llama.estimate_memory(tiny, **options)
         with candle_llama.load(tiny, **options) as llm:
@@ -350,7 +350,7 @@ def test_estimating_reads_no_weights(tmp_path):
     path = folder / "model.safetensors"
     header = int.from_bytes(path.read_bytes()[:8], "little") + 8
     expected = candle_llama.estimate_memory(folder)
-    # A file of the same length whose data is a hole.
+    # A sparse file of the same length, without the data.
     size = path.stat().st_size
     with open(path, "r+b") as file:
         file.truncate(header)
@@ -369,14 +369,14 @@ def test_estimating_reads_no_weights(tmp_path):
     ],
     ids=str,
 )
-def test_estimates_of_what_cannot_be(tiny, options, error):
+def test_estimates_with_bad_options(tiny, options, error):
     with pytest.raises(error):
         candle_llama.estimate_memory(tiny, **options)
 
 
 @LINUX
-def test_a_context_that_has_no_room_is_refused_before_anything_is_taken(tmp_path):
-    # 128 KiB of keys and values a token: 2 TiB.
+def test_a_context_beyond_the_memory_is_refused_before_anything_is_allocated(tmp_path):
+    # 128 KiB of keys and values per token: 2 TiB.
     config = checkpoints.tiny_config(num_hidden_layers=16, num_key_value_heads=4, head_dim=256)
     folder = checkpoints.write_checkpoint(tmp_path / "model", config)
     options = {"context_length": 2**24, "compute": "exact"}
@@ -402,7 +402,7 @@ try:
     candle_llama.load(path, context_length=8192, compute="exact", threads=1)
     print(json.dumps("loaded"))
 except candle_llama.DeviceError as error:
-    # Neither killed nor aborted, and the process goes on.
+    # The process was neither killed nor aborted, and still works.
     assert error.needed > error.available
     llm = candle_llama.load(path, context_length=256, threads=1)
     print(json.dumps(len(llm.generate("Once", max_new_tokens=4, ignore_eos=True).token_ids)))
@@ -410,15 +410,15 @@ except candle_llama.DeviceError as error:
 
 
 @LINUX
-def test_a_limit_of_address_space_is_an_error_and_no_kill(demo):
-    # The file maps 92 MiB, keys and values would take 360 MiB.
+def test_a_limit_of_address_space_is_an_error_and_does_not_kill(demo):
+    # The mapped file takes 92 MiB; keys and values would take 360 MiB.
     assert python(LIMITED, demo, 300 * 1024**2) == 4
     assert python(LIMITED, demo, 3000 * 1024**2) == "loaded"
 
 
-# Nothing goes on working
+# No work keeps running
 
-RESTS = """
+WORK_AFTERWARDS = """
 import json, sys, time
 import candle_llama
 
@@ -467,7 +467,7 @@ def close_the_model():
 
 {"drop": drop, "close": close, "leave": leave, "timeout": time_out, "reading": time_out_while_reading,
  "interrupt": interrupt, "fail": fail, "model": close_the_model}[sys.argv[2]]()
-# What a call still has in hand may end.
+# The current step may finish.
 time.sleep(0.2)
 worked = time.process_time()
 time.sleep(0.6)
@@ -478,8 +478,8 @@ print(json.dumps(time.process_time() - worked))
 @pytest.mark.parametrize(
     "how", ["close", "drop", "leave", "timeout", "reading", "interrupt", "fail", "model"]
 )
-def test_what_ended_leaves_no_work_running(demo, how):
-    assert python(RESTS, demo, how) < 0.1
+def test_no_work_keeps_running_after_an_early_end(demo, how):
+    assert python(WORK_AFTERWARDS, demo, how) < 0.1
 
 
 def test_a_timeout_ends_a_stream_and_a_batch_on_time(demo_llm):

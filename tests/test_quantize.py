@@ -1,4 +1,4 @@
-"""`quantize`: blocks, files, and that what is written is what was read."""
+"""`quantize`: blocks, files, and that a written model equals its source."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def random_ids(count: int = 90, vocab_size: int = tiny.VOCAB_SIZE) -> list[int]:
     return np.random.default_rng(1).integers(0, vocab_size, count).tolist()
 
 
-def left_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
@@ -86,7 +86,7 @@ def test_the_file_holds_the_blocks_that_the_gguf_package_makes(tmp_path: Path, d
         assert found.data.tobytes() == gguf.quantize(values, kind).tobytes(), name
 
 
-# What is written is what was read
+# A written model equals its source
 
 
 @pytest.mark.parametrize("name", sorted(set(tiny.VARIANTS) - set(INEXPRESSIBLE)))
@@ -105,7 +105,7 @@ def test_float32_files_give_the_folder_s_logits_bit_for_bit(tmp_path: Path, name
             for text in TEXTS:
                 assert folder.tokenizer.encode(text) == file.tokenizer.encode(text)
     if "llama3" in name:
-        # A divisor in single precision may miss a blended frequency by its last bit.
+        # A float32 divisor may change the last bit of a blended frequency.
         np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
     else:
         np.testing.assert_array_equal(got, expected)
@@ -114,7 +114,7 @@ def test_float32_files_give_the_folder_s_logits_bit_for_bit(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_passes_through_unchanged(tmp_path: Path, dtype: str) -> None:
+def test_half_precision_is_unchanged(tmp_path: Path, dtype: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.VARIANTS["mha-untied"], dtype=dtype, shards=2)
     short = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     candle_llama.quantize(path, tmp_path / "out.gguf", short)
@@ -140,7 +140,7 @@ def test_quantised_files_equal_numpy(tmp_path: Path, dtype: str) -> None:
     assert error <= 2e-4 * np.abs(reference).max()
 
 
-def test_rows_that_are_no_whole_blocks_stay_f16(tmp_path: Path) -> None:
+def test_rows_that_are_no_whole_blocks_become_f16(tmp_path: Path) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config(hidden_size=40))
     report = candle_llama.quantize(path, tmp_path / "out.gguf", "q8_0")
     assert {name: entry.count for name, entry in report.tensors.items()} == {"F16": 13, "F32": 5, "Q8_0": 2}
@@ -151,7 +151,7 @@ def test_rows_that_are_no_whole_blocks_stay_f16(tmp_path: Path) -> None:
         assert np.abs(llm.logits(random_ids(20)) - reference).max() <= 2e-4 * np.abs(reference).max()
 
 
-def test_the_head_is_written_where_it_is_used(tmp_path: Path) -> None:
+def test_the_head_is_written_if_it_is_used(tmp_path: Path) -> None:
     def names(folder: Path) -> set[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -173,7 +173,7 @@ def test_the_head_is_written_where_it_is_used(tmp_path: Path) -> None:
         assert ("output.weight" in names(path)) is expected, name
 
 
-def test_ends_templates_and_bos_come_along(tmp_path: Path) -> None:
+def test_end_tokens_template_and_bos_are_kept(tmp_path: Path) -> None:
     path = tiny.write_checkpoint(tmp_path / "model")
     candle_llama.quantize(path, tmp_path / "out.gguf", "f32")
     messages = [{"role": "user", "content": "hi"}]
@@ -186,7 +186,7 @@ def test_ends_templates_and_bos_come_along(tmp_path: Path) -> None:
             assert getattr(folder.config, key) == getattr(file.config, key), key
 
 
-def test_a_gguf_file_is_copied_but_for_its_matrices(tmp_path: Path) -> None:
+def test_a_gguf_file_is_copied_except_for_its_matrices(tmp_path: Path) -> None:
     config = tiny.gguf_config(num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True)
     path = tiny.write_gguf(
         tmp_path / "in.gguf", config, rope_factors=np.linspace(1, 8, 8), add_bos=True, split_max_tensors=7
@@ -205,13 +205,13 @@ def test_a_gguf_file_is_copied_but_for_its_matrices(tmp_path: Path) -> None:
         assert np.abs(llm.logits(ids) - original.logits(ids)).max() <= 0.05 * np.abs(reference).max()
 
 
-def test_what_is_quantised_is_copied_widened_or_refused(tmp_path: Path) -> None:
+def test_quantised_tensors_are_copied_dequantised_or_refused(tmp_path: Path) -> None:
     path = tiny.write_gguf(tmp_path / "in.gguf", matrix_type="Q8_0")
     for dtype in ("q4_0", "f16"):
         with pytest.raises(UnsupportedModelError, match="allow_requantize") as raised:
             candle_llama.quantize(path, tmp_path / "out.gguf", dtype)
         assert raised.value.key == "requantizing"
-        assert left_in(tmp_path) == ["in.gguf"]
+        assert names_in(tmp_path) == ["in.gguf"]
     ids = random_ids(30)
     with load(path) as original:
         expected = original.logits(ids)
@@ -228,7 +228,7 @@ def test_what_is_quantised_is_copied_widened_or_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[candle_llama.Tokenizer, candle_llama.Tokenizer]:
-    """A folder's tokenizer, and that of the GGUF file made of the folder."""
+    """A folder's tokenizer, and that of the GGUF file made from the folder."""
     folder = tiny.write_checkpoint(tmp_path_factory.mktemp("both") / "model")
     candle_llama.quantize(folder, folder.parent / "out.gguf")
     return candle_llama.load_tokenizer(folder), candle_llama.load_tokenizer(folder.parent / "out.gguf")
@@ -245,7 +245,7 @@ def test_any_text_has_the_same_ids(
     assert file.decode(ids) == folder.decode(ids)
 
 
-def spoil(change: dict[str, Any]) -> dict[str, Any]:
+def tokenizer_with(change: dict[str, Any]) -> dict[str, Any]:
     tokenizer = tiny.tokenizer_json()
     for key, value in change.items():
         if isinstance(value, dict) and isinstance(tokenizer.get(key), dict) and "type" not in value:
@@ -289,15 +289,15 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         ),
     ],
 )
-def test_a_tokenizer_that_gguf_has_no_name_for_is_refused_and_can_be_left_out(
+def test_a_tokenizer_that_gguf_cannot_name_is_refused_and_can_be_left_out(
     tmp_path: Path, change: dict[str, Any], key: str
 ) -> None:
     path = tiny.write_checkpoint(tmp_path / "model")
-    tiny.write_json(path / "tokenizer.json", spoil(change))
+    tiny.write_json(path / "tokenizer.json", tokenizer_with(change))
     with pytest.raises(UnsupportedModelError, match="--no-tokenizer") as raised:
         candle_llama.quantize(path, tmp_path / "out.gguf")
     assert raised.value.key == key
-    assert left_in(tmp_path) == ["model"]
+    assert names_in(tmp_path) == ["model"]
     candle_llama.quantize(path, tmp_path / "out.gguf", tokenizer=False)
     with load(tmp_path / "out.gguf") as llm:
         assert any("no tokenizer" in note for note in llm.load_report.notes)
@@ -364,7 +364,7 @@ def sentence_pieces() -> list[tuple[str, float, int]]:
 def llama_2_tokenizer(
     metaspace: str | None, pieces: list[tuple[str, float, int]] | None = None
 ) -> dict[str, Any]:
-    """The same as transformers converts it: merges in the order of the pieces' scores."""
+    """The same vocabulary as transformers converts it, with merges in the order of the pieces' scores."""
     pieces = pieces or sentence_pieces()
     ids = {text: i for i, (text, _, _) in enumerate(pieces)}
     merges = [
@@ -446,7 +446,7 @@ def test_llama_2_s_tokenizer_json_becomes_scores(tmp_path: Path, metaspace: str 
     path = llama_2(tmp_path / "model", tokenizer)
     texts = [*SPOKEN, "<s>the</s> world"]
     if metaspace == "always":
-        # It adds no space to a text that begins with one, where readers of GGUF do.
+        # This tokenizer adds no space to a text that begins with one; readers of GGUF do.
         texts = [text for text in SPOKEN if not text.startswith(" ")]
         with pytest.warns(UserWarning, match="before a text that begins with one"):
             candle_llama.quantize(path, tmp_path / "out.gguf")
@@ -459,7 +459,7 @@ def test_llama_2_s_tokenizer_json_becomes_scores(tmp_path: Path, metaspace: str 
         assert file.decode(folder.encode(text)) == folder.decode(folder.encode(text)), text
 
 
-def test_what_readers_do_otherwise_after_special_tokens_is_a_warning(tmp_path: Path) -> None:
+def test_a_different_treatment_of_spaces_by_gguf_readers_is_a_warning(tmp_path: Path) -> None:
     path = llama_2(tmp_path / "model", llama_2_tokenizer("first"))
     with pytest.warns(UserWarning, match="put a space where this tokenizer does not"):
         candle_llama.quantize(path, tmp_path / "out.gguf")
@@ -469,7 +469,7 @@ def test_what_readers_do_otherwise_after_special_tokens_is_a_warning(tmp_path: P
             assert file.encode(text) == folder.encode(text), text
 
 
-def test_merges_that_no_scores_stand_for_are_refused(tmp_path: Path) -> None:
+def test_merges_that_scores_cannot_express_are_refused(tmp_path: Path) -> None:
     tokenizer = llama_2_tokenizer(None)
     merges = tokenizer["model"]["merges"]
     assert [merge for merge in merges if merge.replace(" ", "") == "▁the"] == ["▁ the", "▁t he"]
@@ -492,16 +492,16 @@ def test_tokenizer_model_is_copied_piece_by_piece(tmp_path: Path) -> None:
         assert file.encode(text) == folder.encode(text), text
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(("name", "key"), INEXPRESSIBLE.items())
-def test_what_gguf_has_no_key_for_is_refused_by_name(tmp_path: Path, name: str, key: str) -> None:
+def test_a_config_that_gguf_has_no_key_for_is_refused_by_name(tmp_path: Path, name: str, key: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.VARIANTS[name])
     with pytest.raises(UnsupportedModelError, match="no key") as raised:
         candle_llama.quantize(path, tmp_path / "out.gguf", "f32")
     assert raised.value.key == key
-    assert left_in(tmp_path) == ["model"]
+    assert names_in(tmp_path) == ["model"]
 
 
 @pytest.mark.parametrize(
@@ -531,10 +531,10 @@ def test_a_weight_that_cannot_be_stored_is_refused_by_name_and_place(
     assert raised.value.got == pytest.approx(value, nan_ok=True)
     assert str(list(place)) in str(raised.value)
     assert (tmp_path / "out.gguf").read_text() == "old"
-    assert left_in(tmp_path) == ["model", "out.gguf"]
+    assert names_in(tmp_path) == ["model", "out.gguf"]
 
 
-def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path: Path, tiny: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "out.gguf").write_text("old")
     with pytest.raises(FileExistsError, match="force") as raised:
         candle_llama.quantize(tiny, tmp_path / "out.gguf")
@@ -542,7 +542,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path: Path, tiny: Pa
     assert (tmp_path / "out.gguf").read_text() == "old"
     candle_llama.quantize(tiny, tmp_path / "out.gguf", force=True)
     candle_llama.quantize(tmp_path / "out.gguf", tmp_path / "out.gguf", "f32", force=True)
-    assert left_in(tmp_path) == ["out.gguf"]
+    assert names_in(tmp_path) == ["out.gguf"]
     load(tmp_path / "out.gguf").close()
 
 
@@ -562,7 +562,7 @@ def test_a_destination_that_cannot_be_written_is_refused_first(tmp_path: Path, t
             candle_llama.quantize(tiny, tmp_path / "out.gguf", threads=threads)
     with pytest.raises(FileNotFoundError):
         candle_llama.quantize(tmp_path / "model.gguf", tmp_path / "out.gguf")
-    assert left_in(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write anywhere")
@@ -572,7 +572,7 @@ def test_a_folder_without_permission_is_an_os_error(tmp_path: Path, tiny: Path) 
         candle_llama.quantize(tiny, tmp_path / "out.gguf")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="limits as POSIX has them")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs POSIX limits")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny: Path) -> None:
     code = (
         "import resource, signal, sys, candle_llama\n"
@@ -584,7 +584,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "OSError" in done.stderr
-    assert left_in(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_threads_do_not_change_a_bit(tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ def test_json_is_one_object(tmp_path: Path, tiny: Path, command: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_progress_is_shown_in_a_terminal_and_vanishes(tmp_path: Path, tiny: Path) -> None:
+def test_progress_is_shown_in_a_terminal_and_then_removed(tmp_path: Path, tiny: Path) -> None:
     import pexpect
 
     arguments = ["-m", "candle_llama", "quantize", str(tiny), str(tmp_path / "out.gguf")]
@@ -654,7 +654,7 @@ def test_ctrl_c_returns_within_200_ms_and_leaves_the_old_file(tmp_path: Path, la
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "begun\n"
-            # Until it is in the middle of the tensors.
+            # Wait until it is in the middle of the tensors.
             while not any(file.stat().st_size > 10**7 for file in tmp_path.glob(".candle-llama-*.tmp")):
                 assert child.poll() is None
                 time.sleep(0.001)
@@ -663,15 +663,15 @@ def test_ctrl_c_returns_within_200_ms_and_leaves_the_old_file(tmp_path: Path, la
             assert child.stdout.readline() == "interrupted\n"
             delays.append(time.monotonic() - sent)
         assert child.returncode == 0
-        assert left_in(tmp_path) == ["out.gguf"]
+        assert names_in(tmp_path) == ["out.gguf"]
         assert (tmp_path / "out.gguf").read_text() == "old"
     assert min(delays) <= 0.2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
 def test_memory_is_bounded_whatever_the_size(tmp_path: Path, large: Path) -> None:
-    # The limit is on what is allocated; pages of the mapped file are the system's to drop. The tokenizer
-    # is left out, as its vocabulary is no matter of the weights' size.
+    # The limit covers allocated memory; the system may drop pages of the mapped file at any time. The
+    # tokenizer is left out, because its memory does not depend on the size of the weights.
     code = (
         "import resource, sys, candle_llama\n"
         "def data():\n"
@@ -757,7 +757,7 @@ def test_llama_3_s_own_tokenizer_model_is_written(tmp_path: Path) -> None:
         assert file.encode(text) == expected.encode(text), text
 
 
-def test_llama_2_s_scores_may_come_from_its_merges(tmp_path: Path) -> None:
+def test_llama_2_s_scores_can_be_derived_from_its_merges(tmp_path: Path) -> None:
     source = llama_cpp_source.models_folder() / "ggml-vocab-llama-spm.gguf"
     fields = read_gguf_metadata(source)
     columns = [fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")]

@@ -1,4 +1,4 @@
-"""The sampling parameters, through the whole stack: distributions, seeds, extremes, and `SamplingParams`."""
+"""The sampling parameters through the whole stack: distributions, seeds, extremes, and `SamplingParams`."""
 
 import copy
 import math
@@ -24,20 +24,20 @@ def softmax(logits):
 
 
 def first_tokens(llm, count, **options):
-    """The first token of completions with the seeds 0, 1, 2, ..."""
+    """The first tokens of completions with the seeds 0, 1, 2, ..."""
     prompt = llm.tokenizer.encode("the")
     options = {"max_new_tokens": 1, "ignore_eos": True, "temperature": 1.0, **options}
     return [llm.generate(prompt, seed=seed, **options).token_ids[0] for seed in range(count)]
 
 
 def bias_to(probabilities, llm):
-    """A bias that gives the first token after "the" these probabilities, by id, and all others none."""
+    """A bias with which the first token after "the" has these probabilities by id; all other ids have 0."""
     logits = llm.logits(llm.tokenizer.encode("the"), last=1)[0].astype(np.float64)
     bias = dict.fromkeys(range(llm.config.vocab_size), -1000.0)
     return bias | {token: math.log(p) - logits[token] for token, p in probabilities.items()}
 
 
-# The distribution of the first token with probabilities 0.4, 0.3, 0.2, 0.1, and the filtered ones by hand.
+# Probabilities of the first token; the filtered distributions below are computed by hand.
 FOUR = {10: 0.4, 20: 0.3, 30: 0.2, 40: 0.1}
 
 
@@ -60,17 +60,18 @@ def test_draws_follow_the_filtered_distribution(llm, options, expected):
     drawn = Counter(first_tokens(llm, count, logit_bias=bias_to(FOUR, llm), **options))
     assert drawn.keys() <= expected.keys()
     statistic = sum((drawn[token] - p * count) ** 2 / (p * count) for token, p in expected.items())
-    # By chance it is above this with a probability of 0.001, by degrees of freedom; the seeds are fixed.
+    # Chi-squared exceeds these bounds by chance with a probability of 0.001, for each number of degrees of
+    # freedom. The seeds are fixed.
     assert statistic < {0: 1e-9, 1: 10.83, 2: 13.82, 3: 16.27}[len(expected) - 1]
 
 
-def test_presence_and_frequency_look_at_the_output_and_repetition_at_the_prompt_too(llm):
-    # A token that stands in the prompt, and whose logit there is negative: a penalty multiplies it.
+def test_presence_and_frequency_count_the_output_and_repetition_the_prompt_too(llm):
+    # A token of the prompt whose logit is negative, so that the repetition penalty multiplies it.
     logits = {token: llm.logits([checkpoints.BOS, token], last=1)[0] for token in range(10, 60)}
     token = min(logits, key=lambda token: logits[token][token])
     prompt, own = [checkpoints.BOS, token], float(logits[token][token])
     assert own < -0.1
-    # It wins by 0.5 over the other one.
+    # With this bias its logit is 0.5 above that of token 5.
     bias = dict.fromkeys(range(llm.config.vocab_size), -1000.0)
     bias |= {token: 4.0 - own, 5: 3.5 - float(logits[token][5])}
 
@@ -79,13 +80,13 @@ def test_presence_and_frequency_look_at_the_output_and_repetition_at_the_prompt_
 
     assert first() == [token]
     assert first(presence_penalty=2.0, frequency_penalty=2.0) == [token]
-    # Penalties come before the bias: what is multiplied is the model's own logit, not the biased one.
+    # Penalties come before the bias: they multiply the model's own logit, not the biased one.
     assert first(repetition_penalty=1.0 - 0.4 / own) == [token]
     assert first(repetition_penalty=1.0 - 0.6 / own) == [5]
 
 
 def test_penalties_count_occurrences_in_the_output(llm):
-    # Without a penalty token 10 is drawn for ever; each occurrence costs it.
+    # Without a penalty, token 10 is drawn every time; a frequency penalty lowers its logit each time.
     bias = dict.fromkeys(range(llm.config.vocab_size), -1000.0) | {10: 1000.0, 20: 999.0}
     options = {"max_new_tokens": 12, "logit_bias": bias, "ignore_eos": True}
     assert set(llm.generate("the", **options).token_ids) == {10}
@@ -96,7 +97,7 @@ def test_penalties_count_occurrences_in_the_output(llm):
     assert set(liked) == {10}
 
 
-def test_a_seed_gives_the_same_tokens_by_every_way(llm, tiny):
+def test_a_seed_gives_the_same_tokens_in_every_kind_of_call(llm, tiny):
     expected = [llm.generate("the", seed=seed, **SAMPLED).token_ids for seed in range(6)]
     assert len({tuple(tokens) for tokens in expected}) == 6
     streamed = [
@@ -131,9 +132,9 @@ def test_a_tiny_temperature_is_greedy(llm, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1e10, 3e38])
-def test_a_huge_temperature_draws_alike(llm, temperature):
+def test_a_huge_temperature_draws_uniformly(llm, temperature):
     tokens = first_tokens(llm, 400, temperature=temperature)
-    # Of about 300 tokens, 400 draws with equal chances give about 220 different ones.
+    # 400 uniform draws from about 300 tokens give about 220 different ones.
     assert len(set(tokens)) > 150
     for filters in ({"top_p": 0.5}, {"min_p": 0.5}, {"top_k": 5}):
         assert first_tokens(llm, 3, temperature=temperature, **filters)
@@ -169,11 +170,11 @@ def test_a_bias_of_minus_100_bans_and_an_infinite_one_is_refused(llm):
         llm.generate("the", logit_bias={greedy: -math.inf})
 
 
-def test_a_model_that_gives_no_numbers_is_a_generation_error(tmp_path):
+def test_a_model_that_computes_nan_is_a_generation_error(tmp_path):
     folder = checkpoints.write_checkpoint(tmp_path / "model")
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
-    # The last tensor's last element: any value of float32 that is no number.
+    # Make the last element of the last tensor NaN.
     data[-4:] = np.float32(np.nan).tobytes()
     path.write_bytes(data)
     with candle_llama.load(folder) as llm:
@@ -216,7 +217,7 @@ def test_log_probabilities_ignore_every_parameter(llm):
     assert out.logprobs[0].top == plain.top
 
 
-def test_a_prompt_that_is_cut_keeps_room_for_what_was_asked(llm):
+def test_a_truncated_prompt_leaves_room_for_max_new_tokens(llm):
     limit = llm.config.context_length
     ids = [5 + index % 200 for index in range(limit + 300)]
     out = llm.generate(ids, max_new_tokens=100, on_overflow="truncate_left", ignore_eos=True)
@@ -249,12 +250,12 @@ def test_a_prompt_that_is_cut_keeps_room_for_what_was_asked(llm):
     ],
     ids=str,
 )
-def test_params_out_of_every_range_are_refused_when_they_are_made(options, name):
+def test_params_out_of_range_are_refused_when_they_are_created(options, name):
     with pytest.raises(ValueError, match=name):
         SamplingParams(**options)
 
 
-def test_params_that_only_some_models_take_are_refused_when_they_are_used(llm):
+def test_params_that_depend_on_the_model_are_refused_when_they_are_used(llm):
     params = SamplingParams(stop_token_ids=[100_000], min_new_tokens=1000)
     with pytest.raises(ValueError, match="min_new_tokens"):
         llm.generate("the", SamplingParams(min_new_tokens=1000))
@@ -281,7 +282,7 @@ def test_params_are_values():
         SamplingParams(topk=3)
 
 
-def test_params_are_taken_wherever_text_is_generated(llm):
+def test_params_are_accepted_by_every_generating_method(llm):
     params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=1.0, seed=11)
     messages = [{"role": "user", "content": "hello"}]
     whole, chat = llm.generate("the", params), llm.chat(messages, params)

@@ -1,4 +1,4 @@
-"""How likely given text is: `score` and `loglikelihood`, against the logits and against greedy decoding."""
+"""`score` and `loglikelihood`, compared with the logits and with greedy decoding."""
 
 import dataclasses
 import json
@@ -37,8 +37,8 @@ def test_a_score_is_the_log_softmax_of_the_logits(llm):
     assert llm.score(ids) == llm.score(np.array(ids)) == score
 
 
-def test_a_score_agrees_with_the_log_probabilities_of_what_was_generated(tiny):
-    # In exact mode reading and generating agree bit for bit.
+def test_a_score_agrees_with_the_log_probabilities_of_generated_tokens(tiny):
+    # In exact mode prefill and decode agree bit for bit.
     with candle_llama.load(tiny, compute="exact") as llm:
         prompt = llm.tokenizer.encode(TEXT)
         out = llm.generate(prompt, max_new_tokens=20, logprobs=0, temperature=1.0, seed=1, ignore_eos=True)
@@ -80,13 +80,13 @@ def test_the_last_token_needs_no_room_in_the_context(llm):
 
 
 @pytest.mark.parametrize("prompt", ["", [5], np.array([], np.int64), [5, 10**6], ["the", ""]], ids=str)
-def test_what_cannot_be_scored(llm, prompt):
+def test_prompts_that_cannot_be_scored(llm, prompt):
     with pytest.raises(ValueError, match=r"prompt|token"):
         llm.score(prompt)
 
 
 @pytest.mark.parametrize("prompt", [None, 3, b"x", [1.5], np.zeros(2), {"a": 1}], ids=str)
-def test_what_is_no_text(llm, prompt):
+def test_prompts_of_the_wrong_type(llm, prompt):
     with pytest.raises(TypeError, match="prompt"):
         llm.score(prompt)
     with pytest.raises(TypeError, match="context"):
@@ -104,7 +104,7 @@ def test_a_continuation_is_scored_after_its_context(llm):
     assert found.sum == pytest.approx(sum(found.logprobs))
 
 
-def test_greedy_is_what_greedy_decoding_gives(llm):
+def test_is_greedy_agrees_with_greedy_decoding(llm):
     context = llm.tokenizer.encode("hello the")
     greedy = llm.generate(context, max_new_tokens=6, ignore_eos=True).token_ids
     assert llm.loglikelihood(context, greedy).is_greedy
@@ -126,7 +126,7 @@ def test_two_texts_are_split_as_the_harness_does(llm):
     spaces = llm.loglikelihood("hello \n\t\x1f", "the")
     assert spaces == llm.loglikelihood("hello", " \n\t\x1fthe")
     assert spaces.token_ids == ids("hello \n\t\x1fthe")[len(ids("hello")) :]
-    # Tokens may reach over the seam: the context keeps the tokens that it has alone.
+    # A token may span the end of the context: the context keeps as many tokens as it has alone.
     seam = llm.loglikelihood("he", "llo the")
     assert seam.token_ids == ids("hello the")[len(ids("he")) :]
     assert seam == llm.loglikelihood(ids("he"), seam.token_ids)
@@ -151,7 +151,7 @@ def test_an_empty_context_is_bos_where_the_tokenizer_adds_it(llm, demo_llm):
 
 @pytest.mark.parametrize(
     ("context", "continuation"),
-    # The last pair is one token, which the context has alone: the seam swallows the rest.
+    # The last pair becomes one token. The context alone has one too, so no token is left to score.
     [("hello", ""), ("hello", []), ([5], ""), ("wor", "ld")],
 )
 def test_a_continuation_without_tokens_of_its_own(llm, context, continuation):
@@ -209,7 +209,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(tmp_path):
     config = checkpoints.tiny_config(vocab_size=128_000, num_hidden_layers=1)
     folder = checkpoints.write_checkpoint(tmp_path / "model", config, tokenizer=False)
     grown = in_a_process(MEMORY, folder) * 1024
-    # All rows of logits would be 488 MiB; a chunk is at most 64 MiB, of which the first text took most.
+    # All rows of logits would be 488 MiB; a chunk is at most 64 MiB, most of which the first text allocated.
     assert grown < 100 * 1024**2
 
 
@@ -246,5 +246,5 @@ def test_ctrl_c_ends_scoring_within_200_ms_and_leaves_the_model_usable(demo):
         assert tokens > 2
         return interrupted - sent
 
-    # The quickest of three: the limit is about this package, not about what else the machine is doing.
+    # The fastest of three tries: the limit applies to this package, not to other load on the machine.
     assert min(interrupt() for _ in range(3)) <= 0.2

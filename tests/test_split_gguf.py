@@ -64,7 +64,7 @@ def test_a_part_that_belongs_to_another_model(parts, tmp_path):
     assert caught.value.path == str(parts[1])
 
 
-def test_metadata_of_every_type_is_read_past(tmp_path):
+def test_metadata_of_every_type_is_accepted(tmp_path):
     import gguf
 
     path = checkpoints.write_gguf(tmp_path / "plain.gguf")

@@ -1,4 +1,4 @@
-"""Streams say exactly what `generate` says, piece by piece."""
+"""Streams give exactly the text of `generate`, piece by piece."""
 
 import time
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 import tiny as checkpoints
 from candle_llama import Chunk
 
-# Only printable ASCII comes out, in tokens of one to several characters.
+# With this bias only printable ASCII is generated, in tokens of one to several characters.
 ASCII = {
     token_id: 100.0
     for token, token_id in checkpoints.TOKEN_IDS.items()
     if token.removeprefix("Ġ").isascii() and token not in checkpoints.SPECIAL_TOKENS and token != "Ġ"
 }
-# Only pieces of a few multi-byte characters come out, whole ones and broken ones.
+# With this bias only pieces of a few multi-byte characters are generated, both complete and broken ones.
 PIECES = dict.fromkeys(
     (checkpoints.TOKEN_IDS[piece] for piece in ("Ã", "©", "Ã©", "ð", "Ł", "ðŁ", "ĺ", "Ģ")), 100.0
 )
@@ -24,7 +24,7 @@ prompts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 biases = st.sampled_from([{}, ASCII, PIECES])
 
 
-def test_chunks_carry_what_the_completion_carries(llm):
+def test_chunks_hold_the_same_data_as_the_completion(llm):
     whole = llm.generate("hello", max_new_tokens=20, ignore_eos=True, logprobs=1)
     chunks = list(llm.stream("hello", max_new_tokens=20, ignore_eos=True, logprobs=1))
     assert all(isinstance(chunk, Chunk) for chunk in chunks)
@@ -47,7 +47,7 @@ def test_joined_chunks_equal_the_whole(llm, prompt, seed, bias):
 
 
 @given(seed=st.integers(0, 1000), start=st.integers(0, 30), length=st.integers(1, 6), keep=st.booleans())
-def test_stop_strings_that_straddle_tokens_never_leak(llm, seed, start, length, keep):
+def test_stop_strings_that_span_tokens_never_appear(llm, seed, start, length, keep):
     options = {
         "max_new_tokens": 40,
         "temperature": 1.0,
@@ -83,20 +83,20 @@ def test_the_beginning_of_a_stop_string_at_the_end_is_not_lost(llm):
     assert "".join(chunk.text for chunk in llm.stream("the", stop=stop, **options)) == free
 
 
-def test_chat_streams_alike(llm):
+def test_stream_chat_equals_chat(llm):
     messages = [{"role": "user", "content": "hello"}]
     whole = llm.chat(messages, max_new_tokens=12)
     assert "".join(chunk.text for chunk in llm.stream_chat(messages, max_new_tokens=12)) == whole.text
 
 
-def test_bad_arguments_fail_when_the_stream_is_made(llm):
+def test_bad_arguments_fail_when_the_stream_is_created(llm):
     with pytest.raises(TypeError, match="did you mean"):
         llm.stream("the", max_new_token=3)
     with pytest.raises(TypeError, match="one prompt"):
         llm.stream(["the", "other"])
 
 
-def test_text_comes_while_it_is_generated(demo_llm):
+def test_text_arrives_while_it_is_generated(demo_llm):
     start = time.monotonic()
     times = [
         time.monotonic() - start

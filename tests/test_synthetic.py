@@ -1,4 +1,4 @@
-"""Synthetic checkpoints: the right shapes, whole or absent, and readable by others."""
+"""Synthetic checkpoints: the right shapes, complete or absent, and readable by other libraries."""
 
 import errno
 import json
@@ -86,7 +86,7 @@ def test_weights_are_random_and_of_a_sensible_size(tmp_path: Path) -> None:
         if values.ndim == 1:
             assert (values == 1.0).all(), name
         else:
-            # 8,000 and more samples: the deviation is known to one percent.
+            # With 8,000 samples and more, the deviation is known to one percent.
             assert values.std() == pytest.approx(1 / math.sqrt(values.shape[1]), rel=0.05), name
             assert len(np.unique(values, axis=0)) == len(values), f"{name} repeats a row"
     matrices = [values for values in tensors.values() if values.shape == (64, 64)]
@@ -152,9 +152,7 @@ def test_a_complete_checkpoint_is_kept_and_a_damaged_one_replaced(tmp_path: Path
     assert len(notes) == 4
 
 
-def test_nothing_is_left_of_what_could_not_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "full")
 
@@ -203,7 +201,7 @@ def test_a_type_gives_a_gguf_file_that_is_kept(tmp_path: Path) -> None:
     assert path == tmp_path / "small-Q4_0.gguf"
     assert len(notes) == 2
     folder = candle_llama.load_tokenizer(tmp_path / "small")
-    # The folder may go: the file is all that is needed.
+    # The file does not need the folder.
     shutil.rmtree(tmp_path / "small")
     assert write_synthetic("small:Q4_0", cache_dir=tmp_path, note=notes.append) == path
     assert len(notes) == 2
@@ -215,7 +213,7 @@ def test_a_type_gives_a_gguf_file_that_is_kept(tmp_path: Path) -> None:
     assert (subject.parameters, subject.storage_type) == (SMALL.parameters, "Q4_0")
 
 
-def test_a_damaged_gguf_file_is_written_anew(tmp_path: Path) -> None:
+def test_a_damaged_gguf_file_is_replaced(tmp_path: Path) -> None:
     path = write_synthetic("small:Q8_0", cache_dir=tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])

@@ -1,4 +1,4 @@
-"""Token ids: of real vocabularies, of folders of odd shapes, and of vocabularies that are broken."""
+"""Token ids of real vocabularies, of unusual folders, and of broken vocabularies."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ import tiny
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
-# The vocabularies of llama.cpp that files of the architecture "llama" carry, and their kind here.
+# The vocabularies of llama.cpp that occur in files of the architecture "llama", and `Tokenizer.kind` of each.
 VOCABULARIES = {
     "llama-spm": "gguf llama",
     "llama-bpe": "gguf bpe llama-bpe",
@@ -37,7 +37,7 @@ def vectors(path: Path) -> list[tuple[str, list[int]]]:
     """The texts of llama.cpp's own test, and the ids that they must give."""
     texts = path.with_suffix(".gguf.inp").read_bytes().decode()
     ids = path.with_suffix(".gguf.out").read_text()
-    # A text is followed by a separator, ids stand on a line for each text.
+    # Each text is followed by a separator; the ids of each text are one line.
     separator = "\n__ggml_vocab_test__\n"
     return list(
         zip(
@@ -70,7 +70,7 @@ def test_llama_3_s_own_tokenizer_model_gives_the_ids_of_its_gguf(tmp_path: Path)
         assert tokenizer.encode(text, split_special_tokens=True) == [128000, *ids], text
     spoken = "<|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
     assert tokenizer.encode(spoken) == candle_llama.load_tokenizer(path).encode(spoken)
-    # Names that are the file's own, in token order.
+    # Special tokens by the names of Llama 3.1, in token order.
     assert tokenizer.encode("<|eom_id|><|python_tag|>", add_special_tokens=False) == [128008, 128010]
     # The 128,000 tokens are the same bytes under the same ids.
     vocabulary = candle_llama.load_tokenizer(path)
@@ -123,13 +123,13 @@ def test_a_million_characters_take_seconds(name: str, text: str) -> None:
     tokenizer = candle_llama.load_tokenizer(llama_cpp_source.models_folder() / f"ggml-vocab-{name}.gguf")
     started = time.monotonic()
     ids = tokenizer.encode(text)
-    # A second or so; a quadratic algorithm would take an hour.
+    # It takes about a second; a quadratic algorithm would take an hour.
     assert time.monotonic() - started < 30
     assert tokenizer.decode(ids) == text
 
 
-def test_the_library_s_ids_whatever_the_folder_s_shape(tmp_path: Path) -> None:
-    """Truncation, padding, many added tokens beyond the model's vocabulary, and more in the config."""
+def test_unusual_folders_give_the_ids_of_the_library(tmp_path: Path) -> None:
+    """Truncation, padding, many added tokens beyond the model's vocabulary, and another in the config."""
     file = tiny.tokenizer_json()
     first = tiny.VOCAB_SIZE
     file["added_tokens"] += [

@@ -1,4 +1,4 @@
-"""The tiny checkpoints against what transformers computed: see tests/golden/transformers_logits.py."""
+"""The tiny checkpoints against logits computed by transformers; see tests/golden/transformers_logits.py."""
 
 import json
 import runpy
@@ -43,7 +43,7 @@ def test_logits_equal_those_of_transformers(
 ) -> None:
     config, path = checkpoints[name]
     ids = SCRIPT["prompt"](config)
-    # The reference of all other tests first: float64, so that only transformers rounds.
+    # First the reference of all other tests, in float64, so that only transformers rounds.
     assert_golden(name, NumpyLlama.load(path, np.float64).forward(ids))
     with candle_llama.load(path, device="cpu", compute="exact") as llm:
         assert_golden(name, llm.logits(ids))

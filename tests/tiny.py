@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 )
 
 LLAMA3_ROPE: Config = {
-    # Such that a head of 10 to 16 holds fast, blended and slow pairs.
+    # With these values a head of 10 to 16 dimensions has fast, blended and slow pairs.
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -48,7 +48,7 @@ LLAMA3_ROPE: Config = {
 }
 
 
-# Such that a head of 10 to 16 holds kept, blended and divided pairs.
+# With these values a head of 10 to 16 dimensions has kept, blended and divided pairs.
 YARN_ROPE: Config = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -109,7 +109,7 @@ def tiny_config_v5(rope: Config | None = None, **changes: Any) -> Config:
     )
 
 
-# What the engines must compute alike. All have a tokenizer's vocabulary except "odd-vocabulary".
+# Configs that all engines must compute alike. All but "odd-vocabulary" have the tokenizer's vocabulary.
 VARIANTS: dict[str, Config] = {
     "gqa-tied": tiny_config(),
     "mha-untied": tiny_config(num_key_value_heads=4, tie_word_embeddings=False),
@@ -132,7 +132,7 @@ VARIANTS: dict[str, Config] = {
     "quick-gelu": tiny_config(hidden_act="quick_gelu"),
     "linear-rope": tiny_config(rope_scaling={"type": "linear", "factor": 2.5}),
     "v5-linear-rope": tiny_config_v5({"rope_type": "linear", "factor": 2.5}),
-    # Prompts of more than 16 tokens are beyond the original context.
+    # Prompts of more than 16 tokens exceed the original context.
     "dynamic-rope": tiny_config(rope_scaling={"type": "dynamic", "factor": 8.0}, max_position_embeddings=16),
     "v5-dynamic-rope": tiny_config_v5({"rope_type": "dynamic", "factor": 8.0}, max_position_embeddings=16),
     "yarn-rope": tiny_config(rope_scaling=YARN_ROPE),
@@ -188,7 +188,7 @@ def tensor_shapes(config: Mapping[str, Any], lm_head: bool | None = None) -> dic
 
 
 def tiny_tensors(config: Mapping[str, Any], seed: int = 0, lm_head: bool | None = None) -> dict[str, Array]:
-    """Seeded float32 weights, so scaled that attention is not flat and logits spread over several units."""
+    """Seeded float32 weights, scaled so that attention is not flat and logits spread over several units."""
     generator = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
     for name, shape in tensor_shapes(config, lm_head).items():
@@ -198,7 +198,7 @@ def tiny_tensors(config: Mapping[str, Any], seed: int = 0, lm_head: bool | None 
         elif len(shape) == 1:
             values = 1.0 + 0.2 * values
         elif "embed_tokens" in name:
-            # Small beside what the layers add: else a tied head would mostly repeat the last token.
+            # Small compared with what the layers add: else a tied head would mostly repeat the last token.
             values *= 0.4
         else:
             values *= 1.6 / np.sqrt(shape[1])
@@ -268,15 +268,15 @@ def write_checkpoint(
     """Writes a checkpoint folder.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         config: From `tiny_config`; its torch_dtype or dtype is replaced by `dtype`.
-        seed: Of the weights.
+        seed: Seed of the weights.
         dtype: "float32", "float16" or "bfloat16".
-        shards: Number of safetensors files; more than one come with an index.
-        lm_head: Whether lm_head.weight is in the file, whatever the config says; None: as it says.
+        shards: Number of safetensors files; with more than one there is an index.
+        lm_head: Whether lm_head.weight is in the file, whatever the config says; None: as the config says.
         tokenizer: Whether to write a tokenizer.
         add_bos: Whether the tokenizer puts <|begin|> before a text.
-        tensors: Weights to write in place of the seeded ones.
+        tensors: Weights to write instead of the seeded ones.
 
     Returns:
         The folder.
@@ -312,7 +312,7 @@ def write_checkpoint(
 
 
 def gguf_config(**changes: Any) -> Config:
-    """A config whose rows are whole blocks of 32, as the quantised types need."""
+    """A config whose rows are whole quant blocks of 32, as the quantised types need."""
     return tiny_config(**{"hidden_size": 64, "intermediate_size": 96, **changes})
 
 
@@ -350,7 +350,7 @@ def gguf_name(name: str) -> str:
 
 
 def random_blocks(shape: tuple[int, ...], type_name: str) -> Array:
-    """Blocks of a type that the `gguf` package reads and does not write; weights of the usual size."""
+    """Random quant blocks of a type that the `gguf` package cannot write; the weights have the usual size."""
     block = STORAGE_TYPES[type_name].block
     count = shape[0] * shape[1] // 256
     generator = np.random.default_rng([*type_name.encode(), *shape])
@@ -384,13 +384,13 @@ def write_gguf(
     Args:
         path: The file.
         config: From `gguf_config`.
-        seed: Of the weights, the same as `write_checkpoint`'s.
-        matrix_type: A type of ggml's, such as "Q4_0"; norms are always F32. The K types hold random blocks,
-            not the weights of `write_checkpoint`.
+        seed: Seed of the weights; the same seed gives the same weights as in `write_checkpoint`.
+        matrix_type: One of ggml's types, such as "Q4_0"; norms are always F32. The K types hold random
+            blocks, not the weights of `write_checkpoint`.
         embedding_type: The same for the embedding and the head; None: as `matrix_type`.
-        lm_head: Whether output.weight is there; None: as the config says.
+        lm_head: Whether output.weight is in the file; None: as the config says.
         rope_factors: Written as rope_freqs.weight, `(head_dim / 2,)`, as converters do for llama3.
-        add_bos: tokenizer.ggml.add_bos_token.
+        add_bos: The value of tokenizer.ggml.add_bos_token.
         vocabulary_only: Leave the tensors out.
         leave_out: Leave out tensors with this in their name.
         split_max_tensors: Write several files, `name-00001-of-00003.gguf` and so on; 0: one.

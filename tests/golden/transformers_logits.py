@@ -1,12 +1,12 @@
-"""Writes transformers_logits.json: what transformers computes for the tiny checkpoints of tiny.VARIANTS.
+"""Writes transformers_logits.json: transformers' logits of the tiny checkpoints of tiny.VARIANTS.
 
 Needs torch and transformers. From the repository's root:
 
     PYTHONPATH=python:tests python tests/golden/transformers_logits.py
 
-The weights are seeded, so the file holds only logits: some rows and columns of each variant. Checkpoints in
-bfloat16 are computed in float32, so that parameters are rounded and rotary frequencies are not, as in a
-checkpoint; long prompts go beyond the original context of `dynamic`.
+The weights are seeded, so the file holds only logits: some rows and columns of each variant. The bfloat16
+checkpoint is computed in float32: its parameters are rounded, but the rotary frequencies are not, as in a
+real checkpoint. The prompts are longer than the original context of the `dynamic` variants.
 """
 
 import json
@@ -25,7 +25,7 @@ COLUMNS = [0, 3, 32, 65, 101, 130]
 
 
 def prompt(config: dict[str, Any]) -> list[int]:
-    """The seeded ids that are read."""
+    """The seeded prompt."""
     return np.random.default_rng(7).integers(0, config["vocab_size"], TOKENS).tolist()
 
 
