@@ -304,6 +304,9 @@ def test_a_network_dependency_is_seen() -> None:
 
 # `import candle_llama` does not load these: the server and the integrations.
 OPTIONAL_PARTS = ("server/", "integrations/")
+# Loaded when a chat template is first rendered; nothing else names Jinja.
+JINJA_PART = "chat_template/jinja/"
+JINJA = {"jinja2", "markupsafe"}
 DOWNLOADERS = {"huggingface_hub", "requests", "httpx", "urllib3", "aiohttp"}
 
 
@@ -331,10 +334,21 @@ def light_import(name: str, text: str) -> Complaints:
     """`import candle_llama` imports only the standard library and numpy."""
     if name.startswith(OPTIONAL_PARTS):
         return
-    light = sys.stdlib_module_names | {"numpy", "candle_llama"}
+    is_jinja = name.startswith(JINJA_PART)
+    light = sys.stdlib_module_names | {"numpy", "candle_llama"} | (JINJA if is_jinja else set())
+    heavy = "candle_llama." + JINJA_PART.strip("/").replace("/", ".")
     for line, module, at_once in imports(text):
-        if at_once and module.partition(".")[0] not in light:
+        if at_once and (module.partition(".")[0] not in light or (module.startswith(heavy) and not is_jinja)):
             yield f"line {line}: imports `{module}` at the top level"
+
+
+def jinja_in_its_part(name: str, text: str) -> Complaints:
+    """Only the part that runs chat templates names Jinja."""
+    if name.startswith(JINJA_PART):
+        return
+    for line, module, _ in imports(text):
+        if module.partition(".")[0] in JINJA:
+            yield f"line {line}: imports `{module}` outside {JINJA_PART}"
 
 
 def downloads_in_hub(name: str, text: str) -> Complaints:
@@ -346,7 +360,7 @@ def downloads_in_hub(name: str, text: str) -> Complaints:
             yield f"line {line}: imports `{module}` outside hub.py"
 
 
-PYTHON_RULES = (light_import, downloads_in_hub)
+PYTHON_RULES = (light_import, jinja_in_its_part, downloads_in_hub)
 
 
 @pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: rule.__name__)
@@ -368,6 +382,10 @@ def test_python_sources_keep_the_rule(rule: Callable[[str, str], Complaints]) ->
         (light_import, "cli/main.py", "try:\n    import jinja2.sandbox\nexcept ImportError:\n    pass"),
         (light_import, "hub.py", "if True:\n    from huggingface_hub import snapshot_download"),
         (light_import, "types.py", "class A:\n    import fastapi"),
+        (light_import, "chat_template/plain.py", "import jinja2"),
+        (light_import, "chat_template/jinja/filters.py", "import torch"),
+        (light_import, "tokenizer.py", "from candle_llama.chat_template.jinja import compile_template"),
+        (jinja_in_its_part, "tokenizer.py", "def f():\n    from jinja2 import Template"),
         (downloads_in_hub, "llama.py", "def f():\n    from huggingface_hub import snapshot_download"),
         (downloads_in_hub, "cli/main.py", "import urllib.request"),
     ],
@@ -387,6 +405,9 @@ def test_a_broken_python_rule_is_seen(rule: Callable[[str, str], Complaints], na
         (light_import, "hub.py", "def f():\n    import huggingface_hub"),
         (light_import, "types.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         (light_import, "server/app.py", "import fastapi"),
+        (light_import, "chat_template/jinja/filters.py", "import jinja2\nfrom markupsafe import Markup"),
+        (light_import, "a.py", "def f():\n    from candle_llama.chat_template.jinja import compile_template"),
+        (jinja_in_its_part, "a.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import jinja2"),
         (downloads_in_hub, "hub.py", "def f():\n    import huggingface_hub"),
     ],
 )
