@@ -8,7 +8,7 @@
 //! 4. [`kernels`]: the CPU kernels, on plain slices: all arithmetic that must be fast
 //! 5. [`checkpoint`]: files to metadata and named tensors; the tied-head `VarBuilder`
 //! 6. [`config`]: `config.json` or GGUF metadata to a `LlamaConfig`
-//! 7. [`tokenizer`]: text to ids and back; chat templates
+//! 7. [`tokenizer`]: text to ids and back; the text of chat templates
 //! 8. [`kv_cache`]: blocks of keys and values
 //! 9. [`model`]: `trait Model` and its two implementations, `cpu` and `candle`
 //! 10. [`sampling`]: logits to a token

@@ -119,7 +119,8 @@ def check(
     tools: Any = None,
     generation: bool = False,
 ) -> None:
-    """The same text, or an error from both."""
+    """The same text, or an error of the same kind."""
+    expected: str | Exception
     try:
         expected = reference(
             template,
@@ -130,7 +131,10 @@ def check(
             **special_tokens,
         )
     except Exception as error:
-        with pytest.raises(ValueError, match=r"^chat template"):
-            print(error, repr(rendered(tokenizer, template, messages, tools, generation)))
-    else:
+        expected = error
+    if isinstance(expected, str):
         assert rendered(tokenizer, template, messages, tools, generation) == expected
+        return
+    with pytest.raises(ValueError, match=r"^chat template") as caught:
+        print(expected, repr(rendered(tokenizer, template, messages, tools, generation)))
+    assert type(caught.value.__cause__) is type(expected), (caught.value, expected)

@@ -110,7 +110,7 @@ VALUES = r"""
 {{ 6 is divisibleby(num=3) }}
 """.strip().split("\n")
 
-# What Jinja writes an address of its memory for, and what else is refused by name.
+# What Jinja writes an address of its memory for.
 REFUSED = {
     "{{ messages | map(attribute='role') }}": "generator",
     "{{ [messages | map(attribute='role')] }}": "generator",
@@ -121,10 +121,10 @@ REFUSED = {
     "{{ raise_exception }}": "address",
     "{{ cycler(1) }}": "address",
     "{{ joiner() }}": "address",
-    "{{ dict([(true, 1), (1, 2)]) }}": "true and 1",
-    "{{ {true: 1, 1: 2} }}": "true and 1",
     "{{ {(messages | select): 1} }}": "generator",
-    "{% for x in [1] %}{% generation %}{% break %}{% endgeneration %}{% endfor %}": "generation",
+    "{{ ('%s' | safe) % cycler(1) }}": "address",
+    "{{ [cycler(1)] | pprint }}": "address",
+    "{% autoescape true %}{{ joiner() }}{% endautoescape %}": "address",
 }
 
 MAKERS = ["select", "map('string')", "reject('none')", "unique", "batch(2)", "slice(2)", "reverse"]

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Self, Unpack
 
 from candle_llama import _core, hub
+from candle_llama.chat_template import ChatTemplate, plain, with_reasoning
 from candle_llama.options import SOURCE, SourceOptions, keywords, pick
 from candle_llama.types import Message
 
@@ -29,6 +31,8 @@ class Tokenizer:
         self.eos_token_id: int | None = core.eos_token_id
         self.chat_template: str | None = core.chat_template
         self.kind: str = core.kind
+        # Few templates have more than two names.
+        self._compiled = lru_cache(maxsize=8)(ChatTemplate)
 
     def __repr__(self) -> str:
         return f"<Tokenizer of {self._source}: {self.kind}, {self.vocab_size} tokens>"
@@ -96,9 +100,10 @@ class Tokenizer:
             The text, special tokens included: encode it with `add_special_tokens=False`.
 
         Raises:
-            ValueError: There are no messages, or a part of a message is not text.
-            TypeError: A message is not a dict with a role.
-            CandleLlamaError: The model has no chat template, or the template refuses the conversation.
+            ValueError: There are no messages, a part of a message is not text, the model has no chat
+                template, or the template refuses the conversation.
+            TypeError: A message is not a dict with a role, or what is passed holds anything but dicts,
+                lists, tuples, strings, numbers, booleans and None.
 
         Example:
             >>> import candle_llama
@@ -108,8 +113,13 @@ class Tokenizer:
         """
         if chat_template is not None and not isinstance(chat_template, str):
             raise TypeError(f"chat_template must be a str, not {type(chat_template).__name__}")
-        return self._core.apply_chat_template(
-            _messages(messages), chat_template, _tools(tools), add_generation_prompt, variables
+        given = plain({**variables, "messages": _messages(messages), "tools": _tools(tools)})
+        given["messages"] = with_reasoning(given["messages"])
+        given["add_generation_prompt"] = bool(add_generation_prompt)
+        template = self._compiled(*self._core.choose_chat_template(chat_template, tools is not None))
+        # BOS and EOS are always there, so that a template can join them to other strings.
+        return template.render(
+            {"bos_token": "", "eos_token": "", **self._core.special_tokens, "documents": None, **given}
         )
 
 
@@ -173,7 +183,7 @@ def _token_id(item: Any, name: str) -> int:
     return int(item.__index__())
 
 
-def _messages(messages: Any) -> list[dict[str, Any]]:
+def _messages(messages: Any) -> list[Mapping[str, Any]]:
     if not isinstance(messages, list | tuple):
         raise TypeError(
             'messages is a list such as [{"role": "user", "content": "hi"}], '
@@ -184,7 +194,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
     return [_message(index, message) for index, message in enumerate(messages)]
 
 
-def _message(index: int, message: Any) -> dict[str, Any]:
+def _message(index: int, message: Any) -> Mapping[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TypeError(f'messages[{index}] must be a dict with a "role" such as "user", not {message!r:.80}')
     content = message.get("content")
@@ -195,10 +205,10 @@ def _message(index: int, message: Any) -> dict[str, Any]:
                 raise ValueError(f"messages[{index}]: only parts of type 'text' are understood, not {kind!r}")
     elif content is not None and not isinstance(content, str):
         raise TypeError(f"messages[{index}]: content must be a str, not {type(content).__name__}")
-    return dict(message)
+    return message
 
 
-def _tools(tools: Any) -> list[dict[str, Any]] | None:
+def _tools(tools: Any) -> list[Mapping[str, Any]] | None:
     if tools is None:
         return None
     if not isinstance(tools, list | tuple):
@@ -207,4 +217,4 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
         if not isinstance(tool, Mapping):
             what = "a function: describe it by its JSON schema" if callable(tool) else type(tool).__name__
             raise TypeError(f"tools[{index}] must be a JSON schema (a dict), not {what}")
-    return [dict(tool) for tool in tools]
+    return list(tools)

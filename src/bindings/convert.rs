@@ -3,70 +3,10 @@
 use crate::engine::{Finish, Stats, StopReason};
 use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
 use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyMapping, PySequence, PyString};
-use serde_json::{Map, Number, Value};
-
-/// How deep messages, tools and variables may be nested; ends what contains itself.
-const MOST_DEPTH: usize = 64;
-
-/// A Python value of dicts, lists, strings, numbers, booleans and None as JSON.
-pub(super) fn to_json(value: &Bound<'_, PyAny>) -> PyResult<Value> {
-    to_json_within(value, MOST_DEPTH)
-}
-
-fn to_json_within(value: &Bound<'_, PyAny>, depth: usize) -> PyResult<Value> {
-    let Some(depth) = depth.checked_sub(1) else {
-        return Err(PyValueError::new_err(format!("nested deeper than {MOST_DEPTH} levels")));
-    };
-    if value.is_none() {
-        return Ok(Value::Null);
-    }
-    if let Ok(value) = value.cast::<PyBool>() {
-        return Ok(Value::Bool(value.is_true()));
-    }
-    if let Ok(value) = value.cast::<PyString>() {
-        return Ok(Value::String(value.to_str()?.to_owned()));
-    }
-    if value.is_instance_of::<PyInt>() {
-        let number =
-            value.extract::<i64>().map(Number::from).or_else(|_| value.extract::<u64>().map(Number::from));
-        return Ok(Value::Number(number?));
-    }
-    if let Ok(number) = value.cast::<PyFloat>() {
-        let number = Number::from_f64(number.value());
-        return number.map(Value::Number).ok_or_else(|| PyValueError::new_err("a number is not finite"));
-    }
-    if let Ok(mapping) = value.cast::<PyMapping>() {
-        let mut map = Map::new();
-        for item in mapping.items()?.iter() {
-            let (key, item): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item.extract()?;
-            let Ok(key) = key.cast::<PyString>() else {
-                let kind = key.get_type().name()?;
-                return Err(PyTypeError::new_err(format!("keys are strings, not {kind}")));
-            };
-            map.insert(key.to_str()?.to_owned(), to_json_within(&item, depth)?);
-        }
-        return Ok(Value::Object(map));
-    }
-    if let Ok(sequence) = value.cast::<PySequence>() {
-        let items = sequence.try_iter()?.map(|item| to_json_within(&item?, depth));
-        return Ok(Value::Array(items.collect::<PyResult<_>>()?));
-    }
-    let kind = value.get_type().name()?;
-    Err(PyTypeError::new_err(format!(
-        "dicts, lists, strings, numbers, booleans and None can be passed, not {kind}"
-    )))
-}
-
-/// A JSON object's members.
-pub(super) fn to_json_object(value: &Bound<'_, PyDict>) -> PyResult<Map<String, Value>> {
-    match to_json(value.as_any())? {
-        Value::Object(map) => Ok(map),
-        _ => Err(PyTypeError::new_err("a dict is expected")),
-    }
-}
+use pyo3::types::{PyBool, PyDict, PyFloat, PyList, PyString};
+use serde_json::Value;
 
 /// Converts JSON to Python values.
 pub(super) fn from_json<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {

@@ -1,8 +1,8 @@
 //! `_core.Tokenizer`.
 
-use super::convert;
 use super::detach::detach_engine;
-use crate::tokenizer::{ChatTemplateOptions, Tokenizer};
+use super::{convert, error};
+use crate::tokenizer::Tokenizer;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
@@ -36,25 +36,26 @@ impl PyTokenizer {
         detach_engine(py, |_| self.0.decode(&ids, skip_special_tokens))
     }
 
-    /// A chat as text; releases the GIL.
-    #[pyo3(signature = (messages, chat_template, tools, add_generation_prompt, variables))]
-    fn apply_chat_template(
+    /// The name and the text of a chat template.
+    fn choose_chat_template(
         &self,
         py: Python<'_>,
-        messages: &Bound<'_, PyAny>,
-        chat_template: Option<String>,
-        tools: Option<&Bound<'_, PyAny>>,
-        add_generation_prompt: bool,
-        variables: &Bound<'_, PyDict>,
-    ) -> PyResult<String> {
-        let messages = convert::to_json(messages)?;
-        let options = ChatTemplateOptions {
-            chat_template,
-            tools: tools.map(convert::to_json).transpose()?,
-            add_generation_prompt,
-            variables: convert::to_json_object(variables)?,
-        };
-        detach_engine(py, |_| self.0.apply_chat_template(&messages, &options))
+        given: Option<String>,
+        has_tools: bool,
+    ) -> PyResult<(Option<String>, String)> {
+        let chosen = self.0.choose_chat_template(given.as_deref(), has_tools);
+        let (name, text) = chosen.map_err(|error| error::to_python(py, error))?;
+        Ok((name.map(str::to_owned), text.to_owned()))
+    }
+
+    /// The special tokens that chat templates see.
+    #[getter]
+    fn special_tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (name, token) in self.0.special_tokens() {
+            dict.set_item(name, convert::from_json(py, token)?)?;
+        }
+        Ok(dict)
     }
 
     /// The number of token ids: every id is smaller.

@@ -50,8 +50,7 @@ use crate::engine::{Engine, Sequence};
 use crate::error::Result;
 use crate::model::{Cancel, Logits};
 use crate::sampling::{SamplingOptions, SamplingParams};
-use crate::tokenizer::{ChatTemplateOptions, Tokenizer};
-use serde_json::Value;
+use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -142,16 +141,6 @@ impl Llama {
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
         let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;
         Ok(TextStream::new(sequence, tokenizer.map(|tokenizer| tokenizer.decode_stream(true))))
-    }
-
-    /// A chat's prompt: the messages through the chat template, which writes all special tokens.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::apply_chat_template`].
-    pub fn chat_prompt(&self, messages: &Value, options: &ChatTemplateOptions) -> Result<Prompt> {
-        let tokenizer = self.tokenizer()?;
-        let text = tokenizer.apply_chat_template(messages, options)?;
-        Ok(Prompt::TokenIds(tokenizer.encode(&text, false, false)?))
     }
 
     /// The logits of the last `last` rows of `token_ids` (None: of all).

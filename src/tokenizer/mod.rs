@@ -1,17 +1,17 @@
-//! Text to ids and back; chat templates.
+//! Text to ids and back; the text of chat templates.
 //!
 //! Start reading at [`Tokenizer`]. It is read from a folder ([`hf`]; [`tokenizer_model`] if there is no
 //! tokenizer.json) or from a GGUF file's own vocabulary ([`gguf`]). It then encodes with one of two encoders
 //! ([`encoder`]): Hugging Face's `tokenizers`, or [`sentence_piece`] for vocabularies with scores.
 //! [`to_gguf`] writes a tokenizer down for a GGUF file.
-//! [`decode_stream`] turns ids into text as they come, [`chat_template`] turns messages into a prompt.
+//! [`decode_stream`] turns ids into text as they come, [`chat_template`] keeps a model's chat templates.
 //! May import `checkpoint`, `config` and `error`.
 
 // The bytes of a tokenizer's files are untrusted.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod byte_level;
-pub mod chat_template;
+mod chat_template;
 pub mod decode_stream;
 mod encoder;
 mod gguf;
@@ -31,7 +31,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use chat_template::ChatTemplateOptions;
 use chat_template::ChatTemplates;
 pub use decode_stream::DecodeStream;
 use decode_stream::Decoder;
@@ -212,13 +211,23 @@ impl Tokenizer {
         self.chat_templates.default_template()
     }
 
-    /// The prompt for `messages`, a list of objects that each have a `role`.
+    /// The name and the text of the chat template for `given`: one of the model's by its name, or a template
+    /// itself, which has no name. Without it, the model's template named `tool_use` if there are tools, or
+    /// else its default.
     ///
     /// # Errors
-    /// [`Error::Text`] if there is no template, if it does not compile (with the line), if it raises, or
-    /// if it runs or writes beyond its budget; [`Error::InvalidArgument`] for messages of another shape.
-    pub fn apply_chat_template(&self, messages: &Value, options: &ChatTemplateOptions) -> Result<String> {
-        self.chat_templates.apply(messages, options, &self.special_tokens)
+    /// [`Error::Text`] if the model has no such template.
+    pub fn choose_chat_template<'a>(
+        &'a self,
+        given: Option<&'a str>,
+        has_tools: bool,
+    ) -> Result<(Option<&'a str>, &'a str)> {
+        self.chat_templates.choose(given, has_tools)
+    }
+
+    /// `bos_token`, `eos_token` and their like, as chat templates see them.
+    pub fn special_tokens(&self) -> &Map<String, Value> {
+        &self.special_tokens
     }
 
     /// The source of the tokenizer, such as "tokenizer.json", "tokenizer.model", "gguf bpe smollm" or "gguf

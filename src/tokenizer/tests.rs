@@ -204,23 +204,23 @@ fn chat_templates_are_found_newest_first() {
         {"name": "default", "template": "legacy"}, {"name": "tool_use", "template": "legacy tools"},
         {"name": "rag", "template": "legacy rag"}]});
     let jinja = json!("jinja");
-    let messages = json!([{"role": "user", "content": "hi"}]);
-    let render = |tokenizer: &Tokenizer, options: ChatTemplateOptions| {
-        tokenizer.apply_chat_template(&messages, &options).unwrap()
+    let choose = |tokenizer: &Tokenizer, given, has_tools| {
+        let (name, text) = tokenizer.choose_chat_template(given, has_tools).unwrap();
+        (name.map(str::to_owned), text.to_owned())
     };
-    let tools = || ChatTemplateOptions { tools: Some(json!([])), ..Default::default() };
+    let named = |name: &str, text: &str| (Some(name.to_owned()), text.to_owned());
     let tokenizer = open(&[("tokenizer.json", &file), ("tokenizer_config.json", &legacy)]).unwrap();
     assert_eq!(tokenizer.chat_template(), Some("legacy"));
-    assert_eq!(render(&tokenizer, tools()), "legacy tools");
-    let named = ChatTemplateOptions { chat_template: Some("rag".into()), ..Default::default() };
-    assert_eq!(render(&tokenizer, named), "legacy rag");
+    assert_eq!(choose(&tokenizer, None, true), named("tool_use", "legacy tools"));
+    assert_eq!(choose(&tokenizer, Some("rag"), true), named("rag", "legacy rag"));
+    assert_eq!(choose(&tokenizer, Some("{{ x }}"), true), (None, "{{ x }}".to_owned()));
     let tokenizer = open(&[
         ("tokenizer.json", &file),
         ("tokenizer_config.json", &legacy),
         ("chat_template.json", &json!({"chat_template": "processor"})),
     ])
     .unwrap();
-    assert_eq!(render(&tokenizer, tools()), "processor");
+    assert_eq!(choose(&tokenizer, None, true), named("default", "processor"));
     let tokenizer = open(&[
         ("tokenizer.json", &file),
         ("tokenizer_config.json", &legacy),
@@ -228,9 +228,10 @@ fn chat_templates_are_found_newest_first() {
         ("additional_chat_templates/tool_use.jinja", &json!("jinja tools")),
     ])
     .unwrap();
-    assert_eq!(render(&tokenizer, ChatTemplateOptions::default()), "jinja");
-    assert_eq!(render(&tokenizer, tools()), "jinja tools");
-    let error = byte_level().apply_chat_template(&messages, &ChatTemplateOptions::default()).unwrap_err();
+    assert_eq!(choose(&tokenizer, None, false), named("default", "jinja"));
+    assert_eq!(choose(&tokenizer, None, true), named("tool_use", "jinja tools"));
+    let tokenizer = byte_level();
+    let error = tokenizer.choose_chat_template(None, false).unwrap_err();
     assert!(error.to_string().contains("pass chat_template="), "{error}");
 }
 
