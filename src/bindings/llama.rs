@@ -4,7 +4,7 @@ use super::convert;
 use super::detach::detach_engine;
 use super::tokenizer::PyTokenizer;
 use crate::checkpoint::tied::LmHead;
-use crate::config::{LlamaConfig, RopeScaling};
+use crate::config::LlamaConfig;
 use crate::error::Error;
 use crate::llama::{Llama, LoadOptions, Prompt, TextStream};
 use crate::model::Storage;
@@ -218,37 +218,7 @@ pub(super) fn storage<'py>(py: Python<'py>, types: &[Storage]) -> PyResult<Bound
 
 /// The keys of config.json as they are in the file, and the values derived from them.
 pub(super) fn config_json(config: &LlamaConfig) -> Value {
-    let mut rope = match config.rope.scaling {
-        RopeScaling::Default => json!({}),
-        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => json!({ "factor": factor }),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => json!({
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_position_embeddings,
-        }),
-        RopeScaling::Yarn {
-            factor,
-            attention_factor,
-            beta_fast,
-            beta_slow,
-            original_max_position_embeddings,
-            truncate,
-        } => json!({
-            "factor": factor,
-            "attention_factor": attention_factor,
-            "beta_fast": beta_fast,
-            "beta_slow": beta_slow,
-            "original_max_position_embeddings": original_max_position_embeddings,
-            "truncate": truncate,
-        }),
-    };
-    rope["rope_type"] = config.rope.scaling.rope_type().into();
+    let mut rope = json!(config.rope.scaling);
     rope["rope_theta"] = config.rope.theta.into();
     if let Some(factors) = &config.rope.freq_factors {
         rope["rope_freqs"] = json!(factors);

@@ -1,5 +1,7 @@
 //! Rotary position embedding (RoPE): the frequencies.
 
+use serde::Serialize;
+use serde_json::json;
 use std::f64::consts::PI;
 
 /// Rotary position embedding as the config describes it.
@@ -13,8 +15,9 @@ pub struct Rope {
     pub freq_factors: Option<Vec<f32>>,
 }
 
-/// How the frequencies are scaled for longer contexts.
-#[derive(Clone, Debug, PartialEq)]
+/// How the frequencies are scaled for longer contexts. Serialised as config.json spells it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
     /// No scaling.
     Default,
@@ -28,6 +31,7 @@ pub enum RopeScaling {
         /// The longest context, as a multiple of the original one.
         factor: f64,
         /// The original context length: the config's `max_position_embeddings`.
+        #[serde(skip)]
         original_max_position_embeddings: usize,
     },
     /// Llama 3.1's scaling. Frequencies with a long wavelength are divided by `factor`, those with a short
@@ -61,14 +65,8 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// config.json's `rope_type`.
-    pub fn rope_type(&self) -> &'static str {
-        match self {
-            RopeScaling::Default => "default",
-            RopeScaling::Linear { .. } => "linear",
-            RopeScaling::Dynamic { .. } => "dynamic",
-            RopeScaling::Llama3 { .. } => "llama3",
-            RopeScaling::Yarn { .. } => "yarn",
-        }
+    pub fn rope_type(&self) -> String {
+        json!(self)["rope_type"].as_str().unwrap_or_default().to_owned()
     }
 }
 

@@ -292,7 +292,7 @@ pub fn stock_config(
             original_max_position_embeddings,
             rope_type: stock::Llama3RopeType::Llama3,
         }),
-        other => return Err(refused("rope_type", other.rope_type().into())),
+        other => return Err(refused("rope_type", other.rope_type())),
     };
     Ok(stock::Config {
         hidden_size: config.hidden_size,

@@ -70,16 +70,9 @@ struct Parts {
 
 /// A model's tokenizer with its chat template. It can be shared between threads.
 pub struct Tokenizer {
-    encoder: Encoder,
+    parts: Parts,
     decoder: Decoder,
     vocab_size: usize,
-    kind: String,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<u32>,
-    extra_eos_token_ids: Vec<u32>,
-    special_tokens: Map<String, Value>,
-    chat_templates: ChatTemplates,
-    warnings: Vec<String>,
 }
 
 impl Tokenizer {
@@ -99,7 +92,7 @@ impl Tokenizer {
         Self::from_parts(parts).map_err(|reason| Error::malformed(path, reason))
     }
 
-    fn from_parts(parts: Parts) -> std::result::Result<Self, String> {
+    fn from_parts(mut parts: Parts) -> std::result::Result<Self, String> {
         let vocab_size = parts.encoder.vocab_size();
         if vocab_size > MAX_VOCAB_SIZE {
             return Err(format!(
@@ -108,20 +101,8 @@ impl Tokenizer {
             ));
         }
         let decoder = parts.encoder.decoder();
-        let mut warnings = parts.warnings;
-        warnings.extend(decoder.warning());
-        Ok(Tokenizer {
-            encoder: parts.encoder,
-            decoder,
-            vocab_size,
-            kind: parts.kind,
-            bos_token_id: parts.bos_token_id,
-            eos_token_id: parts.eos_token_id,
-            extra_eos_token_ids: parts.extra_eos_token_ids,
-            special_tokens: parts.special_tokens,
-            chat_templates: parts.chat_templates,
-            warnings,
-        })
+        parts.warnings.extend(decoder.warning());
+        Ok(Tokenizer { parts, decoder, vocab_size })
     }
 
     /// Encodes `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's own
@@ -135,7 +116,8 @@ impl Tokenizer {
         add_special_tokens: bool,
         split_special_tokens: bool,
     ) -> Result<Vec<u32>> {
-        self.encoder
+        self.parts
+            .encoder
             .encode(text, add_special_tokens, split_special_tokens)
             .map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
     }
@@ -170,9 +152,10 @@ impl Tokenizer {
 
     /// The token of `id`; None if there is none or it is skipped.
     fn visible_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
-        self.encoder
+        self.parts
+            .encoder
             .id_to_token(id)
-            .filter(|token| !skip_special_tokens || !self.encoder.is_special(id, token))
+            .filter(|token| !skip_special_tokens || !self.parts.encoder.is_special(id, token))
     }
 
     /// One more than the largest token id. The model's vocabulary may be larger if its embedding is padded.
@@ -182,33 +165,33 @@ impl Tokenizer {
 
     /// The token that begins a text.
     pub fn bos_token_id(&self) -> Option<u32> {
-        self.bos_token_id
+        self.parts.bos_token_id
     }
 
     /// The token that ends a text.
     pub fn eos_token_id(&self) -> Option<u32> {
-        self.eos_token_id
+        self.parts.eos_token_id
     }
 
     /// Further tokens that end a turn, from a GGUF file's metadata. Folders list theirs in
     /// generation_config.json.
     pub fn extra_eos_token_ids(&self) -> &[u32] {
-        &self.extra_eos_token_ids
+        &self.parts.extra_eos_token_ids
     }
 
     /// The id of a token, in the vocabulary's own spelling.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.encoder.token_to_id(token)
+        self.parts.encoder.token_to_id(token)
     }
 
     /// The token of an id, in the vocabulary's own spelling.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.encoder.id_to_token(id)
+        self.parts.encoder.id_to_token(id)
     }
 
     /// The chat template that is used without tools.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_templates.default_template()
+        self.parts.chat_templates.default_template()
     }
 
     /// The name and the text of the chat template for `given`: one of the model's by its name, or a template
@@ -222,30 +205,30 @@ impl Tokenizer {
         given: Option<&'a str>,
         has_tools: bool,
     ) -> Result<(Option<&'a str>, &'a str)> {
-        self.chat_templates.choose(given, has_tools)
+        self.parts.chat_templates.choose(given, has_tools)
     }
 
     /// `bos_token`, `eos_token` and their like, as chat templates see them.
     pub fn special_tokens(&self) -> &Map<String, Value> {
-        &self.special_tokens
+        &self.parts.special_tokens
     }
 
     /// The source of the tokenizer, such as "tokenizer.json", "tokenizer.model", "gguf bpe smollm" or "gguf
     /// llama".
     pub fn kind(&self) -> &str {
-        &self.kind
+        &self.parts.kind
     }
 
     /// Warnings for the user about the tokenizer's files.
     pub fn warnings(&self) -> &[String] {
-        &self.warnings
+        &self.parts.warnings
     }
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
-            .field("kind", &self.kind)
+            .field("kind", &self.parts.kind)
             .field("vocab_size", &self.vocab_size)
             .finish_non_exhaustive()
     }

@@ -100,7 +100,7 @@ impl Tokenizer {
             return Err(inexpressible("vocabulary", &value));
         }
         let mut warnings = Vec::new();
-        let mut vocabulary = match &self.encoder {
+        let mut vocabulary = match &self.parts.encoder {
             Encoder::SentencePiece(pieces) => sentence_piece::from_pieces(pieces),
             Encoder::Library(library) => {
                 let tokenizer = library.tokenizer();
@@ -132,12 +132,13 @@ impl Tokenizer {
         metadata.push((TOKEN_TYPE.into(), Value::Array(Array::I32(kinds))));
         metadata.extend(self.special_ids(eos_token_ids)?);
         for (name, key) in [("unk_token", "unknown"), ("pad_token", "padding")] {
-            let token = self.special_tokens.get(name).and_then(|token| self.token_to_id(token.as_str()?));
+            let token =
+                self.parts.special_tokens.get(name).and_then(|token| self.token_to_id(token.as_str()?));
             if let Some(token) = token.filter(|token| known(*token)) {
                 metadata.push((format!("tokenizer.ggml.{key}_token_id"), Value::U32(token)));
             }
         }
-        metadata.extend(self.chat_templates.iter().map(|(name, template)| {
+        metadata.extend(self.parts.chat_templates.iter().map(|(name, template)| {
             let key =
                 if name == "default" { CHAT_TEMPLATE.into() } else { format!("{CHAT_TEMPLATE}.{name}") };
             (key, Value::String(template.into()))
@@ -176,7 +177,7 @@ impl Tokenizer {
     /// A warning about tokens that absorb the spaces beside them, which GGUF cannot express.
     fn stripping_tokens(&self) -> Option<String> {
         let strips = |token: &&AddedToken| token.lstrip || token.rstrip || token.single_word;
-        let mut found: Vec<&str> = match &self.encoder {
+        let mut found: Vec<&str> = match &self.parts.encoder {
             Encoder::SentencePiece(pieces) => {
                 let added = pieces.pieces().iter().filter_map(|piece| piece.added.as_ref());
                 added.filter(strips).map(|token| token.content.as_str()).collect()
@@ -197,14 +198,14 @@ impl Tokenizer {
     /// The keys for BOS, for EOS, and for which of them is put around a text.
     fn special_ids(&self, eos_token_ids: &[u32]) -> Result<Vec<(String, Value)>> {
         let (first, last) = self.around()?;
-        if let (Some(first), Some(bos)) = (first, self.bos_token_id)
+        if let (Some(first), Some(bos)) = (first, self.parts.bos_token_id)
             && first != bos
         {
             return Err(inexpressible("post_processor", &format!("puts {first} first, but BOS is {bos}")));
         }
-        let bos = first.or(self.bos_token_id);
+        let bos = first.or(self.parts.bos_token_id);
         // The EOS that other programs use: the tokenizer's own, if the model also ends with it.
-        let own = self.eos_token_id.filter(|id| eos_token_ids.is_empty() || eos_token_ids.contains(id));
+        let own = self.parts.eos_token_id.filter(|id| eos_token_ids.is_empty() || eos_token_ids.contains(id));
         let eos = last.or(own).or(eos_token_ids.first().copied());
         let mut metadata = ids(bos, eos, eos_token_ids);
         metadata.push((ADD_BOS.into(), Value::Bool(first.is_some())));
@@ -233,8 +234,9 @@ impl Tokenizer {
     /// a special token is a warning.
     fn check(&self, metadata: &[(String, Value)]) -> Result<Option<String>> {
         let values: BTreeMap<String, Value> = metadata.iter().cloned().collect();
-        let parts = gguf::from_metadata(&Metadata::new(Path::new(&self.kind), values))?;
-        let read = Tokenizer::from_parts(parts).map_err(|reason| Error::malformed(&self.kind, reason))?;
+        let parts = gguf::from_metadata(&Metadata::new(Path::new(&self.parts.kind), values))?;
+        let read =
+            Tokenizer::from_parts(parts).map_err(|reason| Error::malformed(&self.parts.kind, reason))?;
         let differs = |text: &str, compare_text: bool| -> Result<bool> {
             let ids = self.encode(text, true, false)?;
             if read.encode(text, true, false)? != ids {
@@ -247,7 +249,7 @@ impl Tokenizer {
                 return Err(inexpressible("tokenizer", &format!("gives different ids or text for {text:?}")));
             }
         }
-        let special = self.special_tokens.values().filter_map(|token| token.as_str());
+        let special = self.parts.special_tokens.values().filter_map(|token| token.as_str());
         let special = special.filter(|token| read.token_to_id(token).is_some());
         let special = special.map(|token| format!("one{token}two {token} three\n"));
         for text in SPACED.iter().map(|text| (*text).to_owned()).chain(special) {

@@ -69,21 +69,10 @@ pub enum WeightType {
 
 impl WeightType {
     /// Every type, for tests and tables.
-    pub const ALL: [WeightType; 13] = [
-        WeightType::F32,
-        WeightType::F16,
-        WeightType::BF16,
-        WeightType::Q8_0,
-        WeightType::Q4_0,
-        WeightType::Q4_1,
-        WeightType::Q5_0,
-        WeightType::Q5_1,
-        WeightType::Q2_K,
-        WeightType::Q3_K,
-        WeightType::Q4_K,
-        WeightType::Q5_K,
-        WeightType::Q6_K,
-    ];
+    pub const ALL: [WeightType; 13] = {
+        use WeightType::*;
+        [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
+    };
 
     /// The type with this name in ggml.
     pub fn named(name: &str) -> Option<Self> {

@@ -18,16 +18,10 @@ const BLOCK: usize = 32;
 type Block = [f32; BLOCK];
 
 /// The types that [`quantize_row`] makes.
-pub const TARGETS: [WeightType; 8] = [
-    WeightType::F32,
-    WeightType::F16,
-    WeightType::BF16,
-    WeightType::Q8_0,
-    WeightType::Q4_0,
-    WeightType::Q4_1,
-    WeightType::Q5_0,
-    WeightType::Q5_1,
-];
+pub const TARGETS: [WeightType; 8] = {
+    use WeightType::*;
+    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1]
+};
 
 /// A number that the storage type cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,6 +5,7 @@
 //! through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
+use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
 use std::arch::x86_64::*;
 
 /// 4 x 8 numbers.
@@ -28,17 +29,6 @@ fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx2Lanes {
             |x| _mm256_cvtepi32_ps(if SIGNED { _mm256_cvtepi8_epi32(x) } else { _mm256_cvtepu8_epi32(x) });
         let upper = |x| _mm_srli_si128::<8>(x);
         Avx2Lanes([convert(low), convert(upper(low)), convert(high), convert(upper(high))])
-    }
-}
-
-/// The low and the high nibbles of 16 bytes.
-#[inline(always)]
-fn nibbles(bytes: &[u8; 16]) -> (__m128i, __m128i) {
-    // SAFETY: SSE2 is part of x86-64; the reference covers the 16 bytes read.
-    unsafe {
-        let packed = _mm_loadu_si128(bytes.as_ptr().cast());
-        let mask = _mm_set1_epi8(0x0f);
-        (_mm_and_si128(packed, mask), _mm_and_si128(_mm_srli_epi16::<4>(packed), mask))
     }
 }
 
@@ -144,10 +134,7 @@ impl Lanes for Avx2Lanes {
         unsafe {
             let low = _mm256_add_ps(self.0[0], self.0[2]);
             let high = _mm256_add_ps(self.0[1], self.0[3]);
-            let eight = _mm256_add_ps(low, high);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            sum_of_8(_mm256_add_ps(low, high))
         }
     }
 
@@ -205,11 +192,7 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn q8_0(block: &[u8; 34]) -> Self {
-        // SAFETY: SSE2 is part of x86-64; bytes 2..34 lie inside the reference.
-        let (low, high) = unsafe {
-            let bytes = block.as_ptr().add(2);
-            (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()))
-        };
+        let (low, high) = bytes(block[2..].try_into().expect("32 bytes"));
         from_bytes::<true>(low, high).mul(half_at(block, 0))
     }
 

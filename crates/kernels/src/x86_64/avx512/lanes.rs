@@ -5,6 +5,8 @@
 //! load and store goes through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
+use crate::x86_64::avx2::Avx2Lanes;
+use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
 use std::arch::x86_64::*;
 
 /// 2 x 16 numbers.
@@ -18,17 +20,6 @@ fn from_bytes<const SIGNED: bool>(low: __m128i, high: __m128i) -> Avx512Lanes {
     unsafe {
         let convert = |x| if SIGNED { _mm512_cvtepi8_epi32(x) } else { _mm512_cvtepu8_epi32(x) };
         Avx512Lanes(_mm512_cvtepi32_ps(convert(low)), _mm512_cvtepi32_ps(convert(high)))
-    }
-}
-
-/// The low and the high nibbles of 16 bytes.
-#[inline(always)]
-fn nibbles(bytes: &[u8; 16]) -> (__m128i, __m128i) {
-    // SAFETY: SSE2 is part of x86-64; the reference covers the 16 bytes read.
-    unsafe {
-        let packed = _mm_loadu_si128(bytes.as_ptr().cast());
-        let mask = _mm_set1_epi8(0x0f);
-        (_mm_and_si128(packed, mask), _mm_and_si128(_mm_srli_epi16::<4>(packed), mask))
     }
 }
 
@@ -128,23 +119,18 @@ impl Lanes for Avx512Lanes {
             let sums = _mm512_add_ps(self.0, self.1);
             let upper =
                 _mm512_castpd_ps(_mm512_castpd256_pd512(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums))));
-            let eight = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_castps512_ps256(upper));
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_castps512_ps256(upper)))
         }
     }
 
     #[inline(always)]
     fn prefetch_l1(address: *const u8) {
-        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        Avx2Lanes::prefetch_l1(address);
     }
 
     #[inline(always)]
     fn prefetch_l2(address: *const u8) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+        Avx2Lanes::prefetch_l2(address);
     }
 
     #[inline(always)]
@@ -186,11 +172,7 @@ impl Lanes for Avx512Lanes {
 
     #[inline(always)]
     fn q8_0(block: &[u8; 34]) -> Self {
-        // SAFETY: SSE2 is part of x86-64; bytes 2..34 lie inside the reference.
-        let (low, high) = unsafe {
-            let bytes = block.as_ptr().add(2);
-            (_mm_loadu_si128(bytes.cast()), _mm_loadu_si128(bytes.add(16).cast()))
-        };
+        let (low, high) = bytes(block[2..].try_into().expect("32 bytes"));
         from_bytes::<true>(low, high).mul(half_at(block, 0))
     }
 
