@@ -16,6 +16,7 @@ import pytest
 import candle_llama
 import tiny as checkpoints
 from candle_llama import SamplingParams
+from candle_llama.options import LOADING, SOURCE, LoadOptions
 from candle_llama.sampling import FIELDS, SamplingOptions
 
 MESSAGES = [{"role": "user", "content": "hello the world"}]
@@ -368,6 +369,10 @@ def test_help_names_every_option_of_load():
     assert set(inspect.signature(candle_llama.estimate_memory).parameters) == set(loading)
     described = candle_llama.load.__doc__ or ""
     assert all(f"{name}:" in described for name in loading)
+
+
+def test_options_are_typed_and_tabled_alike():
+    assert list(typing.get_type_hints(LoadOptions)) == [*SOURCE, *LOADING]
 
 
 @pytest.mark.parametrize(

@@ -200,3 +200,61 @@ def test_classes_of_the_troubleshooting_page_have_the_attributes():
             assert all(hasattr(cls, attribute) for attribute in codes(row["attributes"])), name
     ours = {name for name in candle_llama.__all__ if name.endswith("Error")}
     assert {name for row in rows for name in codes(row["class"])} >= ours - {"CandleLlamaError"}
+
+
+def tracked_text() -> dict[str, str]:
+    """The project's own text files by path, in a checkout or in an unpacked archive of one."""
+    folders = [".ci", ".github", "crates", "docs", "examples", "fuzz", "python", "src", "tests"]
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.is_file()]
+    files += [*ROOT.glob("*.md"), *(ROOT / name for name in ("Cargo.toml", "Makefile", "pyproject.toml"))]
+    suffixes = {".rs", ".py", ".pyi", ".md", ".toml", ".yml", ".sh", ""}
+    skipped = {"__pycache__", "target", "corpus", "found", "artifacts"}
+    return {
+        file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
+        for file in files
+        if file.suffix in suffixes and not skipped & set(file.parts)
+    }
+
+
+def test_lines_have_at_most_110_columns() -> None:
+    # The tests' chat templates are one line each, and ruff looks at the rest of these files.
+    long = [
+        f"{name}:{number}: {len(line)} columns"
+        for name, text in tracked_text().items()
+        if not name.startswith("tests/")
+        for number, line in enumerate(text.splitlines(), 1)
+        if len(line) > 110 and "http" not in line
+    ]
+    assert not long, "\n".join(long)
+
+
+FOREIGN = {"settrace"}  # Python's own; we do not call it, and architecture.md says why
+
+
+def last_name(code: str) -> str | None:
+    """The name that a piece of code in a page stands for: `scale` of `Rope::scale(...)`."""
+    names = re.findall(r"[A-Za-z_]\w{2,}", re.split(r"[(=!<]", code)[0])
+    return names[-1] if names else None
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/kernels.md"])
+def test_files_and_names_in_a_page_exist(page: str) -> None:
+    texts = tracked_text()
+    prose = re.sub(r"```.*?```", "", texts.pop(page), flags=re.S)
+    paths = [*texts, "docs/architecture.md", "docs/kernels.md", "CONTRIBUTING.md", "Cargo.lock", ".gitignore"]
+    sources = "\n".join(text for name, text in texts.items() if not name.endswith(".md"))
+    missing = []
+    for code in dict.fromkeys(codes(prose)):
+        if re.search(r"[ {*]", code):
+            continue
+        if re.search(r"\.(rs|py|pyi|md|toml|yml|txt)$", code):
+            known = any(f"/{path}".endswith(f"/{code}") for path in paths) or (ROOT / code).exists()
+            known = known or any((ROOT / "crates/kernels/tests/golden").glob(code.rsplit("/", 1)[-1]))
+        elif code.endswith("/"):
+            known = any(f"/{code}" in f"/{path}" for path in paths)
+        else:
+            name = last_name(code)
+            known = name is None or name in sources or name in FOREIGN
+        if not known:
+            missing.append(code)
+    assert not missing
