@@ -1,7 +1,7 @@
 //! Rotary position embedding (RoPE): the frequencies.
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::f64::consts::PI;
 
 /// Rotary position embedding as the config describes it.
@@ -66,7 +66,7 @@ pub enum RopeScaling {
 impl RopeScaling {
     /// config.json's `rope_type`.
     pub fn rope_type(&self) -> String {
-        json!(self)["rope_type"].as_str().unwrap_or_default().to_owned()
+        json!(self).get("rope_type").and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 }
 
