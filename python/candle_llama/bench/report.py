@@ -1,30 +1,33 @@
 """Formats a benchmark as a plain-text table."""
 
+import textwrap
 from collections.abc import Sequence
 
 from candle_llama.bench.result import BenchResult, EngineResult, Spread
 from candle_llama.bench.roofline import Roofline
 
+# Two lines for each column, so that a table fits 100 columns.
 HEADINGS = (
-    "engine",
-    "weights",
-    "load s",
-    "first token ms",
-    "prefill tok/s",
-    "of peak",
-    "decode tok/s",
-    "of bandwidth",
-    "peak MB",
-    "same tokens",
+    ("", "engine"),
+    ("", "weights"),
+    ("load", "s"),
+    ("first token", "ms"),
+    ("prefill", "tok/s"),
+    ("of", "peak"),
+    ("decode", "tok/s"),
+    ("of", "bandwidth"),
+    ("peak", "MB"),
+    ("same", "tokens"),
 )
 # Columns that are shown only if the machine's peaks were measured.
 OF_PEAKS = (5, 7)
+_WIDTH = 100
 
 
 def table(result: BenchResult) -> str:
     """Formats the results: the setup, a row per engine, and how `cpu` compares with the others.
 
-    Speeds are medians; the slowest and the fastest run are in brackets.
+    Speeds are medians; the slowest and the fastest run are beneath them, if they differ.
     """
     machine = result.machine
     lines = [
@@ -41,10 +44,13 @@ def table(result: BenchResult) -> str:
         )
     if result.roofline:
         lines += _peaks(result.roofline)
+    lines = [part for line in lines for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ")]
     lines.append("")
     ran = [engine for engine in result.engines if engine.runs]
     if ran:
-        rows = [HEADINGS, *(_row(engine, result.new_tokens) for engine in ran)]
+        rows = [*zip(*HEADINGS, strict=True)]
+        for engine in ran:
+            rows += _rows(engine, result.new_tokens)
         if not (result.roofline and result.roofline.best):
             rows = [tuple(cell for i, cell in enumerate(row) if i not in OF_PEAKS) for row in rows]
         lines += _aligned(rows)
@@ -61,19 +67,25 @@ def table(result: BenchResult) -> str:
     return "\n".join(lines)
 
 
-def _row(engine: EngineResult, new_tokens: int) -> tuple[str, ...]:
-    return (
+def _rows(engine: EngineResult, new_tokens: int) -> list[tuple[str, ...]]:
+    """The medians, and beneath them the slowest and the fastest run, if they differ."""
+    first = _spread(engine.time_to_first_token, 1000.0)
+    prefill = _spread(engine.prefill_tokens_per_second)
+    decode = _spread(engine.decode_tokens_per_second)
+    medians = (
         engine.engine,
         engine.weights or "",
         f"{engine.load_seconds.median:.2f}" if engine.load_seconds else "",
-        _spread(engine.time_to_first_token, 1000.0),
-        _spread(engine.prefill_tokens_per_second),
+        first[0],
+        prefill[0],
         _fraction(engine.prefill_of_peak),
-        _spread(engine.decode_tokens_per_second),
+        decode[0],
         _fraction(engine.decode_of_bandwidth),
         f"{engine.peak_memory / 1e6:.0f}" if engine.peak_memory else "",
         f"{min(run.same_tokens for run in engine.runs)}/{new_tokens}",
     )
+    ranges = ("", "", "", first[1], prefill[1], "", decode[1], "", "", "")
+    return [medians, ranges] if any(ranges) else [medians]
 
 
 def _peaks(roofline: Roofline) -> list[str]:
@@ -101,11 +113,12 @@ def _fraction(fraction: float | None) -> str:
     return "" if fraction is None else f"{fraction:.2f}"
 
 
-def _spread(spread: Spread | None, scale: float = 1.0) -> str:
+def _spread(spread: Spread | None, scale: float = 1.0) -> tuple[str, str]:
+    """Returns the median and the range; the range is empty if all runs gave the same number."""
     if spread is None:
-        return ""
+        return "", ""
     median, low, high = (_number(value * scale) for value in (spread.median, spread.min, spread.max))
-    return f"{median} ({low}-{high})"
+    return median, "" if low == high else f"{low}-{high}"
 
 
 def _number(value: float) -> str:
