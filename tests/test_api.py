@@ -188,6 +188,42 @@ def test_finish_reason_is_length_at_the_end_of_the_context(llm):
     assert 0 < len(out.token_ids) <= 11
 
 
+def test_minus_one_new_tokens_reach_the_end_of_the_context(tiny):
+    with candle_llama.load(tiny, context_length=64) as llm:
+        out = llm.generate([5] * 10, max_new_tokens=-1, ignore_eos=True)
+        assert out.finish_reason == "length"
+        assert 54 <= len(out.token_ids) <= 55
+        assert llm.generate([5] * 10, max_new_tokens=1000, ignore_eos=True).token_ids == out.token_ids
+        batch = llm.generate([[5] * 10, [6] * 3], max_new_tokens=-1, ignore_eos=True)
+        assert batch[0].token_ids == out.token_ids
+
+
+def test_special_tokens_can_stay_in_the_text(llm):
+    special = checkpoints.END_OF_TURN
+    options = {"max_new_tokens": 3, "ignore_eos": True, "logit_bias": {special: 1000.0}}
+    out = llm.generate("the", skip_special_tokens=False, **options)
+    assert out.token_ids == [special] * 3
+    assert out.text == "<|im_end|>" * 3
+    assert "".join(c.text for c in llm.stream("the", skip_special_tokens=False, **options)) == out.text
+    assert llm.generate("the", skip_special_tokens=True, **options).text == ""
+    assert llm.generate("the", **options).text == ""
+    # A token that ends the completion is no part of its text.
+    ended = llm.generate("the", skip_special_tokens=False, logit_bias={special: 1000.0})
+    assert (ended.token_ids, ended.text, ended.finish_reason) == ([special], "", "stop")
+
+
+def test_top_p_0_of_a_model_is_ignored_with_a_note(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    options = {"max_new_tokens": 16, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+    (folder / "generation_config.json").write_text('{"top_p": 0.0}')
+    with candle_llama.load(folder) as llm:
+        assert [note for note in llm.load_report.notes if "top_p 0" in note] != []
+        zero = llm.generate("the", **options)
+        assert llm.generate("the", top_p=1.0, **options).token_ids == zero.token_ids
+        assert llm.generate("the", top_p=None, **options).token_ids == zero.token_ids
+        assert llm.generate("the", top_p=0.01, **options).token_ids != zero.token_ids
+
+
 def test_chat_renders_the_template_and_does_not_add_bos(llm):
     text = llm.tokenizer.apply_chat_template(MESSAGES)
     assert text == "<|im_start|>user\nhello the world<|im_end|>\n<|im_start|>assistant\n"

@@ -34,6 +34,7 @@ class SamplingOptions(TypedDict, total=False):
     min_new_tokens: int | None
     timeout: float | None
     on_overflow: OnOverflow | None
+    skip_special_tokens: bool | None
 
 
 def _parameter(kind: str, help: str, **extra: Any) -> Any:
@@ -52,10 +53,11 @@ class SamplingParams:
         **options: The attributes below, by name; `max_tokens` is another name of `max_new_tokens`.
 
     Attributes:
-        max_new_tokens: At most this many new tokens.
+        max_new_tokens: At most this many new tokens; -1 generates to the end of the context.
         temperature: Divides the logits; 0 is greedy.
         top_k: Keep the k most likely tokens; 0 or -1 turns the filter off.
-        top_p: Keep the most likely tokens whose probabilities add up to p; 0, 1 or -1 turns it off.
+        top_p: Keep the most likely tokens whose probabilities add up to p; 1 or -1 turns it off. 0 is an
+            error.
         min_p: Keep tokens whose probability is at least this fraction of the highest; 0 or -1 turns it off.
         repetition_penalty: Divides the positive and multiplies the negative logits of tokens seen in prompt
             or output.
@@ -71,6 +73,8 @@ class SamplingParams:
         min_new_tokens: Do not end on an end-of-sequence or stop token before this many new tokens.
         timeout: Stop after this many seconds.
         on_overflow: What to do with a prompt that exceeds the context: "error" or "truncate_left".
+        skip_special_tokens: Leave special tokens, such as those that mark turns, out of the text (default:
+            True).
 
     Example:
         >>> from candle_llama import SamplingParams
@@ -84,14 +88,16 @@ class SamplingParams:
             vocabulary, is checked when the parameters are used.
     """
 
-    max_new_tokens: int | None = _parameter("int", "at most this many new tokens (default: 256)")
+    max_new_tokens: int | None = _parameter(
+        "int", "at most this many new tokens; -1: to the end of the context (default: 256)"
+    )
     temperature: float | None = _parameter("float", "0 is greedy (default: 0)")
     top_k: int | None = _parameter(
         "int", "keep the K most likely tokens; 0 turns it off", metavar="K", filter=True
     )
     top_p: float | None = _parameter(
         "float",
-        "keep the likeliest tokens whose probabilities add up to P; 1 turns it off",
+        "keep the likeliest tokens whose probabilities add up to P, above 0; 1 turns it off (0 is an error)",
         metavar="P",
         filter=True,
     )
@@ -120,6 +126,9 @@ class SamplingParams:
         "choice",
         "if a prompt exceeds the context: refuse it, or drop its beginning",
         choices=("error", "truncate_left"),
+    )
+    skip_special_tokens: bool | None = _parameter(
+        "bool", "leave special tokens, such as those that mark turns, out of the text (default)", on=True
     )
 
     def __init__(self, **options: Unpack[SamplingOptions]) -> None:
@@ -164,7 +173,7 @@ def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, 
         if value is not None:
             merged[name] = value
         elif FIELDS[name].metadata.get("filter"):
-            merged[name] = 0
+            merged[name] = -1
         else:
             merged.pop(name, None)
     return _plain(merged)

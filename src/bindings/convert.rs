@@ -66,6 +66,7 @@ pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOp
                 let py = value.py();
                 options.on_overflow = Some(parsed.map_err(|error| super::error::to_python(py, error))?);
             }
+            "skip_special_tokens" => options.skip_special_tokens = Some(value.extract()?),
             other => return Err(PyTypeError::new_err(format!("unknown sampling parameter {other:?}"))),
         }
     }

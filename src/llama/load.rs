@@ -96,6 +96,9 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     warnings.extend(opened.config.warnings.iter().cloned());
     warnings.extend(opened.generation.warnings.iter().cloned());
     let mut notes = Vec::new();
+    if opened.generation.top_p == Some(0.0) {
+        notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
+    }
 
     let (context_length, kv_bytes) = context(&opened, options, &choices, &mut warnings, &mut notes)?;
     let (model, kind, kv_dtype) =

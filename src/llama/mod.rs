@@ -139,8 +139,9 @@ impl Llama {
     fn stream_ids(&self, prompt: Vec<u32>, params: SamplingParams) -> Result<TextStream> {
         // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
+        let decoder = tokenizer.map(|tokenizer| tokenizer.decode_stream(params.skip_special_tokens));
         let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;
-        Ok(TextStream::new(sequence, tokenizer.map(|tokenizer| tokenizer.decode_stream(true))))
+        Ok(TextStream::new(sequence, decoder))
     }
 
     /// The logits of the last `last` rows of `token_ids` (None: of all).

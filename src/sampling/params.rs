@@ -43,13 +43,13 @@ impl OnOverflow {
 /// write, so that [`SamplingParams::resolve`] is the only place that refuses values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingOptions {
-    /// Maximum number of tokens to generate.
+    /// Maximum number of tokens to generate; -1 generates to the end of the context.
     pub max_new_tokens: Option<i64>,
     /// Divisor of the logits; 0 is greedy.
     pub temperature: Option<f64>,
     /// Keep the k most likely tokens; 0 or -1 keeps all.
     pub top_k: Option<i64>,
-    /// Keep the fewest most likely tokens whose probabilities sum to this; 0, 1 or -1 keeps all.
+    /// Keep the fewest most likely tokens whose probabilities sum to this; 1 or -1 keeps all.
     pub top_p: Option<f64>,
     /// Keep tokens at least this likely relative to the most likely one; 0 or -1 keeps all.
     pub min_p: Option<f64>,
@@ -79,6 +79,8 @@ pub struct SamplingOptions {
     pub timeout: Option<f64>,
     /// What to do with a prompt longer than the context.
     pub on_overflow: Option<OnOverflow>,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: Option<bool>,
 }
 
 impl SamplingOptions {
@@ -99,7 +101,7 @@ impl SamplingOptions {
 /// Checked sampling parameters, with defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Maximum number of tokens to generate; at least 1.
+    /// Maximum number of tokens to generate; at least 1. `usize::MAX` means to the end of the context.
     pub max_new_tokens: usize,
     /// Divisor of the logits; 0 is greedy.
     pub temperature: f32,
@@ -135,6 +137,8 @@ pub struct SamplingParams {
     pub timeout: Option<Duration>,
     /// What to do with a prompt longer than the context.
     pub on_overflow: OnOverflow,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: bool,
 }
 
 impl SamplingParams {
@@ -148,7 +152,10 @@ impl SamplingParams {
     /// # Errors
     /// [`Error::InvalidArgument`] with the parameter, its value and the range.
     pub fn resolve(given: &SamplingOptions, defaults: &GenerationConfig, vocab_size: usize) -> Result<Self> {
-        let max_new_tokens = count("max_new_tokens", given.max_new_tokens, 1)?;
+        let max_new_tokens = match given.max_new_tokens {
+            Some(-1) => Some(usize::MAX),
+            given => count("max_new_tokens", given, 1, "at least 1, or -1 for the rest of the context")?,
+        };
         let max_new_tokens = match (max_new_tokens, defaults.max_new_tokens) {
             (Some(max), _) => max,
             (None, Some(0)) => {
@@ -157,7 +164,7 @@ impl SamplingParams {
             (None, Some(max)) => max,
             (None, None) => DEFAULT_MAX_NEW_TOKENS,
         };
-        let min_new_tokens = count("min_new_tokens", given.min_new_tokens, 0)?;
+        let min_new_tokens = count("min_new_tokens", given.min_new_tokens, 0, "at least 0")?;
         let min_new_tokens = match (min_new_tokens, defaults.min_new_tokens) {
             (Some(min), _) => min,
             // The model's default must not exceed the caller's limit.
@@ -173,8 +180,8 @@ impl SamplingParams {
             max_new_tokens,
             temperature: temperature(given, defaults)?,
             top_k: top_k(given.top_k, defaults.top_k)?,
-            top_p: fraction("top_p", given.top_p, defaults.top_p, 1.0)?,
-            min_p: fraction("min_p", given.min_p, defaults.min_p, 0.0)?,
+            top_p: top_p(given.top_p, defaults.top_p)?,
+            min_p: min_p(given.min_p, defaults.min_p)?,
             repetition_penalty: repetition_penalty(given, defaults)?,
             presence_penalty: additive_penalty("presence_penalty", given.presence_penalty)?,
             frequency_penalty: additive_penalty("frequency_penalty", given.frequency_penalty)?,
@@ -193,6 +200,7 @@ impl SamplingParams {
             min_new_tokens,
             timeout: given.timeout.map(timeout).transpose()?,
             on_overflow: given.on_overflow.unwrap_or_default(),
+            skip_special_tokens: given.skip_special_tokens.unwrap_or(true),
         })
     }
 }
@@ -219,11 +227,11 @@ fn pick<T>(given: Option<T>, default: Option<impl Into<T>>) -> Option<(T, Source
         .or(default.map(|value| (value.into(), Source::GenerationConfig)))
 }
 
-fn count(argument: &str, given: Option<i64>, least: i64) -> Result<Option<usize>> {
+fn count(argument: &str, given: Option<i64>, least: i64, range: &str) -> Result<Option<usize>> {
     given
         .map(|value| match usize::try_from(value) {
             Ok(count) if value >= least => Ok(count),
-            _ => Err(out_of_range(argument, value, &format!("at least {least}"), Source::Caller)),
+            _ => Err(out_of_range(argument, value, range, Source::Caller)),
         })
         .transpose()
 }
@@ -252,14 +260,26 @@ fn top_k(given: Option<i64>, default: Option<i64>) -> Result<usize> {
     }
 }
 
-fn fraction(argument: &str, given: Option<f64>, default: Option<f32>, off: f32) -> Result<f32> {
+fn top_p(given: Option<f64>, default: Option<f32>) -> Result<f32> {
     match pick(given, default) {
-        None => Ok(off),
-        Some((value, _)) if value == 0.0 || value == -1.0 => Ok(off),
-        // A value too small for float32 must not round to 0, which means "off".
+        None | Some((-1.0, _)) => Ok(1.0),
+        // Loading adds a note. From a caller it is an error: some peers keep one token at 0, others keep all.
+        Some((0.0, Source::GenerationConfig)) => Ok(1.0),
+        // A value too small for float32 must not round to 0.
         Some((value, _)) if value > 0.0 && value <= 1.0 => Ok((value as f32).max(f32::MIN_POSITIVE)),
         Some((value, source)) => {
-            Err(out_of_range(argument, value, "a number in (0, 1], or 0 or -1 for off", source))
+            let range = "a number above 0, at most 1 (1 or -1 turns the filter off; temperature 0 is greedy)";
+            Err(out_of_range("top_p", value, range, source))
+        }
+    }
+}
+
+fn min_p(given: Option<f64>, default: Option<f32>) -> Result<f32> {
+    match pick(given, default) {
+        None | Some((-1.0, _)) => Ok(0.0),
+        Some((value, _)) if (0.0..=1.0).contains(&value) => Ok(value as f32),
+        Some((value, source)) => {
+            Err(out_of_range("min_p", value, "a number from 0 to 1 (0 or -1 turns the filter off)", source))
         }
     }
 }
@@ -396,7 +416,7 @@ mod tests {
         for off in [0.0, -1.0] {
             let params = resolve(SamplingOptions {
                 top_k: Some(off as i64),
-                top_p: Some(off),
+                top_p: Some(-1.0),
                 min_p: Some(off),
                 ..Default::default()
             })
@@ -413,7 +433,7 @@ mod tests {
                 SamplingOptions { max_new_tokens: Some(0), ..none() },
                 "max_new_tokens: got 0, expected at least 1",
             ),
-            (SamplingOptions { max_new_tokens: Some(-1), ..none() }, "max_new_tokens: got -1"),
+            (SamplingOptions { max_new_tokens: Some(-2), ..none() }, "max_new_tokens: got -2"),
             (SamplingOptions { min_new_tokens: Some(300), ..none() }, "min_new_tokens: got 300"),
             (SamplingOptions { temperature: Some(-0.5), ..none() }, "temperature: got -0.5"),
             (SamplingOptions { temperature: Some(f64::NAN), ..none() }, "temperature: got NaN"),
@@ -421,6 +441,8 @@ mod tests {
             (SamplingOptions { top_k: Some(-2), ..none() }, "top_k: got -2"),
             (SamplingOptions { top_p: Some(1.5), ..none() }, "top_p: got 1.5"),
             (SamplingOptions { top_p: Some(f64::NAN), ..none() }, "top_p: got NaN"),
+            (SamplingOptions { top_p: Some(0.0), ..none() }, "top_p: got 0, expected a number above 0"),
+            (SamplingOptions { min_p: Some(f64::NAN), ..none() }, "min_p: got NaN"),
             (SamplingOptions { min_p: Some(-0.1), ..none() }, "min_p: got -0.1"),
             (SamplingOptions { repetition_penalty: Some(0.0), ..none() }, "repetition_penalty: got 0"),
             (
@@ -449,6 +471,22 @@ mod tests {
         }
         assert!(OnOverflow::parse("drop").is_err());
         assert_eq!(OnOverflow::parse("truncate_left").unwrap(), OnOverflow::TruncateLeft);
+    }
+
+    #[test]
+    fn minus_one_new_tokens_are_those_to_the_end_of_the_context() {
+        let given = SamplingOptions { max_new_tokens: Some(-1), ..Default::default() };
+        assert!(given.check().is_ok());
+        let defaults = GenerationConfig { max_new_tokens: Some(7), ..Default::default() };
+        let params = SamplingParams::resolve(&given, &defaults, VOCAB_SIZE).unwrap();
+        assert_eq!(params.max_new_tokens, usize::MAX);
+    }
+
+    #[test]
+    fn a_generation_config_with_top_p_0_keeps_all_tokens() {
+        let defaults = GenerationConfig { top_p: Some(0.0), ..Default::default() };
+        let params = SamplingParams::resolve(&SamplingOptions::default(), &defaults, VOCAB_SIZE).unwrap();
+        assert_eq!(params.top_p, 1.0);
     }
 
     #[test]

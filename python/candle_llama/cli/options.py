@@ -49,7 +49,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         settings: dict[str, Any] = {"dest": name, "default": None, "help": field.metadata["help"]}
         kind = field.metadata["kind"]
         if kind == "bool":
-            settings |= {"action": "store_true"}
+            # A parameter that is on needs a flag that turns it off.
+            on = field.metadata.get("on", False)
+            settings |= {"action": argparse.BooleanOptionalAction if on else "store_true"}
         elif kind == "choice":
             settings |= {"choices": field.metadata["choices"]}
         else:
