@@ -224,6 +224,13 @@ def test_top_p_0_of_a_model_is_ignored_with_a_note(tiny, tmp_path):
         assert llm.generate("the", top_p=0.01, **options).token_ids != zero.token_ids
 
 
+def test_encode_batch_encodes_each_text(llm):
+    texts = ["hello", "", "the world"]
+    assert llm.tokenizer.encode_batch(texts) == [llm.tokenizer.encode(text) for text in texts]
+    ids = llm.tokenizer.encode_batch(texts, add_special_tokens=False, split_special_tokens=True)
+    assert ids == [llm.tokenizer.encode(text, False, True) for text in texts]
+
+
 def test_chat_renders_the_template_and_does_not_add_bos(llm):
     text = llm.tokenizer.apply_chat_template(MESSAGES)
     assert text == "<|im_start|>user\nhello the world<|im_end|>\n<|im_start|>assistant\n"

@@ -125,7 +125,7 @@ def test_the_caller_may_name_the_special_tokens(tokenizer: candle_llama.Tokenize
 
 
 def test_a_lone_surrogate_is_no_prompt(tokenizer: candle_llama.Tokenizer) -> None:
-    with pytest.raises(ValueError, match="surrogates"):
+    with pytest.raises(ValueError, match="unpaired surrogate"):
         rendered(tokenizer, "{{ messages[0].content }}", [{"role": "user", "content": "\ud800"}])
 
 

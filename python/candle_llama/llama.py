@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from candle_llama import _core, hub, sampling
-from candle_llama.options import LOADING, SOURCE, LoadOptions, check_positive, keywords, pick
+from candle_llama.options import LOADING, SOURCE, LoadOptions, check_positive, check_text, keywords, pick
 from candle_llama.sampling import SamplingOptions, SamplingParams
 from candle_llama.stream import Stream, completion
 from candle_llama.tokenizer import Tokenizer, checked_token_ids
@@ -110,6 +110,15 @@ class Llama:
     config: Config
     load_report: LoadReport
 
+    def __new__(cls, *args: object, **_: object) -> Self:
+        """Refuses what other packages take, such as a path; `load` makes a model."""
+        if not args or not isinstance(args[0], _core.Llama):
+            raise TypeError(
+                'Llama(...) does not load a model: use candle_llama.load("model.gguf"); it takes a folder, '
+                "a .gguf file or a hub id"
+            )
+        return super().__new__(cls)
+
     def __init__(
         self, core: _core.Llama, source: str, where: Mapping[str, Any], how: Mapping[str, Any]
     ) -> None:
@@ -156,7 +165,7 @@ class Llama:
 
         Args:
             prompt: Text, to which BOS is added if the tokenizer's config says so; token ids, which are used
-                unchanged; or a list of such prompts.
+                unchanged, as a list, a NumPy array or a tensor; or a list of such prompts.
             params: Sampling parameters; keywords override them.
             **options: Sampling parameters, as in `SamplingParams`.
 
@@ -219,7 +228,7 @@ class Llama:
         """Answers a conversation.
 
         Args:
-            messages: The turns so far, as `{"role": ..., "content": ...}`.
+            messages: The turns so far, as for `Tokenizer.apply_chat_template`.
             params: Sampling parameters; keywords override them.
             tools: JSON schemas of the functions that the model may call.
             chat_template: A Jinja template to use instead of the model's own.
@@ -429,10 +438,18 @@ def _is_batch(prompt: object) -> bool:
 
 def _prompt(prompt: Any, name: str) -> str | list[int]:
     if isinstance(prompt, str):
+        check_text(prompt, name)
         return prompt
-    if not isinstance(prompt, list | tuple) and not hasattr(prompt, "dtype"):
-        raise TypeError(f"{name} must be a str or a list of token ids, not {type(prompt).__name__}")
-    return checked_token_ids(prompt, name)
+    if isinstance(prompt, list | tuple) or hasattr(prompt, "dtype") or hasattr(prompt, "__array__"):
+        return checked_token_ids(prompt, name)
+    hint = ""
+    if isinstance(prompt, Mapping) and "input_ids" in prompt:
+        hint = '; pass its "input_ids"'
+    elif "role" in prompt if isinstance(prompt, Mapping) else hasattr(prompt, "role"):
+        hint = ", which looks like a message: llm.chat(messages) and llm.stream_chat(messages) take messages"
+    elif isinstance(prompt, bytes | bytearray):
+        hint = "; decode it first, as in prompt.decode()"
+    raise TypeError(f"{name} must be a str or a list of token ids, not {type(prompt).__name__}{hint}")
 
 
 def _load_report(fields: dict[str, Any]) -> LoadReport:

@@ -1,10 +1,12 @@
 """The options for finding and loading a model: one table for keywords and for the command line's flags."""
 
 import dataclasses
+import errno
 import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args
 
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -111,6 +113,8 @@ def keywords(*tables: Mapping[str, Option]) -> Callable[[Callable[_P, _R]], Call
                     raise TypeError(f"{function.__name__}: unknown option {name!r}{suggestion(name, names)}")
                 if name in known and known[name].is_count and value is not None:
                     check_positive(name, value)
+                if name in LOADING and isinstance(value, str):
+                    check_text(value, name)
             completed: dict[str, Any] = {name: option.default for name, option in known.items()}
             completed.update(kwargs)
             return function(*args, **completed)
@@ -140,8 +144,47 @@ def suggestion(name: str, known: list[str]) -> str:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises TypeError or ValueError if a value is not an int of at least 1."""
+    """Raises TypeError or ValueError if a value is not an int from 1 to 2**63 - 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
-    if not 1 <= value < 2**63:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {shown(value)}")
+    if value >= 2**63:
+        raise ValueError(f"{name} must be less than 2**63, not {shown(value)}")
+
+
+def shown(number: Any) -> str:
+    """Formats a number for a message. A very long int, which Python may refuse to format, is shortened."""
+    if isinstance(number, int) and abs(number) >= 10**40:
+        return f"an int of {number.bit_length()} bits"
+    return str(number)
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """Replaces "~" or "~name" at the beginning of a path by a home folder.
+
+    Raises:
+        FileNotFoundError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f'no home folder is known for {user!r}; begin a path with "./" if it is a name',
+            path,
+        ) from None
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises ValueError if a text has an unpaired surrogate, because UTF-8 cannot express it."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: character {error.start} is {text[error.start]!a}, an unpaired surrogate, which is no "
+            "text; it comes from bytes that are not UTF-8, or from one half of a UTF-16 pair"
+        ) from None

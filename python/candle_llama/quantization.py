@@ -4,11 +4,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Unpack
 
 from candle_llama import _core, hub
-from candle_llama.options import SOURCE, SourceOptions, check_positive, keywords, pick
+from candle_llama.options import SOURCE, SourceOptions, check_positive, expand_user, keywords, pick
 from candle_llama.types import QuantizeReport, StorageType
 
 
@@ -74,7 +73,7 @@ def quantize(
     try:
         fields = _core.quantize(
             str(path),
-            str(Path(destination).expanduser()),
+            str(expand_user(destination)),
             dtype=dtype,
             force=force,
             allow_requantize=allow_requantize,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
 from candle_llama import _core
-from candle_llama.options import suggestion
+from candle_llama.options import check_text, shown, suggestion
 
 OnOverflow = Literal["error", "truncate_left"]
 
@@ -35,6 +35,21 @@ class SamplingOptions(TypedDict, total=False):
     timeout: float | None
     on_overflow: OnOverflow | None
     skip_special_tokens: bool | None
+
+
+_ELSEWHERE = {
+    "stream": "llm.stream(prompt) and llm.stream_chat(messages) give the pieces as they are generated",
+    "do_sample": "temperature=0 is greedy, and a higher temperature samples",
+    "num_return_sequences": "give a list that holds the prompt several times, as in [prompt] * 3",
+    "n": "give a list that holds the prompt several times, as in [prompt] * 3",
+    "echo": "a completion never holds the prompt; write prompt + completion.text",
+    "max_length": "max_new_tokens counts the new tokens alone",
+    "repeat_penalty": "it is repetition_penalty here",
+    "eos_token_id": "stop_token_ids gives further tokens to stop at",
+    "tools": "llm.chat(messages, tools=...) takes them",
+    "messages": "llm.chat(messages) takes them",
+}
+"""What to do instead of the parameters that other packages have."""
 
 
 def _parameter(kind: str, help: str, **extra: Any) -> Any:
@@ -111,7 +126,7 @@ class SamplingParams:
         "bias", "add BIAS to a token's logit; can be repeated", metavar="ID=BIAS"
     )
     stop: str | Sequence[str] | None = _parameter(
-        "strings", "end at this text; can be repeated", metavar="TEXT"
+        "strings", r"end at this text, in which \n is a line end; can be repeated", metavar="TEXT"
     )
     stop_token_ids: Sequence[int] | None = _parameter("ints", "end at these tokens", metavar="ID,ID")
     include_stop_str: bool | None = _parameter("bool", "leave the stop text in the output")
@@ -196,6 +211,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             if "max_new_tokens" in options:
                 raise TypeError("max_tokens is another name of max_new_tokens: give one of them")
             name = "max_new_tokens"
+        if name in _ELSEWHERE:
+            raise TypeError(f"unknown sampling parameter {name!r}: {_ELSEWHERE[name]}")
         if name not in FIELDS:
             raise TypeError(f"unknown sampling parameter {name!r}{suggestion(name, [*FIELDS, 'max_tokens'])}")
         values[name] = None if value is None else _CONVERTERS[FIELDS[name].metadata["kind"]](name, value)
@@ -221,12 +238,15 @@ def _int(name: str, value: Any) -> int:
 
 
 def _seed(name: str, value: Any) -> int:
-    return _within(name, _integer(name, value), 0, 2**64)
+    number = _integer(name, value)
+    if number == -1:
+        raise ValueError("seed: got -1; leave it out, or give None, for another result each time")
+    return _within(name, number, 0, 2**64)
 
 
 def _within(name: str, number: int, least: int, end: int) -> int:
     if not least <= number < end:
-        raise ValueError(f"{name}: got {number}, expected at least {least} and less than {end}")
+        raise ValueError(f"{name}: got {shown(number)}, expected at least {least} and less than {end}")
     return number
 
 
@@ -236,7 +256,7 @@ def _float(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is too large: {value}") from None
+        raise ValueError(f"{name} is too large: {shown(value)}") from None
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -248,12 +268,13 @@ def _bool(name: str, value: Any) -> bool:
 def _str(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _wrong(name, "a str", value)
+    check_text(value, name)
     return value
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
-        return (value,)
+        return (_str(name, value),)
     if not isinstance(value, list | tuple):
         raise _wrong(name, "a str or a list of str", value)
     return tuple(_str(f"{name}[{index}]", item) for index, item in enumerate(value))

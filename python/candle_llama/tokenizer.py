@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Self, Unpack
 
+import numpy as np
+
 from candle_llama import _core, hub
 from candle_llama.chat_template import ChatTemplate, plain, with_reasoning
-from candle_llama.options import SOURCE, SourceOptions, keywords, pick
+from candle_llama.options import SOURCE, SourceOptions, check_text, keywords, pick, shown
 from candle_llama.types import Message
 
 
@@ -21,6 +23,14 @@ class Tokenizer:
         chat_template: The model's Jinja template, if it has one.
         kind: Where it comes from, such as "tokenizer.json".
     """
+
+    def __new__(cls, *args: object, **_: object) -> Self:
+        """Refuses what other packages take, such as a path; `load_tokenizer` makes a tokenizer."""
+        if not args or not isinstance(args[0], _core.Tokenizer):
+            raise TypeError(
+                "Tokenizer(...) does not load a tokenizer: use candle_llama.load_tokenizer(source)"
+            )
+        return super().__new__(cls)
 
     def __init__(self, core: _core.Tokenizer, source: str, options: Mapping[str, Any]) -> None:
         self._core = core
@@ -65,7 +75,26 @@ class Tokenizer:
             >>> tokenizer.decode(tokenizer.encode("Hello, world"))
             'Hello, world'
         """
+        if not isinstance(text, str):
+            hint = "; encode_batch takes a list of texts" if isinstance(text, list | tuple) else ""
+            raise TypeError(f"text must be a str, not {type(text).__name__}{hint}")
+        check_text(text, "text")
         return self._core.encode(text, add_special_tokens, split_special_tokens)
+
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[list[int]]:
+        """Converts several texts to token ids, each as `encode` does.
+
+        Example:
+            >>> import candle_llama
+            >>> tokenizer = candle_llama.load_tokenizer("demo")
+            >>> tokenizer.encode_batch(["a", "b"]) == [tokenizer.encode("a"), tokenizer.encode("b")]
+            True
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of str, not str; encode takes one text")
+        return [self.encode(text, add_special_tokens, split_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Converts token ids to text.
@@ -90,7 +119,8 @@ class Tokenizer:
         """Writes a conversation as the text that the model was trained on.
 
         Args:
-            messages: The turns, as `{"role": ..., "content": ...}`.
+            messages: The turns, as `{"role": ..., "content": ...}`, or objects with `model_dump`, such as
+                pydantic's.
             chat_template: A Jinja template to use instead of the model's own.
             tools: JSON schemas of the functions that the model may call.
             add_generation_prompt: End with the beginning of the assistant's turn.
@@ -113,6 +143,7 @@ class Tokenizer:
         """
         if chat_template is not None and not isinstance(chat_template, str):
             raise TypeError(f"chat_template must be a str, not {type(chat_template).__name__}")
+        check_text(chat_template or "", "chat_template")
         given = plain({**variables, "messages": _messages(messages), "tools": _tools(tools)})
         given["messages"] = with_reasoning(given["messages"])
         given["add_generation_prompt"] = bool(add_generation_prompt)
@@ -163,17 +194,29 @@ def checked_token_ids(ids: Any, name: str) -> list[int]:
         checked = list(ids)
         if any(type(item) is not int for item in checked):
             checked = [_token_id(item, name) for item in checked]
-    elif (dtype := getattr(ids, "dtype", None)) is not None:
-        if getattr(dtype, "kind", None) not in ("i", "u") or ids.ndim != 1:
-            raise TypeError(
-                f"{name} must be a one-dimensional integer array, not {ids.ndim}-dimensional of {dtype}"
-            )
-        checked = ids.tolist()
+    elif hasattr(ids, "__array__"):
+        checked = _array(ids, name)
+    elif hasattr(ids, "tolist"):
+        raise TypeError(f"{name} must be a list of int, not {type(ids).__name__}; pass its .tolist()")
     else:
         raise TypeError(f"{name} must be a list of int, not {type(ids).__name__}")
     for item in checked:
         if not 0 <= item < 2**32:
-            raise ValueError(f"{name}: {item} is no token id")
+            raise ValueError(f"{name}: {shown(item)} is no token id")
+    return checked
+
+
+def _array(ids: Any, name: str) -> list[int]:
+    """Converts what NumPy can read, such as an array or a tensor, to a list of int."""
+    try:
+        array = np.asarray(ids)
+    except Exception as error:  # Any: a tensor on a GPU, for example, refuses in its own way.
+        raise TypeError(f"{name} cannot be read as an array, pass a list of int: {error}") from None
+    if array.dtype.kind not in ("i", "u") or array.ndim != 1:
+        raise TypeError(
+            f"{name} must be a one-dimensional integer array, not {array.ndim}-dimensional of {array.dtype}"
+        )
+    checked: list[int] = array.tolist()
     return checked
 
 
@@ -195,6 +238,9 @@ def _messages(messages: Any) -> list[Mapping[str, Any]]:
 
 
 def _message(index: int, message: Any) -> Mapping[str, Any]:
+    if not isinstance(message, Mapping) and callable(dump := getattr(message, "model_dump", None)):
+        # Such objects have many fields that are None; templates test whether a key is there.
+        message = dump(exclude_none=True)
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TypeError(f'messages[{index}] must be a dict with a "role" such as "user", not {message!r:.80}')
     content = message.get("content")
@@ -203,9 +249,16 @@ def _message(index: int, message: Any) -> Mapping[str, Any]:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text":
                 raise ValueError(f"messages[{index}]: only parts of type 'text' are understood, not {kind!r}")
-    elif content is not None and not isinstance(content, str):
-        raise TypeError(f"messages[{index}]: content must be a str, not {type(content).__name__}")
+            _content(index, part.get("text"))
+    elif content is not None:
+        _content(index, content)
     return message
+
+
+def _content(index: int, text: Any) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"messages[{index}]: content must be a str, not {type(text).__name__}")
+    check_text(text, f"messages[{index}]")
 
 
 def _tools(tools: Any) -> list[Mapping[str, Any]] | None:

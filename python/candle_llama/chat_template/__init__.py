@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from candle_llama.chat_template.budget import BUDGET, MAX_BYTES, Budget, ExceededError, size
 from candle_llama.chat_template.plain import plain, with_reasoning
+from candle_llama.options import check_text
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,7 +84,7 @@ def _run(template: Template, variables: dict[str, Any]) -> str:
         parts.append(part)
     text = "".join(parts)
     if not text.isascii():
-        text.encode()  # A lone surrogate is no text.
+        check_text(text, "the rendered text")
     return text
 
 
