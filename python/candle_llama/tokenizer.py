@@ -1,5 +1,6 @@
 """Text to token ids and back, and chat templates."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -8,7 +9,7 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from candle_llama import _core, hub
-from candle_llama.chat_template import ChatTemplate, plain, with_reasoning
+from candle_llama.chat_template import ChatTemplate, keeps_content, plain, with_reasoning, with_text
 from candle_llama.options import SOURCE, SourceOptions, check_text, keywords, pick, shown
 from candle_llama.types import Message
 
@@ -120,7 +121,8 @@ class Tokenizer:
 
         Args:
             messages: The turns, as `{"role": ..., "content": ...}`, or objects with `model_dump`, such as
-                pydantic's.
+                pydantic's. Content that is a list of parts `{"type": "text", "text": ...}` is joined by line
+                ends, and content that is None or missing is empty, if the template expects a string.
             chat_template: A Jinja template to use instead of the model's own.
             tools: JSON schemas of the functions that the model may call.
             add_generation_prompt: End with the beginning of the assistant's turn.
@@ -149,9 +151,8 @@ class Tokenizer:
         given["add_generation_prompt"] = bool(add_generation_prompt)
         template = self._compiled(*self._core.choose_chat_template(chat_template, tools is not None))
         # BOS and EOS are always there, so that a template can join them to other strings.
-        return template.render(
-            {"bos_token": "", "eos_token": "", **self._core.special_tokens, "documents": None, **given}
-        )
+        given = {"bos_token": "", "eos_token": "", **self._core.special_tokens, "documents": None, **given}
+        return _render(template, given)
 
 
 @keywords(SOURCE)
@@ -259,6 +260,28 @@ def _content(index: int, text: Any) -> None:
     if not isinstance(text, str):
         raise TypeError(f"messages[{index}]: content must be a str, not {type(text).__name__}")
     check_text(text, f"messages[{index}]")
+
+
+def _render(template: ChatTemplate, given: dict[str, Any]) -> str:
+    """Renders a template with the messages as they are, or with strings for content if it expects strings.
+
+    Templates do not say what they expect. So the text is checked: a template that expects strings fails,
+    drops a list of parts, or prints it or None as Python does.
+    """
+    messages = given["messages"]
+    strings = with_text(messages)
+    if strings == messages:
+        return template.render(given)
+    try:
+        text = template.render(given)
+    except ValueError:
+        return template.render({**given, "messages": strings})
+    if "None" in text or not keeps_content(text, messages):
+        with contextlib.suppress(ValueError):
+            other = template.render({**given, "messages": strings})
+            if not keeps_content(text, messages) or text.count("None") > other.count("None"):
+                return other
+    return text
 
 
 def _tools(tools: Any) -> list[Mapping[str, Any]] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from candle_llama.chat_template.budget import BUDGET, MAX_BYTES, Budget, ExceededError, size
-from candle_llama.chat_template.plain import plain, with_reasoning
+from candle_llama.chat_template.plain import keeps_content, plain, with_reasoning, with_text
 from candle_llama.options import check_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
-__all__ = ["ChatTemplate", "plain", "with_reasoning"]
+__all__ = ["ChatTemplate", "keeps_content", "plain", "with_reasoning", "with_text"]
 
 # A template may put all it has into the message of an error.
 _MAX_REASON = 2000
