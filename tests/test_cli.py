@@ -1,5 +1,6 @@
 """The command `candle-llama`, as a process."""
 
+import argparse
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 
 import candle_llama
 import tiny as checkpoints
-from candle_llama.cli import main
+from candle_llama.cli import main, options
 from candle_llama.sampling import FIELDS
 
 if sys.platform != "win32":
@@ -34,6 +35,94 @@ def test_generate_reads_the_prompt_from_stdin(command, tiny):
         command("generate", tiny, "-", *SHORT, input="hello\n").stdout
         == command("generate", tiny, "hello", *SHORT).stdout
     )
+
+
+def test_generate_reads_a_pipe_or_a_file_without_a_byte_order_mark(command, tiny, tmp_path):
+    expected = command("generate", tiny, "hello\nthe world", *SHORT).stdout
+    for text in ("hello\nthe world", "\ufeffhello\r\nthe world\r\n"):
+        assert command("generate", tiny, *SHORT, input=text).stdout == expected
+        assert command("generate", tiny, "-", *SHORT, input=text).stdout == expected
+        path = tmp_path / "prompt.txt"
+        path.write_bytes(text.encode())
+        assert command("generate", tiny, "--file", path, *SHORT, input="unread").stdout == expected
+    done = command("generate", tiny, "--file", tmp_path / "none.txt", *SHORT)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "none.txt" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+@pytest.mark.parametrize(("name", "code"), [("generate", 2), ("chat", 0)])
+def test_a_closed_stdin_is_empty(tiny, name, code):
+    line = ["sh", "-c", f'exec "$0" -m candle_llama {name} "$1" <&-', sys.executable, str(tiny)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert ("PROMPT is missing, and stdin is empty" in done.stderr) == (name == "generate")
+
+
+def test_generate_with_a_system_message_is_a_chat(command, tiny, llm):
+    messages = [{"role": "system", "content": "the world"}, {"role": "user", "content": "hello"}]
+    out = llm.chat(messages, max_new_tokens=8, ignore_eos=True)
+    arguments = ("generate", tiny, "hello", "--system", "the world", *SHORT)
+    assert command(*arguments).stdout == out.text + "\n"
+    assert json.loads(command(*arguments, "--json").stdout)["token_ids"] == out.token_ids
+
+
+LATIN = "café".encode("latin-1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are text there")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "-"), b"stdin is not UTF-8: byte 3 is 0xe9"),
+        (("generate",), b"stdin is not UTF-8: byte 3 is 0xe9"),
+        (("generate", "--file", "latin.txt"), b"latin.txt is not UTF-8: byte 3 is 0xe9"),
+        (("generate", LATIN), b"prompt: character 3 is '\\udce9'"),
+        (("generate", "a", "--stop", LATIN), b"stop[0]: character 3 is '\\udce9'"),
+        (("generate", "a", "--system", LATIN), b"messages[0]: character 3 is '\\udce9'"),
+        (("chat", "-"), b"stdin is not UTF-8: byte 3 is 0xe9"),
+        (("chat",), b"stdin, line 1 is not UTF-8: byte 3 is 0xe9"),
+        (("chat", LATIN), b"messages[0]: character 3 is '\\udce9'"),
+        (("chat", "a", "--system", LATIN), b"messages[0]: character 3 is '\\udce9'"),
+    ],
+)
+def test_text_that_is_not_utf_8_is_one_clear_line(tiny, tmp_path, arguments, said):
+    (tmp_path / "latin.txt").write_bytes(LATIN)
+    name, *rest = arguments
+    line = [sys.executable, "-m", "candle_llama", name, str(tiny), *rest, "--max-new-tokens", "2"]
+    done = subprocess.run(line, input=LATIN, capture_output=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert said in done.stderr
+    assert len(done.stderr) < 220
+
+
+def test_stop_understands_escapes():
+    for written, text in [(r"\n", "\n"), (r"\t", "\t"), (r"\\n", r"\n"), (r"\d", r"\d"), (r"\u00e9", "é")]:
+        args = argparse.ArgumentParser()
+        options.add_sampling(args)
+        assert options.sampling(args.parse_args(["--stop", written])) == {"stop": [text]}
+
+
+def test_json_is_valid_and_whole_on_any_stdout_encoding(command, tiny, llm):
+    arguments = ("generate", tiny, "the", *SHORT, "--temperature", 2, "--seed", 5)
+    expected = llm.generate("the", max_new_tokens=8, ignore_eos=True, temperature=2, seed=5).text
+    assert not expected.isascii()
+    for encoding in ("ascii", "latin-1", "ascii:replace", "utf-8"):
+        env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        done = command(*arguments, "--json", env=env)
+        assert json.loads(done.stdout)["text"] == expected
+        assert (done.returncode, done.stderr) == (0, "")
+    plain = command(*arguments, env={"PYTHONIOENCODING": "ascii"})
+    assert plain.stdout == expected.encode("ascii", "replace").decode() + "\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows' file names are text")
+def test_names_that_cannot_be_printed_are_replaced(command, tiny, tmp_path):
+    folder = tmp_path / "modèle"
+    folder.symlink_to(tiny)
+    done = command("inspect", folder, env={"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mod?le" in done.stdout
 
 
 def test_generate_json_is_one_object(command, tiny, llm):
@@ -149,6 +238,8 @@ def test_load_flags_are_used(command, tiny):
         ("generate", "model", "prompt", "--stop-token-ids", "a"),
         ("generate", "model", "prompt", "--on-overflow", "shrug"),
         ("generate", "model", "prompt", "--logprobs", "1"),
+        ("generate", "model", "prompt", "--file", "prompt.txt"),
+        ("generate", "model", "prompt", "--max-new-token", "3"),
         ("chat", "model", "--json"),
         ("inspect",),
     ],
@@ -157,7 +248,17 @@ def test_load_flags_are_used(command, tiny):
 def test_wrong_usage_exits_with_2(command, arguments):
     done = command(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "candle-llama" in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("candle-llama")
+    assert " error: " in error
+    assert hint.endswith("--help shows the usage")
+
+
+def test_a_mistyped_flag_gets_a_suggestion(command):
+    error = command("generate", "model", "prompt", "--temprature", "1").stderr.splitlines()[0]
+    assert error.startswith("candle-llama generate: error: ")
+    assert "--temprature" in error
+    assert error.endswith("did you mean --temperature?")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +324,58 @@ def test_chat_takes_lines_from_a_pipe_and_remembers_them(command, tiny, llm):
     ]
     second = llm.chat(messages, max_new_tokens=8, ignore_eos=True).text
     assert (done.returncode, done.stdout) == (0, f"{first}\n{first}\n{second}\n")
+
+
+def test_chat_marks_an_answer_that_was_cut(command, tiny):
+    done = command("chat", tiny, *SHORT, input="hello\n")
+    assert done.returncode == 0
+    assert "cut at the limit of new tokens; --max-new-tokens N raises it" in done.stderr
+    done = command(
+        "chat", tiny, "--max-new-tokens", -1, "--ignore-eos", "--context-length", 64, input="hello\n"
+    )
+    assert done.returncode == 0
+    assert "the context of 64 tokens is full; /reset" in done.stderr
+
+
+def test_chat_names_what_helps_when_the_context_is_full(command, tiny):
+    done = command("chat", tiny, *SHORT, "--context-length", 64, input=f"{'hello ' * 100}\n")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "/reset forgets the conversation" in done.stderr
+    assert "--on-overflow truncate_left" in done.stderr
+
+
+def test_chat_saves_and_loads_a_conversation(command, tiny, llm, tmp_path):
+    path = tmp_path / "a talk.json"
+    done = command("chat", tiny, *SHORT, "--system", "é", input=f"hello\n/save {path}\n")
+    messages = [{"role": "system", "content": "é"}, {"role": "user", "content": "hello"}]
+    messages.append({"role": "assistant", "content": done.stdout.removesuffix("\n")})
+    assert done.returncode == 0
+    assert json.loads(path.read_text(encoding="utf-8")) == messages
+    answer = llm.chat([*messages, {"role": "user", "content": "go on"}], max_new_tokens=8, ignore_eos=True)
+    done = command("chat", tiny, *SHORT, input=f"/load {path}\ngo on\n")
+    assert (done.returncode, done.stdout) == (0, answer.text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/load", "/load needs a file"),
+        ("/save", "/save needs a file"),
+        ("/load none.json", "none.json"),
+        ("/load broken.json", "broken.json is not valid JSON"),
+        ("/load other.json", "other.json is no list of messages"),
+        ("/save no/such/folder.json", "no/such/folder.json"),
+    ],
+)
+def test_a_conversation_that_cannot_be_saved_or_loaded_is_one_line(
+    command, tiny, tmp_path, monkeypatch, line, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text('[{"role": "user"}]')
+    done = command("chat", tiny, *SHORT, input=f"{line}\n")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert said in done.stderr
 
 
 def test_inspect(command, demo):

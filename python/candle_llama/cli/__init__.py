@@ -7,8 +7,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from candle_llama import __version__
+from candle_llama.cli import output
 
 # Only the module of the command that runs is imported, so that no command slows down another.
 COMMANDS = {
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 for a failure, or 130 for Ctrl-C. Wrong usage exits with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    output.replace_unprintable()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -57,8 +60,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage in two lines; the whole usage has more than twenty."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help shows the usage\n")
+
+
 def _run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="candle-llama",
         description="Load and run Llama-family models.",
         epilog='MODEL or SRC is a folder, a .gguf file, a hub id such as "org/name", or "demo".',
@@ -68,6 +78,7 @@ def _run(arguments: list[str]) -> int:
     # No option before the command takes a value, so the first word without a dash is the command.
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     module: ModuleType | None = None
+    chosen: argparse.ArgumentParser = parser
     for name, summary in COMMANDS.items():
         description = summary[0].upper() + summary[1:] + "."
         command = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
@@ -75,13 +86,20 @@ def _run(arguments: list[str]) -> int:
             module = importlib.import_module(f"candle_llama.cli.{name}")
             module.add_arguments(command)
             command.set_defaults(parser=command)
-    args = parser.parse_args(arguments)
+            chosen = command
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Imported here because it is slow to import and seldom needed.
+        import difflib
+
+        known = [flag for action in chosen._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if args.version:
         print(f"candle-llama {__version__}")
         return 0
     if module is None:
-        parser.print_usage(sys.stderr)
-        print("candle-llama: error: a command is needed", file=sys.stderr)
-        return 2
+        parser.error(f"a command is needed: {', '.join(COMMANDS)}")
     code: int = module.run(args)
     return code

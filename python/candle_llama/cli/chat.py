@@ -2,16 +2,21 @@
 
 import argparse
 import contextlib
+import json
 import sys
 
-from candle_llama import Completion, Llama, Stats, load
+from candle_llama import Chunk, Completion, ContextLengthError, Llama, Stats, load
 from candle_llama.cli import one_line, options, output
+from candle_llama.options import expand_user
+from candle_llama.types import Message
 
 _HELP = """\
-/reset  forget the conversation
-/exit   leave (so does Ctrl-D, or Ctrl-C twice)
-/help   show this
-Ctrl-C  stop an answer"""
+/reset      forget the conversation
+/save FILE  write the conversation to a file, as JSON
+/load FILE  go on with a conversation from a file
+/exit       leave (so does Ctrl-D, or Ctrl-C twice)
+/help       show this
+Ctrl-C      stop an answer"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
             output.write_json({"model": args.model, **output.fields(completion), "warnings": notes})
         elif message is not None:
             conversation.answer(message)
-        elif sys.stdin.isatty():
+        elif output.stdin_is_terminal():
             return _talk(conversation)
         else:
-            for line in sys.stdin:
+            for line in output.stdin_lines():
                 if line.strip() and not _command(conversation, line.strip()):
                     break
     return 0
@@ -64,12 +69,34 @@ class _Conversation:
         self._llm = llm
         self._params = options.sampling(args)
         self._stats: bool = args.stats
-        self._beginning = [{"role": "system", "content": args.system}] if args.system is not None else []
+        self._beginning: list[Message] = []
+        if args.system is not None:
+            self._beginning.append({"role": "system", "content": args.system})
         self.reset()
 
     def reset(self) -> None:
         """Forgets all but the system message."""
-        self._messages: list[dict[str, str]] = list(self._beginning)
+        self._messages: list[Message] = list(self._beginning)
+
+    def save(self, path: str) -> None:
+        """Writes the messages to a file, as a JSON list."""
+        text = json.dumps(self._messages, indent=2, ensure_ascii=False)
+        expand_user(path).write_text(f"{text}\n", encoding="utf-8")
+
+    def load(self, path: str) -> None:
+        """Replaces the messages by those of a file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It holds no conversation.
+        """
+        try:
+            messages = json.loads(output.read_file(str(expand_user(path))))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise ValueError(f'{path} is no list of messages such as {{"role": "user", "content": "hi"}}')
+        self._messages = messages
 
     def complete(self, message: str) -> Completion:
         """Returns the whole answer to a message."""
@@ -82,16 +109,39 @@ class _Conversation:
         """Prints the answer while it is generated. A stopped answer is kept as far as it was printed."""
         messages = [*self._messages, {"role": "user", "content": message}]
         text = ""
-        stats: Stats | None = None
+        last: Chunk | None = None
         try:
             for chunk in output.write_stream(self._llm.stream_chat(messages, **self._params)):
                 text += chunk.text
-                stats = chunk.stats
+                last = chunk
+        except ContextLengthError as error:
+            raise ValueError(
+                f"{error}; /reset forgets the conversation, and --on-overflow truncate_left drops its "
+                "beginning"
+            ) from error
         finally:
             if text:
                 self._messages = [*messages, {"role": "assistant", "content": text}]
-        if self._stats:
-            output.write_stats(stats)
+        if last is not None and last.finish_reason == "length":
+            output.note(self._cut(last.stats), always=True)
+        if self._stats and last is not None:
+            output.write_stats(last.stats)
+
+    def _cut(self, stats: Stats | None) -> str:
+        """Says why an answer ended before its end."""
+        context: int = self._llm.config.context_length
+        if stats is not None and stats.prompt_tokens + stats.completion_tokens >= context:
+            full = f"the context of {context} tokens is full"
+            return f"the answer was cut: {full}; /reset forgets the conversation"
+        return "the answer was cut at the limit of new tokens; --max-new-tokens N raises it, -1 removes it"
+
+
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    )
 
 
 def _talk(conversation: _Conversation) -> int:
@@ -128,6 +178,8 @@ def _talk(conversation: _Conversation) -> int:
 
 def _command(conversation: _Conversation, line: str) -> bool:
     """Executes a line: a command, or a message to answer. Returns False if the user leaves."""
+    name, _, path = line.partition(" ")
+    path = path.strip()
     if line == "/exit":
         return False
     if line == "/reset":
@@ -135,6 +187,14 @@ def _command(conversation: _Conversation, line: str) -> bool:
         output.note("the conversation was reset")
     elif line == "/help":
         print(_HELP)
+    elif name in ("/save", "/load"):
+        if not path:
+            raise ValueError(f"{name} needs a file, as in {name} talk.json")
+        if name == "/save":
+            conversation.save(path)
+        else:
+            conversation.load(path)
+        output.note(f"the conversation was {'saved to' if name == '/save' else 'loaded from'} {path}")
     else:
         conversation.answer(line)
     return True

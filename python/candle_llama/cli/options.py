@@ -1,6 +1,7 @@
 """The flags that commands share: how to find and load a model, and how to sample."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,6 +88,18 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token_id), float(bias)
 
 
+def _unescaped(text: str) -> str:
+    r"""Replaces \n, \r, \t, \0, \\, \xHH and \uHHHH by what they mean in Python; keeps other backslashes."""
+    return _ESCAPE.sub(lambda found: _escaped(found[1]), text)
+
+
+def _escaped(code: str) -> str:
+    return _ESCAPES[code] if code in _ESCAPES else chr(int(code[1:], 16))
+
+
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\"}
+_ESCAPE = re.compile(r"\\([nrt0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
+
 # argparse shows a function's name in its messages: "invalid token ids value".
 _ids.__name__ = "token ids"
 _bias.__name__ = "ID=BIAS"
@@ -95,7 +108,7 @@ _READERS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
     "seed": {"type": int},
     "float": {"type": float},
-    "strings": {"action": "append"},
+    "strings": {"type": _unescaped, "action": "append"},
     "ints": {"type": _ids},
     "bias": {"type": _bias, "action": "append"},
 }

@@ -1,4 +1,4 @@
-"""Input and output of the commands: results go to stdout; notes to stderr, if that is a terminal."""
+"""Input and output of the commands: results go to stdout; notes to stderr, most only on a terminal."""
 
 import contextlib
 import dataclasses
@@ -8,21 +8,81 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from candle_llama import Chunk, Stats, Stream
 
 
 def read_stdin() -> str:
-    """Reads a text from stdin, without the line end that shells add."""
-    return sys.stdin.read().removesuffix("\n")
+    """Reads a text from stdin, without the line end that shells add.
+
+    Raises:
+        ValueError: It is not UTF-8.
+    """
+    return decode(_stdin().read(), "stdin").removesuffix("\n")
+
+
+def stdin_is_terminal() -> bool:
+    """Returns whether somebody can type; stdin may also be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def read_file(path: str) -> str:
+    """Reads a text from a file, without its last line end.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not UTF-8.
+    """
+    return decode(Path(path).read_bytes(), path).removesuffix("\n")
+
+
+def stdin_lines() -> Iterator[str]:
+    """Reads stdin line by line.
+
+    Raises:
+        ValueError: A line is not UTF-8.
+    """
+    for number, line in enumerate(_stdin(), 1):
+        yield decode(line, f"stdin, line {number}")
+
+
+def _stdin() -> BinaryIO:
+    """Returns stdin as bytes, because its encoding follows the locale.
+
+    What a notebook or a test puts in its place may have text only. A closed stdin is empty.
+    """
+    if sys.stdin is None:
+        return io.BytesIO()
+    buffer: BinaryIO | None = getattr(sys.stdin, "buffer", None)
+    return buffer or io.BytesIO(sys.stdin.read().encode())
+
+
+def decode(data: bytes, name: str) -> str:
+    """Decodes UTF-8 and drops a byte order mark; a line feed alone ends lines.
+
+    Raises:
+        ValueError: It is not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; "
+            "convert it first, for example with iconv"
+        ) from None
+    return text.replace("\r\n", "\n")
+
+
+def replace_unprintable() -> None:
+    """Makes stdout print a replacement for characters that its encoding does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def write(text: str) -> None:
     """Writes a piece of a result to stdout and flushes it."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # A terminal that cannot show a character must not end the answer.
-        sys.stdout.reconfigure(errors="replace")
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -34,7 +94,13 @@ def fields(record: Any) -> dict[str, Any]:
 
 def write_json(value: dict[str, Any]) -> None:
     """Prints one JSON object; infinities and NaN become null."""
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        # A replacement would be another text, so the characters are escaped.
+        text = json.dumps(_jsonable(value), indent=2, allow_nan=False)
+    print(text)
 
 
 def write_stream(stream: Stream) -> Iterator[Chunk]:
@@ -67,14 +133,14 @@ def write_stats(stats: Stats | None) -> None:
     print(", ".join(parts), file=sys.stderr)
 
 
-def note(text: str) -> None:
-    """Prints a note to stderr, if that is a terminal."""
-    if sys.stderr.isatty():
+def note(text: str, always: bool = False) -> None:
+    """Prints a note to stderr, if that is a terminal or the note is for logs, too."""
+    if always or sys.stderr.isatty():
         print(f"candle-llama: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def warnings_as_notes() -> Iterator[list[str]]:
+def warnings_as_notes(always: bool = False) -> Iterator[list[str]]:
     """Prints the warnings of the block as notes; yields the list that collects them."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -84,7 +150,7 @@ def warnings_as_notes() -> Iterator[list[str]]:
         finally:
             messages.extend(str(warning.message) for warning in caught if warning.category is UserWarning)
     for message in messages:
-        note(f"warning: {message}")
+        note(f"warning: {message}", always)
 
 
 def table(rows: list[tuple[str, str]]) -> str:

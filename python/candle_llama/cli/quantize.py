@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    with output.warnings_as_notes() as warnings:
+    with output.warnings_as_notes(always=True) as warnings:
         report = quantize(
             args.model,
             args.destination,
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             **options.finding(args),
         )
     for line in report.notes:
-        output.note(line)
+        output.note(line, always=True)
     if args.json:
         output.write_json({"source": args.model, **output.fields(report), "warnings": warnings})
     else:
