@@ -276,6 +276,56 @@ def test_a_revision_is_fetched_as_one_commit(hub, ask):
     assert all(f"/resolve/{commit}/" in path for path in files)
 
 
+SLOW = """
+import sys, time
+from pathlib import Path
+import huggingface_hub
+from candle_llama import hub
+
+hub._LOG_SECONDS = 0.1
+snapshot_download = huggingface_hub.snapshot_download
+
+def slow(repo, allow_patterns, **options):
+    if allow_patterns:
+        # As the client does while it downloads.
+        blobs = Path(snapshot_download(repo, allow_patterns=[], **options)).parent.parent / "blobs"
+        blobs.mkdir(exist_ok=True)
+        incomplete = blobs / "0123.incomplete"
+        incomplete.write_bytes(bytes(1_500_000))
+        time.sleep(0.5)
+        incomplete.unlink()
+    return snapshot_download(repo, allow_patterns=allow_patterns, **options)
+
+huggingface_hub.snapshot_download = slow
+if sys.argv[1] == "notebook":
+    from tqdm import auto
+
+    class Widget(auto.tqdm):
+        pass
+
+    auto.tqdm = Widget
+hub.resolve("org/tiny", progress=sys.argv[1] != "quiet")
+"""
+
+
+@pytest.mark.parametrize("where", ["log", "quiet", "notebook"])
+def test_a_long_download_without_a_terminal_writes_lines(hub, tmp_path, where):
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    line = [sys.executable, "-c", SLOW, where]
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=100, check=True)
+    assert done.stdout == ""
+    if where == "quiet":
+        assert done.stderr == ""
+    elif where == "notebook":
+        assert re.match(r"org/tiny: downloading \d+ files, [\d.]+ kB\n", done.stderr)
+        assert "100%" in done.stderr, "the client's own bars are shown"
+        assert "downloaded" not in done.stderr
+    else:
+        lines = done.stderr.splitlines()
+        assert 1 <= len(lines) <= 20
+        assert re.fullmatch(r"org/tiny: downloaded 1\.5 MB of [\d.]+ kB", lines[0])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
 @pytest.mark.parametrize("progress", [True, False])
 def test_size_and_progress_are_shown_only_in_terminals(hub, tmp_path, progress):

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 # No real set of split files has more parts.
 _MOST_PARTS = 9999
+_LOG_SECONDS = 5.0
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _HOW_SOURCES_ARE_READ = (
@@ -61,7 +62,7 @@ def resolve(
         token: Access token for the hub; None uses the stored login or HF_TOKEN.
         cache_dir: Where downloads are kept; None is the hub client's own cache.
         local_files_only: Use only the cache, not the network.
-        progress: Show progress bars on stderr if it is a terminal.
+        progress: Show progress bars in terminals and notebooks; elsewhere write a line every few seconds.
         weights: False if only the tokenizer and the configuration are needed.
 
     Returns:
@@ -179,7 +180,8 @@ class Snapshot:
 
         self.repo = repo
         self._request = dict(request)
-        self._announce = announce and _terminal()
+        self._announce = announce and (_terminal() or _notebook())
+        self._log = announce and not self._announce and sys.stderr is not None
         # Downloads nothing. It finds the commit on the hub or, if the hub cannot be reached, in the cache.
         self.folder = Path(self._download([]))
         self._request["revision"] = self.folder.name
@@ -204,10 +206,39 @@ class Snapshot:
         if not missing:
             return
         self.require(missing)
+        size = sum(self.sizes[name] for name in missing)
         if self._announce:
-            size = sum(self.sizes[name] for name in missing)
             print(f"{self.repo}: downloading {_count(missing)}, {_size(size)}", file=sys.stderr)
-        self._download([glob.escape(name) for name in missing])
+        with self._logged(size) if self._log else nullcontext():
+            self._download([glob.escape(name) for name in missing])
+
+    @contextmanager
+    def _logged(self, size: int) -> Iterator[None]:
+        """Writes a line to stderr every few seconds, for logs, which cannot show a progress bar."""
+        import threading
+
+        before, done = self._cached_bytes(), threading.Event()
+
+        def report() -> None:
+            while not done.wait(_LOG_SECONDS):
+                got = max(self._cached_bytes() - before, 0)
+                print(f"{self.repo}: downloaded {_size(got)} of {_size(size)}", file=sys.stderr, flush=True)
+
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _cached_bytes(self) -> int:
+        """Returns the size of the repository's files in the cache, incomplete ones included."""
+        total = 0
+        for path in (self.folder.parent.parent / "blobs").glob("*"):
+            with suppress(FileNotFoundError):  # It may have been renamed, because it is complete.
+                total += path.stat().st_size
+        return total
 
     def require(self, names: Iterable[str]) -> None:
         """Raises FileNotFoundError if one of the files is not available."""
@@ -344,10 +375,20 @@ def _terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
+def _notebook() -> bool:
+    """Returns whether the hub client's progress bars are a notebook's own."""
+    from tqdm import asyncio, auto  # type: ignore[import-untyped]
+
+    return auto.tqdm is not asyncio.tqdm_asyncio
+
+
 def _client(progress: bool) -> AbstractContextManager[None]:
-    """Silences the hub client if stderr is no terminal, and its progress bars if `progress` is False."""
+    """Silences the hub client if stderr is no terminal, and its progress bars if `progress` is False.
+
+    A notebook has no terminal, but shows progress bars.
+    """
     terminal = _terminal()
-    return _subdued_client(notes=terminal, bars=terminal and progress)
+    return _subdued_client(notes=terminal, bars=progress and (terminal or _notebook()))
 
 
 @contextmanager

@@ -59,7 +59,8 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
         token: Access token for the hub; None uses the stored login or HF_TOKEN.
         cache_dir: Where downloads are kept; None is the hub client's own cache.
         local_files_only: Use only the cache, not the network.
-        progress: Show progress bars if stderr is a terminal.
+        progress: Show progress bars in terminals and notebooks; elsewhere write a line to stderr every few
+            seconds of a download.
 
     Returns:
         The model, ready to use.
