@@ -257,7 +257,7 @@ CONFIGS = {
     "invalid UTF-8": config_with(b'"\xff"'),
     "long key": config_with(b'0, "' + b"k" * 100_000 + b'": 1'),
     "another model's name at length": config_with(
-        b'0, "quantization_config": {"quant_method": "%s"}' % (b"q" * 100_000)
+        b'0, "rope_parameters": {"rope_type": "%s"}' % (b"q" * 100_000)
     ),
 }
 

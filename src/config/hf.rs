@@ -9,13 +9,14 @@ use serde_json::Value;
 
 use super::{LlamaConfig, Rope, RopeScaling, rope::yarn_mscale};
 use crate::checkpoint::json::{Object, brief};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::kernels::Activation;
 
 /// Keys that [`parse`] reads.
 const READ: &[&str] = &[
     "architectures",
     "attention_bias",
+    "attention_chunk_size",
     "bos_token_id",
     "dtype",
     "eos_token_id",
@@ -40,6 +41,7 @@ const READ: &[&str] = &[
     "sliding_window",
     "tie_word_embeddings",
     "torch_dtype",
+    "use_sliding_window",
     "vocab_size",
 ];
 
@@ -166,23 +168,22 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("use_parallel_residual", None),
     ("use_qk_norm", None),
     ("use_qkv_bias", None),
-    ("use_sliding_window", None),
-    ("attention_chunk_size", None),
 ];
 
-/// Reads a config.json.
-pub(super) fn read(path: &Path) -> Result<LlamaConfig> {
+/// Reads a config.json. `plain_weights` tells that no tensor is quantised, whatever the config says.
+pub(super) fn read(path: &Path, plain_weights: bool) -> Result<LlamaConfig> {
     let object = Object::read(path).map_err(|error| match error {
         Error::NotFound { path, .. } => Error::NotFound { what: "config.json".into(), path },
         other => other,
     })?;
-    parse(object)
+    parse(object, plain_weights)
 }
 
-fn parse(config: Object) -> Result<LlamaConfig> {
+fn parse(config: Object, plain_weights: bool) -> Result<LlamaConfig> {
     refuse_other_models(&config)?;
     refuse_unsupported(&config)?;
     let mut warnings = unknown_keys(&config);
+    warnings.extend(quantization(&config, plain_weights)?);
 
     let size = |key: &str| config.usize(key)?.ok_or_else(|| config.malformed(key, "is missing"));
     let hidden_size = size("hidden_size")?;
@@ -216,10 +217,11 @@ fn parse(config: Object) -> Result<LlamaConfig> {
         tie_word_embeddings: config.bool("tie_word_embeddings")?,
         bos_token_id: config.token_id("bos_token_id")?,
         eos_token_ids: config.token_ids("eos_token_id")?.unwrap_or_default(),
-        torch_dtype: torch_dtype(&config)?,
+        torch_dtype: torch_dtype(&config, &mut warnings)?,
         raw: config.map().clone(),
         warnings,
     };
+    refuse_windows(&config, parsed.context_length())?;
     let section = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     parsed.validated(config.path(), |field| match field {
         "factor" | "low_freq_factor" | "high_freq_factor" | "attention_factor" | "beta_fast"
@@ -232,6 +234,8 @@ fn parse(config: Object) -> Result<LlamaConfig> {
 
 fn refuse_other_models(config: &Object) -> Result<()> {
     const LLAMA: &str = "LlamaForCausalLM";
+    // The first conversions of LLaMA were written before transformers settled on a spelling.
+    let is_llama = |name: &&str| name.eq_ignore_ascii_case(LLAMA);
     let model_type = config.string("model_type")?;
     if let Some(other) = model_type.filter(|model_type| *model_type != "llama") {
         return Err(Error::unsupported("model_type", format!("{other:?}, only \"llama\"")));
@@ -242,7 +246,7 @@ fn refuse_other_models(config: &Object) -> Result<()> {
             Err(Error::unsupported("model_type", "absent, and so is architectures; only \"llama\""))
         }
         [] => Ok(()),
-        _ if architectures.contains(&LLAMA) => Ok(()),
+        _ if architectures.iter().any(is_llama) => Ok(()),
         _ => Err(Error::unsupported("architectures", format!("{architectures:?}, only {LLAMA:?}"))),
     }
 }
@@ -258,14 +262,6 @@ fn refuse_unsupported(config: &Object) -> Result<()> {
     if config.f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
         return refuse("partial_rotary_factor", ", only 1.0");
     }
-    if config.get("sliding_window").is_some() {
-        return refuse("sliding_window", ", only null");
-    }
-    if let Some(quantization) = config.object("quantization_config")? {
-        let method = quantization.string("quant_method")?.unwrap_or("unnamed").to_owned();
-        let value = format!("{method:?}; take a checkpoint that is not quantised, or a GGUF file");
-        return Err(Error::unsupported("quantization_config", value));
-    }
     for &(key, neutral) in CHANGES_MATHEMATICS {
         let Some(value) = config.get(key) else { continue };
         let is_neutral = neutral.is_some() && value.as_f64() == neutral;
@@ -274,6 +270,38 @@ fn refuse_unsupported(config: &Object) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses attention that sees less than the whole context. A window that is switched off, or not smaller
+/// than the context, changes nothing.
+fn refuse_windows(config: &Object, context_length: usize) -> Result<()> {
+    if config.bool("use_sliding_window")? == Some(false) {
+        return Ok(());
+    }
+    for key in ["sliding_window", "attention_chunk_size"] {
+        let Some(value) = config.get(key).filter(|value| **value != Value::Bool(false)) else { continue };
+        if value.as_u64().is_none_or(|window| window < context_length as u64) {
+            let supported = format!("{}, only null, or at least the context, {context_length}", brief(value));
+            return Err(Error::unsupported(key, supported));
+        }
+    }
+    if config.bool("use_sliding_window")? == Some(true) && config.get("sliding_window").is_none() {
+        return Err(Error::unsupported("use_sliding_window", "true"));
+    }
+    Ok(())
+}
+
+/// Refuses quantised weights. Tools that merge an adapter often leave the key in the config although they
+/// save plain weights; then it is only a warning.
+fn quantization(config: &Object, plain_weights: bool) -> Result<Option<String>> {
+    let Some(quantization) = config.object("quantization_config")? else { return Ok(None) };
+    let method = quantization.string("quant_method")?.unwrap_or("unnamed").to_owned();
+    if plain_weights {
+        let reason = "is ignored, because no tensor is quantised; remove the key from config.json";
+        return Ok(Some(format!("config.json: quantization_config ({}) {reason}", quoted(&method))));
+    }
+    let value = format!("{method:?}; take a checkpoint that is not quantised, or a GGUF file");
+    Err(Error::unsupported("quantization_config", value))
 }
 
 /// transformers also writes `layer_types` for models whose layers are all alike.
@@ -314,14 +342,17 @@ fn hidden_act(config: &Object) -> Result<Activation> {
     }
 }
 
-/// Reads `dtype` (transformers 5) or `torch_dtype` (transformers 4).
-fn torch_dtype(config: &Object) -> Result<Option<String>> {
-    match (config.string("torch_dtype")?, config.string("dtype")?) {
-        (Some(old), Some(new)) if old != new => {
-            Err(config.malformed("dtype", format!("is {new:?}, but torch_dtype is {old:?}")))
-        }
-        (old, new) => Ok(new.or(old).map(str::to_owned)),
+/// Reads `dtype` (transformers 5) or `torch_dtype` (transformers 4). It only describes the weights: their
+/// type is in their file.
+fn torch_dtype(config: &Object, warnings: &mut Vec<String>) -> Result<Option<String>> {
+    let (old, new) = (config.string("torch_dtype")?, config.string("dtype")?);
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let (old, new) = (quoted(old), quoted(new));
+        warnings.push(format!("config.json: dtype is {new}, but torch_dtype is {old}; the weights decide"));
     }
+    Ok(new.or(old).map(str::to_owned))
 }
 
 /// Reads RoPE from `rope_theta` and `rope_scaling` (transformers 4), from `rope_parameters` (transformers 5),

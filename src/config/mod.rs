@@ -88,7 +88,13 @@ impl LlamaConfig {
     /// - [`Error::Malformed`]: it is not a JSON object, or a value has the wrong type or is out of range
     /// - [`Error::Unsupported`]: it requires mathematics that is not implemented
     pub fn from_folder(dir: &Path) -> Result<Self> {
-        hf::read(&dir.join("config.json"))
+        hf::read(&dir.join("config.json"), false)
+    }
+
+    /// As [`LlamaConfig::from_folder`], for a folder without quantised tensors: a `quantization_config` is a
+    /// warning.
+    pub(crate) fn from_folder_with_plain_weights(dir: &Path) -> Result<Self> {
+        hf::read(&dir.join("config.json"), true)
     }
 
     /// Reads the config from a GGUF file's metadata. With `checkpoint` it also reads what only the tensors

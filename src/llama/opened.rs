@@ -2,7 +2,7 @@
 
 use super::options::LoadOptions;
 use crate::checkpoint::tied::{self, HeadChoice};
-use crate::checkpoint::{Checkpoint, Format};
+use crate::checkpoint::{Checkpoint, Format, names};
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
@@ -79,12 +79,29 @@ fn check_sizes(checkpoint: &Checkpoint, config: &LlamaConfig) -> Result<()> {
 pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> {
     // A folder's config is read first, so that a missing config.json is reported before missing weights.
     if path.is_dir() {
-        let config = LlamaConfig::from_folder(path)?;
-        return Ok((Checkpoint::open(path)?, config));
+        match LlamaConfig::from_folder(path) {
+            Ok(config) => return Ok((Checkpoint::open(path)?, config)),
+            Err(error) => {
+                // A config may say that the weights are quantised although they are not.
+                let is_quantization =
+                    matches!(&error, Error::Unsupported { key, .. } if key == "quantization_config");
+                let plain = Checkpoint::open(path).ok().filter(|_| is_quantization).filter(is_plain);
+                let checkpoint = plain.ok_or(error)?;
+                return Ok((checkpoint, LlamaConfig::from_folder_with_plain_weights(path)?));
+            }
+        }
     }
     let checkpoint = Checkpoint::open(path)?;
     let metadata =
         checkpoint.metadata().ok_or_else(|| Error::malformed(path, "is neither a folder nor a GGUF file"))?;
     let config = LlamaConfig::from_gguf(metadata, Some(&checkpoint))?;
     Ok((checkpoint, config))
+}
+
+/// Whether every tensor is one that a Llama has, in a float type.
+fn is_plain(checkpoint: &Checkpoint) -> bool {
+    checkpoint.infos().iter().all(|info| {
+        let known = names::hf_to_gguf(&info.name).is_some() || info.name.ends_with(names::INV_FREQ);
+        known && ["F32", "F16", "BF16"].contains(&info.dtype.as_str())
+    })
 }

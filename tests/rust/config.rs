@@ -120,7 +120,6 @@ fn both_spellings_are_accepted_if_they_agree() {
     for (change, key) in [
         (json!({"rope_theta": 1e4}), "rope_parameters.rope_theta"),
         (json!({"rope_scaling": llama3}), "rope_parameters"),
-        (json!({"dtype": "bfloat16"}), "dtype"),
         (json!({"rope_scaling": {"type": "default", "rope_type": "llama3"}}), "rope_scaling.rope_type"),
     ] {
         let message = malformed(read(&with(with(tiny(), both.clone()), change)));
@@ -186,7 +185,11 @@ fn other_models_are_refused() {
 fn what_changes_the_mathematics_is_refused_by_name_and_value() {
     for (change, key, value) in [
         (json!({"hidden_act": "relu"}), "hidden_act", "relu"),
-        (json!({"sliding_window": 4096}), "sliding_window", "4096"),
+        (json!({"sliding_window": 2047}), "sliding_window", "2047"),
+        (json!({"sliding_window": 2047, "use_sliding_window": true}), "sliding_window", "2047"),
+        (json!({"sliding_window": -1}), "sliding_window", "-1"),
+        (json!({"use_sliding_window": true}), "use_sliding_window", "true"),
+        (json!({"attention_chunk_size": 1024}), "attention_chunk_size", "1024"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor", "0.5"),
         (json!({"rope_interleaved": true}), "rope_interleaved", "true"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config", "gptq"),
@@ -219,9 +222,23 @@ fn values_that_change_nothing_are_accepted() {
         json!({"use_qk_norm": false, "layer_types": ["full_attention"]}),
         json!({"auto_map": {"AutoModel": "x"}, "_name_or_path": "x"}),
         json!({"unsloth_version": "1", "max_length": 20}),
+        json!({"sliding_window": 4096, "use_sliding_window": false, "max_window_layers": 21}),
+        // max_position_embeddings is 2048 here.
+        json!({"sliding_window": 2048, "attention_chunk_size": 4096}),
+        json!({"sliding_window": 32768, "use_sliding_window": true}),
+        json!({"use_sliding_window": false, "sliding_window": 16}),
+        json!({"architectures": ["LLaMAForCausalLM"]}),
     ] {
         assert_eq!(read(&with(tiny(), change)).unwrap().warnings, [] as [&str; 0]);
     }
+}
+
+#[test]
+fn of_two_dtypes_the_newer_key_counts() {
+    let config = read(&with(tiny(), json!({"torch_dtype": "float16", "dtype": "bfloat16"}))).unwrap();
+    assert_eq!(config.torch_dtype.as_deref(), Some("bfloat16"));
+    let warning = "config.json: dtype is \"bfloat16\", but torch_dtype is \"float16\"; the weights decide";
+    assert_eq!(config.warnings, [warning]);
 }
 
 #[test]
