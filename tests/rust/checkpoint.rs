@@ -153,13 +153,11 @@ mod safetensors_files {
 
     #[cfg(unix)]
     #[test]
-    fn links_may_lead_into_the_folder_or_the_hub_s_cache_and_nowhere_else() {
+    fn links_are_followed_wherever_they_lead() {
         use std::os::unix::fs::symlink;
         let outer = tempfile::tempdir().unwrap();
-        let dir = outer.path().join("models--org--name").join("snapshots").join("0123abc");
-        let blobs = outer.path().join("models--org--name").join("blobs");
-        std::fs::create_dir_all(&dir).unwrap();
-        std::fs::create_dir(&blobs).unwrap();
+        let dir = outer.path().join("folder");
+        std::fs::create_dir(&dir).unwrap();
         index(&dir, r#"{"a": "one.safetensors"}"#);
         let link = dir.join("one.safetensors");
         let relink = |target: &Path| {
@@ -167,22 +165,16 @@ mod safetensors_files {
             symlink(target, &link).unwrap();
             Checkpoint::open(&dir)
         };
-        shard(&blobs, "deadbeef", &["a"]);
-        assert!(relink(Path::new("../../blobs/deadbeef")).unwrap().contains("a"));
         shard(&dir, "other.safetensors", &["a"]);
-        assert!(relink(Path::new("other.safetensors")).unwrap().contains("a"));
         shard(outer.path(), "outside", &["a"]);
-        for target in [Path::new("../../../outside"), &outer.path().join("outside")] {
-            assert!(malformed(relink(target)).contains("a link out of the folder"), "{target:?}");
+        for target in ["other.safetensors", "../outside"] {
+            assert!(relink(Path::new(target)).unwrap().contains("a"), "{target}");
         }
+        assert!(relink(&outer.path().join("outside")).unwrap().contains("a"));
         match relink(Path::new("nowhere")) {
             Err(Error::NotFound { path, .. }) => assert_eq!(path, link),
             other => panic!("{:?}", other.err()),
         }
-        // A `blobs` folder that is itself a link also leads out.
-        std::fs::remove_dir_all(&blobs).unwrap();
-        symlink("..", &blobs).unwrap();
-        assert!(malformed(relink(Path::new("../../blobs/outside"))).contains("a link out of the folder"));
     }
 
     #[test]
