@@ -87,6 +87,9 @@ pub struct Checkpoint {
     format: Format,
     tensors: BTreeMap<String, Stored>,
     metadata: Option<gguf::Metadata>,
+    /// Why a head or an embedding that the index names is absent.
+    absent: BTreeMap<String, Error>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
@@ -104,8 +107,7 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
         if metadata.is_dir() {
-            let tensors = safetensors::open_folder(path)?;
-            return Ok(Self { path: path.into(), format: Format::Safetensors, tensors, metadata: None });
+            return Self::open_folder(path);
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if safetensors::is_pickle(&name) {
@@ -115,6 +117,23 @@ impl Checkpoint {
             return Err(Error::argument("path", format!("{name:?} is a single file; pass its folder")));
         }
         Self::open_gguf(path)
+    }
+
+    fn open_folder(path: &Path) -> Result<Self> {
+        let (mut tensors, mut absent) = safetensors::open_folder(path)?;
+        let mut notes = Vec::new();
+        let names: Vec<&str> = tensors.keys().chain(absent.keys()).map(String::as_str).collect();
+        if let Some(usual) = names::without_prefix(&names) {
+            if let Some((saved, usual)) = names.iter().zip(&usual).find(|(saved, usual)| *saved != usual) {
+                let (saved, usual) = (quoted(saved), quoted(usual));
+                notes.push(format!("tensors have other names than usual: {saved} is read as {usual}"));
+            }
+            let mut usual = usual.into_iter();
+            tensors = usual.by_ref().take(tensors.len()).zip(tensors.into_values()).collect();
+            absent = usual.zip(absent.into_values()).collect();
+        }
+        let format = Format::Safetensors;
+        Ok(Self { path: path.into(), format, tensors, metadata: None, absent, notes })
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -128,7 +147,14 @@ impl Checkpoint {
             }
             tensors.insert(name, stored);
         }
-        Ok(Self { path: path.into(), format: Format::Gguf, tensors, metadata: Some(metadata) })
+        Ok(Self {
+            path: path.into(),
+            format: Format::Gguf,
+            tensors,
+            metadata: Some(metadata),
+            absent: BTreeMap::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// The folder or file that was opened.
@@ -154,10 +180,7 @@ impl Checkpoint {
     /// - [`Error::TensorType`] for a type that cannot be read
     /// - [`Error::Malformed`] if a projection's rows cannot be split into the number of heads in the metadata
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let stored = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::MissingTensor { tensor: name.into(), path: self.path.clone() })?;
+        let stored = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let tensor = stored.load(name)?;
         let (Some(metadata), Some(permuted_by)) = (&self.metadata, names::permuted_by(name)) else {
             return Ok(tensor);
@@ -166,6 +189,32 @@ impl Checkpoint {
         tensor
             .unpermute(heads)
             .map_err(|reason| Error::malformed(&self.path, format!("tensor {name:?}: {reason}")))
+    }
+
+    /// The error for a tensor that is not there. It says so if an index names a file for it.
+    fn missing(&self, name: &str) -> Error {
+        match self.absent.get(name) {
+            Some(Error::Malformed { path, reason }) => Error::malformed(path, reason.as_str()),
+            _ => Error::MissingTensor { tensor: name.into(), path: self.path.clone() },
+        }
+    }
+
+    /// Fails if an index names a file for the tensor, and the file does not have it.
+    pub(crate) fn check_not_lost(&self, name: &str) -> Result<()> {
+        if self.absent.contains_key(name) { Err(self.missing(name)) } else { Ok(()) }
+    }
+
+    /// Gives the tensor `from` the name `to`, with a note for the user.
+    pub(crate) fn rename(&mut self, from: &str, to: &str, note: &str) {
+        if let Some(stored) = self.tensors.remove(from) {
+            self.tensors.insert(to.into(), stored);
+            self.notes.push(note.into());
+        }
+    }
+
+    /// Facts about the files that may be worth knowing but are not problems.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// As [`Checkpoint::tensor`], but the tensor must have the shape `expected`.

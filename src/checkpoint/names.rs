@@ -2,6 +2,8 @@
 //!
 //! Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
 
+use std::collections::HashSet;
+
 use crate::error::quoted;
 
 /// Names outside the decoder layers: GGUF's, then Hugging Face's, without the final `.weight` or `.bias`.
@@ -27,6 +29,33 @@ pub(crate) const INV_FREQ: &str = ".rotary_emb.inv_freq";
 
 /// Longer names are refused: they only waste memory and fill messages. ggml's limit is 64.
 const MAX_NAME_BYTES: usize = 1024;
+
+/// Parts that wrappers of PyTorch put into names: `torch.compile`, FSDP and activation checkpointing.
+const WRAPPERS: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
+
+/// Hugging Face's spelling of the names of a whole folder, in the same order, if they differ from it only by
+/// wrappers' parts, by a prefix that all share, or by the lack of "model.". None if the names need no change,
+/// or if a changed name is not one of a Llama's, or would occur twice.
+pub(super) fn without_prefix(names: &[&str]) -> Option<Vec<String>> {
+    const ANCHOR: &str = "layers.0.input_layernorm.weight";
+    let unwrapped =
+        |name: &str| WRAPPERS.iter().fold(name.to_owned(), |name, wrapper| name.replace(wrapper, ""));
+    let unwrapped_names: Vec<String> = names.iter().map(|name| unwrapped(name)).collect();
+    let anchor = unwrapped_names.iter().find(|name| name.ends_with(ANCHOR))?;
+    let inner = anchor.strip_suffix(ANCHOR).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))?;
+    let outer = inner.strip_suffix("model.").unwrap_or(inner);
+    if inner == "model." && unwrapped_names == names {
+        return None;
+    }
+    let plain = |name: &String| match name.strip_prefix(inner) {
+        Some(rest) if !rest.starts_with("lm_head.") => format!("model.{rest}"),
+        _ => name.strip_prefix(outer).unwrap_or(name).to_owned(),
+    };
+    let plain: Vec<String> = unwrapped_names.iter().map(plain).collect();
+    let known = |name: &String| hf_to_gguf(name).is_some() || name.ends_with(INV_FREQ);
+    let unique = plain.iter().collect::<HashSet<_>>().len() == plain.len();
+    (unique && plain.iter().all(known)).then_some(plain)
+}
 
 /// The reason to refuse a name that a file gives to a tensor or a key; None if it is fine.
 pub(super) fn unfit_name(name: &str) -> Option<String> {
@@ -124,6 +153,42 @@ mod tests {
             assert_eq!(gguf_to_hf(name), None, "{name}");
         }
         assert_eq!(hf_to_gguf("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+    }
+
+    #[test]
+    fn prefixes_of_all_names_are_removed() {
+        let usual = [
+            "lm_head.weight",
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.norm.weight",
+        ];
+        let plain = |names: &[String]| {
+            without_prefix(&names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap_or_default()
+        };
+        assert_eq!(without_prefix(&usual), None);
+        for prefix in ["base_model.model.", "_orig_mod.", "module.", "module._orig_mod.", "model."] {
+            assert_eq!(plain(&usual.map(|name| format!("{prefix}{name}"))), usual, "{prefix}");
+        }
+        // Without "model.", also under a prefix, and with wrappers around single layers.
+        assert_eq!(plain(&usual.map(|name| name.replace("model.", ""))), usual);
+        assert_eq!(plain(&usual.map(|name| name.replace("model.", "module."))), usual);
+        assert_eq!(plain(&usual.map(|name| format!("module.{}", name.replace("model.", "")))), usual);
+        for wrapper in WRAPPERS {
+            assert_eq!(plain(&usual.map(|name| name.replace("s.0.", &format!("s.0.{wrapper}")))), usual);
+        }
+        // A prefix of only some names, an unknown name, and names that would be equal.
+        let some = usual.map(|name| name.replace("model.layers", "x.model.layers"));
+        assert_eq!(plain(&some), usual);
+        for extra in
+            ["x.other.weight", "x.model.layers.0.self_attn.q_proj.lora_A.weight", "model.norm.weight"]
+        {
+            let mut names = usual.map(|name| format!("x.{name}")).to_vec();
+            names.push(extra.into());
+            assert_eq!(plain(&names), [] as [&str; 0], "{extra}");
+        }
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub struct HeadChoice {
 /// |---|---|---|
 /// | true | absent | the embedding |
 /// | true | present, equal | the embedding, one copy |
+/// | true | present, without an embedding | `lm_head.weight`, which is the embedding too |
 /// | true | present, different | `lm_head.weight`, with a warning; `strict` refuses |
 /// | false or none | absent | the embedding, with a warning; `strict` refuses |
 /// | false or none | present | `lm_head.weight` |
@@ -56,13 +57,22 @@ pub struct HeadChoice {
 /// - [`Error::Strict`] as in the table
 /// - [`Error::TensorType`] or [`Error::TensorShape`] if the head is present but cannot be read, or does not
 ///   have the embedding's shape; only a missing head is replaced by the embedding
-/// - [`Error::MissingTensor`] if there is no embedding
+/// - [`Error::MissingTensor`] if there is no embedding, unless `lm_head.weight` replaces it
+/// - [`Error::Malformed`] if an index names a file for the head or the embedding that does not have it, and
+///   the other of the two does not replace it
 pub fn choose_head(
     checkpoint: &Checkpoint,
     tie_word_embeddings: Option<bool>,
     strict: bool,
 ) -> Result<HeadChoice> {
+    if tie_word_embeddings == Some(true) && embedding_name(checkpoint) == LM_HEAD {
+        checkpoint.tensor(LM_HEAD)?;
+        return Ok(HeadChoice { lm_head: LmHead::Tied, reason: SWAPPED.into(), warning: None });
+    }
     let embedding = checkpoint.tensor(EMBED_TOKENS)?;
+    if tie_word_embeddings != Some(true) {
+        checkpoint.check_not_lost(LM_HEAD)?;
+    }
     let head = if checkpoint.contains(LM_HEAD) {
         Some(checkpoint.tensor_with_shape(LM_HEAD, embedding.shape())?)
     } else {
@@ -106,6 +116,24 @@ pub fn choose_head(
             );
             reserved(LmHead::Tied, "there is no lm_head.weight", &warning)
         }
+    }
+}
+
+/// Why a head is tied whose embedding is absent.
+const SWAPPED: &str =
+    "tie_word_embeddings is true and there is no model.embed_tokens.weight; lm_head.weight is the embedding";
+
+/// The name under which the files have the embedding of a tied model: training tools that save a tensor only
+/// once may keep either name.
+fn embedding_name(checkpoint: &Checkpoint) -> &'static str {
+    let swapped = !checkpoint.contains(EMBED_TOKENS) && checkpoint.contains(LM_HEAD);
+    if swapped && checkpoint.format() == Format::Safetensors { LM_HEAD } else { EMBED_TOKENS }
+}
+
+/// Names the tensor of a tied head as the embedding, if the files have it only as `lm_head.weight`.
+pub(crate) fn name_embedding(checkpoint: &mut Checkpoint, head: &HeadChoice) {
+    if head.lm_head == LmHead::Tied && embedding_name(checkpoint) == LM_HEAD {
+        checkpoint.rename(LM_HEAD, EMBED_TOKENS, SWAPPED);
     }
 }
 
@@ -162,7 +190,8 @@ impl TiedBackend {
             let tensor = self.stored(name, shape).map_err(candle_core::Error::wrap)?;
             return to_candle(&tensor, dtype, device);
         }
-        let stored = self.stored(EMBED_TOKENS, shape).map_err(candle_core::Error::wrap)?;
+        let stored =
+            self.stored(embedding_name(&self.checkpoint), shape).map_err(candle_core::Error::wrap)?;
         // The list is consistent even if a panic elsewhere poisoned the lock.
         let mut cache = self.embedding.lock().unwrap_or_else(PoisonError::into_inner);
         let same =
@@ -205,7 +234,7 @@ impl SimpleBackend for TiedBackend {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        let name = if self.is_tied(name) { EMBED_TOKENS } else { name };
+        let name = if self.is_tied(name) { embedding_name(&self.checkpoint) } else { name };
         self.checkpoint.contains(name)
     }
 }

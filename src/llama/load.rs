@@ -95,7 +95,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     let mut warnings: Vec<String> = opened.head.warning.iter().cloned().collect();
     warnings.extend(opened.config.warnings.iter().cloned());
     warnings.extend(opened.generation.warnings.iter().cloned());
-    let mut notes = Vec::new();
+    let mut notes = opened.checkpoint.notes().to_vec();
     if opened.generation.top_p == Some(0.0) {
         notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
     }

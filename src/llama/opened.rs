@@ -21,12 +21,13 @@ pub(super) struct Opened {
 
 impl Opened {
     pub(super) fn new(path: &Path, strict: bool) -> Result<Self> {
-        let (checkpoint, config) = open_checkpoint(path)?;
+        let (mut checkpoint, config) = open_checkpoint(path)?;
         let generation = match checkpoint.format() {
             Format::Safetensors => GenerationConfig::from_folder(path)?,
             Format::Gguf => GenerationConfig::default(),
         };
         let head = tied::choose_head(&checkpoint, config.tie_word_embeddings, strict)?;
+        tied::name_embedding(&mut checkpoint, &head);
         check_sizes(&checkpoint, &config)?;
         Ok(Opened { checkpoint: Arc::new(checkpoint), config, generation, head })
     }

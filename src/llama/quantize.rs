@@ -95,7 +95,7 @@ pub fn quantize(
     let opened = Opened::new(source, false)?;
     let mut warnings: Vec<String> = opened.head.warning.iter().cloned().collect();
     warnings.extend(opened.config.warnings.iter().cloned());
-    let mut notes = Vec::new();
+    let mut notes = opened.checkpoint.notes().to_vec();
 
     // A config that GGUF cannot express is refused before the tensors are checked.
     let (metadata, rope_freqs) =

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_llama::checkpoint::{Checkpoint, Format, gguf};
+use candle_llama::checkpoint::{Checkpoint, Format, gguf, tied};
 use candle_llama::error::{Error, Result};
 use candle_llama::kernels::WeightType;
 use safetensors::tensor::Dtype;
@@ -175,6 +175,29 @@ mod safetensors_files {
             Err(Error::NotFound { path, .. }) => assert_eq!(path, link),
             other => panic!("{:?}", other.err()),
         }
+    }
+
+    #[test]
+    fn an_index_may_name_a_tied_head_that_no_shard_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (embedding, head) = (tied::EMBED_TOKENS, tied::LM_HEAD);
+        shard(dir.path(), "one.safetensors", &[embedding]);
+        index(dir.path(), &format!(r#"{{"{embedding}": "one.safetensors", "{head}": "one.safetensors"}}"#));
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let choice = tied::choose_head(&checkpoint, Some(true), true).unwrap();
+        assert_eq!((choice.lm_head, choice.warning), (tied::LmHead::Tied, None));
+        for flag in [None, Some(false)] {
+            let reason = malformed(tied::choose_head(&checkpoint, flag, false));
+            assert!(
+                reason.contains("lm_head.weight says \"one.safetensors\", which has no such"),
+                "{reason}"
+            );
+        }
+        // The embedding may be the one that was left out.
+        shard(dir.path(), "one.safetensors", &[head]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(tied::choose_head(&checkpoint, Some(true), true).unwrap().lm_head, tied::LmHead::Tied);
+        assert!(malformed(tied::choose_head(&checkpoint, Some(false), false)).contains("no such tensor"));
     }
 
     #[test]

@@ -95,6 +95,38 @@ fn stock_llama_loads_without_a_head_whose_config_says_untied() {
 }
 
 #[test]
+fn a_tied_head_without_an_embedding_is_the_embedding() {
+    let renamed = |flag: Option<bool>| {
+        let weights = llama_weights().into_iter();
+        let entries: Vec<Entry> = weights
+            .map(|(name, shape, values)| {
+                Entry::f32(if name == EMBED_TOKENS { LM_HEAD } else { &name }, &shape, &values)
+            })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        write_safetensors(&dir.path().join("model.safetensors"), &entries);
+        let checkpoint = open(&dir);
+        choose_head(&checkpoint, flag, true).map(|head| (checkpoint, head))
+    };
+    let (checkpoint, head) = renamed(Some(true)).unwrap();
+    assert_eq!((head.lm_head, &head.warning), (LmHead::Tied, &None));
+    assert!(head.reason.contains("no model.embed_tokens.weight"), "{}", head.reason);
+    let usual = open(&llama_folder(vec![]));
+    let expected = logits(&usual, &choose_head(&usual, Some(true), true).unwrap());
+    assert_eq!(logits(&checkpoint, &head), expected);
+    let vb = var_builder(checkpoint, &head, DType::F32, &Device::Cpu);
+    assert!(vb.contains_tensor(EMBED_TOKENS));
+    let ids = [LM_HEAD, EMBED_TOKENS].map(|name| vb.get((VOCAB, HIDDEN), name).unwrap().id());
+    assert_eq!(ids[0], ids[1]);
+    for flag in [None, Some(false)] {
+        assert!(
+            matches!(renamed(flag), Err(Error::MissingTensor { tensor, .. }) if tensor == EMBED_TOKENS),
+            "{flag:?}"
+        );
+    }
+}
+
+#[test]
 fn a_tied_head_is_one_allocation() {
     let checkpoint = open(&llama_folder(vec![]));
     let head = choose_head(&checkpoint, Some(true), true).unwrap();

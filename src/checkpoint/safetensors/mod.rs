@@ -17,16 +17,23 @@ use crate::error::{Error, Result, quoted};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Reads the headers of all safetensors files of a checkpoint folder.
-pub(crate) fn open_folder(dir: &Path) -> Result<BTreeMap<String, Stored>> {
+/// Reads the headers of all safetensors files of a checkpoint folder. Also returns why a head or an embedding
+/// that the index names is absent; see [`may_be_absent`].
+pub(crate) fn open_folder(dir: &Path) -> Result<(BTreeMap<String, Stored>, BTreeMap<String, Error>)> {
     // As in transformers, the single file takes precedence over an index beside it.
     if exists(&dir.join(SINGLE))? {
-        return read_file(&dir.join(SINGLE));
+        return Ok((read_file(&dir.join(SINGLE))?, BTreeMap::new()));
     }
     if exists(&dir.join(INDEX))? {
         return read_shards(dir);
     }
-    read_file(&only_file(dir)?)
+    Ok((read_file(&only_file(dir)?)?, BTreeMap::new()))
+}
+
+/// Whether a checkpoint can do without this tensor. With a tied head, training tools save only one of the two
+/// and often copy the base model's index, which names both.
+fn may_be_absent(name: &str) -> bool {
+    ["lm_head.weight", "embed_tokens.weight"].iter().any(|end| name.ends_with(end))
 }
 
 fn exists(path: &Path) -> Result<bool> {
@@ -95,13 +102,14 @@ pub(crate) fn refuse_pickle(name: &str) -> Error {
     Error::unsupported(name, format!("a pickle, which can run code when it is read; {convert}"))
 }
 
-fn read_shards(dir: &Path) -> Result<BTreeMap<String, Stored>> {
+fn read_shards(dir: &Path) -> Result<(BTreeMap<String, Stored>, BTreeMap<String, Error>)> {
     let path = dir.join(INDEX);
     let index = Object::read(&path)?;
     let weight_map =
         index.object("weight_map")?.ok_or_else(|| Error::malformed(&path, "has no weight_map"))?;
     let mut shards: BTreeMap<&str, BTreeMap<String, Stored>> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
+    let mut absent = BTreeMap::new();
     let mut found = 0_u64;
     for tensor in weight_map.map().keys() {
         let shard = weight_map.string(tensor)?.unwrap_or_default();
@@ -119,10 +127,13 @@ fn read_shards(dir: &Path) -> Result<BTreeMap<String, Stored>> {
             shards.insert(shard, stored);
         }
         let found = shards.get_mut(shard).and_then(|stored| stored.remove(tensor));
-        let stored = found.ok_or_else(|| {
-            weight_map.malformed(tensor, format!("says {}, which has no such tensor", quoted(shard)))
-        })?;
-        tensors.insert(tensor.clone(), stored);
+        let error =
+            || weight_map.malformed(tensor, format!("says {}, which has no such tensor", quoted(shard)));
+        match found {
+            Some(stored) => drop(tensors.insert(tensor.clone(), stored)),
+            None if may_be_absent(tensor) => drop(absent.insert(tensor.clone(), error())),
+            None => return Err(error()),
+        }
     }
     // Tensors that the index does not list are loaded too, as in transformers: a head must not get lost.
     for (shard, rest) in shards {
@@ -137,7 +148,7 @@ fn read_shards(dir: &Path) -> Result<BTreeMap<String, Stored>> {
             tensors.insert(name, stored);
         }
     }
-    Ok(tensors)
+    Ok((tensors, absent))
 }
 
 fn read_shard(dir: &Path, shard: &str) -> Result<BTreeMap<String, Stored>> {

@@ -1,0 +1,128 @@
+"""Checkpoints as training and conversion tools leave them: odd, but with everything that a Llama needs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import candle_llama
+import tiny as checkpoints
+
+IDS = [5, 77, 130, 12]
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def logits(path: Path, **options: Any) -> tuple[np.ndarray, list[str]]:
+    """The logits of `IDS`, and the notes."""
+    with candle_llama.load(path, strict=True, compute="exact", **options) as llm:
+        return llm.logits(IDS), llm.load_report.notes
+
+
+def tied() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    config = checkpoints.tiny_config(tie_word_embeddings=True)
+    return config, checkpoints.tiny_tensors(config)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "candle"])
+def test_a_tied_head_that_lost_its_embedding_is_the_embedding(tmp_path: Path, engine: str) -> None:
+    config, tensors = tied()
+    expected, _ = logits(checkpoints.write_checkpoint(tmp_path / "usual", config), engine=engine)
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", config, tensors=tensors)
+    got, notes = logits(odd, engine=engine)
+    assert np.array_equal(got, expected)
+    assert any("lm_head.weight is the embedding" in note for note in notes)
+
+
+def test_quantize_and_estimate_memory_know_a_tied_head_without_embedding(tmp_path: Path) -> None:
+    config, tensors = tied()
+    usual = checkpoints.write_checkpoint(tmp_path / "usual", config)
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", config, tensors=tensors)
+    assert candle_llama.estimate_memory(odd) == candle_llama.estimate_memory(usual)
+    for path in (usual, odd):
+        candle_llama.quantize(path, path.with_suffix(".gguf"), dtype="f32")
+    files = [path.with_suffix(".gguf").read_bytes() for path in (usual, odd)]
+    assert len(files[0]) == len(files[1])
+    assert np.array_equal(*(logits(path.with_suffix(".gguf"))[0] for path in (usual, odd)))
+
+
+@pytest.mark.parametrize("flag", [False, None])
+def test_an_untied_model_without_embedding_is_refused(tmp_path: Path, flag: bool | None) -> None:
+    config = checkpoints.tiny_config(tie_word_embeddings=False)
+    tensors = checkpoints.tiny_tensors(config)
+    del tensors[EMBEDDING]
+    if flag is None:
+        del config["tie_word_embeddings"]
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", config, tensors=tensors)
+    with pytest.raises(candle_llama.CheckpointError, match=r"embed_tokens.weight` is missing"):
+        candle_llama.load(odd)
+
+
+RENAMES: dict[str, Callable[[str], str]] = {
+    "base_model.model.": lambda name: f"base_model.model.{name}",
+    "_orig_mod.": lambda name: f"_orig_mod.{name}",
+    "module.": lambda name: f"module.{name}",
+    "without model.": lambda name: name.removeprefix("model."),
+    "compiled layers": lambda name: name.replace("model.layers.0.", "model.layers.0._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("rename", RENAMES.values(), ids=RENAMES)
+def test_a_prefix_of_all_names_is_a_note(tmp_path: Path, rename: Callable[[str], str], tie: bool) -> None:
+    config = checkpoints.tiny_config(tie_word_embeddings=tie)
+    expected, _ = logits(checkpoints.write_checkpoint(tmp_path / "usual", config))
+    tensors = {rename(name): tensor for name, tensor in checkpoints.tiny_tensors(config).items()}
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", config, tensors=tensors)
+    got, notes = logits(odd)
+    assert np.array_equal(got, expected)
+    assert any("tensors have other names than usual" in note for note in notes)
+
+
+def test_a_prefix_of_some_names_is_refused(tmp_path: Path) -> None:
+    tensors = checkpoints.tiny_tensors(checkpoints.tiny_config())
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors["other." + name] = tensors.pop(name)
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", tensors=tensors)
+    with pytest.raises(candle_llama.CheckpointError, match=r"q_proj\.weight` is missing"):
+        candle_llama.load(odd)
+
+
+def test_an_index_may_name_a_tied_head_that_no_shard_has(tmp_path: Path) -> None:
+    config, _ = tied()
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", config, shards=2)
+    expected, _ = logits(odd)
+    index = odd / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][HEAD] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    assert np.array_equal(logits(odd)[0], expected)
+    (odd / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(candle_llama.CheckpointError, match="which has no such tensor"):
+        candle_llama.load(odd)
+
+
+def test_a_left_over_quantization_config_is_a_warning(tmp_path: Path) -> None:
+    quantization = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    expected, _ = logits(checkpoints.write_checkpoint(tmp_path / "usual"))
+    odd = checkpoints.write_checkpoint(tmp_path / "odd", checkpoints.tiny_config() | quantization)
+    with pytest.warns(UserWarning, match=r'quantization_config \("bitsandbytes"\) is ignored'):
+        llm = candle_llama.load(odd, compute="exact")
+    with llm:
+        assert np.array_equal(llm.logits(IDS), expected)
+    long = {"quantization_config": {"quant_method": "q" * 100_000}}
+    odd = checkpoints.write_checkpoint(tmp_path / "long", checkpoints.tiny_config() | long)
+    with pytest.warns(UserWarning, match="is ignored") as caught, candle_llama.load(odd):
+        assert len(str(caught[0].message)) < 300
+    tensors = checkpoints.tiny_tensors(checkpoints.tiny_config())
+    tensors["model.layers.0.self_attn.q_proj.qweight"] = np.zeros((2, 2), np.float32)
+    odd = checkpoints.write_checkpoint(
+        tmp_path / "other", checkpoints.tiny_config() | quantization, tensors=tensors
+    )
+    with pytest.raises(candle_llama.UnsupportedModelError, match="quantization_config"):
+        candle_llama.load(odd)
