@@ -323,7 +323,7 @@ GGUF_FILES: dict[str, tuple[bytes, str]] = {
     "unknown type of value": (gguf([value("x", 13, bytes(8))]), "unknown type 13"),
     "unknown type of elements": (gguf([array("x", 200, 1, bytes(8))]), "unknown type 200"),
     "boolean of 7": (gguf([value("x", 7, b"\7")]), "boolean 7"),
-    "invalid UTF-8": (gguf([value("x", 8, string(b"\xff"))]), "UTF-8"),
+    "invalid UTF-8": (gguf([value("llama.x", 8, string(b"\xff"))]), "UTF-8"),
     "invalid UTF-8 in a key": (gguf([value(b"\xff", 0, b"\0")]), "UTF-8"),
     "key twice": (gguf([value("x", 0, b"\0")] * 2), "twice"),
     "key with an escape": (gguf([value("\x1b[2J", 0, b"\0")]), "control character"),

@@ -204,18 +204,15 @@ def write_vocabulary(path: Path, changes: dict[str, Any]) -> Path:
 
 
 BROKEN: dict[str, dict[str, Any]] = {
-    "no scores": {"scores": None},
     "fewer scores": {"scores": [0.5]},
     "scores that are no numbers": {"scores": [float("nan")] * 262},
     "fewer types": {"token_type": [1, 1]},
     "tokens that are numbers": {"tokens": [1, 2, 3]},
     "no tokens": {"tokens": None},
-    "BOS out of range": {"bos_token_id": 262},
     "a flag that is a number": {"add_bos_token": 1},
     "a pre-tokenizer that is a number": {"model": "gpt2", "pre": 3},
     "no merges": {"model": "gpt2", "merges": None},
-    "merges of unknown tokens": {"model": "gpt2", "merges": ["x y"]},
-    "merges of one token": {"model": "gpt2", "merges": ["th"]},
+    "a BOS to be added that is out of range": {"model": "gpt2", "bos_token_id": 999, "add_bos_token": True},
     "an unknown model": {"model": "t5"},
     "an unknown pre-tokenizer": {"model": "gpt2", "pre": "nobody's"},
 }
@@ -228,6 +225,31 @@ def test_a_broken_vocabulary_is_refused(tmp_path: Path, changes: dict[str, Any])
     with pytest.raises((candle_llama.CheckpointError, candle_llama.UnsupportedModelError)) as caught:
         candle_llama.load_tokenizer(path)
     assert "tokenizer.ggml." in str(caught.value) or "piece" in str(caught.value)
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
+    "a BOS out of range": {"bos_token_id": 262},
+    "an EOS out of range": {"model": "gpt2", "eos_token_id": 999},
+    "an end of turn out of range": {"eot_token_id": 262},
+    "no token": {"eos_token_id": 2**32 - 1},
+    "scores that are integers": {"scores": [-i for i in range(262)]},
+    "merges of unknown tokens": {"model": "gpt2", "merges": [*tiny.MERGES, "x nobody", "th"]},
+}
+
+
+@pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS)
+def test_a_harmless_fault_of_a_vocabulary_changes_no_ids(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = {"model": changes.get("model", "llama")}
+    sound = candle_llama.load_tokenizer(write_vocabulary(tmp_path / "sound.gguf", model))
+    faulty = candle_llama.load_tokenizer(write_vocabulary(tmp_path / "faulty.gguf", changes))
+    for text in ["a", " a a\n", "hello", "the thing"]:
+        assert faulty.encode(text) == sound.encode(text)
+
+
+def test_a_sentence_piece_vocabulary_without_scores_is_read(tmp_path: Path) -> None:
+    tokenizer = candle_llama.load_tokenizer(write_vocabulary(tmp_path / "it.gguf", {"scores": None}))
+    # "▁a" is the last of the 262 pieces.
+    assert tokenizer.encode("a") == [1, 261]
 
 
 @hypothesis.given(

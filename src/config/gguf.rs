@@ -74,7 +74,8 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
 pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<LlamaConfig> {
     metadata.require_llama()?;
     refuse_unsupported(metadata)?;
-    let warnings = unknown_keys(metadata);
+    let mut warnings = unknown_keys(metadata);
+    warnings.extend_from_slice(metadata.warnings());
 
     let optional = |key: &str| -> Result<Option<usize>> {
         let number = metadata.u64_or_uniform(key)?;
@@ -94,7 +95,7 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
     let head_dim = head_dim(metadata, &optional, hidden_size, num_attention_heads)?;
     let max_position_embeddings = size("llama.context_length")?;
     let mut config = LlamaConfig {
-        vocab_size: vocab_size(metadata, optional("llama.vocab_size")?, checkpoint)?,
+        vocab_size: vocab_size(metadata, optional("llama.vocab_size")?, checkpoint, &mut warnings)?,
         hidden_size,
         intermediate_size: size("llama.feed_forward_length")?,
         num_hidden_layers: size("llama.block_count")?,
@@ -112,7 +113,7 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
         },
         max_position_embeddings,
         tie_word_embeddings: None,
-        bos_token_id: token_id(metadata, "tokenizer.ggml.bos_token_id")?,
+        bos_token_id: metadata.token_id("tokenizer.ggml.bos_token_id")?,
         eos_token_ids: eos_token_ids(metadata)?,
         torch_dtype: None,
         raw: Map::new(),
@@ -230,16 +231,24 @@ fn head_dim(
     }
 }
 
-fn vocab_size(metadata: &Metadata, key: Option<usize>, checkpoint: Option<&Checkpoint>) -> Result<usize> {
-    if let Some(size) = key {
+/// The number of rows of the embedding. A file whose vocabulary was extended may keep the old number in its
+/// key: the tokens and the embedding count, if they agree.
+fn vocab_size(
+    metadata: &Metadata,
+    key: Option<usize>,
+    checkpoint: Option<&Checkpoint>,
+    warnings: &mut Vec<String>,
+) -> Result<usize> {
+    const KEY: &str = "llama.vocab_size";
+    let rows = checkpoint.and_then(|checkpoint| checkpoint.shape(EMBED_TOKENS)?.first().copied());
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?.map(<[String]>::len);
+    if let (Some(stale), Some(size)) = (key, tokens.filter(|tokens| rows.is_none_or(|rows| rows == *tokens)))
+        && stale != size
+    {
+        warnings.push(format!("{KEY} is {stale} and is ignored: the vocabulary has {size} tokens"));
         return Ok(size);
     }
-    if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
-        return Ok(tokens.len());
-    }
-    checkpoint
-        .and_then(|checkpoint| checkpoint.shape(EMBED_TOKENS)?.first().copied())
-        .ok_or_else(|| metadata.malformed("llama.vocab_size", "is missing, and so are the tokens"))
+    key.or(tokens).or(rows).ok_or_else(|| metadata.malformed(KEY, "is missing, and so are the tokens"))
 }
 
 /// Reads `llama.rope.scaling.*`. As in llama.cpp, a factor without a type means linear scaling, and a factor
@@ -300,16 +309,11 @@ fn has_bias(checkpoint: Option<&Checkpoint>, module: &str) -> bool {
     })
 }
 
-fn token_id(metadata: &Metadata, key: &str) -> Result<Option<u32>> {
-    let id = metadata.u64(key)?;
-    id.map(|id| u32::try_from(id).map_err(|_| metadata.malformed(key, format!("is {id}")))).transpose()
-}
-
 /// The tokens that end the text, and those that end a turn or message, which chat models emit instead.
 fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for key in ["eos_token_id", "eot_token_id", "eom_token_id"] {
-        ids.extend(token_id(metadata, &format!("tokenizer.ggml.{key}"))?);
+        ids.extend(metadata.token_id(&format!("tokenizer.ggml.{key}"))?);
     }
     const MANY: &str = "tokenizer.ggml.eos_token_ids";
     for id in metadata.ints(MANY)?.unwrap_or_default() {

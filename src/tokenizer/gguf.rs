@@ -17,7 +17,7 @@ use super::pre_tokenizers::{self, DEFAULT, LLAMA_3, PreTokenizer};
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
 use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens};
 use crate::checkpoint::gguf::{self, Metadata};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 pub(super) const MODEL: &str = "tokenizer.ggml.model";
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
@@ -27,6 +27,8 @@ pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";
 pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
+const EOT: &str = "tokenizer.ggml.eot_token_id";
+const EOM: &str = "tokenizer.ggml.eom_token_id";
 pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 pub(super) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
@@ -92,19 +94,27 @@ impl<'a> Tokens<'a> {
         self.texts.get(id as usize).map(String::as_str)
     }
 
-    /// The token that `key` names, which must be in the vocabulary.
+    /// The token that `key` names; None if it is not in the vocabulary.
     fn special(&self, metadata: &Metadata, key: &str) -> Result<Option<(u32, &'a str)>> {
-        let Some(id) = metadata.u64(key)? else { return Ok(None) };
-        let token = u32::try_from(id).ok().and_then(|id| Some((id, self.get(id)?)));
-        let missing =
-            || malformed(metadata, format!("{key} is {id}, the vocabulary has {} tokens", self.texts.len()));
-        token.map(Some).ok_or_else(missing)
+        Ok(metadata.token_id(key)?.and_then(|id| Some((id, self.get(id)?))))
+    }
+
+    /// Warnings about special tokens that are not in the vocabulary. As in llama.cpp they are ignored.
+    fn unknown_specials(&self, metadata: &Metadata) -> Result<Vec<String>> {
+        let mut warnings = Vec::new();
+        for key in [BOS, EOS, EOT, EOM] {
+            if let Some(id) = metadata.token_id(key)?.filter(|&id| self.get(id).is_none()) {
+                let count = self.texts.len();
+                warnings.push(format!("{key} is {id} and is ignored: the vocabulary has {count} tokens"));
+            }
+        }
+        Ok(warnings)
     }
 }
 
 fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
-    let mut warnings = Vec::new();
     let tokens = Tokens::new(metadata)?;
+    let mut warnings = tokens.unknown_specials(metadata)?;
     let bos = tokens.special(metadata, BOS)?;
     let eos = tokens.special(metadata, EOS)?;
     let (pre, name) = pre_tokenizer(metadata, bos, &mut warnings)?;
@@ -114,7 +124,7 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
         let count = tokens.texts.len() - vocab.len();
         warnings.push(format!("{count} tokens of the vocabulary have the same text as another"));
     }
-    let merges = merges(metadata, &vocab)?;
+    let merges = merges(metadata, &vocab, &mut warnings)?;
     let bpe = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre.ignore_merges);
     let bpe = catching(|| bpe.build()).map_err(|reason| malformed(metadata, reason))?;
 
@@ -142,8 +152,11 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
 
 fn sentence_piece(metadata: &Metadata) -> Result<Parts> {
     let tokens = Tokens::new(metadata)?;
-    let scores =
-        metadata.floats(SCORES)?.ok_or_else(|| malformed(metadata, format!("{SCORES} is missing")))?;
+    let mut warnings = tokens.unknown_specials(metadata)?;
+    let scores = metadata.floats(SCORES)?.unwrap_or_else(|| {
+        warnings.push(format!("{SCORES} is missing; the token ids may not be the model's own"));
+        vec![0.0; tokens.texts.len()]
+    });
     if scores.len() != tokens.texts.len() {
         let reason = format!("{SCORES} has {} entries for {} tokens", scores.len(), tokens.texts.len());
         return Err(malformed(metadata, reason));
@@ -163,8 +176,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<Parts> {
     };
     let pieces = tokens.texts.iter().zip(&tokens.kinds).zip(scores);
     let pieces = pieces.map(|((text, kind), score)| Piece::new(text.clone(), score, *kind)).collect();
-    let (encoder, warnings) =
+    let (encoder, more) =
         SentencePiece::new(pieces, settings).map_err(|reason| malformed(metadata, reason))?;
+    warnings.extend(more);
     parts(metadata, encoder.into(), "gguf llama".into(), &tokens, (bos, eos), warnings)
 }
 
@@ -216,11 +230,12 @@ fn added_around<'a>(
     token.map(Some).ok_or_else(missing)
 }
 
-/// Reads the merges. Each is two tokens that make a third.
-fn merges(metadata: &Metadata, vocab: &Vocab) -> Result<Vec<(String, String)>> {
+/// Reads the merges. Each is two tokens that make a third; others can never apply and are dropped.
+fn merges(metadata: &Metadata, vocab: &Vocab, warnings: &mut Vec<String>) -> Result<Vec<(String, String)>> {
     let lines =
         metadata.strings(MERGES)?.ok_or_else(|| malformed(metadata, format!("{MERGES} is missing")))?;
     let mut merges = Vec::with_capacity(lines.len());
+    let mut dropped = None;
     for line in lines {
         // A token is never empty, so a space at the very start belongs to the first one.
         let cut = line.char_indices().skip(1).find(|&(_, character)| character == ' ').map(|(at, _)| at);
@@ -230,9 +245,16 @@ fn merges(metadata: &Metadata, vocab: &Vocab) -> Result<Vec<(String, String)>> {
                 [left, right, &format!("{left}{right}")].iter().all(|&token| vocab.contains_key(token));
             known.then(|| (left.to_owned(), right.to_owned()))
         });
-        merges.push(pair.ok_or_else(|| {
-            malformed(metadata, format!("{MERGES}: {line:?} is not two tokens that make a third"))
-        })?);
+        match pair {
+            Some(pair) => merges.push(pair),
+            None => dropped = dropped.or(Some(line)),
+        }
+    }
+    if let Some(line) = dropped {
+        let (count, line) = (lines.len() - merges.len(), quoted(line));
+        warnings.push(format!(
+            "{count} of {MERGES} are ignored: they are not two tokens that make a third, such as {line}"
+        ));
     }
     Ok(merges)
 }
@@ -269,7 +291,7 @@ fn pre_tokenizer(
 
 fn extra_eos_token_ids(metadata: &Metadata, tokens: &Tokens<'_>, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
+    for key in [EOT, EOM] {
         ids.extend(tokens.special(metadata, key)?.map(|(id, _)| id));
     }
     for ((id, token), kind) in (0..).zip(tokens.texts).zip(&tokens.kinds) {

@@ -416,6 +416,28 @@ fn gguf_vocabulary_size_may_come_from_tokens_or_embedding() {
     assert_eq!(read_gguf(&base().strings("tokenizer.ggml.tokens", &["a", "b"])).unwrap().vocab_size, 2);
     let embedding = base().tensor("token_embd.weight", &[3, 4], 0, &[0; 48]);
     assert_eq!(read_gguf(&embedding).unwrap().vocab_size, 3);
+
+    // A key that disagrees with the tokens is ignored if the embedding has as many rows as there are tokens.
+    let stale = |tokens: &[&str]| {
+        let file = base().u32("llama.vocab_size", 2).strings("tokenizer.ggml.tokens", tokens);
+        read_gguf(&file.tensor("token_embd.weight", &[3, 4], 0, &[0; 48])).unwrap()
+    };
+    let config = stale(&["a", "b", "c"]);
+    assert_eq!(config.vocab_size, 3);
+    assert_eq!(config.warnings, ["llama.vocab_size is 2 and is ignored: the vocabulary has 3 tokens"]);
+    assert_eq!(stale(&["a"]).vocab_size, 2);
+}
+
+#[test]
+fn gguf_faults_of_unused_values_are_warnings() {
+    let config = read_gguf(&Gguf::llama().value("general.name", 8, b"\x02\0\0\0\0\0\0\0\xffx")).unwrap();
+    assert_eq!(config.warnings, ["\"general.name\" is not valid UTF-8; wrong bytes are replaced"]);
+    let none = Gguf::llama()
+        .value("tokenizer.ggml.bos_token_id", 5, &[255; 4])
+        .value("tokenizer.ggml.eos_token_id", 4, &[255; 4])
+        .value("tokenizer.ggml.eot_token_id", 10, &[255; 8]);
+    let config = read_gguf(&none).unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_ids, config.warnings), (None, vec![], vec![]));
 }
 
 #[test]

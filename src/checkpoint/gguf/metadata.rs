@@ -64,6 +64,7 @@ impl Value {
 pub struct Metadata {
     path: PathBuf,
     values: BTreeMap<String, Value>,
+    warnings: Vec<String>,
 }
 
 /// The typed getters return `Ok(None)` for an absent key, and [`Error::Malformed`] for a value of another
@@ -71,7 +72,16 @@ pub struct Metadata {
 impl Metadata {
     /// Makes the metadata of the file at `path`, which may not exist yet.
     pub(crate) fn new(path: &Path, values: BTreeMap<String, Value>) -> Self {
-        Self { path: path.into(), values }
+        Self { path: path.into(), values, warnings: Vec::new() }
+    }
+
+    pub(crate) fn with_warnings(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
+    }
+
+    /// Harmless faults of the file.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The file's path.
@@ -110,6 +120,15 @@ impl Metadata {
             Value::I64(number) => number.try_into().ok(),
             _ => None,
         })
+    }
+
+    /// The token id under `key`. Files write -1, signed or not, for a token that they do not have.
+    pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        if matches!(self.get(key), Some(Value::I8(..0) | Value::I16(..0) | Value::I32(..0) | Value::I64(..0)))
+        {
+            return Ok(None);
+        }
+        Ok(self.u64(key)?.and_then(|id| u32::try_from(id).ok()).filter(|&id| id != u32::MAX))
     }
 
     /// The float under `key`. An f32 is converted through its shortest decimal form: a config's 1e-5 comes
@@ -156,12 +175,16 @@ impl Metadata {
         })
     }
 
-    /// The array of f32 under `key`.
+    /// The array of numbers under `key`, as f32. Some converters write whole numbers as integers.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
-        self.typed(key, "an array of floats", |value| match value {
-            Value::Array(Array::F32(numbers)) => Some(numbers.clone()),
-            _ => None,
-        })
+        if let Some(Value::Array(Array::F32(numbers))) = self.get(key) {
+            return Ok(Some(numbers.clone()));
+        }
+        if let Some(Value::Array(Array::F64(numbers))) = self.get(key) {
+            return Ok(Some(numbers.iter().map(|&number| number as f32).collect()));
+        }
+        let numbers = self.ints(key)?;
+        Ok(numbers.map(|numbers| numbers.into_iter().map(|number| number as f32).collect()))
     }
 
     /// The integer under `key`. An array of equal integers counts as one: some converters write one value per

@@ -172,7 +172,7 @@ fn read_start(reader: &mut Reader, path: &Path) -> Result<(u64, Metadata)> {
         }
         values.insert(key, value);
     }
-    Ok((tensor_count, Metadata::new(path, values)))
+    Ok((tensor_count, Metadata::new(path, values).with_warnings(reader.warnings())))
 }
 
 struct TensorEntry {

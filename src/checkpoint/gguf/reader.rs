@@ -1,5 +1,6 @@
 //! Reads numbers, strings and values one after the other, each checked against the end of the file.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::metadata::{Array, Value};
@@ -19,11 +20,13 @@ pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     path: &'a Path,
+    /// A key whose text is not UTF-8, although that does no harm.
+    unreadable: Option<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(map: &'a Mmap) -> Self {
-        Self { bytes: map.bytes(), at: 0, path: map.path() }
+        Self { bytes: map.bytes(), at: 0, path: map.path(), unreadable: None }
     }
 
     /// The offset of the next byte in the file.
@@ -95,6 +98,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads a text of the value of `key`. Bytes that are not UTF-8 are replaced if nothing reads the text.
+    fn text(&mut self, key: &str) -> Result<String> {
+        let is_read = ["llama.", "tokenizer.", "split."].iter().any(|start| key.starts_with(start))
+            || key == "general.architecture";
+        if is_read {
+            return self.string(key);
+        }
+        let len = self.u64(key)?;
+        let text = String::from_utf8_lossy(self.take(len, key)?);
+        if matches!(text, Cow::Owned(_)) && self.unreadable.is_none() {
+            self.unreadable = Some(key.to_owned());
+        }
+        Ok(text.into_owned())
+    }
+
+    /// Warnings about what has been read.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let warning = |key| format!("{} is not valid UTF-8; wrong bytes are replaced", quoted(key));
+        self.unreadable.iter().map(|key| warning(key)).collect()
+    }
+
     /// Reads a key or a tensor's name. `what` describes it in messages.
     pub(super) fn name(&mut self, what: &str) -> Result<String> {
         let name = self.string(what)?;
@@ -123,7 +147,7 @@ impl<'a> Reader<'a> {
             5 => Value::I32(i32::from_le_bytes(self.array(key)?)),
             6 => Value::F32(f32::from_le_bytes(self.array(key)?)),
             7 => Value::Bool(self.bool(key)?),
-            8 => Value::String(self.string(key)?),
+            8 => Value::String(self.text(key)?),
             9 => Value::Array(self.array_value(key)?),
             10 => Value::U64(u64::from_le_bytes(self.array(key)?)),
             11 => Value::I64(i64::from_le_bytes(self.array(key)?)),
@@ -148,7 +172,7 @@ impl<'a> Reader<'a> {
             5 => Array::I32(self.numbers(key, count, i32::from_le_bytes)?),
             6 => Array::F32(self.numbers(key, count, f32::from_le_bytes)?),
             7 => Array::Bool(self.many(key, count, 1, |reader| reader.bool(key))?),
-            8 => Array::String(self.many(key, count, 8, |reader| reader.string(key))?),
+            8 => Array::String(self.many(key, count, 8, |reader| reader.text(key))?),
             9 => return Err(self.malformed(format!("{} is an array of arrays", quoted(key)))),
             10 => Array::U64(self.numbers(key, count, u64::from_le_bytes)?),
             11 => Array::I64(self.numbers(key, count, i64::from_le_bytes)?),
