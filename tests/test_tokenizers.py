@@ -252,6 +252,26 @@ def test_a_sentence_piece_vocabulary_without_scores_is_read(tmp_path: Path) -> N
     assert tokenizer.encode("a") == [1, 261]
 
 
+@pytest.mark.parametrize(
+    ("name", "same_as"),
+    [
+        ("dbrx", "smaug-bpe"),
+        ("qwen2", "megrez"),
+        ("stablelm2", "megrez"),
+        ("phi-2", "gpt-2"),
+        ("lfm2", "llama3"),
+    ],
+)
+def test_llama_cpp_s_other_names_of_a_pre_tokenizer_are_known(
+    tmp_path: Path, name: str, same_as: str
+) -> None:
+    def ids(pre: str) -> list[int]:
+        path = write_vocabulary(tmp_path / f"{pre}.gguf", {"model": "gpt2", "pre": pre, "bos_token_id": 0})
+        return candle_llama.load_tokenizer(path).encode("hello 12345  the\n thing's")
+
+    assert ids(name) == ids(same_as)
+
+
 @hypothesis.given(
     st.lists(
         st.tuples(

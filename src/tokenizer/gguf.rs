@@ -283,7 +283,7 @@ fn pre_tokenizer(
             let known: Vec<&str> = pre_tokenizers::names().collect();
             Err(Error::unsupported(
                 PRE,
-                format!("{name:?}; {} are supported, or a folder with tokenizer.json", known.join(", ")),
+                format!("{name:?}; take a folder with tokenizer.json, or one of {}", known.join(", ")),
             ))
         }
     }

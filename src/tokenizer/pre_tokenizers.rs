@@ -48,27 +48,63 @@ pub(super) const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\
 
 const ROWS: &[Row] = &[
     Row {
-        // Llama 3, Falcon 3, Pixtral, Midm 2.0.
-        names: &[LLAMA_3, "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0"],
+        // Llama 3, Falcon 3 and H1, Pixtral, Midm 2.0, LFM 2, Jina 5 nano.
+        names: &[
+            LLAMA_3,
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+            "jina-v5-nano",
+        ],
         cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
         ignore_merges: true,
         add_bos_token: true,
     },
     Row {
-        names: &["smaug-bpe"],
+        names: &["smaug-bpe", "dbrx"],
         cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
         ignore_merges: false,
         add_bos_token: false,
     },
     Row {
         // SmolLM; Granite Code ("refact"); StarCoder 2's vocabulary; Minerva.
-        names: &["smollm", "refact", "starcoder", "minerva-7b"],
+        names: &[
+            "smollm",
+            "refact",
+            "starcoder",
+            "minerva-7b",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "mellum2",
+        ],
         cuts: &[Cut::Digits, Cut::Matches(GPT_2)],
         ignore_merges: false,
         add_bos_token: false,
     },
     Row {
-        names: &["gpt-2", "mellum", "trillion", "granite-docling"],
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "gigachat",
+            "a.x-4.0",
+            "exaone4",
+            "mellum",
+            "trillion",
+            "granite-docling",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "modern-bert",
+            "mpt",
+            "olmo",
+            "jais",
+        ],
         cuts: &[Cut::Matches(GPT_2)],
         ignore_merges: false,
         add_bos_token: false,
@@ -85,7 +121,18 @@ const ROWS: &[Row] = &[
         add_bos_token: true,
     },
     Row {
-        names: &["megrez"],
+        // Qwen 2 and models with its vocabulary; Megrez.
+        names: &[
+            "megrez",
+            "qwen2",
+            "deepseek-r1-qwen",
+            "kormo",
+            "f2llmv2",
+            "stablelm2",
+            "hunyuan",
+            "solar-open",
+            "grok-2",
+        ],
         cuts: &[Cut::Matches(concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
             r"|\s*[\r\n]+|\s+(?!\S)|\s+",
