@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -126,3 +127,82 @@ def test_a_left_over_quantization_config_is_a_warning(tmp_path: Path) -> None:
     )
     with pytest.raises(candle_llama.UnsupportedModelError, match="quantization_config"):
         candle_llama.load(odd)
+
+
+FOLDERS: dict[str, tuple[list[str], str]] = {
+    "a LoRA adapter": (
+        ["adapter_config.json", "adapter_model.safetensors"],
+        "LoRA adapter without its base model: merge",
+    ),
+    "Meta's release": (
+        ["consolidated.00.pth", "params.json", "tokenizer.model"],
+        "Meta's original release: convert it with",
+    ),
+    "a hub cache's repository": (["refs/main", "snapshots/0123abc/config.json"], 'pass "org/name"'),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_that_is_no_llama_is_named(tmp_path: Path, files: list[str], message: str) -> None:
+    folder = tmp_path / "models--org--name"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=message):
+        candle_llama.load(folder)
+
+
+def quantised_by_mlx(name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    if tensor.ndim == 1:
+        return {name: tensor}
+    packed = np.zeros((tensor.shape[0], tensor.shape[1] // 8), np.float32)
+    return {name.replace("weight", "packed"): packed, name.replace("weight", "scales"): packed[:, :1]}
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj."
+FOREIGN: dict[str, tuple[Callable[[str, np.ndarray], dict[str, np.ndarray]], str]] = {
+    "PEFT": (
+        lambda name, tensor: {
+            "base_model.model." + name.replace("q_proj.", "q_proj.base_layer."): tensor,
+        },
+        "PEFT's names; merge the adapter",
+    ),
+    "GPTQ": (lambda name, tensor: {name.replace("q_proj.weight", "q_proj.qweight"): tensor}, "GPTQ or AWQ"),
+    "MLX": (quantised_by_mlx, "MLX"),
+    "ZeRO-3": (
+        lambda name, tensor: {name: tensor[:0] if name.startswith(Q_PROJ) else tensor},
+        "is empty: DeepSpeed ZeRO-3 saved it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_tensors_of_other_tools_are_named(
+    tmp_path: Path, change: Callable[[str, np.ndarray], dict[str, np.ndarray]], message: str
+) -> None:
+    tensors = checkpoints.tiny_tensors(checkpoints.tiny_config())
+    foreign = {name: tensor for pair in tensors.items() for name, tensor in change(*pair).items()}
+    path = checkpoints.write_checkpoint(tmp_path / "it", tensors=foreign)
+    with pytest.raises(candle_llama.CandleLlamaError, match=message):
+        candle_llama.load(path)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "imatrix", "mmproj"])
+def test_a_gguf_file_that_is_no_model_is_named(tmp_path: Path, kind: str) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "it.gguf", "llama")
+    writer.add_type(kind)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((8, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(candle_llama.UnsupportedModelError, match=f'general.type: "{kind}"'):
+        candle_llama.load(tmp_path / "it.gguf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_a_git_lfs_pointer_is_named_whatever_the_file(tmp_path: Path, name: str) -> None:
+    path = checkpoints.write_checkpoint(tmp_path / "it")
+    (path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(candle_llama.CheckpointError, match="is a Git LFS pointer"):
+        candle_llama.load(path).tokenizer.encode("a")

@@ -54,12 +54,7 @@ impl Mmap {
         // This is only a hint, so an error is ignored.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        if map.starts_with(b"version https://git-lfs.github.com/") {
-            return Err(Error::malformed(
-                path,
-                "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
-            ));
-        }
+        refuse_lfs_pointer(path, &map)?;
         Ok(Arc::new(Self { map, file, path: path.into() }))
     }
 
@@ -121,7 +116,16 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > limit {
         return Err(too_long());
     }
+    refuse_lfs_pointer(path, &bytes)?;
     Ok(bytes)
+}
+
+/// Refuses what a clone without Git LFS has in place of a file.
+fn refuse_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/") {
+        return Ok(());
+    }
+    Err(Error::malformed(path, "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"))
 }
 
 /// Opens a regular file and returns it with its length.
@@ -220,6 +224,7 @@ mod tests {
         std::fs::write(file.path(), "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
             .unwrap();
         assert!(reason(Mmap::open(file.path())).contains("git lfs pull"));
+        assert!(read_bounded(file.path(), 1000).unwrap_err().to_string().contains("git lfs pull"));
     }
 
     #[cfg(unix)]

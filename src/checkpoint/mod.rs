@@ -21,6 +21,7 @@ pub mod gguf;
 pub(crate) mod json;
 pub(crate) mod mmap;
 pub mod names;
+pub(crate) mod recognise;
 mod safetensors;
 // It works within ranges and shapes that the readers have checked.
 #[allow(clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]

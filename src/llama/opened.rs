@@ -2,7 +2,7 @@
 
 use super::options::LoadOptions;
 use crate::checkpoint::tied::{self, HeadChoice};
-use crate::checkpoint::{Checkpoint, Format, names};
+use crate::checkpoint::{Checkpoint, Format, names, recognise};
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
@@ -81,8 +81,13 @@ pub(super) fn open_checkpoint(path: &Path) -> Result<(Checkpoint, LlamaConfig)> 
     // A folder's config is read first, so that a missing config.json is reported before missing weights.
     if path.is_dir() {
         match LlamaConfig::from_folder(path) {
-            Ok(config) => return Ok((Checkpoint::open(path)?, config)),
+            Ok(config) => {
+                let checkpoint = Checkpoint::open(path)?;
+                recognise::refuse_foreign_tensors(&checkpoint)?;
+                return Ok((checkpoint, config));
+            }
             Err(error) => {
+                let error = recognise::explain_missing_config(path, error);
                 // A config may say that the weights are quantised although they are not.
                 let is_quantization =
                     matches!(&error, Error::Unsupported { key, .. } if key == "quantization_config");

@@ -220,8 +220,23 @@ impl Metadata {
         }
     }
 
-    /// Refuses any architecture but "llama".
+    /// Refuses files that hold no model, and any architecture but "llama".
     pub(crate) fn require_llama(&self) -> Result<()> {
+        let other = match self.get("general.type") {
+            Some(Value::String(kind)) if kind == "adapter" => {
+                "\"adapter\", a LoRA adapter without its base model; llama.cpp's llama-export-lora merges it"
+            }
+            Some(Value::String(kind)) if kind == "imatrix" => {
+                "\"imatrix\", which helps to quantise a model but is none; take the model's own file"
+            }
+            Some(Value::String(kind)) if kind == "mmproj" => {
+                "\"mmproj\", the part of a model that reads images; take the file of its text model"
+            }
+            _ => "",
+        };
+        if !other.is_empty() {
+            return Err(Error::unsupported("general.type", other));
+        }
         match self.string("general.architecture")? {
             Some("llama") => Ok(()),
             Some(other) => {
