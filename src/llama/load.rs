@@ -119,16 +119,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         return Err(Error::Strict { reason: reason.clone() });
     }
 
-    let from_config = &opened.config.eos_token_ids;
-    let mut eos_token_ids = opened.generation.eos_token_ids.clone().unwrap_or_else(|| from_config.clone());
-    if let Some(tokenizer) = tokenizer.get() {
-        if eos_token_ids.is_empty() {
-            eos_token_ids.extend(tokenizer.eos_token_id());
-        }
-        eos_token_ids.extend(tokenizer.extra_eos_token_ids());
-    }
-    eos_token_ids.sort_unstable();
-    eos_token_ids.dedup();
+    let eos_token_ids = eos_token_ids(&opened, tokenizer.get().map(Arc::as_ref), &mut notes);
 
     let cpu = kind == EngineKind::Cpu;
     let report = LoadReport {
@@ -155,6 +146,39 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         eos_token_ids,
         report,
     })
+}
+
+/// The tokens that end a text. The files of a folder may name different ones. All end a text that
+/// generation_config.json names, or config.json without it, and as well what the other files name if the
+/// tokenizer agrees that it is a special token.
+fn eos_token_ids(opened: &Opened, tokenizer: Option<&Tokenizer>, notes: &mut Vec<String>) -> Vec<u32> {
+    let from_config = &opened.config.eos_token_ids;
+    let mut ids = opened.generation.eos_token_ids.clone().unwrap_or_else(|| from_config.clone());
+    if let Some(tokenizer) = tokenizer {
+        let named = from_config.iter().map(|&id| ("config.json", id));
+        let named = named.chain(tokenizer.eos_token_id().map(|id| ("the tokenizer", id)));
+        let is_named = !ids.is_empty();
+        for (place, id) in named {
+            if ids.contains(&id) {
+                continue;
+            }
+            let token = tokenizer.id_to_token(id).unwrap_or_default();
+            let ends = tokenizer.eos_token_id() == Some(id) || tokenizer.is_end_token(id);
+            if is_named {
+                let what = if ends { "ends a text too" } else { "is no special token and is ignored" };
+                notes.push(format!(
+                    "the end token {id} ({token:?}) of {place}, which other files lack, {what}"
+                ));
+            }
+            if ends {
+                ids.push(id);
+            }
+        }
+        ids.extend(tokenizer.extra_eos_token_ids());
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn detect_isa() -> Result<Isa> {

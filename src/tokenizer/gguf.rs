@@ -38,9 +38,33 @@ pub(super) const NO_TOKENIZER: &str = "none";
 pub(super) const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 pub(super) const REMOVE_EXTRA_WHITESPACES: &str = "tokenizer.ggml.remove_extra_whitespaces";
 
-/// Tokens that end a turn, for files made before `eot_token_id` existed. They are always special, although
-/// some converters mark them as user-defined.
-const END_OF_TURN: [&str; 3] = ["<|eot_id|>", "<|eom_id|>", "<|im_end|>"];
+/// Tokens that end a text or a turn, whatever type the file gives them: files name one or two of them, and
+/// converters mark others as ordinary text.
+///
+/// Source: llama.cpp, `llama-vocab.cpp`, `special_eog_ids`.
+const END_OF_GENERATION: [&str; 21] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|tool_response>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "</s>",
+];
 
 /// The tokens and the type of each.
 struct Tokens<'a> {
@@ -82,7 +106,7 @@ impl<'a> Tokens<'a> {
             return Err(malformed(metadata, reason));
         }
         let kind = |(text, number): (&String, i64)| match Kind::from_number(number) {
-            Some(Kind::UserDefined) if END_OF_TURN.contains(&text.as_str()) => Kind::Control,
+            _ if END_OF_GENERATION.contains(&text.as_str()) => Kind::Control,
             // 0 means "undefined" in ggml.
             kind => kind.unwrap_or(Kind::Normal),
         };
@@ -294,11 +318,8 @@ fn extra_eos_token_ids(metadata: &Metadata, tokens: &Tokens<'_>, eos: Option<u32
     for key in [EOT, EOM] {
         ids.extend(tokens.special(metadata, key)?.map(|(id, _)| id));
     }
-    for ((id, token), kind) in (0..).zip(tokens.texts).zip(&tokens.kinds) {
-        if *kind == Kind::Control && END_OF_TURN.contains(&token.as_str()) {
-            ids.push(id);
-        }
-    }
+    let ends = |token: &String| END_OF_GENERATION.contains(&token.as_str());
+    ids.extend((0..).zip(tokens.texts).filter(|(_, token)| ends(token)).map(|(id, _)| id));
     ids.retain(|id| Some(*id) != eos);
     ids.sort_unstable();
     ids.dedup();

@@ -179,6 +179,13 @@ impl Tokenizer {
         &self.parts.extra_eos_token_ids
     }
 
+    /// Whether `id` may end a text: it is a special token, but not the one for unknown text.
+    pub(crate) fn is_end_token(&self, id: u32) -> bool {
+        let unknown = self.parts.special_tokens.get("unk_token").and_then(Value::as_str);
+        let token = self.id_to_token(id).filter(|token| Some(token.as_str()) != unknown);
+        token.is_some_and(|token| self.parts.encoder.is_special(id, &token))
+    }
+
     /// The id of a token, in the vocabulary's own spelling.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.parts.encoder.token_to_id(token)

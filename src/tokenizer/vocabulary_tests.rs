@@ -177,13 +177,18 @@ fn characters_among_broken_bytes_are_kept() {
 }
 
 #[test]
-fn end_of_turn_tokens_are_special_whatever_their_type() {
-    let mut pieces = pieces();
-    pieces.push(Piece::new("<|im_end|>".into(), 0.0, Kind::UserDefined));
-    let id = pieces.len() as u32 - 1;
-    let tokenizer = sentence_piece_gguf(&pieces).open().unwrap();
-    assert_eq!(tokenizer.extra_eos_token_ids(), [id]);
-    assert_eq!(tokenizer.decode(&[id], true).unwrap(), "");
+fn end_of_generation_tokens_are_special_whatever_their_type() {
+    for text in ["<|im_end|>", "<|end_of_text|>", "<end_of_turn>", "<EOT>", "<｜end▁of▁sentence｜>"] {
+        for kind in [Kind::Normal, Kind::UserDefined, Kind::Unused, Kind::Control] {
+            let mut pieces = pieces();
+            pieces.push(Piece::new(text.into(), 0.0, kind));
+            let id = pieces.len() as u32 - 1;
+            let tokenizer = sentence_piece_gguf(&pieces).open().unwrap();
+            assert_eq!(tokenizer.extra_eos_token_ids(), [id], "{text}");
+            assert_eq!(tokenizer.decode(&[id], true).unwrap(), "");
+            assert_eq!(tokenizer.encode(text, false, false).unwrap(), [id]);
+        }
+    }
 }
 
 #[test]
