@@ -206,3 +206,21 @@ def test_bad_choices_are_refused(tiny: Path) -> None:
         for function in (candle_llama.load, candle_llama.estimate_memory):
             with pytest.raises(ValueError, match=f'kv_dtype.*{kv_dtype}.*compute="exact"'):
                 function(tiny, kv_dtype=kv_dtype, compute="exact")
+
+
+def test_the_candle_engine_on_the_cpu_computes_float16_checkpoints_in_float32(tmp_path):
+    config = tiny.tiny_config()
+    tensors = tiny.tiny_tensors(config, 0, None)
+    # The product of gate and up exceeds 65504, float16's largest number.
+    for name in tensors:
+        if name.endswith(("gate_proj.weight", "up_proj.weight")):
+            tensors[name] = tensors[name] * 2000
+    path = tiny.write_checkpoint(tmp_path / "m", config, dtype="float16", tensors=tensors)
+    ids = [5, 6, 7, 8]
+    with (
+        candle_llama.load(path, device="cpu", engine="candle") as candle,
+        candle_llama.load(path, device="cpu", compute="exact") as exact,
+    ):
+        assert any("converted to F32" in note for note in candle.load_report.notes)
+        assert candle.load_report.kv_dtype == "float32"
+        np.testing.assert_allclose(candle.logits(ids), exact.logits(ids), rtol=1e-3, atol=1e-3)

@@ -239,10 +239,11 @@ impl Choices {
                 ));
             }
             (false, Some(_), _) => DType::BF16,
-            (false, None, Some(WeightType::F16)) => DType::F16,
+            (false, None, Some(WeightType::F16)) if !on_cpu => DType::F16,
             (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
             (false, None, Some(WeightType::F32)) => DType::F32,
-            // BF16 on the CPU, and quantised types.
+            // Quantised types, and on the CPU also BF16, for which Candle has no matmul there, and F16, in
+            // which activations above 65504 would become infinite.
             (false, None, _) => {
                 if on_cpu {
                     DType::F32
