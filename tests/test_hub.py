@@ -55,8 +55,10 @@ def hub(tiny: Path) -> Iterator[Hub]:
         "pytorch_model.bin": b"pickle",
         "model-Q4_0.gguf": b"gguf",
         "README.md": b"read me",
+        "additional_chat_templates/README.md": b"read me",
         ".gitattributes": b"",
     }
+    files["additional_chat_templates/rag.jinja"] = b"rag"
     with hub_stand_in.running(
         {
             "org/tiny": Repository({**files, **other_formats}, revisions=("main", "v2")),
@@ -128,13 +130,15 @@ def ask(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def test_only_the_needed_files_are_downloaded(hub, ask, tiny):
     answer = ask("org/tiny")
-    assert set(answer["files"]) == {path.name for path in tiny.iterdir()}
-    assert hub.downloaded == set(answer["files"])
+    needed = {path.name for path in tiny.iterdir()}
+    assert set(answer["files"]) == {*needed, "additional_chat_templates"}
+    assert hub.downloaded == {*needed, "additional_chat_templates/rag.jinja"}
 
 
 def test_a_tokenizer_needs_no_weights(hub, ask):
     answer = ask("org/tiny", weights=False)
     assert "tokenizer.json" in answer["files"]
+    assert "additional_chat_templates/rag.jinja" in hub.downloaded
     assert "model.safetensors" not in hub.downloaded
 
 

@@ -27,6 +27,7 @@ _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<fi
 # The files that a model needs besides its weights. Many repositories also hold other files, other formats
 # and subfolders (original/, onnx/, ...), which are not downloaded.
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
+_NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -271,6 +272,7 @@ class Snapshot:
 def _folder_from_hub(snapshot: Snapshot, weights: bool) -> Path:
     top = [name for name in snapshot.sizes if "/" not in name]
     small = [name for name in top if any(fnmatch.fnmatchcase(name, wanted) for wanted in _SMALL_FILES)]
+    small += [name for name in snapshot.sizes if _NAMED_TEMPLATE.fullmatch(name)]
     if not weights:
         if any(name in top for name in _TOKENIZERS):
             snapshot.fetch(small)

@@ -232,7 +232,7 @@ class Llama:
             messages: The turns so far, as for `Tokenizer.apply_chat_template`.
             params: Sampling parameters; keywords override them.
             tools: JSON schemas of the functions that the model may call.
-            chat_template: A Jinja template to use instead of the model's own.
+            chat_template: A Jinja template, or the name of one of the model's, to use instead of its default.
             template_variables: More variables for the template.
             **options: Sampling parameters, as in `SamplingParams`.
 

@@ -34,12 +34,20 @@ impl ChatTemplates {
         let named = |name| {
             self.templates.get_key_value(name).map(|(name, text)| (Some(name.as_str()), text.as_str()))
         };
-        if let Some(given) = given {
-            return Ok(named(given).unwrap_or((None, given)));
-        }
         let tool_use = if has_tools { named("tool_use") } else { None };
-        tool_use.or_else(|| named("default")).ok_or_else(|| {
-            let mut reason = "this tokenizer has no chat template: pass chat_template=".to_owned();
+        let chosen = match given {
+            // Text without any of Jinja's marks is a misspelt name, not a template.
+            Some(given) => {
+                let is_template = ["{{", "{%", "{#"].iter().any(|mark| given.contains(mark));
+                named(given).or(is_template.then_some((None, given)))
+            }
+            None => tool_use.or_else(|| named("default")),
+        };
+        chosen.ok_or_else(|| {
+            let mut reason = match given {
+                Some(given) => format!("chat_template: {given:?} is neither a template nor the name of one"),
+                None => "this tokenizer has no chat template: pass chat_template=".to_owned(),
+            };
             if !self.templates.is_empty() {
                 let names: Vec<&str> = self.templates.keys().map(String::as_str).collect();
                 let _ = write!(reason, ", a template or one of the names {}", names.join(", "));

@@ -1,5 +1,6 @@
 //! Reads the tokenizer files of a Hugging Face folder: tokenizer.json, or tokenizer.model if there is none.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -22,6 +23,7 @@ const MODEL: &str = "tokenizer.model";
 /// The most bytes that are read. The largest tokenizer.json in use has about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
+const MAX_TEMPLATES: usize = 256;
 
 /// Reads the tokenizer of the folder `dir`.
 pub(super) fn read(dir: &Path) -> Result<Parts> {
@@ -247,15 +249,30 @@ pub(super) fn post_processor(
         .map_err(|error| error.to_string())
 }
 
-/// Newest first, as transformers looks: chat_template.jinja (with additional_chat_templates/*.jinja),
-/// chat_template.json, tokenizer_config.json.
+/// Newest first, as transformers looks: chat_template.jinja, chat_template.json, tokenizer_config.json. Each
+/// may be joined by additional_chat_templates/*.jinja, which are named after their files.
 fn chat_templates(dir: &Path, config: &Config) -> Result<ChatTemplates> {
+    let mut templates = main_templates(dir, config)?;
+    let additional = dir.join("additional_chat_templates");
+    let entries = match std::fs::read_dir(&additional) {
+        Ok(entries) => entries.take(MAX_TEMPLATES),
+        Err(_) => return Ok(templates),
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.extension().is_some_and(|extension| extension == "jinja")
+            && let Some(name) = path.file_stem().and_then(OsStr::to_str)
+            && let Some(template) = read_text(&path)?
+        {
+            templates.insert(name, &template);
+        }
+    }
+    Ok(templates)
+}
+
+fn main_templates(dir: &Path, config: &Config) -> Result<ChatTemplates> {
     let mut templates = ChatTemplates::default();
     if let Some(template) = read_text(&dir.join("chat_template.jinja"))? {
         templates.insert("default", &template);
-        if let Some(template) = read_text(&dir.join("additional_chat_templates").join("tool_use.jinja"))? {
-            templates.insert("tool_use", &template);
-        }
         return Ok(templates);
     }
     let path = dir.join("chat_template.json");
