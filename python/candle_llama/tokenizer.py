@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 
@@ -105,37 +106,73 @@ class Tokenizer:
             skip_special_tokens: Leave special tokens out.
 
         Raises:
-            ValueError: An id is outside the vocabulary.
+            ValueError: An id is outside the model's vocabulary. Ids of padding rows, which are inside it but
+                have no token, add nothing.
         """
         return self._core.decode(checked_token_ids(ids, "ids"), skip_special_tokens)
 
+    @overload
     def apply_chat_template(
         self,
         messages: Sequence[Message],
         chat_template: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        *,
+        continue_final_message: bool = False,
+        tokenize: Literal[False] = False,
         **variables: Any,
-    ) -> str:
+    ) -> str: ...
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        *,
+        continue_final_message: bool = False,
+        tokenize: Literal[True],
+        **variables: Any,
+    ) -> list[int]: ...
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        *,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        **variables: Any,
+    ) -> str | list[int]:
         """Writes a conversation as the text that the model was trained on.
 
         Args:
             messages: The turns, as `{"role": ..., "content": ...}`, or objects with `model_dump`, such as
                 pydantic's. Content that is a list of parts `{"type": "text", "text": ...}` is joined by line
                 ends, and content that is None or missing is empty, if the template expects a string.
-            chat_template: A Jinja template to use instead of the model's own.
+            chat_template: A Jinja template, or the name of one of the model's, to use instead of its default.
             tools: JSON schemas of the functions that the model may call.
-            add_generation_prompt: End with the beginning of the assistant's turn.
+            add_generation_prompt: End with the beginning of the assistant's turn. None means True, unless
+                `continue_final_message` is set.
+            continue_final_message: End with the last message's text, so that the model continues it.
+            tokenize: Return token ids.
             **variables: Further variables of the template.
 
         Returns:
-            The text, special tokens included: encode it with `add_special_tokens=False`.
+            The text, special tokens included: encode it with `add_special_tokens=False`. With `tokenize`,
+            its token ids.
 
         Raises:
             ValueError: There are no messages, a part of a message is not text, the model has no chat
-                template, or the template refuses the conversation.
+                template or none of that name, the template refuses the conversation, or the last message
+                cannot be continued.
             TypeError: A message is not a dict with a role, or what is passed holds anything but dicts,
                 lists, tuples, strings, numbers, booleans and None.
+
+        Warns:
+            UserWarning: The template never reads one of `variables`.
 
         Example:
             >>> import candle_llama
@@ -148,11 +185,25 @@ class Tokenizer:
         check_text(chat_template or "", "chat_template")
         given = plain({**variables, "messages": _messages(messages), "tools": _tools(tools)})
         given["messages"] = with_reasoning(given["messages"])
-        given["add_generation_prompt"] = bool(add_generation_prompt)
+        if continue_final_message and add_generation_prompt:
+            raise ValueError(
+                "continue_final_message and add_generation_prompt exclude each other: an answer either "
+                "continues the last message or begins a new one"
+            )
+        final = _mark_end(given["messages"]) if continue_final_message else None
+        given["add_generation_prompt"] = final is None and add_generation_prompt is not False
         template = self._compiled(*self._core.choose_chat_template(chat_template, tools is not None))
+        unread = sorted(set(variables) - template.names)
+        if unread:
+            warnings.warn(
+                f"the chat template never reads {', '.join(map(repr, unread))}", UserWarning, stacklevel=2
+            )
         # BOS and EOS are always there, so that a template can join them to other strings.
         given = {"bos_token": "", "eos_token": "", **self._core.special_tokens, "documents": None, **given}
-        return _render(template, given)
+        text = _render(template, given)
+        if final is not None:
+            text = _up_to_mark(text, final)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
 
 
 @keywords(SOURCE)
@@ -282,6 +333,34 @@ def _render(template: ChatTemplate, given: dict[str, Any]) -> str:
             if not keeps_content(text, messages) or text.count("None") > other.count("None"):
                 return other
     return text
+
+
+_MARK = "END-OF-THE-MESSAGE-TO-CONTINUE-6f1d"
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> str:
+    """Marks the end of the last message. Returns its text."""
+    content = messages[-1].get("content")
+    # The space shows whether the template trims messages.
+    if isinstance(content, str):
+        messages[-1]["content"] = content + _MARK + " "
+        return content
+    for part in reversed(content or []):
+        text = part.get("text")
+        if isinstance(text, str):
+            part["text"] = text + _MARK + " "
+            return text
+    raise ValueError("continue_final_message: the last message has no text to continue")
+
+
+def _up_to_mark(text: str, final: str) -> str:
+    at = text.rfind(_MARK)
+    if at < 0 or final.strip() not in text:
+        raise ValueError(
+            "continue_final_message: the chat template does not write the last message as it is, so nothing "
+            "can continue it"
+        )
+    return text[:at] if text.startswith(_MARK + " ", at) else text[:at].rstrip()
 
 
 def _tools(tools: Any) -> list[Mapping[str, Any]] | None:

@@ -31,6 +31,9 @@ class ChatTemplate:
         name: Its name in the model, or None for one that the caller passes.
         source: Its text.
 
+    Attributes:
+        names: The names of the variables that it reads.
+
     Raises:
         ValueError: It does not compile.
     """
@@ -41,7 +44,7 @@ class ChatTemplate:
         self._name = name
         token = BUDGET.set(Budget())
         try:
-            self._template = compile_template(source)
+            self._template, self.names = compile_template(source)
         except Exception as error:
             raise self._failed(error, None) from _bare(error)
         finally:

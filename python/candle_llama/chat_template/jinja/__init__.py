@@ -6,6 +6,7 @@ sizes that `values` finds.
 """
 
 from jinja2 import Template
+from jinja2.nodes import Name
 
 from candle_llama.chat_template.jinja.compiler import parse
 from candle_llama.chat_template.jinja.sandbox import Environment
@@ -16,12 +17,14 @@ FILE = "<chat template>"
 _environment = Environment()
 
 
-def compile_template(source: str) -> Template:
-    """Makes a program of a template.
+def compile_template(source: str) -> tuple[Template, frozenset[str]]:
+    """Makes a program of a template. Also returns the names that it reads.
 
     Raises:
         jinja2.TemplateSyntaxError: It is no template, or it is too large.
         SyntaxError: Python says so of the program, as of a `break` outside a loop.
     """
-    program = _environment.compile(parse(_environment, source), filename=FILE)
-    return Template.from_code(_environment, program, _environment.globals)
+    parsed = parse(_environment, source)
+    names = frozenset(node.name for node in parsed.find_all(Name) if node.ctx == "load")
+    program = _environment.compile(parsed, filename=FILE)
+    return Template.from_code(_environment, program, _environment.globals), names
