@@ -18,6 +18,8 @@ const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
+const EXTRA: &str = "extra_special_tokens";
+
 /// The config's keys for single special tokens.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -38,7 +40,12 @@ impl Config {
         // transformers reads special_tokens_map.json only with files older than added_tokens_decoder. Then
         // the map takes precedence.
         if !map.contains_key("added_tokens_decoder") {
-            let special = read_json(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
+            let mut special = read_json(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
+            if let (Some(Value::Array(own)), Some(Value::Array(more))) =
+                (map.get(EXTRA), special.get_mut(EXTRA))
+            {
+                more.splice(0..0, own.iter().cloned());
+            }
             map.extend(special.into_iter().filter(|(_, token)| !token.is_null()));
         }
         Ok(Config { path, map })
@@ -104,13 +111,24 @@ impl Config {
         Ok(tokens)
     }
 
-    /// The special tokens that the config names by their role.
+    /// The special tokens that the config names, in the order in which transformers adds them: by their role
+    /// (transformers 5 also knows roles of a model's own, such as `image_token`), then those of lists.
+    /// `extra_special_tokens`, a list or an object, is transformers 5's name of `additional_special_tokens`.
     pub(super) fn named_tokens(&self) -> Result<Vec<AddedToken>> {
-        let additional = self.map.get("additional_special_tokens").and_then(Value::as_array);
         let named = SPECIAL_TOKENS.iter().filter_map(|name| Some((*name, self.map.get(*name)?)));
-        let additional = additional.into_iter().flatten().map(|token| ("additional_special_tokens", token));
+        let own = self.map.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, value)| {
+            let is_token = value.is_string() || value.get("content").is_some();
+            name.ends_with("_token") && is_token && !SPECIAL_TOKENS.contains(name)
+        });
+        let extra = self.map.get(EXTRA);
+        let roles = extra.and_then(Value::as_object).into_iter().flat_map(Map::values);
+        // An older name, so it counts only without a list of the newer one.
+        let older = self.map.get("additional_special_tokens").and_then(Value::as_array);
+        let list = extra.and_then(Value::as_array).filter(|list| !list.is_empty()).or(older);
+        let listed = roles.chain(list.into_iter().flatten()).map(|token| (EXTRA, token));
         named
-            .chain(additional)
+            .chain(own)
+            .chain(listed)
             .filter(|(_, value)| !value.is_null())
             .map(|(name, value)| self.added_token(name, value, true))
             .collect()
