@@ -107,7 +107,8 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
 
     let tokenizer = OnceLock::new();
     match Tokenizer::open(path) {
-        Ok(opened) => {
+        Ok(mut opened) => {
+            opened.pad(model.vocab_size());
             warnings.extend(opened.warnings().iter().cloned());
             warnings.extend(beyond_vocabulary(opened.vocab_size(), model.vocab_size()));
             let _ = tokenizer.set(Arc::new(opened));

@@ -203,6 +203,12 @@ impl Config {
     }
 }
 
+/// The number of rows of the model in the folder `dir`, if its config.json says so.
+pub(super) fn model_vocab_size(dir: &Path) -> Option<usize> {
+    let config = read_json(&dir.join("config.json")).ok()??;
+    usize::try_from(config.get("vocab_size")?.as_u64()?).ok()
+}
+
 /// A JSON object from a small file; None if there is no file.
 pub(super) fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
     let bytes = match read_bounded(path, MAX_CONFIG_BYTES) {

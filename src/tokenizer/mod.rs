@@ -73,6 +73,8 @@ pub struct Tokenizer {
     parts: Parts,
     decoder: Decoder,
     vocab_size: usize,
+    /// Ids below it may be decoded. The model's vocabulary may be larger than the tokenizer's.
+    padded_size: usize,
 }
 
 impl Tokenizer {
@@ -89,7 +91,14 @@ impl Tokenizer {
             _ => Error::Io { path: path.into(), source },
         })?;
         let parts = if metadata.is_dir() { hf::read(path)? } else { gguf::read(path)? };
-        Self::from_parts(parts).map_err(|reason| Error::malformed(path, reason))
+        let mut tokenizer = Self::from_parts(parts).map_err(|reason| Error::malformed(path, reason))?;
+        tokenizer.pad(hf_config::model_vocab_size(path).unwrap_or(0));
+        Ok(tokenizer)
+    }
+
+    /// Lets [`Tokenizer::decode`] accept the ids of a model with `vocab_size` rows.
+    pub(crate) fn pad(&mut self, vocab_size: usize) {
+        self.padded_size = self.padded_size.max(vocab_size);
     }
 
     fn from_parts(mut parts: Parts) -> std::result::Result<Self, String> {
@@ -102,7 +111,7 @@ impl Tokenizer {
         }
         let decoder = parts.encoder.decoder();
         parts.warnings.extend(decoder.warning());
-        Ok(Tokenizer { parts, decoder, vocab_size })
+        Ok(Tokenizer { parts, decoder, vocab_size, padded_size: vocab_size })
     }
 
     /// Encodes `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's own
@@ -123,15 +132,15 @@ impl Tokenizer {
     }
 
     /// Decodes `ids`. Bytes that are not UTF-8 become U+FFFD, as in Hugging Face's decoders. Ids inside the
-    /// vocabulary without a token add nothing.
+    /// model's vocabulary without a token add nothing.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.padded_size) {
             return Err(Error::argument(
                 "ids",
-                format!("got {id}, expected token ids below {}", self.vocab_size),
+                format!("got {id}, expected token ids below {}", self.padded_size),
             ));
         }
         let mut text = String::new();
