@@ -190,8 +190,10 @@ class Llama:
         given = sampling.merge(params, options)
         if _is_batch(prompt):
             prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
-            return [completion(found) for found in self._core.generate_all(prompts, given)]
-        return completion(self._core.generate(_prompt(prompt, "prompt"), given))
+            found = self._core.generate_all(prompts, given)
+            return [completion(fields) for fields in found]
+        fields = self._core.generate(_prompt(prompt, "prompt"), given, False)
+        return completion(fields)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
@@ -214,7 +216,8 @@ class Llama:
         given = sampling.merge(params, options)
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt, not a list; generate takes lists")
-        return Stream(self._core.stream(_prompt(prompt, "prompt"), given))
+        stream = self._core.stream(_prompt(prompt, "prompt"), given, False)
+        return Stream(stream)
 
     def chat(
         self,
@@ -253,8 +256,9 @@ class Llama:
             True
         """
         given = sampling.merge(params, options)
-        ids = self._chat_ids(messages, tools, chat_template, template_variables)
-        return completion(self._core.generate(ids, given))
+        ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
+        fields = self._core.generate(ids, given, is_answer)
+        return completion(fields)
 
     def stream_chat(
         self,
@@ -279,8 +283,9 @@ class Llama:
             True
         """
         given = sampling.merge(params, options)
-        ids = self._chat_ids(messages, tools, chat_template, template_variables)
-        return Stream(self._core.stream(ids, given))
+        ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
+        stream = self._core.stream(ids, given, is_answer)
+        return Stream(stream)
 
     def logits(self, token_ids: TokenIds, last: int | None = None) -> npt.NDArray[np.float32]:
         """Computes the logits after each token of a text: a score of every token of the vocabulary.
@@ -419,13 +424,14 @@ class Llama:
         tools: Sequence[Mapping[str, Any]] | None,
         chat_template: str | None,
         template_variables: Mapping[str, Any] | None,
-    ) -> list[int]:
-        tokenizer = self.tokenizer
-        text = tokenizer.apply_chat_template(
-            messages, chat_template=chat_template, tools=tools, **(template_variables or {})
+    ) -> tuple[list[int], bool]:
+        """Returns the prompt, and whether the answer is a text of its own, not the end of a message."""
+        variables = dict(template_variables or {})
+        variables.pop("tokenize", None)
+        ids = self.tokenizer.apply_chat_template(
+            messages, chat_template=chat_template, tools=tools, tokenize=True, **variables
         )
-        # The template writes BOS and the other special tokens itself.
-        return tokenizer.encode(text, add_special_tokens=False)
+        return ids, not variables.get("continue_final_message", False)
 
 
 def _reload(source: str, options: dict[str, Any]) -> Llama:

@@ -30,6 +30,15 @@ enum PyPrompt {
     TokenIds(Vec<u32>),
 }
 
+impl PyPrompt {
+    fn prompt(self, is_chat: bool) -> Prompt {
+        match self {
+            PyPrompt::TokenIds(ids) if is_chat => Prompt::Conversation(ids),
+            prompt => prompt.into(),
+        }
+    }
+}
+
 impl From<PyPrompt> for Prompt {
     fn from(prompt: PyPrompt) -> Self {
         match prompt {
@@ -90,9 +99,11 @@ impl PyLlama {
         py: Python<'py>,
         prompt: PyPrompt,
         options: &Bound<'py, PyDict>,
+        is_chat: bool,
     ) -> PyResult<Bound<'py, PyDict>> {
         let options = convert::sampling_options(options)?;
-        let completion = detach_engine(py, |cancel| self.0.generate(prompt.into(), &options, cancel))?;
+        let prompt = prompt.prompt(is_chat);
+        let completion = detach_engine(py, |cancel| self.0.generate(prompt, &options, cancel))?;
         convert::completion(py, &completion)
     }
 
@@ -110,9 +121,15 @@ impl PyLlama {
     }
 
     /// Continues a prompt, chunk by chunk.
-    fn stream(&self, py: Python<'_>, prompt: PyPrompt, options: &Bound<'_, PyDict>) -> PyResult<PyStream> {
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: PyPrompt,
+        options: &Bound<'_, PyDict>,
+        is_chat: bool,
+    ) -> PyResult<PyStream> {
         let options = convert::sampling_options(options)?;
-        let stream = detach_engine(py, |_| self.0.stream(prompt.into(), &options))?;
+        let stream = detach_engine(py, |_| self.0.stream(prompt.prompt(is_chat), &options))?;
         Ok(PyStream { process: Process::current(), stream: Mutex::new(Some(stream)) })
     }
 

@@ -29,15 +29,15 @@ impl Llama {
     ) -> Result<Vec<Completion>> {
         self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let prompts = prompts.into_iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
-        prompts.iter().try_for_each(|prompt| Sequence::check(&self.engine, prompt, &params))?;
+        let prompts = prompts.into_iter().map(|prompt| self.request(prompt)).collect::<Result<Vec<_>>>()?;
+        prompts.iter().try_for_each(|prompt| Sequence::check(&self.engine, &prompt.ids, &params))?;
         let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.into_iter().enumerate().peekable();
         let mut running: Vec<Running> = Vec::new();
         loop {
             while let Some((_, prompt)) = waiting.peek() {
                 let sequences: Vec<&Sequence> = running.iter().map(|one| one.stream.sequence()).collect();
-                let tokens = prompt.len().saturating_add(params.max_new_tokens);
+                let tokens = prompt.ids.len().saturating_add(params.max_new_tokens);
                 match self.engine.admits(&sequences, tokens, cancel) {
                     Ok(true) => {}
                     // After a cancellation the next step ends the running sequences.
@@ -45,7 +45,7 @@ impl Llama {
                     Err(error) => return Err(error),
                 }
                 let Some((index, prompt)) = waiting.next() else { break };
-                let stream = self.stream_ids(prompt, params.clone())?;
+                let stream = self.stream_request(prompt, params.clone())?;
                 running.push(Running { index, completion: Completion::new(&stream), stream });
             }
             if running.is_empty() {

@@ -65,6 +65,13 @@ pub struct Llama {
     report: LoadReport,
 }
 
+/// A prompt whose answer is to be generated.
+struct Request {
+    ids: Vec<u32>,
+    /// Whether the answer continues the prompt's text.
+    continues: bool,
+}
+
 /// The input of a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
@@ -72,6 +79,9 @@ pub enum Prompt {
     Text(String),
     /// Token ids, used as they are.
     TokenIds(Vec<u32>),
+    /// Token ids of a conversation, used as they are. The answer is a text of its own, not the continuation
+    /// of one, so that a SentencePiece tokenizer drops the space at its beginning.
+    Conversation(Vec<u32>),
 }
 
 impl Llama {
@@ -133,14 +143,22 @@ impl Llama {
     pub fn stream(&self, prompt: Prompt, options: &SamplingOptions) -> Result<TextStream> {
         self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        self.stream_ids(self.ids(prompt)?, params)
+        self.stream_request(self.request(prompt)?, params)
     }
 
-    fn stream_ids(&self, prompt: Vec<u32>, params: SamplingParams) -> Result<TextStream> {
+    fn request(&self, prompt: Prompt) -> Result<Request> {
+        let continues = !matches!(prompt, Prompt::Conversation(_));
+        Ok(Request { ids: self.ids(prompt)?, continues })
+    }
+
+    fn stream_request(&self, request: Request, params: SamplingParams) -> Result<TextStream> {
         // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
-        let decoder = tokenizer.map(|tokenizer| tokenizer.decode_stream(params.skip_special_tokens));
-        let sequence = Sequence::new(&self.engine, prompt, params, &self.eos_token_ids)?;
+        let decoder = tokenizer.map(|tokenizer| {
+            let decoder = tokenizer.decode_stream(params.skip_special_tokens);
+            if request.continues { decoder.continuing(&request.ids) } else { decoder }
+        });
+        let sequence = Sequence::new(&self.engine, request.ids, params, &self.eos_token_ids)?;
         Ok(TextStream::new(sequence, decoder))
     }
 
@@ -159,9 +177,10 @@ impl Llama {
 
     /// A prompt's token ids. Text gets special tokens as the tokenizer's own config says.
     fn ids(&self, prompt: Prompt) -> Result<Vec<u32>> {
-        match prompt {
-            Prompt::Text(text) => self.tokenizer()?.encode(&text, true, false),
-            Prompt::TokenIds(ids) => Ok(ids),
-        }
+        let text = match prompt {
+            Prompt::Text(text) => text,
+            Prompt::TokenIds(ids) | Prompt::Conversation(ids) => return Ok(ids),
+        };
+        self.tokenizer()?.encode(&text, true, false)
     }
 }

@@ -87,8 +87,10 @@ impl Llama {
                 let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
                 (context, continuation)
             }
-            (context, Prompt::TokenIds(continuation)) => (self.ids(context)?, continuation),
-            (Prompt::TokenIds(context), Prompt::Text(continuation)) => {
+            (context, Prompt::TokenIds(continuation) | Prompt::Conversation(continuation)) => {
+                (self.ids(context)?, continuation)
+            }
+            (Prompt::TokenIds(context) | Prompt::Conversation(context), Prompt::Text(continuation)) => {
                 (context, self.tokenizer()?.encode(&continuation, false, false)?)
             }
         };

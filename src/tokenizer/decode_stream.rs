@@ -33,6 +33,20 @@ impl DecodeStream {
         DecodeStream { tokenizer, skip_special_tokens, state }
     }
 
+    /// Makes the ids that follow a continuation of `prompt`: a space at the beginning of their text is kept,
+    /// unless nothing visible precedes it. The text is then what follows the prompt's in
+    /// [`Tokenizer::decode`] of both.
+    pub fn continuing(mut self, prompt: &[u32]) -> Self {
+        let decoder = &self.tokenizer.decoder;
+        for &id in prompt {
+            let Some(token) = self.tokenizer.visible_token(id, self.skip_special_tokens) else { continue };
+            if decoder.begins_text(&mut self.state, token) {
+                break;
+            }
+        }
+        self
+    }
+
     /// Takes the next id and returns the text that is now certain, which may be empty. An id that the
     /// tokenizer does not know adds nothing, because a model's vocabulary may be padded.
     ///
@@ -153,6 +167,20 @@ impl Decoder {
             _ => 0,
         };
         State { bytes: Vec::new(), strip_start, held: 0, tokens: Vec::new(), is_first: true }
+    }
+
+    /// Takes a token of a prompt. Returns whether the beginning of the prompt's text is now decided, so that
+    /// no later token is treated as the first.
+    fn begins_text(&self, state: &mut State, token: String) -> bool {
+        state.is_first = false;
+        if let Decoder::Pieces(pieces) = self {
+            // A byte token counts as text: what it is a part of comes before everything that follows.
+            let is_text = pieces.push(state, token, &mut String::new()).is_ok() && !state.bytes.is_empty();
+            state.bytes.clear();
+            state.held = 0;
+            state.strip_start = if is_text { 0 } else { state.strip_start };
+        }
+        state.strip_start == 0
     }
 
     /// Takes a token and appends the text that is now certain to `text`.
