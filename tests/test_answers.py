@@ -1,4 +1,4 @@
-"""Where an answer begins: the space after the prompt."""
+"""Where an answer begins and ends: the space after the prompt, and special tokens as stop strings."""
 
 import json
 
@@ -113,3 +113,17 @@ def test_stop_strings_may_begin_with_that_space(spaced):
     out = spaced.generate("Paris", **always(PARIS, stop=" Paris"))
     assert (out.text, out.finish_reason, out.stop_reason) == ("", "stop", " Paris")
     assert len(out.token_ids) == 1
+
+
+# Stop tokens
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_special_token_as_stop_string_stops_at_that_token(llm, include):
+    pad = checkpoints.TOKEN_IDS["<|pad|>"]
+    options = {"logit_bias": {pad: 1000.0}, "max_new_tokens": 4, "include_stop_str": include}
+    out = llm.generate("hello", stop=["world", "<|pad|>"], **options)
+    assert (out.finish_reason, out.stop_reason) == ("stop", "<|pad|>")
+    assert out.token_ids == [pad]
+    assert out.text == ("<|pad|>" if include else "")
+    assert "".join(c.text for c in llm.stream("hello", stop="<|pad|>", **options)) == out.text

@@ -151,15 +151,21 @@ impl Llama {
         Ok(Request { ids: self.ids(prompt)?, continues })
     }
 
-    fn stream_request(&self, request: Request, params: SamplingParams) -> Result<TextStream> {
+    fn stream_request(&self, request: Request, mut params: SamplingParams) -> Result<TextStream> {
         // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
+        // Special tokens are not part of the text, so as stop strings they are found by their ids.
+        let specials = tokenizer.iter().flat_map(|tokenizer| {
+            params.stop.iter().filter_map(|stop| Some((tokenizer.special_token_id(stop)?, stop.clone())))
+        });
+        let specials: Vec<(u32, String)> = specials.collect();
+        params.stop_token_ids.extend(specials.iter().map(|(id, _)| *id));
         let decoder = tokenizer.map(|tokenizer| {
             let decoder = tokenizer.decode_stream(params.skip_special_tokens);
             if request.continues { decoder.continuing(&request.ids) } else { decoder }
         });
         let sequence = Sequence::new(&self.engine, request.ids, params, &self.eos_token_ids)?;
-        Ok(TextStream::new(sequence, decoder))
+        Ok(TextStream::new(sequence, decoder, specials))
     }
 
     /// The logits of the last `last` rows of `token_ids` (None: of all).

@@ -66,13 +66,19 @@ pub struct TextStream {
     /// None if the model has no tokenizer. The text is empty then.
     decoder: Option<DecodeStream>,
     stops: StopStrings,
+    /// The special tokens among the stop strings.
+    special_stops: Vec<(u32, String)>,
 }
 
 impl TextStream {
-    pub(super) fn new(sequence: Sequence, decoder: Option<DecodeStream>) -> Self {
+    pub(super) fn new(
+        sequence: Sequence,
+        decoder: Option<DecodeStream>,
+        special_stops: Vec<(u32, String)>,
+    ) -> Self {
         let params = sequence.params();
         let stops = StopStrings::new(params.stop.clone(), params.include_stop_str);
-        TextStream { sequence, decoder, stops }
+        TextStream { sequence, decoder, stops, special_stops }
     }
 
     /// The next chunk; None after the last.
@@ -102,6 +108,15 @@ impl TextStream {
             finish = Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::String(stop)) });
         } else if finish.is_some() {
             text += &self.stops.finish();
+        }
+        if let Some(Finish { stop: Some(reason), .. }) = &mut finish
+            && let StopReason::Token(id) = reason
+            && let Some((_, stop)) = self.special_stops.iter().find(|(special, _)| special == id)
+        {
+            if self.sequence.params().include_stop_str {
+                text += stop;
+            }
+            *reason = StopReason::String(stop.clone());
         }
         let stats = finish.is_some().then(|| self.sequence.stats());
         let logprobs = self

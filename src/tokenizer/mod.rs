@@ -188,6 +188,11 @@ impl Tokenizer {
         &self.parts.extra_eos_token_ids
     }
 
+    /// The id of a special token that is written exactly as `text`.
+    pub(crate) fn special_token_id(&self, text: &str) -> Option<u32> {
+        self.token_to_id(text).filter(|&id| self.parts.encoder.is_special(id, text))
+    }
+
     /// Whether `id` may end a text: it is a special token, but not the one for unknown text.
     pub(crate) fn is_end_token(&self, id: u32) -> bool {
         let unknown = self.parts.special_tokens.get("unk_token").and_then(Value::as_str);
