@@ -1,6 +1,7 @@
-"""Where an answer begins and ends: the space after the prompt, and special tokens as stop strings."""
+"""Where an answer begins and ends: the space after the prompt, truncated prompts, stop tokens, double BOS."""
 
 import json
+import warnings
 
 import pytest
 
@@ -115,6 +116,40 @@ def test_stop_strings_may_begin_with_that_space(spaced):
     assert len(out.token_ids) == 1
 
 
+# Truncated prompts
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    config = checkpoints.tiny_config(max_position_embeddings=64)
+    folder = checkpoints.write_checkpoint(tmp_path_factory.mktemp("short") / "m", config)
+    with candle_llama.load(folder) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({}, 63), ({"max_new_tokens": 20}, 63), ({"min_new_tokens": 20, "max_new_tokens": 30}, 44)],
+)
+def test_a_longer_prompt_never_keeps_less(short, options, limit):
+    kept = []
+    for length in range(30, 130):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            stream = short.stream([5 + i for i in range(length)], on_overflow="truncate_left", **options)
+            next(stream)
+            stream.close()
+        kept.append(length if not caught else int(str(caught[0].message).split(": ")[1].split()[0]))
+        assert len(caught) == (length > limit)
+    assert kept == [min(length, limit) for length in range(30, 130)]
+
+
+def test_a_truncated_prompt_is_a_warning(short):
+    with pytest.warns(UserWarning, match="first 37 of 100 tokens were cut.*63 are left, and room for 1"):
+        out = short.generate([7] * 100, on_overflow="truncate_left")
+    assert out.prompt_tokens == 63
+
+
 # Stop tokens
 
 
@@ -127,3 +162,14 @@ def test_a_special_token_as_stop_string_stops_at_that_token(llm, include):
     assert out.token_ids == [pad]
     assert out.text == ("<|pad|>" if include else "")
     assert "".join(c.text for c in llm.stream("hello", stop="<|pad|>", **options)) == out.text
+
+
+# BOS
+
+
+def test_a_second_bos_is_a_warning_once(tiny):
+    with candle_llama.load(tiny) as llm:
+        with pytest.warns(UserWarning, match=r"begins with '<\|begin\|>'|begins with \"<\|begin\|>\""):
+            llm.generate("<|begin|>hello", max_new_tokens=1)
+        llm.generate("<|begin|>hello", max_new_tokens=1)
+        llm.generate("hello", max_new_tokens=1)

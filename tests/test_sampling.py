@@ -217,12 +217,15 @@ def test_log_probabilities_ignore_every_parameter(llm):
     assert out.logprobs[0].top == plain.top
 
 
-def test_a_truncated_prompt_leaves_room_for_max_new_tokens(llm):
+def test_a_truncated_prompt_leaves_room_for_one_token_or_min_new_tokens(llm):
     limit = llm.config.context_length
     ids = [5 + index % 200 for index in range(limit + 300)]
-    out = llm.generate(ids, max_new_tokens=100, on_overflow="truncate_left", ignore_eos=True)
-    assert out.prompt_tokens == limit - 100
-    assert out.token_ids == llm.generate(ids[-(limit - 100) :], max_new_tokens=100, ignore_eos=True).token_ids
+    options = {"max_new_tokens": 100, "ignore_eos": True}
+    for least, room in ((None, 1), (100, 100)):
+        with pytest.warns(UserWarning, match=f"first {300 + room} of {limit + 300} tokens were cut"):
+            out = llm.generate(ids, on_overflow="truncate_left", min_new_tokens=least, **options)
+        assert (out.prompt_tokens, len(out.token_ids)) == (limit - room, room)
+        assert out.token_ids == llm.generate(ids[-(limit - room) :], **options).token_ids
 
 
 # SamplingParams

@@ -191,8 +191,10 @@ class Llama:
         if _is_batch(prompt):
             prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
             found = self._core.generate_all(prompts, given)
+            self._warn()
             return [completion(fields) for fields in found]
         fields = self._core.generate(_prompt(prompt, "prompt"), given, False)
+        self._warn()
         return completion(fields)
 
     def stream(
@@ -217,6 +219,7 @@ class Llama:
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt, not a list; generate takes lists")
         stream = self._core.stream(_prompt(prompt, "prompt"), given, False)
+        self._warn()
         return Stream(stream)
 
     def chat(
@@ -258,6 +261,7 @@ class Llama:
         given = sampling.merge(params, options)
         ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
         fields = self._core.generate(ids, given, is_answer)
+        self._warn()
         return completion(fields)
 
     def stream_chat(
@@ -285,6 +289,7 @@ class Llama:
         given = sampling.merge(params, options)
         ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
         stream = self._core.stream(ids, given, is_answer)
+        self._warn()
         return Stream(stream)
 
     def logits(self, token_ids: TokenIds, last: int | None = None) -> npt.NDArray[np.float32]:
@@ -358,8 +363,12 @@ class Llama:
         """
         if _is_batch(prompt):
             prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
-            return [Score(**self._core.score(item)) for item in prompts]
-        return Score(**self._core.score(_prompt(prompt, "prompt")))
+            scores = [Score(**self._core.score(item)) for item in prompts]
+            self._warn()
+            return scores
+        score = Score(**self._core.score(_prompt(prompt, "prompt")))
+        self._warn()
+        return score
 
     def loglikelihood(self, context: Prompt, continuation: Prompt) -> LogLikelihood:
         """Computes how likely one text is after another.
@@ -391,6 +400,7 @@ class Llama:
             True
         """
         found = self._core.loglikelihood(_prompt(context, "context"), _prompt(continuation, "continuation"))
+        self._warn()
         return LogLikelihood(**found)
 
     def close(self) -> None:
@@ -432,6 +442,11 @@ class Llama:
             messages, chat_template=chat_template, tools=tools, tokenize=True, **variables
         )
         return ids, not variables.get("continue_final_message", False)
+
+    def _warn(self) -> None:
+        """Passes warnings about prompts on, as of the caller's caller."""
+        for message in self._core.take_warnings():
+            warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _reload(source: str, options: dict[str, Any]) -> Llama:

@@ -164,6 +164,11 @@ impl PyLlama {
         PyArray1::from_vec(py, logits.values).reshape(shape)
     }
 
+    /// Warnings about prompts that were used since the last call.
+    fn take_warnings(&self) -> Vec<String> {
+        self.0.take_warnings()
+    }
+
     /// Waits for the running step, then frees the weights.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         detach_engine(py, |_| {

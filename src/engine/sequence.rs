@@ -132,6 +132,9 @@ impl Sequence {
     /// # Errors
     /// [`Error::InvalidArgument`] for an empty prompt or ids out of range; [`Error::ContextLength`] if
     /// the prompt leaves no room for a token and `on_overflow` does not truncate it.
+    ///
+    /// Truncation keeps the longest end of the prompt that leaves room for one token, or for `min_new_tokens`.
+    /// So a longer prompt never keeps less than one that fits.
     pub fn new(
         engine: &Arc<Engine>,
         mut prompt: Vec<u32>,
@@ -140,9 +143,9 @@ impl Sequence {
     ) -> Result<Self> {
         Self::check(engine, &prompt, &params)?;
         let context_length = engine.context_length();
-        if prompt.len() >= context_length {
-            let room = params.max_new_tokens.clamp(1, context_length - 1);
-            prompt.drain(..prompt.len() - (context_length - room));
+        if params.on_overflow == OnOverflow::TruncateLeft {
+            let room = params.min_new_tokens.clamp(1, context_length - 1);
+            prompt.drain(..prompt.len().saturating_sub(context_length - room));
         }
         let eos_token_ids = if params.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
         Ok(Sequence {

@@ -165,6 +165,10 @@ fn a_full_context_finishes_with_length_and_a_longer_prompt_is_an_error() {
     }
     let truncating = SamplingParams { on_overflow: OnOverflow::TruncateLeft, ..params(2) };
     let sequence = Sequence::new(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).unwrap();
+    assert_eq!(sequence.stats().prompt_tokens, 3);
+    assert_eq!(run(sequence).0, [3]);
+    let truncating = SamplingParams { on_overflow: OnOverflow::TruncateLeft, min_new_tokens: 2, ..params(2) };
+    let sequence = Sequence::new(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).unwrap();
     assert_eq!(sequence.stats().prompt_tokens, 2);
     assert_eq!(run(sequence).0, [3, 4]);
 }

@@ -146,6 +146,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         generation: opened.generation,
         eos_token_ids,
         report,
+        notices: Default::default(),
     })
 }
 

@@ -51,7 +51,9 @@ use crate::error::Result;
 use crate::model::{Cancel, Logits};
 use crate::sampling::{SamplingOptions, SamplingParams};
 use crate::tokenizer::Tokenizer;
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A loaded model. Its methods may be called from several threads.
@@ -63,6 +65,14 @@ pub struct Llama {
     generation: GenerationConfig,
     eos_token_ids: Vec<u32>,
     report: LoadReport,
+    notices: Notices,
+}
+
+/// Warnings about prompts, for the caller.
+#[derive(Default)]
+struct Notices {
+    pending: Mutex<Vec<String>>,
+    has_warned_of_bos: AtomicBool,
 }
 
 /// A prompt whose answer is to be generated.
@@ -146,6 +156,11 @@ impl Llama {
         self.stream_request(self.request(prompt)?, params)
     }
 
+    /// Warnings about prompts that were used since the last call.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.notices.pending.lock())
+    }
+
     fn request(&self, prompt: Prompt) -> Result<Request> {
         let continues = !matches!(prompt, Prompt::Conversation(_));
         Ok(Request { ids: self.ids(prompt)?, continues })
@@ -160,11 +175,21 @@ impl Llama {
         });
         let specials: Vec<(u32, String)> = specials.collect();
         params.stop_token_ids.extend(specials.iter().map(|(id, _)| *id));
+        let given = request.ids.len();
         let decoder = tokenizer.map(|tokenizer| {
             let decoder = tokenizer.decode_stream(params.skip_special_tokens);
             if request.continues { decoder.continuing(&request.ids) } else { decoder }
         });
         let sequence = Sequence::new(&self.engine, request.ids, params, &self.eos_token_ids)?;
+        let kept = sequence.stats().prompt_tokens;
+        if kept < given {
+            self.notices.pending.lock().push(format!(
+                "the prompt's first {} of {given} tokens were cut, because on_overflow is \"truncate_left\": \
+                 {kept} are left, and room for {} new ones",
+                given - kept,
+                self.context_length() - kept
+            ));
+        }
         Ok(TextStream::new(sequence, decoder, specials))
     }
 
@@ -187,6 +212,18 @@ impl Llama {
             Prompt::Text(text) => text,
             Prompt::TokenIds(ids) | Prompt::Conversation(ids) => return Ok(ids),
         };
-        self.tokenizer()?.encode(&text, true, false)
+        let tokenizer = self.tokenizer()?;
+        let ids = tokenizer.encode(&text, true, false)?;
+        if let ([first, second, ..], Some(bos)) = (ids.as_slice(), tokenizer.bos_token_id())
+            && [*first, *second] == [bos; 2]
+            && !self.notices.has_warned_of_bos.swap(true, Ordering::Relaxed)
+        {
+            let token = tokenizer.id_to_token(bos).unwrap_or_default();
+            self.notices.pending.lock().push(format!(
+                "the prompt begins with {token:?}, and the tokenizer adds another one: leave it out, or pass \
+                 the ids of encode(prompt, add_special_tokens=False)"
+            ));
+        }
+        Ok(ids)
     }
 }

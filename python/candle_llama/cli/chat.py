@@ -100,7 +100,10 @@ class _Conversation:
 
     def complete(self, message: str) -> Completion:
         """Returns the whole answer to a message."""
-        completion = self._llm.chat([*self._messages, {"role": "user", "content": message}], **self._params)
+        with output.warnings_as_notes():
+            completion = self._llm.chat(
+                [*self._messages, {"role": "user", "content": message}], **self._params
+            )
         if self._stats:
             output.write_stats(completion.stats)
         return completion
@@ -111,7 +114,9 @@ class _Conversation:
         text = ""
         last: Chunk | None = None
         try:
-            for chunk in output.write_stream(self._llm.stream_chat(messages, **self._params)):
+            with output.warnings_as_notes():
+                stream = self._llm.stream_chat(messages, **self._params)
+            for chunk in output.write_stream(stream):
                 text += chunk.text
                 last = chunk
         except ContextLengthError as error:

@@ -41,11 +41,14 @@ def run(args: argparse.Namespace) -> int:
     stats: Stats | None = None
     with llm:
         if args.json:
-            completion = llm.chat(messages, **params) if messages else llm.generate(prompt, **params)
+            with output.warnings_as_notes() as more:
+                completion = llm.chat(messages, **params) if messages else llm.generate(prompt, **params)
+            notes += more
             output.write_json({"model": args.model, **output.fields(completion), "warnings": notes})
             stats = completion.stats
         else:
-            stream = llm.stream_chat(messages, **params) if messages else llm.stream(prompt, **params)
+            with output.warnings_as_notes():
+                stream = llm.stream_chat(messages, **params) if messages else llm.stream(prompt, **params)
             for chunk in output.write_stream(stream):
                 stats = chunk.stats
     if args.stats:
