@@ -20,10 +20,18 @@ class Repository:
     files: dict[str, bytes]
     gated: bool = False
     revisions: tuple[str, ...] = ("main",)
+    etag: str | None = None
+    """The ETag of all files, instead of a hash of each."""
+    name: str | None = None
+    """The commit's name, instead of a hash."""
+    moved_to: str | None = None
+    """Another server, to which requests for files are redirected."""
 
     @property
     def commit(self) -> str:
         """A hash of the content, as the hub's commits are."""
+        if self.name is not None:
+            return self.name
         return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
 
 
@@ -34,6 +42,7 @@ class Hub:
     url: str
     repositories: dict[str, Repository]
     requests: list[tuple[str, str]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
 
     @property
     def downloaded(self) -> set[str]:
@@ -65,6 +74,7 @@ def running(repositories: dict[str, Repository]) -> Iterator[Hub]:
         def _answer(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             hub.requests.append((self.command, path))
+            hub.authorizations.append(self.headers.get("Authorization"))
             parts = path.strip("/").split("/")
             if parts[:2] == ["api", "models"] and len(parts) >= 4:
                 self._answer_api("/".join(parts[2:4]), parts[4:])
@@ -108,11 +118,13 @@ def running(repositories: dict[str, Repository]) -> Iterator[Hub]:
                 self._fail(404, "EntryNotFound")
             else:
                 data = repository.files[path]
-                self._send(
-                    200,
-                    data,
-                    {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": repository.commit},
-                )
+                etag = hashlib.sha1(data).hexdigest() if repository.etag is None else repository.etag
+                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": repository.commit}
+                if repository.moved_to is None:
+                    self._send(200, data, headers)
+                else:
+                    linked = {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(data))}
+                    self._send(302, b"", {**headers, **linked, "Location": repository.moved_to + self.path})
 
         def _fail(self, status: int, code: str) -> None:
             self._send(status, b"{}", {"X-Error-Code": code})

