@@ -768,3 +768,26 @@ def test_llama_2_s_scores_can_be_derived_from_its_merges(tmp_path: Path) -> None
     file, expected = candle_llama.load_tokenizer(tmp_path / "out.gguf"), candle_llama.load_tokenizer(source)
     for text in source.with_suffix(".gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n"):
         assert file.encode(text) == expected.encode(text), text
+
+
+NO_THREAD = """
+import os, resource, sys
+import candle_llama
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)  # The limit does not apply to root.
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+try:
+    candle_llama.quantize("model", "out.gguf", dtype="q8_0")
+except candle_llama.DeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of threads")
+def test_without_a_spare_thread_the_device_is_to_blame(tmp_path):
+    tiny.write_checkpoint(tmp_path / "model")
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        path.chmod(0o777)
+    done = subprocess.run([sys.executable, "-c", NO_THREAD, str(tmp_path)], capture_output=True, text=True)
+    assert "no further thread" in done.stdout, done.stderr

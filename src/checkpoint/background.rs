@@ -1,29 +1,77 @@
 //! Runs work that cannot be interrupted in a thread of its own, so that its caller can be interrupted.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
 
 /// How often to check whether the caller has been cancelled.
 const POLL_EVERY: Duration = Duration::from_millis(20);
+/// The most threads that may still run after their time was over.
+const MAX_LATE: usize = 8;
+/// Threads that still run although their time is over.
+static LATE: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `work` and waits for its result. If the caller is cancelled meanwhile, `work` continues on its own
 /// and its result is dropped.
 ///
 /// # Errors
-/// [`Error::Cancelled`]; [`Error::Internal`] if `work` panicked or no thread can be started.
+/// [`Error::Cancelled`]; [`Error::Internal`] if `work` panicked; [`Error::Device`] if no thread can be
+/// started.
 pub(crate) fn run<T: Send + 'static>(
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
+    wait(cancel, None, work)
+}
+
+/// As [`run`], but waits at most for `limit`.
+///
+/// # Errors
+/// As [`run`]; [`Error::Text`] if the time is over, or if earlier work whose time was over still runs in
+/// several threads.
+pub(crate) fn run_within<T: Send + 'static>(
+    limit: Duration,
+    cancel: &Cancel,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let late = LATE.load(Ordering::Relaxed);
+    if late >= MAX_LATE {
+        let reason = format!("the tokenizer is still busy with {late} earlier texts that were given up");
+        return Err(Error::Text { reason });
+    }
+    // The second of the two threads that sets this knows that the work was given up and has ended.
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&over);
+    let waited = wait(cancel, Some(limit), move || {
+        let result = work();
+        if ended.swap(true, Ordering::AcqRel) {
+            LATE.fetch_sub(1, Ordering::Relaxed);
+        }
+        result
+    });
+    if matches!(waited, Err(Error::Text { .. } | Error::Cancelled)) {
+        LATE.fetch_add(1, Ordering::Relaxed);
+        if over.swap(true, Ordering::AcqRel) {
+            LATE.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    waited
+}
+
+fn wait<T: Send + 'static>(
+    cancel: &Cancel,
+    limit: Option<Duration>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     let (sender, receiver) = channel();
-    // Sending fails if the caller was cancelled: nobody needs the result then.
+    // Sending fails if the caller no longer waits: nobody needs the result then.
     let work = move || _ = sender.send(work());
-    std::thread::Builder::new()
-        .spawn(work)
-        .map_err(|error| Error::Internal { reason: format!("cannot start a thread: {error}") })?;
+    std::thread::Builder::new().spawn(work).map_err(no_thread)?;
+    let started = Instant::now();
     loop {
         match receiver.recv_timeout(POLL_EVERY) {
             Ok(done) => return Ok(done),
@@ -33,7 +81,19 @@ pub(crate) fn run<T: Send + 'static>(
                 return Err(Error::Internal { reason: "a background thread panicked".into() });
             }
         }
+        if let Some(limit) = limit.filter(|limit| started.elapsed() >= *limit) {
+            let seconds = limit.as_secs_f64();
+            return Err(Error::Text {
+                reason: format!("the tokenizer did not finish within {seconds:.0} s"),
+            });
+        }
     }
+}
+
+/// The error for a thread that the system refuses to start.
+pub(crate) fn no_thread(error: std::io::Error) -> Error {
+    let reason = format!("the system starts no further thread: {error}");
+    Error::Device { device: "cpu".into(), reason }
 }
 
 #[cfg(test)]
@@ -55,5 +115,25 @@ mod tests {
     fn a_panic_is_an_error() {
         let panicked: Result<()> = run(&Cancel::never(), || panic!("on purpose"));
         assert!(matches!(panicked, Err(Error::Internal { .. })));
+    }
+
+    #[test]
+    fn work_has_a_time_limit_and_few_late_threads() {
+        let limit = Duration::from_millis(30);
+        let mut releases = Vec::new();
+        let mut start = || {
+            let (release, wait) = channel::<()>();
+            releases.push(release);
+            run_within(limit, &Cancel::never(), move || wait.recv().is_ok()).unwrap_err().to_string()
+        };
+        for _ in 0..MAX_LATE {
+            assert!(start().contains("did not finish"));
+        }
+        assert!(start().contains("still busy"));
+        drop(releases);
+        while LATE.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(run_within(Duration::from_secs(9), &Cancel::never(), || 7).unwrap(), 7);
     }
 }

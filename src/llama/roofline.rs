@@ -1,6 +1,7 @@
 //! Measures the machine's peak rates of reading memory and of computing.
 
 use super::options;
+use crate::checkpoint::background::no_thread;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, Kernels, RooflineError, RooflinePeaks};
 use crate::model::Cancel;
@@ -43,8 +44,7 @@ pub fn roofline_peaks(
         return Err(out_of_memory(free));
     }
     let isa = Isa::available().last().unwrap_or(Isa::Scalar);
-    let kernels = Kernels::new(isa, threads)
-        .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
+    let kernels = Kernels::new(isa, threads).map_err(no_thread)?;
     match kernels.roofline_peaks(buffer_bytes, cancel) {
         Ok(peaks) => Ok((isa, peaks)),
         Err(RooflineError::NoMemory) => Err(out_of_memory(free)),

@@ -11,9 +11,10 @@ mod projector;
 mod weights;
 
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::background::no_thread;
 use crate::checkpoint::tied::LmHead;
 use crate::config::LlamaConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{Isa, Kernels, WeightType};
 use crate::kv_cache::{BlockPool, KvShape, PagedKv};
 use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
@@ -73,15 +74,14 @@ impl CpuModel {
     ///
     /// # Errors
     /// A checkpoint error for a tensor that is missing, misshaped or of a type that is not supported;
-    /// [`Error::Internal`] if no thread can be started; [`Error::Cancelled`].
+    /// [`crate::error::Error::Device`] if no thread can be started; [`crate::error::Error::Cancelled`].
     pub fn new(
         config: LlamaConfig,
         checkpoint: &Checkpoint,
         options: &CpuOptions,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let kernels = Kernels::new(options.isa, options.threads)
-            .map_err(|error| Error::Internal { reason: format!("no threads: {error}") })?;
+        let kernels = Kernels::new(options.isa, options.threads).map_err(no_thread)?;
         let packs = !options.exact && options.isa.packs_weights();
         let (lm_head, types) = (options.lm_head, options.types);
         let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs, cancel)?;
