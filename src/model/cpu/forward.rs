@@ -22,6 +22,7 @@ use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, GemmScratch, Output, QuantizedRows, grown};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
+use crate::sys;
 
 /// Maximum number of rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
@@ -56,13 +57,18 @@ pub(super) struct Scratch {
 
 /// An upper bound for the buffers of a step in bytes, including one row of logits and a copy of it.
 pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
+    step_bytes(config, CHUNK_ROWS)
+}
+
+/// As [`scratch_bytes`], for a step of `rows` rows.
+fn step_bytes(config: &LlamaConfig, rows: usize) -> u64 {
     let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads + 1;
     // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
     let query = config.num_attention_heads * config.head_dim;
     let widest = config.hidden_size.max(config.intermediate_size).max(query);
     let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
     let row = 2 * config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size + inputs;
-    let elements = (CHUNK_ROWS as u64).saturating_mul(row as u64);
+    let elements = (rows as u64).saturating_mul(row as u64);
     elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64)
 }
 
@@ -124,6 +130,10 @@ impl CpuModel {
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let shape = block_pool.shape();
 
+        if scratch.x.len() < rows * hidden {
+            let bytes = usize::try_from(step_bytes(config, rows)).unwrap_or(usize::MAX);
+            sys::check_room("the scratch buffers of a step", bytes)?;
+        }
         let x = grown(&mut scratch.x, rows * hidden);
         let normed = grown(&mut scratch.normed, rows * hidden);
         let queries = grown(&mut scratch.queries, rows * query_heads * head_dim);
