@@ -28,7 +28,9 @@ impl PyTokenizer {
         add_special_tokens: bool,
         split_special_tokens: bool,
     ) -> PyResult<Vec<u32>> {
-        detach_engine(py, |_| self.0.encode(&text, add_special_tokens, split_special_tokens))
+        detach_engine(py, |cancel| {
+            self.0.encode_unless_cancelled(&text, add_special_tokens, split_special_tokens, cancel)
+        })
     }
 
     /// Ids to text; releases the GIL.

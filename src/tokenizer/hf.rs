@@ -2,20 +2,23 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PostProcessorWrapper};
 
+use super::bounds::{Bounds, Shape};
 use super::chat_template::ChatTemplates;
 use super::encoder::Encoder;
 use super::hf_config::{Config, read_json};
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
 use super::tokenizer_model::{Model, Refusal};
-use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens, tiktoken};
+use super::{MAX_VOCAB_SIZE, Parts, catching, tiktoken};
+use crate::checkpoint::background;
 use crate::checkpoint::mmap::read_bounded;
 use crate::error::{Error, Result};
+use crate::kernels::Cancel;
 
 const TOKENIZER: &str = "tokenizer.json";
 const MODEL: &str = "tokenizer.model";
@@ -30,10 +33,10 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     let path = dir.join(TOKENIZER);
     match read_bounded(&path, MAX_TOKENIZER_BYTES) {
         Ok(bytes) => {
-            let (tokenizer, warning) =
-                parse_tokenizer(&bytes).map_err(|reason| Error::malformed(&path, reason))?;
+            let (tokenizer, bounds, warning) =
+                parse_tokenizer(bytes)?.map_err(|reason| Error::malformed(&path, reason))?;
             let config = Config::read(dir)?;
-            let encoder = complete(tokenizer, &config, &path)?;
+            let encoder = complete(tokenizer, bounds, &config, &path)?;
             parts(dir, &config, encoder, TOKENIZER, Vec::new(), warning.into_iter().collect())
         }
         Err(Error::NotFound { .. }) => read_model(dir),
@@ -70,7 +73,7 @@ fn read_model(dir: &Path) -> Result<Parts> {
     let bos = tokenizer.token_to_id(tiktoken::BOS).map(|id| (id, tiktoken::BOS));
     tokenizer.with_post_processor(Some(post_processor(bos, None).map_err(malformed)?));
     let ends = tiktoken::END_OF_TURN.iter().filter_map(|token| tokenizer.token_to_id(token)).collect();
-    let encoder = complete(tokenizer, &config, &path)?;
+    let encoder = complete(tokenizer, Bounds::OURS, &config, &path)?;
     parts(dir, &config, encoder, MODEL, ends, Vec::new())
 }
 
@@ -101,31 +104,19 @@ fn parts(
 }
 
 /// Parses a tokenizer.json. Also returns a warning if the file is odd.
-fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, Option<String>), String> {
-    #[derive(Deserialize)]
-    struct Shape {
-        #[serde(default)]
-        added_tokens: Vec<Added>,
-        #[serde(default)]
-        model: ModelShape,
-    }
-    #[derive(Deserialize)]
-    struct Added {
-        id: u32,
-        content: String,
-    }
-    #[derive(Default, Deserialize)]
-    struct ModelShape {
-        continuing_subword_prefix: Option<String>,
-    }
-    // The library panics on some syntax errors, so the syntax is checked first, which is cheap.
-    let shape: Shape = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    // The library assumes that the bytes after the prefix are UTF-8 without checking.
-    if shape.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
-        return Err("model.continuing_subword_prefix is set, which no Llama does".into());
-    }
-    check_added_tokens(shape.added_tokens.len())?;
-    let tokenizer = catching(|| tokenizers::Tokenizer::from_bytes(bytes))?;
+fn parse_tokenizer(bytes: Vec<u8>) -> Result<std::result::Result<Parsed, String>> {
+    // The library panics on some syntax errors and trusts the file's numbers, so the file is checked first.
+    let (shape, bounds) = match Shape::inspect(&bytes) {
+        Ok(inspected) => inspected,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    // The largest files take some seconds. Regular expressions are compiled, which cannot be interrupted.
+    let limit = Duration::from_secs(4) + Duration::from_micros(2) * bytes.len() as u32;
+    let build = move || catching(|| tokenizers::Tokenizer::from_bytes(&bytes));
+    let tokenizer = match background::run_within(limit, &Cancel::never(), build)? {
+        Ok(tokenizer) => tokenizer,
+        Err(reason) => return Ok(Err(reason)),
+    };
     // The library, and so transformers, numbers added tokens in their order and ignores the file's ids.
     let renumbered = shape.added_tokens.iter().find_map(|added| {
         let id = tokenizer.token_to_id(&added.content).filter(|id| *id != added.id)?;
@@ -134,11 +125,19 @@ fn parse_tokenizer(bytes: &[u8]) -> std::result::Result<(tokenizers::Tokenizer, 
             added.content, added.id
         ))
     });
-    Ok((tokenizer, renumbered))
+    Ok(Ok((tokenizer, bounds, renumbered)))
 }
 
+/// A tokenizer, its bounds, and a warning if its file is odd.
+type Parsed = (tokenizers::Tokenizer, Bounds, Option<String>);
+
 /// Completes a tokenizer from the config. `path` is the tokenizer's file, for messages.
-fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) -> Result<Encoder> {
+fn complete(
+    mut tokenizer: tokenizers::Tokenizer,
+    bounds: Bounds,
+    config: &Config,
+    path: &Path,
+) -> Result<Encoder> {
     catching(|| {
         tokenizer.with_truncation(None)?;
         tokenizer.with_padding(None);
@@ -153,6 +152,9 @@ fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) 
             added.push(token);
         }
     }
+    bounds
+        .check_added(added.iter().map(|token| token.content.as_str()))
+        .map_err(|reason| config.malformed(reason))?;
     catching(|| tokenizer.add_tokens(added)).map_err(|reason| config.malformed(reason))?;
     if config.adds_tokens_around() {
         let (first, last) = config.around(|token| tokenizer.token_to_id(token), false)?;
@@ -161,7 +163,7 @@ fn complete(mut tokenizer: tokenizers::Tokenizer, config: &Config, path: &Path) 
         let processor = post_processor(first, last).map_err(|reason| config.malformed(reason))?;
         tokenizer.with_post_processor(Some(processor));
     }
-    Ok(tokenizer.into())
+    Ok(Encoder::library(tokenizer, bounds))
 }
 
 /// Completes a SentencePiece vocabulary from the folder's other files. Also returns warnings.

@@ -5,11 +5,13 @@
 //! ([`encoder`]): Hugging Face's `tokenizers`, or [`sentence_piece`] for vocabularies with scores.
 //! [`to_gguf`] writes a tokenizer down for a GGUF file.
 //! [`decode_stream`] turns ids into text as they come, [`chat_template`] keeps a model's chat templates.
-//! May import `checkpoint`, `config` and `error`.
+//! [`bounds`] refuses tokenizer.json files that would take too much time or memory.
+//! May import `checkpoint`, `config`, `error` and `kernels::Cancel`.
 
 // The bytes of a tokenizer's files are untrusted.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
+mod bounds;
 mod byte_level;
 mod chat_template;
 pub mod decode_stream;
@@ -27,17 +29,18 @@ mod tokenizer_model;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
 use chat_template::ChatTemplates;
 pub use decode_stream::DecodeStream;
 use decode_stream::Decoder;
-use encoder::Encoder;
+use encoder::{Encoder, LongestToken};
 pub use to_gguf::{GgufTokenizer, no_tokenizer};
 
 use crate::error::{Error, Result};
+use crate::kernels::Cancel;
 
 /// Larger ids are refused, because tables are as long as the largest id. The largest vocabulary in use has
 /// about 262,000 tokens.
@@ -75,6 +78,8 @@ pub struct Tokenizer {
     vocab_size: usize,
     /// Ids below it may be decoded. The model's vocabulary may be larger than the tokenizer's.
     padded_size: usize,
+    /// The most bytes of a text that one token stands for. It is found on first use.
+    longest_token: OnceLock<Option<LongestToken>>,
 }
 
 impl Tokenizer {
@@ -111,7 +116,8 @@ impl Tokenizer {
         }
         let decoder = parts.encoder.decoder();
         parts.warnings.extend(decoder.warning());
-        Ok(Tokenizer { parts, decoder, vocab_size, padded_size: vocab_size })
+        let longest_token = OnceLock::new();
+        Ok(Tokenizer { parts, decoder, vocab_size, padded_size: vocab_size, longest_token })
     }
 
     /// Encodes `text`. With `add_special_tokens`, BOS and the like are added exactly as the tokenizer's own
@@ -125,10 +131,29 @@ impl Tokenizer {
         add_special_tokens: bool,
         split_special_tokens: bool,
     ) -> Result<Vec<u32>> {
-        self.parts
-            .encoder
-            .encode(text, add_special_tokens, split_special_tokens)
-            .map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
+        self.encode_unless_cancelled(text, add_special_tokens, split_special_tokens, &Cancel::never())
+    }
+
+    /// As [`Tokenizer::encode`], but it stops soon after `cancel` fires.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; [`Error::Cancelled`].
+    pub fn encode_unless_cancelled(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        split_special_tokens: bool,
+        cancel: &Cancel,
+    ) -> Result<Vec<u32>> {
+        self.parts.encoder.encode(text, add_special_tokens, split_special_tokens, cancel)
+    }
+
+    /// The number of tokens that `text` has at least; 0 if the tokenizer could shorten it by any amount.
+    pub fn fewest_tokens(&self, text: &str) -> usize {
+        let longest = self.longest_token.get_or_init(|| self.parts.encoder.longest_token());
+        let Some((longest, kept)) = longest else { return 0 };
+        let kept = |byte: &u8| kept.get(usize::from(*byte)).is_some_and(|kept| *kept);
+        text.as_bytes().iter().filter(|byte| kept(byte)).count() / (*longest).max(1)
     }
 
     /// Decodes `ids`. Bytes that are not UTF-8 become U+FFFD, as in Hugging Face's decoders. Ids inside the

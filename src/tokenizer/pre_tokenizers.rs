@@ -236,6 +236,12 @@ pub(super) fn name_of(cuts: &[Cut<'_>], ignore_merges: bool) -> Option<&'static 
     named.and_then(|row| row.names.first().copied())
 }
 
+/// Whether a pre-tokenizer of the table uses this expression.
+pub(super) fn is_known_expression(expression: &str) -> bool {
+    let known = |cut: &Cut<'_>| *cut == Cut::Matches(expression);
+    ROWS.iter().any(|row| row.cuts.iter().any(known))
+}
+
 /// The pre-tokenizer called `name`; None if there is none.
 pub(super) fn by_name(name: &str) -> std::result::Result<Option<PreTokenizer>, String> {
     let Some(row) = ROWS.iter().find(|row| row.names.contains(&name)) else { return Ok(None) };

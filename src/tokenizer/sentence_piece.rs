@@ -339,6 +339,18 @@ impl SentencePiece {
         self.pieces.len()
     }
 
+    /// The most bytes of a text that one token stands for; None if there is no such limit.
+    pub(super) fn longest_token(&self) -> Option<usize> {
+        let takes_spaces = |piece: &Piece| piece.added.as_ref().is_some_and(|a| a.lstrip || a.rstrip);
+        if self.settings.remove_extra_whitespaces
+            || self.bytes.contains(&None)
+            || self.pieces.iter().any(takes_spaces)
+        {
+            return None;
+        }
+        self.pieces.iter().map(|piece| piece.text.len()).max()
+    }
+
     /// Whether decoded text begins with a space that encoding added.
     pub(super) fn adds_space_prefix(&self) -> bool {
         self.settings.add_space_prefix

@@ -284,7 +284,7 @@ pub(super) fn check_stream(tokenizer: &Arc<Tokenizer>, ids: &[u32], skip_special
     }
     text.push_str(&stream.finish().unwrap());
     assert_eq!(text, whole);
-    if let Some(library) = tokenizer.parts.encoder.library() {
+    if let Some(library) = tokenizer.parts.encoder.library_tokenizer() {
         let decoded = library.decode(ids, skip_special_tokens).unwrap();
         assert_eq!(whole, decoded, "differs from the library's decode");
     }
