@@ -126,6 +126,18 @@ pub enum Error {
         /// Positions of the context.
         context_length: usize,
     },
+    /// A text that has more tokens than the context, which shows without tokenising it.
+    #[error(
+        "the text of {bytes} bytes has at least {prompt_tokens} tokens, the context holds {context_length}"
+    )]
+    TextLength {
+        /// Bytes in the text.
+        bytes: usize,
+        /// The fewest tokens that it can have.
+        prompt_tokens: usize,
+        /// Positions of the context.
+        context_length: usize,
+    },
     /// A device that is unknown, not supported by this build, or absent from this machine.
     #[error("device {device}: {reason}")]
     Device {
@@ -189,7 +201,7 @@ impl Error {
     /// What the user can do about the error, if anything.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Error::ContextLength { .. } => {
+            Error::ContextLength { .. } | Error::TextLength { .. } => {
                 Some("shorten the prompt, or load the model with a larger context_length")
             }
             Error::Strict { .. } => Some("load with strict=False to get a warning instead"),
@@ -241,10 +253,34 @@ fn bounded(mut text: String) -> String {
     text
 }
 
+/// A message for people, without characters that change how a terminal shows it: control characters, such as
+/// ESC and BEL, and those that reverse the direction of text. Messages quote texts from files.
+pub fn printable(text: &str) -> String {
+    let is_plain = |character: char| match character {
+        '\n' | '\t' => true,
+        '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => false,
+        _ => !character.is_control(),
+    };
+    let escaped = |character: char| format!("\\u{{{:x}}}", u32::from(character));
+    text.chars().map(|c| if is_plain(c) { c.to_string() } else { escaped(c) }).collect()
+}
+
 /// A text from a file, for use in a message: in quotes, and cut after 100 characters.
 pub(crate) fn quoted(text: &str) -> String {
     match text.char_indices().nth(100).and_then(|(end, _)| text.get(..end)) {
         Some(start) => format!("{start:?}..."),
         None => format!("{text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_no_characters_that_control_a_terminal() {
+        let text = "tensor `\u{1b}[2J\u{7}a\u{9b}\u{202e}b\u{2066}`\tà 日\n";
+        let expected = r"tensor `\u{1b}[2J\u{7}a\u{9b}\u{202e}b\u{2066}`".to_owned() + "\tà 日\n";
+        assert_eq!(printable(text), expected);
     }
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import candle_llama
+
 PROMPTS = ["hello", "the world", "and a", "wording"]
 
 # The child reports when it begins, when the interrupt reached it, and that the model still works.
@@ -26,6 +28,8 @@ work = {
     "batch": lambda: llm.generate(["Once upon a time"] * 20, max_new_tokens=6000, ignore_eos=True),
     "stream": lambda: [None for _ in llm.stream("Once upon a time", max_new_tokens=6000, ignore_eos=True)],
     "logits": lambda: llm.logits([5] * 8000, last=1),
+    "encode": lambda: llm.tokenizer.encode("hello world " * 700_000),
+    "tokenising": lambda: llm.generate("hello world " * 700_000, on_overflow="truncate_left"),
 }[sys.argv[2]]
 print("begun", flush=True)
 try:
@@ -55,7 +59,7 @@ def interrupt(model: Path, work: str) -> float:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("work", ["prefill", "decode", "batch", "stream", "logits"])
+@pytest.mark.parametrize("work", ["prefill", "decode", "batch", "stream", "logits", "encode", "tokenising"])
 def test_ctrl_c_returns_within_200_ms_and_leaves_the_model_usable(demo, work):
     # The fastest of three tries: the limit applies to this package, not to other load on the machine.
     delays = []
@@ -76,6 +80,42 @@ def test_closing_a_stream_ends_it_and_stops_the_work(demo_llm):
     worked = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - worked < 0.1
+
+
+def test_closing_a_stream_cancels_a_running_prefill(demo_llm):
+    chunks = []
+    delays = []
+    while not delays or (min(delays) > 0.2 and len(delays) < 3):
+        stream = demo_llm.stream([5] * 8000, max_new_tokens=1)
+        thread = threading.Thread(target=lambda stream=stream: chunks.extend(stream))
+        thread.start()
+        time.sleep(0.4)
+        began = time.monotonic()
+        stream.close()
+        delays.append(time.monotonic() - began)
+        thread.join()
+        assert chunks == [], "the prefill ended before the stream was closed"
+    assert min(delays) <= 0.2
+
+
+def test_a_timeout_includes_tokenising(demo_llm):
+    text = "hello world " * 700_000
+    began = time.monotonic()
+    completion = demo_llm.generate(text, timeout=0.1, on_overflow="truncate_left")
+    assert (completion.finish_reason, completion.token_ids) == ("timeout", [])
+    with pytest.raises(candle_llama.GenerationError, match="timeout"):
+        demo_llm.stream(text, timeout=0.1, on_overflow="truncate_left")
+    assert time.monotonic() - began < 2
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(demo_llm):
+    text = "hello world " * 2_000_000
+    began = time.monotonic()
+    for use in (demo_llm.generate, demo_llm.score, demo_llm.stream):
+        with pytest.raises(candle_llama.ContextLengthError) as caught:
+            use(text)
+        assert caught.value.context_length < caught.value.prompt_tokens < len(text)
+    assert time.monotonic() - began < 2
 
 
 def test_leaving_a_with_block_closes_the_stream(demo_llm):

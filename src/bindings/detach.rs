@@ -1,7 +1,7 @@
 //! Runs work without the GIL. Stops it on Ctrl-C, and converts panics and errors to Python's exceptions.
 
 use super::error::{internal_error, to_python};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Cancel;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -47,4 +47,13 @@ pub(super) fn detach_engine<T: Send>(
         Ok(result) => result.map_err(|error| to_python(py, error)),
         Err(_) => Err(internal_error(py, LAST_PANIC.lock().clone())),
     }
+}
+
+/// Converts a result to Python's objects. A panic, as when pyo3 gets no memory for an object, becomes an
+/// error.
+pub(super) fn guarded<T>(py: Python<'_>, convert: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    catch_unwind(AssertUnwindSafe(convert)).unwrap_or_else(|_| {
+        let reason = format!("the result could not be converted: {}", LAST_PANIC.lock());
+        Err(to_python(py, Error::Generation { reason }))
+    })
 }

@@ -1,7 +1,7 @@
 //! Converts our errors to Python's exceptions. There is one match without a wildcard, so that a new variant
 //! does not compile until someone chooses its exception.
 
-use crate::error::Error;
+use crate::error::{Error, printable};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -13,6 +13,7 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Some(hint) => format!("{error}; {hint}"),
         None => error.to_string(),
     };
+    let message = printable(&message);
     let facts = PyDict::new(py);
     // If an attribute cannot be set, the error is still raised without it.
     let path = |path: &Path| _ = facts.set_item("path", path.as_os_str());
@@ -70,7 +71,8 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             text("value", value);
             "UnsupportedModelError"
         }
-        Error::ContextLength { prompt_tokens, context_length } => {
+        Error::ContextLength { prompt_tokens, context_length }
+        | Error::TextLength { prompt_tokens, context_length, .. } => {
             count("prompt_tokens", *prompt_tokens as u64);
             count("context_length", *context_length as u64);
             "ContextLengthError"

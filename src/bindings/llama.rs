@@ -1,13 +1,13 @@
 //! `_core.Llama` and `_core.Stream`.
 
 use super::convert;
-use super::detach::detach_engine;
+use super::detach::{detach_engine, guarded};
 use super::tokenizer::PyTokenizer;
 use crate::checkpoint::tied::LmHead;
 use crate::config::LlamaConfig;
-use crate::error::Error;
+use crate::error::{Error, printable};
 use crate::llama::{Llama, LoadOptions, Prompt, TextStream};
-use crate::model::Storage;
+use crate::model::{Cancel, Storage};
 use crate::sys::Process;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use parking_lot::Mutex;
@@ -15,10 +15,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a thread waits for a stream that another thread is stepping, before it checks its signals again.
 const LOCK_SLICE: Duration = Duration::from_millis(10);
+/// A stream has no chunk that could say "timeout" before its prompt has tokens.
+const TIMED_OUT: &str = "the timeout was over before the prompt was tokenised";
 
 /// A loaded model.
 #[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
@@ -78,10 +81,10 @@ impl PyLlama {
         dict.set_item("isa", report.isa)?;
         dict.set_item("threads", report.threads)?;
         dict.set_item("lm_head", head_name(report.lm_head))?;
-        dict.set_item("lm_head_reason", &report.lm_head_reason)?;
+        dict.set_item("lm_head_reason", printable(&report.lm_head_reason))?;
         dict.set_item("storage", storage(py, &report.storage)?)?;
-        dict.set_item("warnings", &report.warnings)?;
-        dict.set_item("notes", &report.notes)?;
+        dict.set_item("warnings", messages(&report.warnings))?;
+        dict.set_item("notes", messages(&report.notes))?;
         dict.set_item("seconds", report.elapsed.as_secs_f64())?;
         dict.set_item("bytes", report.bytes)?;
         Ok(dict)
@@ -104,7 +107,7 @@ impl PyLlama {
         let options = convert::sampling_options(options)?;
         let prompt = prompt.prompt(is_chat);
         let completion = detach_engine(py, |cancel| self.0.generate(prompt, &options, cancel))?;
-        convert::completion(py, &completion)
+        guarded(py, || convert::completion(py, &completion))
     }
 
     /// Continues several prompts together; releases the GIL.
@@ -117,7 +120,7 @@ impl PyLlama {
         let options = convert::sampling_options(options)?;
         let prompts: Vec<_> = prompts.into_iter().map(Into::into).collect();
         let completions = detach_engine(py, |cancel| self.0.generate_all(prompts, &options, cancel))?;
-        completions.iter().map(|completion| convert::completion(py, completion)).collect()
+        guarded(py, || completions.iter().map(|one| convert::completion(py, one)).collect())
     }
 
     /// Continues a prompt, chunk by chunk.
@@ -129,14 +132,24 @@ impl PyLlama {
         is_chat: bool,
     ) -> PyResult<PyStream> {
         let options = convert::sampling_options(options)?;
-        let stream = detach_engine(py, |_| self.0.stream(prompt.prompt(is_chat), &options))?;
-        Ok(PyStream { process: Process::current(), stream: Mutex::new(Some(stream)) })
+        let prompt = prompt.prompt(is_chat);
+        let stream = detach_engine(py, |cancel| {
+            self.0.stream_unless_cancelled(prompt, &options, cancel).map_err(|error| match error {
+                Error::Cancelled => Error::Generation { reason: TIMED_OUT.into() },
+                error => error,
+            })
+        })?;
+        Ok(PyStream {
+            process: Process::current(),
+            stream: Mutex::new(Some(stream)),
+            is_closed: AtomicBool::new(false),
+        })
     }
 
     /// The log-probabilities of a text's tokens; releases the GIL.
     fn score<'py>(&self, py: Python<'py>, text: PyPrompt) -> PyResult<Bound<'py, PyDict>> {
         let score = detach_engine(py, |cancel| self.0.score(text.into(), cancel))?;
-        convert::score(py, &score)
+        guarded(py, || convert::score(py, &score))
     }
 
     /// The log-probabilities of a continuation's tokens; releases the GIL.
@@ -148,7 +161,7 @@ impl PyLlama {
     ) -> PyResult<Bound<'py, PyDict>> {
         let found =
             detach_engine(py, |cancel| self.0.loglikelihood(context.into(), continuation.into(), cancel))?;
-        convert::loglikelihood(py, &found)
+        guarded(py, || convert::loglikelihood(py, &found))
     }
 
     /// The logits of the last `last` rows, or of all, `(rows, vocab_size)`; releases the GIL.
@@ -161,7 +174,7 @@ impl PyLlama {
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let logits = detach_engine(py, |cancel| self.0.logits(&token_ids, last, cancel))?;
         let shape = [logits.rows(), logits.vocab_size];
-        PyArray1::from_vec(py, logits.values).reshape(shape)
+        guarded(py, || PyArray1::from_vec(py, logits.values).reshape(shape))
     }
 
     /// Warnings about prompts that were used since the last call.
@@ -184,6 +197,8 @@ pub(super) struct PyStream {
     process: Process,
     /// None once closed.
     stream: Mutex<Option<TextStream>>,
+    /// Set by `close`, also while another thread is stepping the stream.
+    is_closed: AtomicBool,
 }
 
 #[pymethods]
@@ -204,19 +219,35 @@ impl PyStream {
                     return Err(Error::Cancelled);
                 }
                 if let Some(mut stream) = self.stream.try_lock_for(LOCK_SLICE) {
-                    return stream.as_mut().map_or(Ok(None), |stream| stream.next_chunk(cancel));
+                    let is_stopped = || self.is_closed.load(Ordering::Relaxed) || cancel.is_cancelled();
+                    let stop = AtomicBool::new(self.is_closed.load(Ordering::Relaxed));
+                    let stop = Cancel::with_poll(&stop, &is_stopped);
+                    let Some(open) = stream.as_mut() else { return Ok(None) };
+                    let chunk = open.next_chunk(&stop);
+                    if self.is_closed.load(Ordering::Relaxed) {
+                        // Closed during the step. The stream has ended, so the cancelled step has no chunk.
+                        *stream = None;
+                        return Ok(None);
+                    }
+                    return chunk;
                 }
             }
         })?;
-        chunk.map(|chunk| convert::chunk(py, &chunk)).transpose()
+        guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
     }
 
-    /// Waits for the running step, then ends the stream.
+    /// Cancels the running step and ends the stream.
     fn close(&self, py: Python<'_>) {
+        self.is_closed.store(true, Ordering::Relaxed);
         if self.process.is_current() {
             py.detach(|| drop(self.stream.lock().take()));
         }
     }
+}
+
+/// Messages for people.
+pub(super) fn messages(messages: &[String]) -> Vec<String> {
+    messages.iter().map(|message| printable(message)).collect()
 }
 
 pub(super) fn head_name(lm_head: LmHead) -> &'static str {

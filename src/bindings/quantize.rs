@@ -1,7 +1,7 @@
 //! `_core.quantize`.
 
 use super::detach::detach_engine;
-use super::llama::storage;
+use super::llama::{messages, storage};
 use crate::llama::{self, QuantizeOptions};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -48,7 +48,7 @@ pub(super) fn quantize(
     dict.set_item("bytes", report.bytes)?;
     dict.set_item("seconds", report.elapsed.as_secs_f64())?;
     dict.set_item("tensors", storage(py, &report.tensors)?)?;
-    dict.set_item("warnings", report.warnings)?;
-    dict.set_item("notes", report.notes)?;
+    dict.set_item("warnings", messages(&report.warnings))?;
+    dict.set_item("notes", messages(&report.notes))?;
     Ok(dict)
 }

@@ -3,8 +3,9 @@
 use super::convert;
 use super::detach::detach_engine;
 use super::error::to_python;
-use super::llama::{config_json, head_name, storage};
+use super::llama::{config_json, head_name, messages, storage};
 use crate::checkpoint::Format;
+use crate::error::printable;
 use crate::kernels::Isa;
 use crate::llama::LoadOptions;
 use crate::{device, llama, sys};
@@ -27,7 +28,7 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
     dict.set_item("parameters", found.parameters)?;
     dict.set_item("tensors", storage(py, &found.tensors)?)?;
     dict.set_item("lm_head", head_name(found.head.lm_head))?;
-    dict.set_item("lm_head_reason", found.head.reason)?;
+    dict.set_item("lm_head_reason", printable(&found.head.reason))?;
     let mut warnings: Vec<String> = found.head.warning.into_iter().chain(found.config.warnings).collect();
     let tokenizer = match &found.tokenizer {
         Ok(tokenizer) => {
@@ -45,7 +46,7 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
             None
         }
     };
-    dict.set_item("warnings", warnings)?;
+    dict.set_item("warnings", messages(&warnings))?;
     dict.set_item("tokenizer", tokenizer)?;
     Ok(dict)
 }

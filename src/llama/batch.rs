@@ -29,7 +29,8 @@ impl Llama {
     ) -> Result<Vec<Completion>> {
         self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let prompts = prompts.into_iter().map(|prompt| self.request(prompt)).collect::<Result<Vec<_>>>()?;
+        let request = |prompt| self.request(prompt, params.on_overflow, cancel);
+        let prompts = prompts.into_iter().map(request).collect::<Result<Vec<_>>>()?;
         prompts.iter().try_for_each(|prompt| Sequence::check(&self.engine, &prompt.ids, &params))?;
         let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.into_iter().enumerate().peekable();

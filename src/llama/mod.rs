@@ -47,14 +47,15 @@ pub use text_stream::{Chunk, Completion, TextStream};
 
 use crate::config::{GenerationConfig, LlamaConfig};
 use crate::engine::{Engine, Sequence};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits};
-use crate::sampling::{SamplingOptions, SamplingParams};
+use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
 use crate::tokenizer::Tokenizer;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// A loaded model. Its methods may be called from several threads.
 pub struct Llama {
@@ -139,11 +140,17 @@ impl Llama {
     /// Continues a prompt.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a bad prompt or parameter, [`Error::ContextLength`] for a prompt
-    /// that leaves no room for output, [`Error::Closed`], and the model's errors. Cancelling is not an
-    /// error: it returns the tokens so far, with the finish reason "cancelled".
+    /// [`Error::InvalidArgument`] for a bad prompt or parameter, [`Error::ContextLength`] (or
+    /// [`Error::TextLength`], which shows before it is tokenised) for a prompt
+    /// that leaves no room for output, [`Error::Closed`], and the model's errors. [`Error::Cancelled`] while
+    /// the prompt is tokenised; later, cancelling returns the tokens so far, with the finish reason
+    /// "cancelled".
     pub fn generate(&self, prompt: Prompt, options: &SamplingOptions, cancel: &Cancel) -> Result<Completion> {
-        self.stream(prompt, options)?.complete(cancel)
+        match self.stream_unless_cancelled(prompt, options, cancel) {
+            // The timeout was over before the prompt had tokens.
+            Err(Error::Cancelled) if !cancel.is_cancelled() => Ok(Completion::timed_out()),
+            stream => stream?.complete(cancel),
+        }
     }
 
     /// Continues a prompt, chunk by chunk. The first chunk includes the prefill.
@@ -151,9 +158,29 @@ impl Llama {
     /// # Errors
     /// As [`Llama::generate`].
     pub fn stream(&self, prompt: Prompt, options: &SamplingOptions) -> Result<TextStream> {
+        self.stream_unless_cancelled(prompt, options, &Cancel::never())
+    }
+
+    /// As [`Llama::stream`], but tokenising stops soon after `cancel` fires.
+    ///
+    /// # Errors
+    /// As [`Llama::stream`]; [`Error::Cancelled`], also if the timeout is over before the prompt is
+    /// tokenised.
+    pub fn stream_unless_cancelled(
+        &self,
+        prompt: Prompt,
+        options: &SamplingOptions,
+        cancel: &Cancel,
+    ) -> Result<TextStream> {
         self.engine.check_open()?;
-        let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        self.stream_request(self.request(prompt)?, params)
+        let mut params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
+        let started = Instant::now();
+        let timeout = params.timeout;
+        let is_late = || timeout.is_some_and(|timeout| started.elapsed() >= timeout) || cancel.is_cancelled();
+        let stop = AtomicBool::new(false);
+        let request = self.request(prompt, params.on_overflow, &Cancel::with_poll(&stop, &is_late))?;
+        params.timeout = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        self.stream_request(request, params)
     }
 
     /// Warnings about prompts that were used since the last call.
@@ -161,9 +188,9 @@ impl Llama {
         std::mem::take(&mut self.notices.pending.lock())
     }
 
-    fn request(&self, prompt: Prompt) -> Result<Request> {
+    fn request(&self, prompt: Prompt, on_overflow: OnOverflow, cancel: &Cancel) -> Result<Request> {
         let continues = !matches!(prompt, Prompt::Conversation(_));
-        Ok(Request { ids: self.ids(prompt)?, continues })
+        Ok(Request { ids: self.ids(prompt, on_overflow, cancel)?, continues })
     }
 
     fn stream_request(&self, request: Request, mut params: SamplingParams) -> Result<TextStream> {
@@ -206,14 +233,24 @@ impl Llama {
         self.engine.close();
     }
 
-    /// A prompt's token ids. Text gets special tokens as the tokenizer's own config says.
-    fn ids(&self, prompt: Prompt) -> Result<Vec<u32>> {
+    /// A prompt's token ids. Text gets special tokens as the tokenizer's own config says. Text that surely
+    /// exceeds the context is refused before it is tokenised, unless `on_overflow` cuts it.
+    fn ids(&self, prompt: Prompt, on_overflow: OnOverflow, cancel: &Cancel) -> Result<Vec<u32>> {
         let text = match prompt {
             Prompt::Text(text) => text,
             Prompt::TokenIds(ids) | Prompt::Conversation(ids) => return Ok(ids),
         };
         let tokenizer = self.tokenizer()?;
-        let ids = tokenizer.encode(&text, true, false)?;
+        // A token has at least a byte. Finding the longest one takes some milliseconds.
+        if on_overflow == OnOverflow::Error && text.len() > self.context_length() {
+            let (bytes, context_length) = (text.len(), self.context_length());
+            let prompt_tokens = tokenizer.fewest_tokens(&text);
+            // Scoring takes one token more than the context holds.
+            if prompt_tokens > context_length + 1 {
+                return Err(Error::TextLength { bytes, prompt_tokens, context_length });
+            }
+        }
+        let ids = tokenizer.encode_unless_cancelled(&text, true, false, cancel)?;
         if let ([first, second, ..], Some(bos)) = (ids.as_slice(), tokenizer.bos_token_id())
             && [*first, *second] == [bos; 2]
             && !self.notices.has_warned_of_bos.swap(true, Ordering::Relaxed)

@@ -3,7 +3,7 @@
 use super::{Llama, Prompt};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::sampling::TokenScore;
+use crate::sampling::{OnOverflow, TokenScore};
 
 /// The log-probabilities of a text's tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +51,7 @@ impl Llama {
     /// [`Error::ContextLength`]; [`Error::Cancelled`]; [`Error::Closed`], and the model's errors.
     pub fn score(&self, text: Prompt, cancel: &Cancel) -> Result<Score> {
         self.engine.check_open()?;
-        let token_ids = self.ids(text)?;
+        let token_ids = self.ids(text, OnOverflow::Error, cancel)?;
         if token_ids.len() < 2 {
             let reason = format!(
                 "{} tokens cannot be scored: the first has nothing before it, so there must be two",
@@ -79,19 +79,20 @@ impl Llama {
         cancel: &Cancel,
     ) -> Result<LogLikelihood> {
         self.engine.check_open()?;
+        let ids = |prompt| self.ids(prompt, OnOverflow::Error, cancel);
         let (mut tokens, continuation) = match (context, continuation) {
             (Prompt::Text(context), Prompt::Text(continuation)) => {
                 let stripped = context.trim_end_matches(is_python_space);
-                let whole = self.ids(Prompt::Text(context.clone() + &continuation))?;
-                let context = self.ids(Prompt::Text(stripped.to_owned()))?;
+                let whole = ids(Prompt::Text(context.clone() + &continuation))?;
+                let context = ids(Prompt::Text(stripped.to_owned()))?;
                 let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
                 (context, continuation)
             }
             (context, Prompt::TokenIds(continuation) | Prompt::Conversation(continuation)) => {
-                (self.ids(context)?, continuation)
+                (ids(context)?, continuation)
             }
             (Prompt::TokenIds(context) | Prompt::Conversation(context), Prompt::Text(continuation)) => {
-                (context, self.tokenizer()?.encode(&continuation, false, false)?)
+                (context, self.tokenizer()?.encode_unless_cancelled(&continuation, false, false, cancel)?)
             }
         };
         if tokens.is_empty() {

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from candle_llama import Chunk, Stats, Stream
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def read_stdin() -> str:
@@ -83,8 +86,13 @@ def replace_unprintable() -> None:
 
 def write(text: str) -> None:
     """Writes a piece of a result to stdout and flushes it."""
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """Escapes characters that control a terminal (ESC, BEL) or reverse the direction of text."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def fields(record: Any) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def warnings_as_notes(always: bool = False) -> Iterator[list[str]]:
 def table(rows: list[tuple[str, str]]) -> str:
     """Returns names and values in two columns."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return "\n".join(f"{printable(name):<{width}}  {printable(value)}".rstrip() for name, value in rows)
 
 
 def size(count: int) -> str:
