@@ -62,12 +62,32 @@ def config() -> None:
     seed("config", "index", json.dumps(index).encode())
 
 
+def tokenizer() -> None:
+    """A byte-level tokenizer, and a Unigram one with every kind of component."""
+    seed("tokenizer", "byte_level", json.dumps(tiny.tokenizer_json()).encode())
+    replace = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    # A character map with an empty table and one replacement.
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAABhAA=="}
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    unigram = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [charsmap, {"type": "NFKC"}, replace]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [metaspace, {"type": "Punctuation"}]},
+        "post_processor": tiny.tokenizer_json()["post_processor"],
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, metaspace]},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["l", -1.0], ["ll", -0.5]]},
+    }
+    seed("tokenizer", "unigram", json.dumps(unigram).encode())
+
+
 def main() -> None:
     """Writes all seeds."""
     with tempfile.TemporaryDirectory() as work:
         safetensors(Path(work))
         gguf(Path(work))
     config()
+    tokenizer()
 
 
 if __name__ == "__main__":

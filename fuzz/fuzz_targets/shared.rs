@@ -11,13 +11,15 @@ pub fn folder() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder to write to")
 }
 
-/// Lets the crate catch panics inside the `tokenizers` library, as it does in normal use. The fuzzer's own
-/// hook would end the process first. Any other panic still ends the target.
+/// Lets the crate catch panics inside the `tokenizers` library and those below it, as it does in normal use.
+/// The fuzzer's own hook would end the process first. Any other panic still ends the target.
 #[allow(dead_code)] // not every target uses the library
 pub fn let_libraries_panic() {
     let end_the_process = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if panic.location().is_none_or(|place| !place.file().contains("/tokenizers-")) {
+        let libraries = ["/tokenizers-", "/spm_precompiled-", "/onig-"];
+        let is_in = |file: &str| libraries.iter().any(|library| file.contains(library));
+        if panic.location().is_none_or(|place| !is_in(place.file())) {
             end_the_process(panic);
         }
     }));
@@ -41,6 +43,7 @@ pub fn checked<T>(result: Result<T>) -> Option<T> {
 }
 
 /// Opens a checkpoint and reads every tensor.
+#[allow(dead_code)] // the target for tokenizers has no tensors
 pub fn read_everything(path: &Path) -> Option<Checkpoint> {
     let checkpoint = checked(Checkpoint::open(path))?;
     for info in checkpoint.infos() {
