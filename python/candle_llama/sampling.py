@@ -87,7 +87,7 @@ class SamplingParams:
         ignore_eos: Continue after the end-of-sequence token.
         min_new_tokens: Do not end on an end-of-sequence or stop token before this many new tokens.
         timeout: Stop after this many seconds.
-        on_overflow: What to do with a prompt that exceeds the context: "error", or "truncate_left", which cuts
+        on_overflow: What to do with a prompt that exceeds the context: "error", or "truncate_left". That cuts
             its beginning, with a warning, and leaves room for one new token or `min_new_tokens`.
         skip_special_tokens: Leave special tokens, such as those that mark turns, out of the text (default:
             True).
