@@ -584,3 +584,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_a_warning(tmp_path):
         model.generate("<|im_end|>")
     with pytest.raises(CheckpointError, match="ids up to"):
         candle_llama.load(path, strict=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_of_a_folder_is_told_to_be_one(tiny, name):
+    with pytest.raises(candle_llama.CheckpointError, match=f"{name} is one file of a model.*pass its folder"):
+        candle_llama.load(tiny / name)

@@ -139,6 +139,10 @@ def _model_in(path: Path, weights: bool) -> Path:
         kind = PermissionError if isinstance(error, PermissionError) else FileNotFoundError
         raise kind(number, os.strerror(number), str(path)) from None
     if not path.is_dir():
+        if path.suffix == ".json":
+            raise CheckpointError(
+                f"{path} is one file of a model", hint=f"pass its folder, {path.parent}", path=str(path)
+            )
         return path
     wanted = ("*.safetensors",) if weights else _TOKENIZERS
     if any(next(path.glob(pattern), None) is not None for pattern in wanted):

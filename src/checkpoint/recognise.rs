@@ -19,7 +19,7 @@ pub(crate) fn explain_missing_config(dir: &Path, error: Error) -> Error {
         "params.json is of Meta's original release: convert it with transformers' \
          convert_llama_weights_to_hf.py, or take the transformers version of the checkpoint"
             .into()
-    } else if has("snapshots") && (has("refs") || has("blobs")) {
+    } else if has("snapshots") {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let id = name.strip_prefix("models--").map(|id| quoted(&id.replace("--", "/")));
         let id = id.unwrap_or("the repository's id".into());
