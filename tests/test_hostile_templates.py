@@ -154,7 +154,7 @@ HOSTILE = {
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "a long message": "{{ raise_exception('a' * 30000000) }}",
-    "source": "a" * (2 << 20),
+    "source": "{# long #}" + "a" * (2 << 20),
     "parentheses": "{{ " + "(" * DEEP + "1" + ")" * DEEP + " }}",
     "lists": "{{ " + "[" * DEEP + "1" + "]" * DEEP + " }}",
     "dicts": "{{ " + "{1:" * DEEP + "1" + "}" * DEEP + " }}",

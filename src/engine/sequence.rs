@@ -133,8 +133,8 @@ impl Sequence {
     /// [`Error::InvalidArgument`] for an empty prompt or ids out of range; [`Error::ContextLength`] if
     /// the prompt leaves no room for a token and `on_overflow` does not truncate it.
     ///
-    /// Truncation keeps the longest end of the prompt that leaves room for one token, or for `min_new_tokens`.
-    /// So a longer prompt never keeps less than one that fits.
+    /// Truncation keeps the longest end of the prompt that leaves room for one token, or for
+    /// `min_new_tokens`. So a longer prompt never keeps less than one that fits.
     pub fn new(
         engine: &Arc<Engine>,
         mut prompt: Vec<u32>,

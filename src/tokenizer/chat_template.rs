@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// A model's templates by name.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,9 @@ impl ChatTemplates {
         };
         chosen.ok_or_else(|| {
             let mut reason = match given {
-                Some(given) => format!("chat_template: {given:?} is neither a template nor the name of one"),
+                Some(given) => {
+                    format!("chat_template: {} is neither a template nor the name of one", quoted(given))
+                }
                 None => "this tokenizer has no chat template: pass chat_template=".to_owned(),
             };
             if !self.templates.is_empty() {
