@@ -83,7 +83,7 @@ def count_lines(text: str) -> int:
 
 
 def pad(text: str, width: int = 0, fill: str = " ") -> None:
-    """The rule for what widens a string to `width` characters."""
+    """The rule for methods that pad a string to `width` characters."""
     bytes_each = 1 if text.isascii() and isinstance(fill, str) and fill.isascii() else 4
     BUDGET.get().string(size(text) + bytes_each * max(number(width), 0))
 
