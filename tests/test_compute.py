@@ -11,7 +11,7 @@ import candle_llama
 import tiny
 from candle_llama.bench.numpy_llama import NumpyLlama
 
-BLOCKS_OF_32 = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 # The longest prompt that uses the matrix products of decode, and the longest one with 16-bit activations.
 PHRASE = 16
 SHORT_PROMPT = 128
@@ -26,9 +26,11 @@ def error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((got - expected) ** 2).mean() / (expected**2).mean()))
 
 
-@pytest.mark.parametrize("type_name", BLOCKS_OF_32)
+@pytest.mark.parametrize("type_name", QUANTIZED)
 def test_auto_is_close_to_exact_and_closer_in_short_prompts(tmp_path: Path, type_name: str) -> None:
-    path = tiny.write_gguf(tmp_path / "model.gguf", matrix_type=type_name)
+    # Rows of 256 and 512 columns are whole blocks of every type.
+    config = tiny.gguf_config(hidden_size=256, intermediate_size=512)
+    path = tiny.write_gguf(tmp_path / "model.gguf", config, matrix_type=type_name)
     reference = NumpyLlama.load(path)
     with candle_llama.load(path, device="cpu") as llm:
         phrase, short, long = (

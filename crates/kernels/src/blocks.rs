@@ -35,6 +35,25 @@ pub(super) fn f16_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32_const()
 }
 
+/// The 6-bit scale and minimum of part `part` of a block of Q4_K or Q5_K, from its 12 bytes of scales.
+#[inline(always)]
+pub(super) fn scale_and_min(packed: &[u8], part: usize) -> (u8, u8) {
+    if part < 4 {
+        (packed[part] & 63, packed[part + 4] & 63)
+    } else {
+        let (low, scale_high, min_high) = (packed[part + 4], packed[part - 4] >> 6, packed[part] >> 6);
+        (low & 15 | scale_high << 4, low >> 4 | min_high << 4)
+    }
+}
+
+/// The 6-bit scale of part `part` of a block of Q3_K, minus 32, from the block's 12 bytes of scales.
+#[inline(always)]
+pub(super) fn q3_k_scale(packed: &[u8], part: usize) -> i8 {
+    let low_bits = if part < 8 { packed[part] & 15 } else { packed[part - 8] >> 4 };
+    let high_bits = packed[8 + part % 4] >> (2 * (part / 4)) & 3;
+    (low_bits | high_bits << 4) as i8 - 32
+}
+
 /// How a weight matrix is stored. The names are ggml's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)] // ggml's spelling

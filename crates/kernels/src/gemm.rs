@@ -5,11 +5,11 @@ use crate::generic::gemm::{GatedTask, GemmTask};
 use crate::kernels::{Kernels, Product};
 use crate::mlp::Mlp;
 use crate::output::{Output, SharedOut};
-use crate::pack::TILE_ROWS;
 use crate::packed::PackedProduct;
 use crate::pages::grown;
 use crate::pool::Cancel;
 use crate::table::{Gemm, RunGated};
+use crate::tile::TILE_ROWS;
 use crate::weight::Weight;
 
 /// Tasks per thread of one product, at least, so that all threads end at the same time.

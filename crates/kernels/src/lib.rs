@@ -5,7 +5,8 @@
 //! | files | contents |
 //! |---|---|
 //! | `kernels.rs`, `packed.rs`, `gemm.rs`, `attention.rs` | the facade, which checks every length |
-//! | `blocks.rs`, `weight.rs`, `pack.rs` | weights: storage types, matrices, tiles |
+//! | `blocks.rs`, `weight.rs` | weights: storage types, matrices |
+//! | `tile.rs`, `packable.rs`, `pack.rs` | packed weights: tiles, the types that can be packed, packing |
 //! | `quantized_rows.rs`, `kv_block.rs`, `mlp.rs`, `output.rs` | other inputs, and outputs |
 //! | `generic/` | the algorithms, written once over the traits of `lanes.rs` and `rows16.rs` |
 //! | `scalar/`, `x86_64/*/` | those traits for each ISA, and its table of kernels |
@@ -35,6 +36,7 @@ mod lanes;
 mod mlp;
 mod output;
 mod pack;
+mod packable;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
@@ -49,6 +51,7 @@ mod scalar;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -1,208 +1,55 @@
-//! Packed weights: weights in tiles of 16 rows by 32 columns, which products with 8-bit activations read.
-//!
-//! Types with blocks of 32 are rearranged once, when a model is loaded. A tile consists of 16 blocks, one of
-//! each of 16 rows. The tiles of the same 16 rows follow each other and form a strip. So a thread reads one
-//! increasing stream of addresses. A lane is a row, so no sum goes across lanes.
-//!
-//! | type | bytes of a tile | contents, in order |
-//! |---|---|---|
-//! | Q8_0 | 544 | 16 d; 8 groups of bytes `q + 128` |
-//! | Q4_0 | 288 | 16 d; 4 pairs of groups of nibbles |
-//! | Q4_1 | 320 | 16 d; 16 m; 4 pairs of groups of nibbles |
-//! | Q5_0 | 352 | 16 d; the high bits; 4 pairs of groups of nibbles |
-//! | Q5_1 | 384 | 16 d; 16 m; the high bits; 4 pairs of groups of nibbles |
-//!
-//! Group `g` consists of elements `4g..4g + 4` of each row: 64 bytes, `(16 rows, 4)`. In a pair of groups of
-//! nibbles, group `2p` is in the low halves of the bytes and group `2p + 1` in the high halves. In the high
-//! bits, bit `g` of byte `(row, j)` belongs to element `4g + j`. d and m are f16. The numbers are the same as
-//! in `blocks.rs`, and a tile takes as many bytes as its 16 blocks. Rows after the last one are zeros.
+//! Packs weights: rearranges ggml's blocks into tiles (`tile.rs`), once, when a model is loaded.
 
-use crate::blocks::{WeightType, f16_at};
+use crate::blocks::WeightType;
+use crate::packable::{Packable, with_packable};
 use crate::pages::{Arena, Piece};
+use crate::tile::{SubScales, TILE_COLS, TILE_ROWS, TileLayout};
 use std::fmt;
 
-/// Rows of a tile.
-pub(super) const TILE_ROWS: usize = 16;
-/// Columns of a tile.
-pub(super) const TILE_COLS: usize = 32;
-
-/// The layout of a type's tiles.
-#[derive(Clone, Copy)]
-pub(super) struct TileLayout {
-    /// Bytes of a tile.
-    pub(super) bytes: usize,
-    /// Where the minimums begin, if there are any.
-    pub(super) mins: Option<usize>,
-    /// Where the high bits begin, if there are any.
-    pub(super) high_bits: Option<usize>,
-    /// Where the groups begin.
-    pub(super) groups: usize,
-    /// Whether the groups are bytes instead of nibbles.
-    pub(super) stores_bytes: bool,
-    /// The stored number minus the number that it means.
-    pub(super) zero_point: i32,
+/// The layout of `dtype`, if it can be packed.
+fn layout_of(dtype: WeightType) -> Option<TileLayout> {
+    fn layout<P: Packable>() -> Option<TileLayout> {
+        Some(P::LAYOUT)
+    }
+    with_packable!(dtype, layout::<_>(), None)
 }
 
-const fn layout(has_mins: bool, has_high_bits: bool, stores_bytes: bool, zero_point: i32) -> TileLayout {
-    let scales = 2 * TILE_ROWS;
-    let before_bits = if has_mins { 2 * scales } else { scales };
-    let groups = if has_high_bits { before_bits + 64 } else { before_bits };
-    TileLayout {
-        bytes: groups + if stores_bytes { 512 } else { 256 },
-        mins: if has_mins { Some(scales) } else { None },
-        high_bits: if has_high_bits { Some(before_bits) } else { None },
-        groups,
-        stores_bytes,
-        zero_point,
+/// Rearranges the blocks of up to 16 rows, `(lanes, cols)`, into a strip.
+fn pack_strip<P: Packable>(blocks: &[u8], strip: &mut [u8]) {
+    let layout = const { P::LAYOUT };
+    let row_blocks = strip.len() / layout.block_bytes();
+    for (index, out) in strip.chunks_exact_mut(layout.block_bytes()).enumerate() {
+        for (lane, row) in blocks.chunks_exact(row_blocks * P::BLOCK_BYTES).enumerate() {
+            put_block::<P>(&row[index * P::BLOCK_BYTES..][..P::BLOCK_BYTES], out, lane);
+        }
     }
 }
 
-/// A layout that is known at compile time.
-pub(super) trait Layout {
-    const LAYOUT: TileLayout;
-}
-
-macro_rules! layouts {
-    ($($name:ident: $layout:expr;)*) => {$(
-        #[allow(non_camel_case_types)] // ggml's spelling
-        pub(super) enum $name {}
-        impl Layout for $name {
-            const LAYOUT: TileLayout = $layout;
-        }
-    )*};
-}
-
-layouts! {
-    Q8_0: layout(false, false, true, 128);
-    Q4_0: layout(false, false, false, 8);
-    Q4_1: layout(true, false, false, 0);
-    Q5_0: layout(false, true, false, 16);
-    Q5_1: layout(true, true, false, 0);
-}
-
-/// Calls `$function::<Layout, ...>($args)` for the type of packed weights.
-macro_rules! with_layout {
-    ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?)) => {{
-        use $crate::{blocks::WeightType, pack};
-        match $dtype {
-            WeightType::Q8_0 => $function::<pack::Q8_0 $(, $generic)*>($($arg),*),
-            WeightType::Q4_0 => $function::<pack::Q4_0 $(, $generic)*>($($arg),*),
-            WeightType::Q4_1 => $function::<pack::Q4_1 $(, $generic)*>($($arg),*),
-            WeightType::Q5_0 => $function::<pack::Q5_0 $(, $generic)*>($($arg),*),
-            WeightType::Q5_1 => $function::<pack::Q5_1 $(, $generic)*>($($arg),*),
-            _ => unreachable!("the type cannot be packed"),
-        }
-    }};
-}
-pub(super) use with_layout;
-
-impl TileLayout {
-    /// The layout of `dtype`, if it can be packed.
-    fn of(dtype: WeightType) -> Option<Self> {
-        match dtype {
-            WeightType::Q8_0 => Some(Q8_0::LAYOUT),
-            WeightType::Q4_0 => Some(Q4_0::LAYOUT),
-            WeightType::Q4_1 => Some(Q4_1::LAYOUT),
-            WeightType::Q5_0 => Some(Q5_0::LAYOUT),
-            WeightType::Q5_1 => Some(Q5_1::LAYOUT),
-            _ => None,
+/// Rearranges one block into row `lane` of a block of tiles.
+fn put_block<P: Packable>(block: &[u8], out: &mut [u8], lane: usize) {
+    let layout = const { P::LAYOUT };
+    let (header, tiles) = out.split_at_mut(layout.header_bytes());
+    header[2 * lane..][..2].copy_from_slice(&block[P::D..][..2]);
+    if layout.has_mins {
+        let m = &mut header[2 * (TILE_ROWS + lane)..][..2];
+        m.copy_from_slice(&block[P::M..][..2]);
+        if layout.sub_scales != SubScales::None {
+            m[1] ^= 0x80; // the sign
         }
     }
-
-    /// See [`PackedRows::pack_strip`]. Inlined, so that the layout is a constant.
-    #[inline(always)]
-    fn pack_strip<const BLOCK_BYTES: usize>(self, blocks: &[u8], strip: &mut [u8]) {
-        let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
-        let row_blocks = strip.len() / self.bytes;
-        for (index, tile) in strip.chunks_exact_mut(self.bytes).enumerate() {
-            for lane in 0..blocks.len() / row_blocks {
-                self.put_block(&blocks[lane * row_blocks + index], tile, lane);
+    for (index, tile) in tiles.chunks_exact_mut(layout.tile_bytes()).enumerate() {
+        if layout.sub_scales != SubScales::None {
+            for half in 0..layout.scales {
+                tile[TILE_ROWS * half + lane] = P::sub_scale(block, index, half);
             }
         }
-    }
-
-    /// Copies one block into lane `lane` of a tile.
-    #[inline(always)]
-    fn put_block(&self, block: &[u8], tile: &mut [u8], lane: usize) {
-        tile[2 * lane..][..2].copy_from_slice(&block[..2]);
-        let mut at = 2;
-        if let Some(mins) = self.mins {
-            tile[mins + 2 * lane..][..2].copy_from_slice(&block[at..at + 2]);
-            at += 2;
-        }
-        if let Some(plane) = self.high_bits {
-            let bits = word(block, at);
-            for j in 0..4 {
-                tile[plane + 4 * lane + j] = every_fourth_bit(bits >> j);
+        if layout.has_mins && layout.sub_scales == SubScales::Unsigned {
+            for half in 0..layout.scales {
+                tile[layout.sub_mins() + TILE_ROWS * half + lane] = P::sub_min(block, index, half);
             }
-            at += 4;
         }
-        let quants = &block[at..];
-        let mut put = |index: usize, word: u32| {
-            tile[self.groups + 64 * index + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
-        };
-        if self.stores_bytes {
-            for group in 0..8 {
-                put(group, word(quants, 4 * group) ^ 0x8080_8080);
-            }
-            return;
-        }
-        for pair in 0..4 {
-            // A block has elements 0..16 in the low halves of its bytes and 16..32 in the high halves.
-            let group = |g: usize| word(quants, 4 * (g % 4)) >> (4 * (g / 4)) & 0x0f0f_0f0f;
-            put(pair, group(2 * pair) | group(2 * pair + 1) << 4);
-        }
+        layout.put_weights(&P::weights(block, index), tile, lane);
     }
-
-    /// The integer that element `i` of lane `lane` means, before scale and minimum are applied.
-    pub(super) fn quant(&self, tile: &[u8], lane: usize, i: usize) -> i32 {
-        let (group, j) = (i / 4, i % 4);
-        let mut quant = if self.stores_bytes {
-            i32::from(tile[self.groups + 64 * group + 4 * lane + j])
-        } else {
-            i32::from(tile[self.groups + 64 * (group / 2) + 4 * lane + j] >> (4 * (group % 2)) & 15)
-        };
-        if let Some(plane) = self.high_bits {
-            quant |= i32::from(tile[plane + 4 * lane + j] >> group & 1) << 4;
-        }
-        quant - self.zero_point
-    }
-
-    /// The scale of lane `lane`.
-    pub(super) fn scale(&self, tile: &[u8], lane: usize) -> f32 {
-        f16_at(tile, 2 * lane)
-    }
-
-    /// The minimum of lane `lane`, if the type has one.
-    pub(super) fn min(&self, tile: &[u8], lane: usize) -> Option<f32> {
-        self.mins.map(|mins| f16_at(tile, mins + 2 * lane))
-    }
-
-    /// Element `i` of lane `lane` of a tile, dequantised as ggml's reference does.
-    fn element(&self, tile: &[u8], lane: usize, i: usize) -> f32 {
-        let scaled = self.quant(tile, lane, i) as f32 * self.scale(tile, lane);
-        self.min(tile, lane).map_or(scaled, |min| scaled + min)
-    }
-}
-
-/// The `LEN` bytes from `at` on.
-#[inline(always)]
-pub(super) fn bytes_at<const LEN: usize>(tile: &[u8], at: usize) -> &[u8; LEN] {
-    tile[at..][..LEN].try_into().expect("the slice has this length")
-}
-
-/// Bits 0, 4, 8, ..., 28 of a word, as one byte.
-#[inline(always)]
-fn every_fourth_bit(bits: u32) -> u8 {
-    let pairs = bits & 0x1111_1111;
-    let fours = (pairs | pairs >> 3) & 0x0303_0303;
-    let eights = (fours | fours >> 6) & 0x000f_000f;
-    (eights | eights >> 12) as u8
-}
-
-#[inline(always)]
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// There is no memory for this many bytes.
@@ -230,8 +77,9 @@ pub struct PackedRows {
 impl PackedRows {
     /// Bytes of `rows` x `cols` packed weights. None if they cannot be packed, or if the size overflows.
     pub fn bytes_for(dtype: WeightType, rows: usize, cols: usize) -> Option<usize> {
-        let layout = TileLayout::of(dtype).filter(|_| cols > 0 && cols.is_multiple_of(TILE_COLS))?;
-        rows.div_ceil(TILE_ROWS).checked_mul(cols / TILE_COLS)?.checked_mul(layout.bytes)
+        let layout =
+            layout_of(dtype).filter(|layout| cols > 0 && cols.is_multiple_of(layout.block_cols()))?;
+        rows.div_ceil(TILE_ROWS).checked_mul(cols / layout.block_cols())?.checked_mul(layout.block_bytes())
     }
 
     /// Memory for `rows` x `cols` packed weights. None if they cannot be packed.
@@ -244,7 +92,7 @@ impl PackedRows {
         rows: usize,
         cols: usize,
     ) -> Result<Option<Self>, NoMemory> {
-        let layout = TileLayout::of(dtype);
+        let layout = layout_of(dtype);
         let (Some(layout), Some(len)) = (layout, Self::bytes_for(dtype, rows, cols)) else {
             return Ok(None);
         };
@@ -274,7 +122,7 @@ impl PackedRows {
 
     /// Bytes of a strip.
     pub(super) fn strip_bytes(&self) -> usize {
-        self.cols / TILE_COLS * self.layout.bytes
+        self.cols / self.layout.block_cols() * self.layout.block_bytes()
     }
 
     /// The number of strips. The last may have fewer than 16 rows.
@@ -301,14 +149,7 @@ impl PackedRows {
 
     /// Rearranges the blocks of up to 16 rows, `(lanes, cols)`, into a strip.
     pub(super) fn pack_strip(dtype: WeightType, blocks: &[u8], strip: &mut [u8]) {
-        match dtype {
-            WeightType::Q8_0 => Q8_0::LAYOUT.pack_strip::<34>(blocks, strip),
-            WeightType::Q4_0 => Q4_0::LAYOUT.pack_strip::<18>(blocks, strip),
-            WeightType::Q4_1 => Q4_1::LAYOUT.pack_strip::<20>(blocks, strip),
-            WeightType::Q5_0 => Q5_0::LAYOUT.pack_strip::<22>(blocks, strip),
-            WeightType::Q5_1 => Q5_1::LAYOUT.pack_strip::<24>(blocks, strip),
-            _ => unreachable!("the type cannot be packed"),
-        }
+        with_packable!(dtype, pack_strip::<_>(blocks, strip));
     }
 
     /// Dequantises row `row` to `out`, `(cols,)`: the same bits as [`dequantize`](crate::dequantize) of its
@@ -319,8 +160,9 @@ impl PackedRows {
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "out is one row");
-        let tiles = self.strip(row / TILE_ROWS).chunks_exact(self.layout.bytes);
-        for (tile, out) in tiles.zip(out.chunks_exact_mut(TILE_COLS)) {
+        let strip = self.strip(row / TILE_ROWS);
+        for (index, out) in out.chunks_exact_mut(TILE_COLS).enumerate() {
+            let tile = self.layout.tile(strip, index);
             for (i, out) in out.iter_mut().enumerate() {
                 *out = self.layout.element(tile, row % TILE_ROWS, i);
             }

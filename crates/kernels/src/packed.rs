@@ -4,9 +4,10 @@ use crate::blocks::WeightType;
 use crate::generic::packed::PackedTask;
 use crate::kernels::Kernels;
 use crate::output::{Output, SharedOut};
-use crate::pack::{NoMemory, PackedRows, TILE_COLS, TILE_ROWS};
+use crate::pack::{NoMemory, PackedRows};
 use crate::pool::Cancel;
 use crate::quantized_rows::{MAX_PANEL_ROWS, Precision, QuantizedRows, panel_words};
+use crate::tile::{TILE_COLS, TILE_ROWS};
 
 /// Tasks per thread of one product, at least, so that all threads end at the same time.
 const TASKS_PER_THREAD: usize = 8;

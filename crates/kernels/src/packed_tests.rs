@@ -1,13 +1,15 @@
 //! Tests of packed weights and quantised activations on every ISA of this CPU, against plain arithmetic.
 
 use super::quantized_rows::{
-    FLOAT_OFFSET, FLOAT_START, GROUPS, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
+    FLOAT_OFFSET, FLOAT_START, GROUPS, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
 };
 use super::tests::{Random, isas, kernels};
 use super::*;
 
-const TYPES: [WeightType; 5] =
-    [WeightType::Q8_0, WeightType::Q4_0, WeightType::Q4_1, WeightType::Q5_0, WeightType::Q5_1];
+/// The types that can be packed.
+pub(super) fn types() -> impl Iterator<Item = WeightType> {
+    WeightType::ALL.into_iter().filter(|dtype| PackedRows::bytes_for(*dtype, 1, dtype.block_len()).is_some())
+}
 
 fn pack(kernels: &Kernels, weight: WeightRows) -> PackedRows {
     let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(weight.row(row));
@@ -40,6 +42,7 @@ struct Block {
     starts: [i32; 2],
     offset: f32,
     total: f32,
+    half_sum: i32,
 }
 
 impl Block {
@@ -56,7 +59,8 @@ fn blocks(x: &QuantizedRows, row: usize) -> Vec<Block> {
         let bytes = (0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| byte as i8).collect();
         let [scale, offset, total] = [SCALE, OFFSET, TOTAL].map(|kind| f32::from_bits(word(kind)));
         let starts = [START_8, START_128].map(|kind| word(kind) as i32 - FLOAT_START);
-        Block { index: words[0] as usize, bytes, scale, starts, offset, total }
+        let half_sum = word(HALF_SUM) as i32;
+        Block { index: words[0] as usize, bytes, scale, starts, offset, total, half_sum }
     };
     panel.blocks.chunks_exact(block_words(panel.rows)).map(unpack).collect()
 }
@@ -74,8 +78,9 @@ fn rounded(x: &QuantizedRows, row: usize) -> Vec<f64> {
 fn packing_keeps_every_weight() {
     let mut random = Random(11);
     let kernels = kernels(Isa::Scalar, 2);
-    for dtype in TYPES {
+    for dtype in types() {
         for (rows, cols) in [(1, 32), (15, 96), (16, 64), (17, 576), (50, 32)] {
+            let cols = usize::next_multiple_of(cols, dtype.block_len());
             let bytes = random.weights(dtype, rows * cols);
             let weight = WeightRows::new(dtype, &bytes, rows, cols).unwrap();
             let packed = pack(&kernels, weight);
@@ -95,7 +100,7 @@ fn types_without_a_tile_layout_are_not_packed() {
     let kernels = kernels(Isa::Scalar, 1);
     let pack = |dtype, rows, cols| kernels.pack(dtype, rows, cols, &Cancel::never(), &|_, _| {}).unwrap();
     assert!(pack(WeightType::F32, 16, 32).is_none());
-    assert!(pack(WeightType::Q4_K, 16, 256).is_none());
+    assert!(pack(WeightType::Q4_K, 16, 128).is_none());
     assert!(pack(WeightType::Q4_0, 16, 33).is_none());
     assert!(pack(WeightType::Q4_0, usize::MAX, 1 << 20).is_none());
     assert!(kernels.pack(WeightType::Q4_0, 1 << 40, 1 << 20, &Cancel::never(), &|_, _| {}).is_err());
@@ -117,7 +122,7 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
                 let blocks = blocks(&quantized, row);
                 assert!(blocks.iter().map(|block| block.index).eq(0..cols / 32), "{}", isa.name());
                 for (x, block) in x.chunks_exact(32).zip(blocks) {
-                    let Block { bytes, scale, starts, offset, total, .. } = block;
+                    let Block { bytes, scale, starts, offset, total, half_sum, .. } = block;
                     let largest = x.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
                     // The nearest number whose last two bits are 0.
                     let expected = if largest < 1e-30 { 0.0 } else { largest / 127.0 };
@@ -134,6 +139,8 @@ fn activations_are_rounded_to_the_nearest_127th_of_the_largest_of_32() {
                         assert!(error <= 0.5001 * scale + 1e-30, "{x} {byte} {scale} {}", isa.name());
                     }
                     let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
+                    let first: i32 = bytes[..16].iter().map(|&byte| i32::from(byte)).sum();
+                    assert_eq!(half_sum, first, "{}", isa.name());
                     assert_eq!(
                         (starts, total),
                         ([-8 * sum, -128 * sum], scale * sum as f32),
@@ -165,17 +172,28 @@ fn non_finite_activations_give_non_finite_outputs() {
 }
 
 /// Blocks of the largest, the smallest and random integers, with scales of 1 and no minimum.
-fn extremes(random: &mut Random, dtype: WeightType, blocks: usize) -> Vec<u8> {
-    let mut bytes = random.weights(dtype, 32 * blocks);
+fn extremes(random: &mut Random, dtype: WeightType, elements: usize) -> Vec<u8> {
+    let mut bytes = random.weights(dtype, elements);
     for (index, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
         match index % 3 {
             0 => block.fill(0xff),
             1 => block.fill(if dtype == WeightType::Q8_0 { 0x80 } else { 0 }),
             _ => {}
         }
-        block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
-        if matches!(dtype, WeightType::Q4_1 | WeightType::Q5_1) {
-            block[2..4].copy_from_slice(&half::f16::ZERO.to_le_bytes());
+        let (one, zero) = (half::f16::ONE.to_le_bytes(), [0; 2]);
+        // Where the numbers are that a block has besides its weights.
+        let parts: &[(usize, &[u8])] = match dtype {
+            WeightType::Q4_1 | WeightType::Q5_1 => &[(0, &one), (2, &zero)],
+            WeightType::Q2_K => &[(0, &[1; 16]), (80, &one), (82, &zero)],
+            WeightType::Q3_K => &[(96, &[0x11; 8]), (104, &[0xaa; 4]), (108, &one)],
+            WeightType::Q4_K | WeightType::Q5_K => {
+                &[(0, &one), (2, &zero), (4, &[1; 4]), (8, &[0; 4]), (12, &[1; 4])]
+            }
+            WeightType::Q6_K => &[(192, &[1; 16]), (208, &one)],
+            _ => &[(0, &one)],
+        };
+        for (at, part) in parts {
+            block[*at..][..part.len()].copy_from_slice(part);
         }
     }
     bytes
@@ -186,7 +204,7 @@ fn sums_of_integers_are_exact_on_every_isa() {
     let mut random = Random(14);
     for isa in isas() {
         let kernels = kernels(isa, 2);
-        for dtype in TYPES {
+        for dtype in types() {
             for (rows, weight_rows, cols) in [
                 (1, 16, 32),
                 (1, 33, 96),
@@ -198,7 +216,8 @@ fn sums_of_integers_are_exact_on_every_isa() {
                 (13, 31, 32),
                 (51, 70, 96),
             ] {
-                let bytes = extremes(&mut random, dtype, weight_rows * cols / 32);
+                let cols = usize::next_multiple_of(cols, dtype.block_len());
+                let bytes = extremes(&mut random, dtype, weight_rows * cols);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
                 // Integers up to 127 are quantised without error if the largest is 127.
                 let mut x: Vec<f32> =
@@ -230,7 +249,7 @@ fn products_are_those_of_the_rounded_activations() {
     let mut random = Random(15);
     for isa in isas() {
         let kernels = kernels(isa, 2);
-        for dtype in TYPES {
+        for dtype in types() {
             for (rows, weight_rows, cols, precision) in [
                 (1, 40, 576, Precision::Bits8),
                 (4, 16, 128, Precision::Bits8),
@@ -243,6 +262,7 @@ fn products_are_those_of_the_rounded_activations() {
                 (7, 35, 576, Precision::Mixed),
                 (55, 35, 96, Precision::Mixed),
             ] {
+                let cols = usize::next_multiple_of(cols, dtype.block_len());
                 let bytes = random.weights(dtype, weight_rows * cols);
                 let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
                 let mut x = random.floats(rows * cols);
@@ -279,9 +299,10 @@ fn products_are_those_of_the_rounded_activations() {
 #[test]
 fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
     let mut random = Random(16);
-    let (weight_rows, cols) = (70, 96);
+    let weight_rows = 70;
     for isa in isas() {
-        for dtype in TYPES {
+        for dtype in types() {
+            let cols = 96_usize.next_multiple_of(dtype.block_len());
             let bytes = random.weights(dtype, weight_rows * cols);
             let mut x = random.floats(60 * cols);
             // In some rows some blocks have residuals, while those of neighbouring rows have none.

@@ -19,10 +19,11 @@
 //! | m | start for weights stored 128 too large, i32: the same with 128 |
 //! | m | offset, f32: [`FLOAT_OFFSET`] times the scale. It is subtracted from the scaled sum |
 //! | m | total, f32: the sum of the row's 32 elements. It is multiplied by the weights' minimum |
+//! | m | half sum, i32: the sum of the first 16 bytes, for weights with a scale for every 16 columns |
 //!
 //! One scale per 32 columns rounds 2 to 7 times more finely than one per row.
 
-use crate::pack::TILE_COLS;
+use crate::tile::TILE_COLS;
 
 /// Groups of 4 elements in 32 columns.
 pub(super) const GROUPS: usize = TILE_COLS / 4;
@@ -32,8 +33,9 @@ pub(super) const START_8: usize = GROUPS + 1;
 pub(super) const START_128: usize = GROUPS + 2;
 pub(super) const OFFSET: usize = GROUPS + 3;
 pub(super) const TOTAL: usize = GROUPS + 4;
+pub(super) const HALF_SUM: usize = GROUPS + 5;
 /// Words of a block per row, without the index.
-pub(super) const ROW_WORDS: usize = GROUPS + 5;
+pub(super) const ROW_WORDS: usize = GROUPS + 6;
 /// 1.5 * 2^23, which turns an integer sum into a float without an instruction.
 ///
 /// The last bit of a float of this size counts ones. So adding a signed integer of up to 23 bits to the

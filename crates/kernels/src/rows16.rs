@@ -3,7 +3,7 @@
 //! A lane is a row of weights, that is, an output feature, so no sum goes across lanes. Sums of integers are
 //! exact. Every ISA then does the same f32 operations in the same order.
 
-use crate::pack::TILE_ROWS;
+use crate::tile::TILE_ROWS;
 
 /// 16 f32 numbers, one for each row, in the registers of one ISA.
 ///
@@ -38,15 +38,20 @@ pub(super) trait PackedRows16: Rows16 {
     const SIGNED_OFFSET: i32;
 
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
-    /// The low and the high half of every byte.
-    fn nibbles(bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes);
-    /// `nibbles` plus 16 in every byte whose bit `BIT` is set in `plane`.
-    fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes;
+    fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]);
+    /// Adds `more` to every byte, without overflow.
+    fn plus(bytes: Self::Bytes, more: u8) -> Self::Bytes;
+    /// The bits `mask` of every byte that is shifted right by `shift`.
+    fn bits(bytes: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes;
+    /// `bytes`, or'ed with the bits `mask` of every byte of `plane`, whose bit `from` becomes bit `to`. The
+    /// bits of a mask come from one byte.
+    fn with_bits(bytes: Self::Bytes, plane: Self::Bytes, from: usize, to: usize, mask: u8) -> Self::Bytes;
 
     /// Sets every sum to `start`.
     fn start(start: i32) -> Self::Sums;
-    /// Adds, for each row, the products of its 4 bytes (below 32) and the 4 signed bytes of `x` (-127 or
-    /// more). After 8 calls, or 4 if bytes can be above 15, [`PackedRows16::fold`] must follow.
+    /// Adds, for each row, the products of its 4 bytes (below 64) and the 4 signed bytes of `x` (-127 or
+    /// more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be above 31, [`PackedRows16::fold`]
+    /// must follow.
     fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
     /// Like [`PackedRows16::dot`], for bytes that are stored 128 too large. Needs no fold.
     fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
@@ -57,6 +62,10 @@ pub(super) trait PackedRows16: Rows16 {
     fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats;
     /// Little-endian f16 numbers.
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats;
+    /// Unsigned bytes as numbers.
+    fn unsigned(bytes: &[u8; TILE_ROWS]) -> Self::Floats;
+    /// Signed bytes as numbers.
+    fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats;
 
     /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
     /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.

@@ -196,19 +196,45 @@ macro_rules! kernel_table {
 pub(crate) use kernel_table;
 
 /// Builds [`KernelTable::packed`] on `$rows`, with a microkernel of `$panel_rows` rows and `$strips` strips,
-/// compiled with `$attribute`. As in [`kernel_table`], each weight type has a function of its own.
+/// compiled with `$attribute`. As in [`kernel_table`], each weight type has functions of its own. Unpacked
+/// tiles are the same for several types, and so is the function that multiplies them.
 macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};
-        use $crate::pack::{Layout, with_layout};
+        use $crate::generic::unpacked::{self, UnpackedStrips};
+        use $crate::packable::{Packable, with_packable};
         #[$attribute]
         #[inline(never)]
-        fn of_type<L: Layout>(task: &PackedTask) {
-            packed::packed::<L, $rows, { $panel_rows }, { $strips }>(task);
+        fn of_type<P: Packable>(task: &PackedTask) {
+            packed::packed::<P, $rows, { $panel_rows }, { $strips }>(task);
+        }
+        #[$attribute]
+        #[inline(never)]
+        fn unpack<P: Packable>(task: &PackedTask, unpacked: &mut UnpackedStrips) {
+            unpacked::unpack::<P, $rows>(task, unpacked);
+        }
+        #[$attribute]
+        #[inline(never)]
+        fn multiply<const SCALES: usize, const MINS: usize>(task: &PackedTask, unpacked: &UnpackedStrips) {
+            unpacked::multiply::<$rows, SCALES, MINS, { $panel_rows }, { $strips }>(task, unpacked);
         }
         #[$attribute]
         fn packed(task: &PackedTask) {
-            with_layout!(task.weight.dtype(), of_type::<_>(task));
+            let (dtype, layout) = (task.weight.dtype(), task.weight.layout());
+            if !unpacked::unpacks::<$rows>(task) {
+                return with_packable!(dtype, of_type::<_>(task));
+            }
+            unpacked::for_each_cached(
+                task,
+                $strips,
+                |unpacked| with_packable!(dtype, unpack::<_>(task, unpacked)),
+                |unpacked| match (layout.scales, layout.has_mins) {
+                    (1, false) => multiply::<1, 0>(task, unpacked),
+                    (1, true) => multiply::<1, 1>(task, unpacked),
+                    (_, false) => multiply::<2, 0>(task, unpacked),
+                    (_, true) => multiply::<2, 2>(task, unpacked),
+                },
+            );
         }
         packed
     }};

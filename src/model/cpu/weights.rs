@@ -1,7 +1,7 @@
 //! Loads the tensors of a Llama in their storage types and checks their shapes against the config.
 //!
-//! Float matrices stay in the memory-mapped file. Matrices of 32-element quant blocks are packed for
-//! products with 8-bit activations, except in exact mode.
+//! Float matrices stay in the memory-mapped file. Quantised matrices are packed for products with 8-bit
+//! activations, except in exact mode.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};

@@ -3,7 +3,7 @@
 //! The compiler vectorises this code for the ISA that it is inlined into. `blocks.rs` describes the layouts.
 //! Products and sums are rounded where ggml's reference rounds them.
 
-use crate::blocks::f16_at;
+use crate::blocks::{f16_at, q3_k_scale, scale_and_min};
 use crate::lanes::LANES;
 
 type Vector = [f32; LANES];
@@ -65,10 +65,7 @@ pub(crate) fn q3_k(block: &[u8; 110], vector: usize) -> Vector {
     let (quants, shift) = (&block[32 + 32 * (vector / 4)..][..LANES], 2 * (vector % 4));
     let mut out = [0.0; LANES];
     for half in 0..2 {
-        let j = 2 * vector + half;
-        let low_bits = if j < 8 { scales[j] & 15 } else { scales[j - 8] >> 4 };
-        let high_bits = scales[8 + j % 4] >> (2 * (j / 4)) & 3;
-        let scale = d * (f32::from(low_bits | high_bits << 4) - 32.0);
+        let scale = d * f32::from(q3_k_scale(scales, 2 * vector + half));
         for i in 16 * half..16 * (half + 1) {
             let quant = quants[i] >> shift & 3 | (high[i] >> vector & 1) << 2;
             out[i] = scale * (f32::from(quant) - 4.0);
@@ -77,22 +74,10 @@ pub(crate) fn q3_k(block: &[u8; 110], vector: usize) -> Vector {
     out
 }
 
-/// The 6-bit scale and minimum of vector `vector` of a block of Q4_K or Q5_K, from the block's 12 bytes.
-#[inline(always)]
-fn scale_and_min(packed: &[u8], vector: usize) -> (f32, f32) {
-    let (scale, min) = if vector < 4 {
-        (packed[vector] & 63, packed[vector + 4] & 63)
-    } else {
-        let (low, scale_high, min_high) = (packed[vector + 4], packed[vector - 4] >> 6, packed[vector] >> 6);
-        (low & 15 | scale_high << 4, low >> 4 | min_high << 4)
-    };
-    (f32::from(scale), f32::from(min))
-}
-
 #[inline(always)]
 pub(crate) fn q4_k(block: &[u8; 144], vector: usize) -> Vector {
     let (scale, min) = scale_and_min(&block[4..16], vector);
-    let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
+    let (scale, min) = (f16_at(block, 0) * f32::from(scale), f16_at(block, 2) * f32::from(min));
     let (quants, shift) = (&block[16 + 32 * (vector / 2)..][..LANES], 4 * (vector % 2));
     let mut out = [0.0; LANES];
     for i in 0..LANES {
@@ -104,7 +89,7 @@ pub(crate) fn q4_k(block: &[u8; 144], vector: usize) -> Vector {
 #[inline(always)]
 pub(crate) fn q5_k(block: &[u8; 176], vector: usize) -> Vector {
     let (scale, min) = scale_and_min(&block[4..16], vector);
-    let (scale, min) = (f16_at(block, 0) * scale, f16_at(block, 2) * min);
+    let (scale, min) = (f16_at(block, 0) * f32::from(scale), f16_at(block, 2) * f32::from(min));
     let high = &block[16..48];
     let (quants, shift) = (&block[48 + 32 * (vector / 2)..][..LANES], 4 * (vector % 2));
     let mut out = [0.0; LANES];

@@ -14,5 +14,6 @@ pub(super) mod packed;
 pub(super) mod partial_attention;
 pub(super) mod quantize;
 pub(super) mod storage;
-mod strip;
-mod unpacked;
+pub(super) mod strip;
+pub(super) mod tile;
+pub(super) mod unpacked;

@@ -9,15 +9,14 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::strip::{Strip, add_scaled};
-use super::unpacked::{UnpackedStrip, UnpackedTile};
+use super::strip::{Part, Strip, for_each_group};
+use super::tile::Tile;
 use crate::output::{Output, SharedOut};
-use crate::pack::{Layout, PackedRows, TILE_COLS, TILE_ROWS, bytes_at};
-use crate::quantized_rows::{
-    FLOAT_START, GROUPS, MAX_PANEL_ROWS, Panel, QuantizedRows, START_8, START_128, block_words,
-};
+use crate::pack::PackedRows;
+use crate::packable::Packable;
+use crate::quantized_rows::{GROUPS, MAX_PANEL_ROWS, Panel, QuantizedRows, block_words};
 use crate::rows16::PackedRows16;
-use std::cell::Cell;
+use crate::tile::TILE_ROWS;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -38,16 +37,6 @@ const CACHED_STRIPS: usize = 4;
 /// Outputs (of 16 features and a row) that are kept on the stack while weights are streamed. By the time the
 /// next output of a cache line is computed, the line has left L1 and L2; fetching it would delay the weights.
 const STACK_OUTPUTS: usize = 64;
-/// From this many panels on (blocks of residuals count too), strips are unpacked first, if the ISA can use
-/// that.
-const UNPACK_FROM_PANELS: usize = 8;
-/// Bytes of unpacked strips that stay in the cache.
-const UNPACKED_BYTES: usize = 512 << 10;
-
-thread_local! {
-    static UNPACKED: Cell<Vec<UnpackedTile>> = Cell::default();
-}
-
 /// Runs code for a panel of `$rows` rows, with the number of rows as a constant.
 macro_rules! with_rows {
     ($rows:expr, $constant:ident, $run:expr) => {
@@ -68,58 +57,25 @@ macro_rules! with_rows {
     }};
 }
 
-/// Runs one task with weights in layout `L`. The microkernel has `PANEL` rows and `STRIPS` strips if there
-/// are several panels.
+/// Runs one task with weights of type `P`, which every panel unpacks in registers. The microkernel has
+/// `PANEL` rows and `STRIPS` strips if there are several panels.
 #[inline(always)]
-pub(crate) fn packed<L: Layout, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(task: &PackedTask) {
-    let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
-    let unpacks = R::SIGNED_OFFSET > 0 && blocks >= UNPACK_FROM_PANELS * (task.x.cols() / TILE_COLS);
-    if unpacks && L::LAYOUT.mins.is_some() {
-        return unpacked_strips::<L, R, true, PANEL, STRIPS>(task);
-    }
-    if unpacks {
-        return unpacked_strips::<L, R, false, PANEL, STRIPS>(task);
-    }
+pub(crate) fn packed<P: Packable, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(
+    task: &PackedTask,
+) {
     if task.x.rows() <= MAX_PANEL_ROWS {
         for panel in task.x.panels() {
-            with_rows!(panel.rows, M, one_panel::<L, R, M>(task, &panel));
+            with_rows!(panel.rows, M, one_panel::<P, R, M>(task, &panel));
         }
         return;
     }
     for strips in split(&task.strips, CACHED_STRIPS) {
-        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<L>(task, strip));
+        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip));
     }
-}
-
-/// [`packed`] with strips that are unpacked first.
-#[inline(always)]
-fn unpacked_strips<L: Layout, R: PackedRows16, const MINS: bool, const PANEL: usize, const STRIPS: usize>(
-    task: &PackedTask,
-) {
-    let blocks = task.x.cols() / TILE_COLS;
-    let cached = UNPACKED_BYTES / (blocks * size_of::<UnpackedTile>()) / STRIPS * STRIPS;
-    let together = cached.clamp(STRIPS, task.strips.len().max(STRIPS));
-    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
-    let mut tiles = UNPACKED.take();
-    if tiles.len() < together * blocks {
-        tiles.resize(together * blocks, UnpackedTile::EMPTY);
-    }
-    for strips in split(&task.strips, together) {
-        for (strip, tiles) in strips.clone().zip(tiles.chunks_exact_mut(blocks)) {
-            let stored = task.weight.strip(strip).chunks_exact(L::LAYOUT.bytes);
-            for (tile, stored) in tiles.iter_mut().zip(stored) {
-                tile.fill::<R, L>(stored);
-            }
-        }
-        let first = strips.start;
-        let unpacked = |strip: usize| UnpackedStrip::<MINS>(&tiles[(strip - first) * blocks..][..blocks]);
-        many_panels::<R, _, PANEL, STRIPS>(task, strips, unpacked);
-    }
-    UNPACKED.set(tiles);
 }
 
 /// Ranges of `len` elements that cover `range`; the last may be shorter.
-fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.clone().step_by(len).map(move |start| start..(start + len).min(end))
 }
@@ -127,14 +83,14 @@ fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>>
 /// Multiplies the only panel of x, of M rows, with all strips of a task. Each weight is read once, in one
 /// stream.
 #[inline(always)]
-fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
+fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
     let mut outputs = [MaybeUninit::<R::Floats>::uninit(); STACK_OUTPUTS];
     for strips in split(&task.strips, const { STACK_OUTPUTS / M }) {
         for (strip, outputs) in strips.clone().zip(outputs.chunks_exact_mut(M)) {
-            let sums = microkernel::<R, PackedStrip<L>, M, 1>(
-                [packed_strip::<L>(task, strip)],
+            let sums = microkernel::<R, PackedStrip<P>, M, 1>(
+                [packed_strip::<P>(task, strip)],
                 panel,
-                prefetch_ahead::<R, L>,
+                prefetch_ahead::<R, P>,
             );
             for m in 0..M {
                 outputs[m].write(sums[m][0]);
@@ -152,7 +108,7 @@ fn one_panel<L: Layout, R: PackedRows16, const M: usize>(task: &PackedTask, pane
 
 /// Multiplies all panels of x with some strips.
 #[inline(always)]
-fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+pub(super) fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
@@ -217,113 +173,105 @@ fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
 }
 
 /// A strip in packed form.
-struct PackedStrip<'a, L>(&'a [u8], PhantomData<L>);
+struct PackedStrip<'a, P>(&'a [u8], PhantomData<P>);
 
 #[inline(always)]
-fn packed_strip<'a, L: Layout>(task: &PackedTask<'a>, strip: usize) -> PackedStrip<'a, L> {
+fn packed_strip<'a, P: Packable>(task: &PackedTask<'a>, strip: usize) -> PackedStrip<'a, P> {
     PackedStrip(task.weight.strip(strip), PhantomData)
 }
 
 /// Prefetches what follows `tile` in the stream of weights.
 #[inline(always)]
-fn prefetch_ahead<R: PackedRows16, L: Layout>(tile: &[u8]) {
-    for line in (0..L::LAYOUT.bytes).step_by(64) {
-        R::prefetch_stream(tile.as_ptr().wrapping_add(line));
+fn prefetch_ahead<R: PackedRows16, P: Packable>(tile: Tile<P>) {
+    for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(64) {
+        R::prefetch_stream(tile.bytes.as_ptr().wrapping_add(line));
     }
 }
 
-impl<L> Clone for PackedStrip<'_, L> {
+impl<P> Clone for PackedStrip<'_, P> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<L> Copy for PackedStrip<'_, L> {}
+impl<P> Copy for PackedStrip<'_, P> {}
 
-impl<'a, L: Layout> Strip for PackedStrip<'a, L> {
-    type Tile = &'a [u8];
+impl<'a, P: Packable> Strip for PackedStrip<'a, P> {
+    type Tile = Tile<'a, P>;
 
     #[inline(always)]
-    fn tile(self, index: usize) -> &'a [u8] {
-        // Wrapping, although nothing overflows: this runs for every 32 columns.
-        &self.0[index.wrapping_mul(L::LAYOUT.bytes)..][..L::LAYOUT.bytes]
+    fn tile(self, index: usize) -> Self::Tile {
+        Tile::of_strip(self.0, index)
     }
 
     #[inline(always)]
     fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
-        tiles: [&'a [u8]; N],
+        tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     ) {
-        let layout = const { L::LAYOUT };
-        let mut dots = [[R::start(FLOAT_START); N]; M];
-        let zero_point = if layout.stores_bytes { R::SIGNED_OFFSET } else { layout.zero_point };
-        if zero_point > 0 {
-            for m in 0..M {
-                let (kind, factor) =
-                    if zero_point == 128 { (START_128, 1) } else { (START_8, zero_point / 8) };
-                let start = (words[kind * M + m] as i32).wrapping_sub(FLOAT_START).wrapping_mul(factor);
-                dots[m] = [R::start(start.wrapping_add(FLOAT_START)); N];
-            }
-        }
-        if layout.stores_bytes {
-            for group in 0..GROUPS {
-                for n in 0..N {
-                    let weights = R::bytes(bytes_at(tiles[n], layout.groups + 64 * group));
-                    for m in 0..M {
-                        dots[m][n] = R::dot_signed(dots[m][n], weights, words[group * M + m]);
-                    }
-                }
-            }
-        } else {
-            dot_nibbles::<R, L, 0, 1, M, N>(tiles, words, &mut dots);
-            dot_nibbles::<R, L, 2, 3, M, N>(tiles, words, &mut dots);
-            if layout.high_bits.is_some() {
-                fold_all::<R, M, N>(&mut dots);
-            }
-            dot_nibbles::<R, L, 4, 5, M, N>(tiles, words, &mut dots);
-            dot_nibbles::<R, L, 6, 7, M, N>(tiles, words, &mut dots);
-            fold_all::<R, M, N>(&mut dots);
-        }
-        for n in 0..N {
-            let scales = R::halves(bytes_at(tiles[n], 0));
-            // `map` would need a closure, which would be compiled without the ISA's instructions.
-            #[allow(clippy::manual_map)]
-            let mins = match layout.mins {
-                Some(mins) => Some(R::halves(bytes_at(tiles[n], mins))),
-                None => None,
-            };
-            add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
+        multiply_part::<R, P, 0, M, N>(tiles, words, sums);
+        if const { P::LAYOUT.scales == 2 } {
+            multiply_part::<R, P, 1, M, N>(tiles, words, sums);
         }
     }
 }
 
-/// Multiplies groups LOW and HIGH, whose nibbles share bytes.
+/// Multiplies the columns of the tiles, or half `HALF` of them if there are two scales for each row.
 #[inline(always)]
-fn dot_nibbles<
-    R: PackedRows16,
-    L: Layout,
-    const LOW: usize,
-    const HIGH: usize,
-    const M: usize,
-    const N: usize,
->(
-    tiles: [&[u8]; N],
+fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize, const N: usize>(
+    tiles: [Tile<P>; N],
+    words: &[u32],
+    sums: &mut [[R::Floats; N]; M],
+) {
+    let layout = const { P::LAYOUT };
+    let part = Part { scales: layout.scales, half: HALF };
+    let zero_point = if const { P::LAYOUT.is_signed() } { R::SIGNED_OFFSET } else { layout.zero_point };
+    let mut dots = [[R::start(0); N]; M];
+    for m in 0..M {
+        dots[m] = [R::start(part.start::<M>(words, m, zero_point)); N];
+    }
+    for_each_group!(part, GROUP, dot_group::<R, P, GROUP, M, N>(tiles, words, &mut dots));
+    if !const { P::LAYOUT.is_signed() } {
+        fold_all::<R, M, N>(&mut dots);
+    }
+    for n in 0..N {
+        let scales = tiles[n].scales::<R>(HALF);
+        // `then` would need a closure, which would be compiled without the ISA's instructions.
+        let mins = if layout.has_mins { Some(tiles[n].mins::<R>(HALF)) } else { None };
+        part.add_scaled::<R, M, N>(&dots, words, n, scales, mins, sums);
+    }
+}
+
+/// Adds the products of group `GROUP`.
+#[inline(always)]
+fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, const N: usize>(
+    tiles: [Tile<P>; N],
     words: &[u32],
     dots: &mut [[R::Sums; N]; M],
 ) {
-    let layout = const { L::LAYOUT };
+    let is_signed = const { P::LAYOUT.is_signed() };
     for n in 0..N {
-        let (mut low, mut high) = R::nibbles(R::bytes(bytes_at(tiles[n], layout.groups + 32 * LOW)));
-        if let Some(plane) = layout.high_bits {
-            let plane = R::bytes(bytes_at(tiles[n], plane));
-            low = R::with_high_bit::<LOW>(low, plane);
-            high = R::with_high_bit::<HIGH>(high, plane);
-        }
+        let weights = tiles[n].group::<R, GROUP>();
         for m in 0..M {
-            dots[m][n] = R::dot(dots[m][n], low, words[LOW * M + m]);
-            dots[m][n] = R::dot(dots[m][n], high, words[HIGH * M + m]);
+            let x = words[GROUP * M + m];
+            dots[m][n] = if is_signed {
+                R::dot_signed(dots[m][n], weights, x)
+            } else {
+                R::dot(dots[m][n], weights, x)
+            };
         }
+    }
+    // The sums of larger numbers have to be folded earlier.
+    let groups = const {
+        match P::LAYOUT.largest() {
+            0..16 => GROUPS,
+            16..32 => 4,
+            _ => 2,
+        }
+    };
+    if !is_signed && (GROUP + 1).is_multiple_of(groups) && GROUP + 1 < GROUPS {
+        fold_all::<R, M, N>(dots);
     }
 }
 

@@ -1,10 +1,10 @@
 //! Quantises f32 activations to 8 bits. `quantized_rows.rs` describes the layout.
 
-use crate::pack::TILE_COLS;
 use crate::quantized_rows::{
-    FLOAT_OFFSET, FLOAT_START, MAX_PANEL_ROWS, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
+    FLOAT_OFFSET, FLOAT_START, HALF_SUM, MAX_PANEL_ROWS, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
     block_words,
 };
+use crate::tile::TILE_COLS;
 
 /// Blocks whose largest number is smaller count as zeros, because the inverse of their scale would be
 /// infinite.
@@ -77,12 +77,16 @@ fn mean_magnitude(row: &[f32]) -> f32 {
 fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row: usize) {
     let (scale, inverse) = scale(largest(block));
     let mut bytes = [0_u8; TILE_COLS];
-    let mut sum = 0_i32;
-    for (byte, &x) in bytes.iter_mut().zip(block) {
-        *byte = shifted(x, inverse).to_bits() as u8;
-        // Wrapping, although nothing overflows: a check would prevent vectorisation.
-        sum = sum.wrapping_add(i32::from(*byte as i8));
+    let mut sums = [0_i32; 2];
+    let halves = bytes.as_chunks_mut::<{ TILE_COLS / 2 }>().0.iter_mut();
+    for ((bytes, x), sum) in halves.zip(block.as_chunks::<{ TILE_COLS / 2 }>().0).zip(&mut sums) {
+        for (byte, &x) in bytes.iter_mut().zip(x) {
+            *byte = shifted(x, inverse).to_bits() as u8;
+            // Wrapping, although nothing overflows: a check would prevent vectorisation.
+            *sum = sum.wrapping_add(i32::from(*byte as i8));
+        }
     }
+    let sum = sums[0] + sums[1];
     let (quads, _) = bytes.as_chunks::<4>();
     for (group, quad) in quads.iter().enumerate() {
         words[group * rows + row] = u32::from_le_bytes(*quad);
@@ -92,6 +96,7 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
     words[START_128 * rows + row] = (FLOAT_START - 128 * sum) as u32;
     words[OFFSET * rows + row] = (FLOAT_OFFSET * scale).to_bits();
     words[TOTAL * rows + row] = (scale * sum as f32).to_bits();
+    words[HALF_SUM * rows + row] = sums[0] as u32;
 }
 
 /// The residual of [`quantize_block`]: the numbers minus their rounded values.

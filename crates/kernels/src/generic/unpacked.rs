@@ -7,95 +7,229 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::strip::{Strip, add_scaled};
-use crate::pack::{Layout, TILE_ROWS, bytes_at};
-use crate::quantized_rows::{GROUPS, START_128};
+use super::packed::{PackedTask, many_panels, split};
+use super::strip::{Part, Strip, for_each_group};
+use super::tile::Tile;
+use crate::packable::Packable;
+use crate::quantized_rows::{GROUPS, block_words};
 use crate::rows16::PackedRows16;
+use crate::tile::{TILE_COLS, TILE_ROWS};
+use std::cell::Cell;
+use std::ops::Range;
 
-/// A tile whose numbers can be used as they are.
+/// A cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct UnpackedTile {
-    scales: [f32; TILE_ROWS],
-    /// Zeros if the type has no minimums.
-    mins: [f32; TILE_ROWS],
+pub(crate) struct Line([u8; 64]);
+
+// SAFETY: 64 bytes without padding, of which every pattern is valid.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
+
+/// A tile whose numbers can be used as they are. It has `SCALES` scales for each row, 1 or 2, and `MINS`
+/// minimums, as many or none.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct UnpackedTile<const SCALES: usize, const MINS: usize> {
+    scales: [[f32; TILE_ROWS]; SCALES],
+    mins: [[f32; TILE_ROWS]; MINS],
     /// The weights, each plus 128.
     groups: [[u8; 64]; GROUPS],
 }
 
-impl UnpackedTile {
-    pub(super) const EMPTY: UnpackedTile =
-        UnpackedTile { scales: [0.0; TILE_ROWS], mins: [0.0; TILE_ROWS], groups: [[0; 64]; GROUPS] };
+// SAFETY: every field is a multiple of 64 bytes, so there is no padding, and every pattern is valid.
+unsafe impl<const SCALES: usize, const MINS: usize> bytemuck::Zeroable for UnpackedTile<SCALES, MINS> {}
+// SAFETY: as above.
+unsafe impl<const SCALES: usize, const MINS: usize> bytemuck::Pod for UnpackedTile<SCALES, MINS> {}
 
-    /// Unpacks a tile.
+impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
     #[inline(always)]
-    pub(super) fn fill<R: PackedRows16, L: Layout>(&mut self, tile: &[u8]) {
-        let layout = const { L::LAYOUT };
-        R::store(R::halves(bytes_at(tile, 0)), &mut self.scales);
-        if let Some(mins) = layout.mins {
-            R::store(R::halves(bytes_at(tile, mins)), &mut self.mins);
+    fn fill<R: PackedRows16, P: Packable>(&mut self, tile: Tile<P>) {
+        for half in 0..SCALES {
+            R::store(tile.scales::<R>(half), &mut self.scales[half]);
         }
-        if layout.stores_bytes {
-            for (group, out) in self.groups.iter_mut().enumerate() {
-                *out = *bytes_at(tile, layout.groups + 64 * group);
-            }
-            return;
+        for half in 0..MINS {
+            R::store(tile.mins::<R>(half), &mut self.mins[half]);
         }
-        let more = const { 128 - L::LAYOUT.zero_point as u8 };
-        for (pair, [low, high]) in self.groups.as_chunks_mut().0.iter_mut().enumerate() {
-            let nibbles: &[u8; 64] = bytes_at(tile, layout.groups + 64 * pair);
-            // Wrapping, although nothing overflows: checks would prevent vectorisation.
-            for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
-                (*low, *high) = ((byte & 15).wrapping_add(more), (byte >> 4).wrapping_add(more));
-            }
-        }
-        if let Some(plane) = layout.high_bits {
-            let plane: &[u8; 64] = bytes_at(tile, plane);
-            for (group, out) in self.groups.iter_mut().enumerate() {
-                for (out, bits) in out.iter_mut().zip(plane) {
-                    *out = out.wrapping_add((bits >> group & 1) << 4);
-                }
-            }
+        let more = const { (128 - P::LAYOUT.zero_point) as u8 };
+        for_each_group!(
+            [0 1 2 3 4 5 6 7],
+            GROUP,
+            R::store_bytes(R::plus(tile.group::<R, GROUP>(), more), &mut self.groups[GROUP])
+        );
+    }
+}
+
+/// From this many panels on (blocks of residuals count too), strips are unpacked first, if the ISA can use
+/// that.
+const UNPACK_FROM_PANELS: usize = 8;
+/// Bytes of unpacked strips that stay in the cache.
+const UNPACKED_BYTES: usize = 512 << 10;
+
+thread_local! {
+    static UNPACKED: Cell<Vec<Line>> = Cell::default();
+}
+
+/// Whether the strips of a task are unpacked first.
+#[inline(always)]
+pub(crate) fn unpacks<R: PackedRows16>(task: &PackedTask) -> bool {
+    if R::SIGNED_OFFSET == 0 {
+        return false;
+    }
+    let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
+    blocks >= UNPACK_FROM_PANELS * (task.x.cols() / TILE_COLS)
+}
+
+/// Strips of a task's weight that are unpacked at once.
+pub(crate) struct UnpackedStrips {
+    strips: Range<usize>,
+    /// Bytes of an unpacked strip.
+    strip_bytes: usize,
+    lines: Vec<Line>,
+}
+
+impl UnpackedStrips {
+    fn tiles<const SCALES: usize, const MINS: usize>(&self) -> &[UnpackedTile<SCALES, MINS>] {
+        bytemuck::cast_slice(&self.lines[..self.strips.len() * self.strip_bytes / size_of::<Line>()])
+    }
+
+    fn tiles_mut<const SCALES: usize, const MINS: usize>(&mut self) -> &mut [UnpackedTile<SCALES, MINS>] {
+        bytemuck::cast_slice_mut(&mut self.lines[..self.strips.len() * self.strip_bytes / size_of::<Line>()])
+    }
+}
+
+/// Calls `unpack` and `multiply` for all strips of a task, as many at once as stay in the cache. The
+/// microkernel has `strips` strips.
+#[inline(always)]
+pub(crate) fn for_each_cached(
+    task: &PackedTask,
+    strips: usize,
+    unpack: impl Fn(&mut UnpackedStrips),
+    multiply: impl Fn(&UnpackedStrips),
+) {
+    let layout = task.weight.layout();
+    let scales = layout.scales * if layout.has_mins { 2 } else { 1 };
+    let strip_bytes = task.x.cols() / TILE_COLS * (scales + GROUPS) * size_of::<Line>();
+    let together =
+        (UNPACKED_BYTES / strip_bytes / strips * strips).clamp(strips, task.strips.len().max(strips));
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
+    let mut lines = UNPACKED.take();
+    let len = together * strip_bytes / size_of::<Line>();
+    if lines.len() < len {
+        lines.resize(len, Line([0; 64]));
+    }
+    let mut unpacked = UnpackedStrips { strips: 0..0, strip_bytes, lines };
+    for strips in split(&task.strips, together) {
+        unpacked.strips = strips;
+        unpack(&mut unpacked);
+        multiply(&unpacked);
+    }
+    UNPACKED.set(unpacked.lines);
+}
+
+/// Unpacks the strips.
+#[inline(always)]
+pub(crate) fn unpack<P: Packable, R: PackedRows16>(task: &PackedTask, unpacked: &mut UnpackedStrips) {
+    // The number of minimums must be a constant.
+    match const { (P::LAYOUT.scales, P::LAYOUT.has_mins) } {
+        (1, false) => unpack_tiles::<P, R, 1, 0>(task, unpacked),
+        (1, true) => unpack_tiles::<P, R, 1, 1>(task, unpacked),
+        (_, false) => unpack_tiles::<P, R, 2, 0>(task, unpacked),
+        (_, true) => unpack_tiles::<P, R, 2, 2>(task, unpacked),
+    }
+}
+
+#[inline(always)]
+fn unpack_tiles<P: Packable, R: PackedRows16, const SCALES: usize, const MINS: usize>(
+    task: &PackedTask,
+    unpacked: &mut UnpackedStrips,
+) {
+    let first = unpacked.strips.start;
+    let blocks = task.x.cols() / TILE_COLS;
+    for (index, tiles) in unpacked.tiles_mut::<SCALES, MINS>().chunks_exact_mut(blocks).enumerate() {
+        let strip = task.weight.strip(first + index);
+        for (index, tile) in tiles.iter_mut().enumerate() {
+            tile.fill::<R, P>(Tile::of_strip(strip, index));
         }
     }
 }
 
-/// A strip of unpacked tiles. `MINS` says whether they have minimums.
-#[derive(Clone, Copy)]
-pub(super) struct UnpackedStrip<'a, const MINS: bool>(pub(super) &'a [UnpackedTile]);
+/// Multiplies all rows of x with the unpacked strips.
+#[inline(always)]
+pub(crate) fn multiply<
+    R: PackedRows16,
+    const SCALES: usize,
+    const MINS: usize,
+    const PANEL: usize,
+    const STRIPS: usize,
+>(
+    task: &PackedTask,
+    unpacked: &UnpackedStrips,
+) {
+    let (first, blocks) = (unpacked.strips.start, task.x.cols() / TILE_COLS);
+    let tiles = unpacked.tiles::<SCALES, MINS>();
+    let strip = |strip: usize| UnpackedStrip(&tiles[(strip - first) * blocks..][..blocks]);
+    many_panels::<R, _, PANEL, STRIPS>(task, unpacked.strips.clone(), strip);
+}
 
-impl<'a, const MINS: bool> Strip for UnpackedStrip<'a, MINS> {
-    type Tile = &'a UnpackedTile;
+/// A strip of unpacked tiles.
+#[derive(Clone, Copy)]
+struct UnpackedStrip<'a, const SCALES: usize, const MINS: usize>(&'a [UnpackedTile<SCALES, MINS>]);
+
+impl<'a, const SCALES: usize, const MINS: usize> Strip for UnpackedStrip<'a, SCALES, MINS> {
+    type Tile = &'a UnpackedTile<SCALES, MINS>;
 
     #[inline(always)]
-    fn tile(self, index: usize) -> &'a UnpackedTile {
+    fn tile(self, index: usize) -> Self::Tile {
         &self.0[index]
     }
 
     #[inline(always)]
     fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
-        tiles: [&'a UnpackedTile; N],
+        tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
     ) {
-        let mut dots = [[R::start(0); N]; M];
+        multiply_part::<R, SCALES, MINS, 0, M, N>(tiles, words, sums);
+        if SCALES == 2 {
+            multiply_part::<R, SCALES, MINS, 1, M, N>(tiles, words, sums);
+        }
+    }
+}
+
+/// Multiplies the columns of the tiles, or half `HALF` of them if there are two scales for each row.
+#[inline(always)]
+fn multiply_part<
+    R: PackedRows16,
+    const SCALES: usize,
+    const MINS: usize,
+    const HALF: usize,
+    const M: usize,
+    const N: usize,
+>(
+    tiles: [&UnpackedTile<SCALES, MINS>; N],
+    words: &[u32],
+    sums: &mut [[R::Floats; N]; M],
+) {
+    let part = Part { scales: SCALES, half: HALF };
+    let mut dots = [[R::start(0); N]; M];
+    for m in 0..M {
+        dots[m] = [R::start(part.start::<M>(words, m, 128)); N];
+    }
+    for_each_group!(part, GROUP, {
+        let mut weights = [R::bytes(&tiles[0].groups[GROUP]); N];
+        for n in 1..N {
+            weights[n] = R::bytes(&tiles[n].groups[GROUP]);
+        }
         for m in 0..M {
-            dots[m] = [R::start(words[START_128 * M + m] as i32); N];
-        }
-        for group in 0..GROUPS {
-            let mut weights = [R::bytes(&tiles[0].groups[group]); N];
-            for n in 1..N {
-                weights[n] = R::bytes(&tiles[n].groups[group]);
-            }
-            for m in 0..M {
-                for n in 0..N {
-                    dots[m][n] = R::dot_signed(dots[m][n], weights[n], words[group * M + m]);
-                }
+            for n in 0..N {
+                dots[m][n] = R::dot_signed(dots[m][n], weights[n], words[GROUP * M + m]);
             }
         }
-        for n in 0..N {
-            let mins = if MINS { Some(R::load(&tiles[n].mins)) } else { None };
-            add_scaled::<R, M, N>(&dots, words, n, R::load(&tiles[n].scales), mins, sums);
-        }
+    });
+    for n in 0..N {
+        let mins = if MINS > 0 { Some(R::load(&tiles[n].mins[HALF])) } else { None };
+        part.add_scaled::<R, M, N>(&dots, words, n, R::load(&tiles[n].scales[HALF]), mins, sums);
     }
 }

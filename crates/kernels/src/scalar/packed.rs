@@ -1,8 +1,8 @@
 //! The product with packed weights in plain Rust: the reference, written to be read.
 
 use crate::generic::packed::PackedTask;
-use crate::pack::{TILE_COLS, TILE_ROWS, TileLayout};
-use crate::quantized_rows::{GROUPS, Panel, SCALE, TOTAL, block_words};
+use crate::quantized_rows::{GROUPS, Panel, SCALE, block_words};
+use crate::tile::{TILE_COLS, TILE_ROWS, TileLayout};
 
 /// Runs one task: multiplies every row of x with every weight row of the task's strips.
 pub(super) fn packed(task: &PackedTask) {
@@ -24,18 +24,24 @@ pub(super) fn packed(task: &PackedTask) {
 }
 
 /// The product of one row of weights and one row of x.
-fn dot(layout: &TileLayout, tiles: &[u8], lane: usize, panel: &Panel, row: usize) -> f32 {
+fn dot(layout: &TileLayout, strip: &[u8], lane: usize, panel: &Panel, row: usize) -> f32 {
     let mut sum = 0.0;
     for block in panel.blocks.chunks_exact(block_words(panel.rows)) {
         let (index, words) = (block[0] as usize, &block[1..]);
-        let tile = &tiles[index * layout.bytes..][..layout.bytes];
+        let tile = layout.tile(strip, index);
         let word = |kind: usize| words[kind * panel.rows + row];
         let bytes = (0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| i32::from(byte as i8));
-        let quants = (0..TILE_COLS).map(|column| layout.quant(tile, lane, column));
-        let products: i32 = bytes.zip(quants).map(|(x, quant)| x * quant).sum();
-        sum += products as f32 * f32::from_bits(word(SCALE)) * layout.scale(tile, lane);
-        if let Some(min) = layout.min(tile, lane) {
-            sum += min * f32::from_bits(word(TOTAL));
+        let bytes: Vec<i32> = bytes.collect();
+        let scale = f32::from_bits(word(SCALE));
+        // A part shares a scale.
+        let len = TILE_COLS / layout.scales;
+        for (start, bytes) in (0..TILE_COLS).step_by(len).zip(bytes.chunks_exact(len)) {
+            let products = |(i, x): (usize, &i32)| x * layout.quant(tile.1, lane, start + i);
+            let products: i32 = bytes.iter().enumerate().map(products).sum();
+            sum += products as f32 * scale * layout.scale(tile, lane, start);
+            if let Some(min) = layout.min(tile, lane, start) {
+                sum += min * (bytes.iter().sum::<i32>() as f32 * scale);
+            }
         }
     }
     sum

@@ -1,7 +1,7 @@
 //! [`Rows16`] in plain Rust: the reference, written to be read.
 
-use crate::pack::TILE_ROWS;
 use crate::rows16::Rows16;
+use crate::tile::TILE_ROWS;
 
 /// 16 rows as arrays.
 #[derive(Clone, Copy)]

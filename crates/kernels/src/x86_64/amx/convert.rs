@@ -8,10 +8,12 @@ use super::tiles::{AMX_TILE_WORDS, AmxTileRow};
 use crate::blocks::WeightType;
 use crate::generic::dequantize::dequantize_exactly;
 use crate::generic::storage::with_storage;
+use crate::generic::strip::{Part, for_each_group};
+use crate::generic::tile::Tile;
 use crate::lanes::Lanes as _;
-use crate::pack::{Layout, TILE_COLS, TILE_ROWS, bytes_at, with_layout};
-use crate::quantized_rows::GROUPS;
-use crate::rows16::{PackedRows16, Rows16};
+use crate::packable::{Packable, with_packable};
+use crate::rows16::Rows16;
+use crate::tile::{TILE_COLS, TILE_ROWS, bytes_at};
 use crate::weight::{Weight, WeightRows};
 use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::arch::x86_64::*;
@@ -108,7 +110,7 @@ pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows
     match weight {
         Weight::Packed(packed) => {
             let tiles = packed.strip(strip);
-            with_layout!(packed.dtype(), convert_tiles::<_>(tiles, step, tile_rows));
+            with_packable!(packed.dtype(), convert_tiles::<_>(tiles, step, tile_rows));
         }
         Weight::Rows(rows) => convert_rows(rows, strip, step, tile_rows),
     }
@@ -116,33 +118,27 @@ pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows
 
 /// [`convert_strip`] for packed weights. A tile of 32 columns becomes 16 words.
 #[inline(always)]
-fn convert_tiles<L: Layout>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileRow]) {
-    let layout = const { L::LAYOUT };
-    let tiles = strip.chunks_exact(layout.bytes).skip(step);
+fn convert_tiles<P: Packable>(strip: &[u8], step: usize, tile_rows: &mut [AmxTileRow]) {
+    let layout = const { P::LAYOUT };
     let (tile_rows, _) = tile_rows.as_chunks_mut::<AMX_TILE_WORDS>();
-    for (tile, tile_rows) in tiles.zip(tile_rows) {
-        let scales = Avx512Rows::halves(bytes_at(tile, 0));
-        // Product and sum are exact before they are rounded to bf16, as in ggml's reference.
-        let offsets = match layout.mins {
-            Some(mins) => Avx512Rows::halves(bytes_at(tile, mins)),
-            None => Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32)),
-        };
-        let plane = layout.high_bits.map(|at| Avx512Rows::bytes(bytes_at(tile, at)));
-        for group in 0..GROUPS {
-            let bytes = if layout.stores_bytes {
-                Avx512Rows::bytes(bytes_at(tile, layout.groups + 64 * group))
+    for (index, tile_rows) in (step..strip.len() / layout.block_bytes() * layout.block_tiles).zip(tile_rows) {
+        let tile = Tile::<P>::of_strip(strip, index);
+        for half in 0..layout.scales {
+            let scales = tile.scales::<Avx512Rows>(half);
+            // The sum is rounded once, to the same number as in ggml's reference, because the product that
+            // is rounded there is exact or has nothing added to it.
+            let offsets = if layout.has_mins {
+                tile.mins::<Avx512Rows>(half)
             } else {
-                let (low, high) =
-                    Avx512Rows::nibbles(Avx512Rows::bytes(bytes_at(tile, layout.groups + 64 * (group / 2))));
-                if group % 2 == 0 { low } else { high }
+                Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32))
             };
-            let bytes = match plane {
-                Some(plane) => with_high_bit(group, bytes, plane),
-                None => bytes,
-            };
-            let [a, b, c, d] = columns(bytes).map(|numbers| Avx512Rows::mul_add(numbers, scales, offsets));
-            tile_rows[2 * group] = interleave(a, b);
-            tile_rows[2 * group + 1] = interleave(c, d);
+            for_each_group!(Part { scales: layout.scales, half }, GROUP, {
+                let bytes = tile.group::<Avx512Rows, GROUP>();
+                let [a, b, c, d] =
+                    columns(bytes).map(|numbers| Avx512Rows::mul_add(numbers, scales, offsets));
+                tile_rows[2 * GROUP] = interleave(a, b);
+                tile_rows[2 * GROUP + 1] = interleave(c, d);
+            });
         }
     }
 }
@@ -159,21 +155,6 @@ fn columns(bytes: __m512i) -> [__m512; 4] {
             _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<16>(bytes), mask)),
             _mm512_cvtepi32_ps(_mm512_srli_epi32::<24>(bytes)),
         ]
-    }
-}
-
-/// See [`PackedRows16::with_high_bit`].
-#[inline(always)]
-fn with_high_bit(group: usize, nibbles: __m512i, plane: __m512i) -> __m512i {
-    match group {
-        0 => Avx512Rows::with_high_bit::<0>(nibbles, plane),
-        1 => Avx512Rows::with_high_bit::<1>(nibbles, plane),
-        2 => Avx512Rows::with_high_bit::<2>(nibbles, plane),
-        3 => Avx512Rows::with_high_bit::<3>(nibbles, plane),
-        4 => Avx512Rows::with_high_bit::<4>(nibbles, plane),
-        5 => Avx512Rows::with_high_bit::<5>(nibbles, plane),
-        6 => Avx512Rows::with_high_bit::<6>(nibbles, plane),
-        _ => Avx512Rows::with_high_bit::<7>(nibbles, plane),
     }
 }
 

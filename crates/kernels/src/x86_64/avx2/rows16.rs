@@ -7,8 +7,8 @@
 
 use super::lanes::Avx2Lanes;
 use crate::lanes::Lanes;
-use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};
+use crate::tile::TILE_ROWS;
 use std::arch::x86_64::*;
 
 /// 16 rows. With `VNNI`, one instruction multiplies bytes and adds four products.
@@ -26,21 +26,39 @@ type Floats = [__m256; 2];
 
 // No closures here: one that is not inlined would be compiled without the ISA's instructions.
 
-/// Moves bit `BIT` of every byte to bit 4. The other bits of the result are arbitrary.
+/// Shifts every byte. The shifts are of 16 bits, so the bits that leave one byte enter its neighbour. `count`
+/// is a constant where it is called, so that one instruction remains.
 #[inline(always)]
-fn bit_to_place_4<const BIT: usize>(plane: __m256i) -> __m256i {
-    // The shifts are of 16 bits. What they carry from one byte into the other never reaches bit 4. SAFETY:
-    // AVX2 is enabled; see the top of this file.
+fn shift_right(bytes: __m256i, count: usize) -> __m256i {
+    // SAFETY: AVX2 is enabled; see the top of this file.
     unsafe {
-        match BIT {
-            0 => _mm256_slli_epi16::<4>(plane),
-            1 => _mm256_slli_epi16::<3>(plane),
-            2 => _mm256_slli_epi16::<2>(plane),
-            3 => _mm256_slli_epi16::<1>(plane),
-            4 => plane,
-            5 => _mm256_srli_epi16::<1>(plane),
-            6 => _mm256_srli_epi16::<2>(plane),
-            _ => _mm256_srli_epi16::<3>(plane),
+        match count {
+            0 => bytes,
+            1 => _mm256_srli_epi16::<1>(bytes),
+            2 => _mm256_srli_epi16::<2>(bytes),
+            3 => _mm256_srli_epi16::<3>(bytes),
+            4 => _mm256_srli_epi16::<4>(bytes),
+            5 => _mm256_srli_epi16::<5>(bytes),
+            6 => _mm256_srli_epi16::<6>(bytes),
+            _ => _mm256_srli_epi16::<7>(bytes),
+        }
+    }
+}
+
+/// Like [`shift_right`].
+#[inline(always)]
+fn shift_left(bytes: __m256i, count: usize) -> __m256i {
+    // SAFETY: AVX2 is enabled; see the top of this file.
+    unsafe {
+        match count {
+            0 => bytes,
+            1 => _mm256_slli_epi16::<1>(bytes),
+            2 => _mm256_slli_epi16::<2>(bytes),
+            3 => _mm256_slli_epi16::<3>(bytes),
+            4 => _mm256_slli_epi16::<4>(bytes),
+            5 => _mm256_slli_epi16::<5>(bytes),
+            6 => _mm256_slli_epi16::<6>(bytes),
+            _ => _mm256_slli_epi16::<7>(bytes),
         }
     }
 }
@@ -137,24 +155,43 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn nibbles([a, b]: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
-        // SAFETY: AVX2 is enabled; see the top of this file.
+    fn store_bytes([a, b]: Self::Bytes, out: &mut [u8; 64]) {
+        // SAFETY: AVX2 is enabled; the reference covers the 64 bytes written.
         unsafe {
-            let mask = _mm256_set1_epi8(15);
-            let high = [_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
-            (
-                [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)],
-                [_mm256_and_si256(high[0], mask), _mm256_and_si256(high[1], mask)],
-            )
+            let at = out.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(at, a);
+            _mm256_storeu_si256(at.add(1), b);
         }
     }
 
     #[inline(always)]
-    fn with_high_bit<const BIT: usize>([a, b]: Self::Bytes, plane: Self::Bytes) -> Self::Bytes {
+    fn plus([a, b]: Self::Bytes, more: u8) -> Self::Bytes {
         // SAFETY: AVX2 is enabled; see the top of this file.
         unsafe {
-            let mask = _mm256_set1_epi8(16);
-            let [c, d] = [bit_to_place_4::<BIT>(plane[0]), bit_to_place_4::<BIT>(plane[1])];
+            let more = _mm256_set1_epi8(more as i8);
+            [_mm256_add_epi8(a, more), _mm256_add_epi8(b, more)]
+        }
+    }
+
+    #[inline(always)]
+    fn bits([a, b]: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            [_mm256_and_si256(shift_right(a, shift), mask), _mm256_and_si256(shift_right(b, shift), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn with_bits([a, b]: Self::Bytes, plane: Self::Bytes, from: usize, to: usize, mask: u8) -> Self::Bytes {
+        // SAFETY: AVX2 is enabled; see the top of this file.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            let [c, d] = if to > from {
+                [shift_left(plane[0], to - from), shift_left(plane[1], to - from)]
+            } else {
+                [shift_right(plane[0], from - to), shift_right(plane[1], from - to)]
+            };
             [_mm256_or_si256(a, _mm256_and_si256(c, mask)), _mm256_or_si256(b, _mm256_and_si256(d, mask))]
         }
     }
@@ -174,8 +211,8 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
                 let wide = [_mm256_dpbusd_avx_epi32(wide[0], a, x), _mm256_dpbusd_avx_epi32(wide[1], b, x)];
                 return Sums { wide, narrow };
             }
-            // A pair of products is at most 2 * 31 * 127. Four of them fit into 16 bits, or eight if no byte
-            // is above 15.
+            // A pair of products is at most 2 * 63 * 127. Two of them fit into 16 bits, four if no byte is
+            // above 31, eight if none is above 15.
             let [a, b] = [_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, x)];
             Sums { wide, narrow: [_mm256_add_epi16(narrow[0], a), _mm256_add_epi16(narrow[1], b)] }
         }
@@ -231,6 +268,26 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
         unsafe {
             let at = bytes.as_ptr().cast::<__m128i>();
             [_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))]
+        }
+    }
+
+    #[inline(always)]
+    fn unsigned(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; the reference covers the 2 x 8 bytes read.
+        unsafe {
+            let at = bytes.as_ptr();
+            let (a, b) = (_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(at.add(8).cast()));
+            [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b))]
+        }
+    }
+
+    #[inline(always)]
+    fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX2 is enabled; the reference covers the 2 x 8 bytes read.
+        unsafe {
+            let at = bytes.as_ptr();
+            let (a, b) = (_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(at.add(8).cast()));
+            [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b))]
         }
     }
 }

@@ -5,8 +5,8 @@
 //! every load and store goes through a reference to an array of exactly its width.
 
 use super::lanes::prefetch_stream;
-use crate::pack::TILE_ROWS;
 use crate::rows16::{PackedRows16, Rows16};
+use crate::tile::TILE_ROWS;
 use crate::x86_64::avx2::transpose_8x8;
 use std::arch::x86_64::*;
 
@@ -74,6 +74,43 @@ impl Rows16 for Avx512Rows {
     }
 }
 
+/// Shifts every byte. The shifts are of 16 bits, so the bits that leave one byte enter its neighbour. `count`
+/// is a constant where it is called, so that one instruction remains.
+#[inline(always)]
+fn shift_right(bytes: __m512i, count: usize) -> __m512i {
+    // SAFETY: AVX-512BW is enabled; see the top of this file.
+    unsafe {
+        match count {
+            0 => bytes,
+            1 => _mm512_srli_epi16::<1>(bytes),
+            2 => _mm512_srli_epi16::<2>(bytes),
+            3 => _mm512_srli_epi16::<3>(bytes),
+            4 => _mm512_srli_epi16::<4>(bytes),
+            5 => _mm512_srli_epi16::<5>(bytes),
+            6 => _mm512_srli_epi16::<6>(bytes),
+            _ => _mm512_srli_epi16::<7>(bytes),
+        }
+    }
+}
+
+/// Like [`shift_right`].
+#[inline(always)]
+fn shift_left(bytes: __m512i, count: usize) -> __m512i {
+    // SAFETY: AVX-512BW is enabled; see the top of this file.
+    unsafe {
+        match count {
+            0 => bytes,
+            1 => _mm512_slli_epi16::<1>(bytes),
+            2 => _mm512_slli_epi16::<2>(bytes),
+            3 => _mm512_slli_epi16::<3>(bytes),
+            4 => _mm512_slli_epi16::<4>(bytes),
+            5 => _mm512_slli_epi16::<5>(bytes),
+            6 => _mm512_slli_epi16::<6>(bytes),
+            _ => _mm512_slli_epi16::<7>(bytes),
+        }
+    }
+}
+
 impl PackedRows16 for Avx512Rows {
     type Bytes = __m512i;
     type Sums = __m512i;
@@ -86,33 +123,32 @@ impl PackedRows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn nibbles(bytes: Self::Bytes) -> (Self::Bytes, Self::Bytes) {
-        // SAFETY: AVX-512F and BW are enabled; see the top of this file.
-        unsafe {
-            let mask = _mm512_set1_epi8(15);
-            (_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask))
-        }
+    fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]) {
+        // SAFETY: AVX-512F is enabled; the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), bytes) }
     }
 
     #[inline(always)]
-    fn with_high_bit<const BIT: usize>(nibbles: Self::Bytes, plane: Self::Bytes) -> Self::Bytes {
+    fn plus(bytes: Self::Bytes, more: u8) -> Self::Bytes {
+        // SAFETY: AVX-512BW is enabled; see the top of this file.
+        unsafe { _mm512_add_epi8(bytes, _mm512_set1_epi8(more as i8)) }
+    }
+
+    #[inline(always)]
+    fn bits(bytes: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes {
+        // SAFETY: AVX-512F and BW are enabled; see the top of this file.
+        unsafe { _mm512_and_si512(shift_right(bytes, shift), _mm512_set1_epi8(mask as i8)) }
+    }
+
+    #[inline(always)]
+    fn with_bits(bytes: Self::Bytes, plane: Self::Bytes, from: usize, to: usize, mask: u8) -> Self::Bytes {
         // SAFETY: AVX-512F and BW are enabled; see the top of this file.
         unsafe {
-            // The bit moves to bit 4 of its byte. The shifts are of 16 bits, and what they carry from one
-            // byte into the other never reaches bit 4.
-            let shifted = match BIT {
-                0 => _mm512_slli_epi16::<4>(plane),
-                1 => _mm512_slli_epi16::<3>(plane),
-                2 => _mm512_slli_epi16::<2>(plane),
-                3 => _mm512_slli_epi16::<1>(plane),
-                4 => plane,
-                5 => _mm512_srli_epi16::<1>(plane),
-                6 => _mm512_srli_epi16::<2>(plane),
-                _ => _mm512_srli_epi16::<3>(plane),
-            };
-            // nibbles | (shifted & 16)
+            let shifted =
+                if to > from { shift_left(plane, to - from) } else { shift_right(plane, from - to) };
+            // bytes | (shifted & mask)
             const OR_AND: i32 = 0b1111_1000;
-            _mm512_ternarylogic_epi32::<OR_AND>(nibbles, shifted, _mm512_set1_epi8(16))
+            _mm512_ternarylogic_epi32::<OR_AND>(bytes, shifted, _mm512_set1_epi8(mask as i8))
         }
     }
 
@@ -153,5 +189,17 @@ impl PackedRows16 for Avx512Rows {
     fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; the reference covers the 32 bytes read.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn unsigned(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 bytes read.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: AVX-512F is enabled; the reference covers the 16 bytes read.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 }

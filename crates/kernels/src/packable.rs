@@ -1,0 +1,234 @@
+//! The types that can be packed: the layout of their tiles, and how ggml's blocks are read.
+
+use crate::blocks::{q3_k_scale, scale_and_min};
+use crate::tile::{SubScales, TILE_COLS, TileLayout};
+
+/// A type that can be packed: its tiles, and how its blocks are read.
+pub(super) trait Packable {
+    const LAYOUT: TileLayout;
+    /// Bytes of one of ggml's blocks.
+    const BLOCK_BYTES: usize;
+    /// Where a block has its d, and its m if there is one.
+    const D: usize = 0;
+    const M: usize = 2;
+
+    /// The stored numbers of the `tile`-th 32 columns of a block.
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS];
+    /// Their sub-scale; with two scales per tile, that of half 0 or 1.
+    fn sub_scale(_block: &[u8], _tile: usize, _half: usize) -> u8 {
+        unreachable!("the type has no sub-scales")
+    }
+    /// Their sub-minimum, if it is not a part of the sub-scale's byte.
+    fn sub_min(_block: &[u8], _tile: usize, _half: usize) -> u8 {
+        unreachable!("the type has no sub-minimums")
+    }
+}
+
+/// A layout with blocks of 32.
+const fn small(has_mins: bool, high_bits: usize, low_bits: usize, zero_point: i32) -> TileLayout {
+    let (block_tiles, sub_scales, scales) = (1, SubScales::None, 1);
+    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point }
+}
+
+/// A layout with blocks of 256 and a scale for every 32 or 16 columns.
+const fn large(
+    sub_scales: SubScales,
+    scales: usize,
+    high_bits: usize,
+    low_bits: usize,
+    zero_point: i32,
+) -> TileLayout {
+    let has_mins = !matches!(sub_scales, SubScales::Signed);
+    TileLayout { block_tiles: 8, has_mins, sub_scales, scales, high_bits, low_bits, zero_point }
+}
+
+/// 4 bits of each of 32 elements of a block of 32, from byte `at` on: the low halves of 16 bytes, then the
+/// high ones.
+#[inline(always)]
+fn nibbles(block: &[u8], at: usize) -> [u8; TILE_COLS] {
+    let bytes: &[u8; 16] = block[at..][..16].try_into().expect("the slice has this length");
+    let mut out = [0; TILE_COLS];
+    for (i, byte) in bytes.iter().enumerate() {
+        (out[i], out[16 + i]) = (byte & 15, byte >> 4);
+    }
+    out
+}
+
+/// [`nibbles`], and as the fifth bits those of the word before them.
+#[inline(always)]
+fn five_bits(block: &[u8], at: usize) -> [u8; TILE_COLS] {
+    let high = u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]);
+    let mut out = nibbles(block, at);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out |= ((high >> i & 1) << 4) as u8;
+    }
+    out
+}
+
+/// Bits of 32 elements of a block of 256: in the 32 bytes from `at` on, from bit `shift` on. They become the
+/// bits of each byte from bit `place` on.
+#[inline(always)]
+fn bits(block: &[u8], at: usize, shift: usize, count: usize, place: usize) -> [u8; TILE_COLS] {
+    let bytes: &[u8; TILE_COLS] = block[at..][..TILE_COLS].try_into().expect("the slice has this length");
+    bytes.map(|byte| (byte >> shift & ((1 << count) - 1)) << place)
+}
+
+#[inline(always)]
+fn or(mut a: [u8; TILE_COLS], b: [u8; TILE_COLS]) -> [u8; TILE_COLS] {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
+    a
+}
+
+#[allow(non_camel_case_types)] // ggml's spelling
+pub(super) enum Q8_0 {}
+impl Packable for Q8_0 {
+    const LAYOUT: TileLayout = small(false, 0, 8, 128);
+    const BLOCK_BYTES: usize = 34;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        let bytes: &[u8; TILE_COLS] = block[2..].try_into().expect("a block has 32 bytes after its scale");
+        bytes.map(|byte| byte ^ 0x80)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q4_0 {}
+impl Packable for Q4_0 {
+    const LAYOUT: TileLayout = small(false, 0, 4, 8);
+    const BLOCK_BYTES: usize = 18;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        nibbles(block, 2)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q4_1 {}
+impl Packable for Q4_1 {
+    const LAYOUT: TileLayout = small(true, 0, 4, 0);
+    const BLOCK_BYTES: usize = 20;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        nibbles(block, 4)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q5_0 {}
+impl Packable for Q5_0 {
+    const LAYOUT: TileLayout = small(false, 1, 4, 16);
+    const BLOCK_BYTES: usize = 22;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        five_bits(block, 6)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q5_1 {}
+impl Packable for Q5_1 {
+    const LAYOUT: TileLayout = small(true, 1, 4, 0);
+    const BLOCK_BYTES: usize = 24;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        five_bits(block, 8)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q2_K {}
+impl Packable for Q2_K {
+    const LAYOUT: TileLayout = large(SubScales::Nibbles, 2, 0, 2, 0);
+    const BLOCK_BYTES: usize = 84;
+    const D: usize = 80;
+    const M: usize = 82;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        bits(block, 16 + 32 * (tile / 4), 2 * (tile % 4), 2, 0)
+    }
+    fn sub_scale(block: &[u8], tile: usize, half: usize) -> u8 {
+        block[2 * tile + half]
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q3_K {}
+impl Packable for Q3_K {
+    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 1, 2, 4);
+    const BLOCK_BYTES: usize = 110;
+    const D: usize = 108;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        or(bits(block, 32 + 32 * (tile / 4), 2 * (tile % 4), 2, 0), bits(block, 0, tile, 1, 2))
+    }
+    fn sub_scale(block: &[u8], tile: usize, half: usize) -> u8 {
+        q3_k_scale(&block[96..108], 2 * tile + half) as u8
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q4_K {}
+impl Packable for Q4_K {
+    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 0, 4, 0);
+    const BLOCK_BYTES: usize = 144;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        bits(block, 16 + 32 * (tile / 2), 4 * (tile % 2), 4, 0)
+    }
+    fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
+        scale_and_min(&block[4..16], tile).0
+    }
+    fn sub_min(block: &[u8], tile: usize, _half: usize) -> u8 {
+        scale_and_min(&block[4..16], tile).1
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q5_K {}
+impl Packable for Q5_K {
+    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 1, 4, 0);
+    const BLOCK_BYTES: usize = 176;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        or(bits(block, 48 + 32 * (tile / 2), 4 * (tile % 2), 4, 0), bits(block, 16, tile, 1, 4))
+    }
+    fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
+        scale_and_min(&block[4..16], tile).0
+    }
+    fn sub_min(block: &[u8], tile: usize, _half: usize) -> u8 {
+        scale_and_min(&block[4..16], tile).1
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum Q6_K {}
+impl Packable for Q6_K {
+    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 2, 4, 32);
+    const BLOCK_BYTES: usize = 210;
+    const D: usize = 208;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        let (part, quarter) = (tile / 4, tile % 4);
+        let low = bits(block, 64 * part + 32 * (quarter % 2), 4 * (quarter / 2), 4, 0);
+        or(low, bits(block, 128 + 32 * part, 2 * quarter, 2, 4))
+    }
+    fn sub_scale(block: &[u8], tile: usize, half: usize) -> u8 {
+        block[192 + 2 * tile + half]
+    }
+}
+
+/// Calls `$function::<Type, ...>($args)` for a type that can be packed, or evaluates `$otherwise`.
+macro_rules! with_packable {
+    ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?)) => {
+        $crate::packable::with_packable!(
+            $dtype, $function::<_ $(, $generic)*>($($arg),*), unreachable!("the type cannot be packed")
+        )
+    };
+    ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?), $otherwise:expr) => {{
+        use $crate::{blocks::WeightType, packable};
+        match $dtype {
+            WeightType::Q8_0 => $function::<packable::Q8_0 $(, $generic)*>($($arg),*),
+            WeightType::Q4_0 => $function::<packable::Q4_0 $(, $generic)*>($($arg),*),
+            WeightType::Q4_1 => $function::<packable::Q4_1 $(, $generic)*>($($arg),*),
+            WeightType::Q5_0 => $function::<packable::Q5_0 $(, $generic)*>($($arg),*),
+            WeightType::Q5_1 => $function::<packable::Q5_1 $(, $generic)*>($($arg),*),
+            WeightType::Q2_K => $function::<packable::Q2_K $(, $generic)*>($($arg),*),
+            WeightType::Q3_K => $function::<packable::Q3_K $(, $generic)*>($($arg),*),
+            WeightType::Q4_K => $function::<packable::Q4_K $(, $generic)*>($($arg),*),
+            WeightType::Q5_K => $function::<packable::Q5_K $(, $generic)*>($($arg),*),
+            WeightType::Q6_K => $function::<packable::Q6_K $(, $generic)*>($($arg),*),
+            _ => $otherwise,
+        }
+    }};
+}
+pub(super) use with_packable;

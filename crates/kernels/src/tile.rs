@@ -1,0 +1,229 @@
+//! The layout of packed weights in memory.
+//!
+//! A tile is 16 rows by 32 columns. A block of tiles holds the same columns as one of ggml's blocks, of 16
+//! rows: one tile, or 8 for the types with blocks of 256. The blocks of the same 16 rows follow each other
+//! and form a strip. So a thread reads one increasing stream of addresses. A lane is a row, so no sum goes
+//! across lanes.
+//!
+//! A block begins with its header: 16 d, then 16 m where the type has minimums, all f16. The m of K types
+//! (ggml's dmin) have the opposite sign of ggml's, so that minimums are added in every type. A tile consists
+//! of, in this order:
+//!
+//! - sub-scales, where the type has them: a byte for each row. With two scales per tile, 16 bytes for columns
+//!   0 to 15, then 16 for columns 16 to 31
+//! - sub-minimums, in the same way. Q2_K has them in the high halves of the bytes of its sub-scales
+//! - the high bits of the weights, where they are stored apart
+//! - the low bits of the weights
+//!
+//! | type | block of tiles | ggml's 16 blocks | sub-scales | high bits | low bits | zero point |
+//! |---|---|---|---|---|---|---|
+//! | Q8_0 | 544 | 544 | | | 8 | 128 |
+//! | Q4_0 | 288 | 288 | | | 4 | 8 |
+//! | Q4_1 | 320 | 320 | | | 4 | |
+//! | Q5_0 | 352 | 352 | | 1 | 4 | 16 |
+//! | Q5_1 | 384 | 384 | | 1 | 4 | |
+//! | Q2_K | 1344 | 1344 | 2 x 4 bits | | 2 | |
+//! | Q3_K | 1824 | 1760 | 2 x i8 | 1 | 2 | 4 |
+//! | Q4_K | 2368 | 2304 | u8 | | 4 | |
+//! | Q5_K | 2880 | 2816 | u8 | 1 | 4 | |
+//! | Q6_K | 3360 | 3360 | 2 x i8 | 2 | 4 | 32 |
+//!
+//! The numbers are the same as in `blocks.rs`; the 6-bit scales of K types take a byte each. Rows after the
+//! last one are zeros.
+//!
+//! Group `g` consists of elements `4g..4g + 4` of each row, which one instruction multiplies. Bits are stored
+//! in units of 64 bytes, `(16 rows, 4)`. With `n` bits per weight, a unit holds `8 / n` groups, the first one
+//! in the lowest bits of the bytes.
+
+use crate::blocks::f16_at;
+
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 16;
+/// Columns of a tile.
+pub(super) const TILE_COLS: usize = 32;
+/// Bytes of a number of bits or bytes for each element of a group.
+const UNIT: usize = 4 * TILE_ROWS;
+
+/// The scales of parts of a block, integers that d is multiplied with.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum SubScales {
+    /// There are none.
+    None,
+    /// u8. The sub-minimums, if there are minimums, are u8 too.
+    Unsigned,
+    /// i8. There are no minimums.
+    Signed,
+    /// 4 bits, with the sub-minimum in the upper half of the byte.
+    Nibbles,
+}
+
+/// The layout of a type's tiles.
+#[derive(Clone, Copy)]
+pub(super) struct TileLayout {
+    /// Tiles of a block.
+    pub(super) block_tiles: usize,
+    /// Whether there are minimums.
+    pub(super) has_mins: bool,
+    pub(super) sub_scales: SubScales,
+    /// Scales of a row in a tile: 1, or 2 for 16 columns each.
+    pub(super) scales: usize,
+    /// Bits of a weight that are stored apart.
+    pub(super) high_bits: usize,
+    /// The other bits of a weight.
+    pub(super) low_bits: usize,
+    /// The stored number minus the number that it means.
+    pub(super) zero_point: i32,
+}
+
+/// Where some bits of a group are stored: the first byte of the unit, and the lowest bit in its bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Bits {
+    pub(super) unit: usize,
+    pub(super) shift: usize,
+}
+
+impl TileLayout {
+    /// Bytes of a block's header.
+    pub(super) const fn header_bytes(self) -> usize {
+        2 * TILE_ROWS * if self.has_mins { 2 } else { 1 }
+    }
+
+    /// Where a tile's sub-minimums begin, if they are bytes.
+    pub(super) const fn sub_mins(self) -> usize {
+        match self.sub_scales {
+            SubScales::None => 0,
+            _ => TILE_ROWS * self.scales,
+        }
+    }
+
+    /// Where a tile's high bits begin.
+    const fn high(self) -> usize {
+        match self.sub_scales {
+            SubScales::Unsigned if self.has_mins => 2 * self.sub_mins(),
+            _ => self.sub_mins(),
+        }
+    }
+
+    /// Where the high bits of a group are.
+    pub(super) const fn high_bits(self, group: usize) -> Bits {
+        let at = group * self.high_bits;
+        Bits { unit: self.high() + UNIT * (at / 8), shift: at % 8 }
+    }
+
+    /// Where the low bits of a group are.
+    pub(super) const fn low_bits(self, group: usize) -> Bits {
+        let at = group * self.low_bits;
+        Bits { unit: self.high() + UNIT * (self.high_bits + at / 8), shift: at % 8 }
+    }
+
+    /// Bytes of a tile.
+    pub(super) const fn tile_bytes(self) -> usize {
+        self.high() + UNIT * (self.high_bits + self.low_bits)
+    }
+
+    /// Bytes of a block.
+    pub(super) const fn block_bytes(self) -> usize {
+        self.header_bytes() + self.block_tiles * self.tile_bytes()
+    }
+
+    /// Columns of a block.
+    pub(super) const fn block_cols(self) -> usize {
+        TILE_COLS * self.block_tiles
+    }
+
+    /// Whether the weights are signed bytes, stored 128 too large.
+    pub(super) const fn is_signed(self) -> bool {
+        self.zero_point == 128
+    }
+
+    /// The largest stored number of a weight.
+    pub(super) const fn largest(self) -> usize {
+        (1 << (self.low_bits + self.high_bits)) - 1
+    }
+
+    /// Where tile `index` of a strip is: its block's header, and the tile.
+    pub(super) fn tile(self, strip: &[u8], index: usize) -> (&[u8], &[u8]) {
+        let block = &strip[index / self.block_tiles * self.block_bytes()..][..self.block_bytes()];
+        let (header, tiles) = block.split_at(self.header_bytes());
+        (header, &tiles[index % self.block_tiles * self.tile_bytes()..][..self.tile_bytes()])
+    }
+
+    /// Writes the stored numbers of row `lane` into a tile.
+    #[inline(always)]
+    pub(super) fn put_weights(self, weights: &[u8; TILE_COLS], tile: &mut [u8], lane: usize) {
+        let (words, _) = weights.as_chunks::<4>();
+        let mut put = |bits: Bits, word: u32| {
+            let out = &mut tile[bits.unit + 4 * lane..][..4];
+            let stored =
+                if bits.shift == 0 { 0 } else { u32::from_le_bytes([out[0], out[1], out[2], out[3]]) };
+            out.copy_from_slice(&(stored | word << bits.shift).to_le_bytes());
+        };
+        for (group, word) in words.iter().enumerate() {
+            let word = u32::from_le_bytes(*word);
+            put(self.low_bits(group), word & every_byte((1 << self.low_bits) - 1));
+            if self.high_bits > 0 {
+                put(self.high_bits(group), word >> self.low_bits & every_byte((1 << self.high_bits) - 1));
+            }
+        }
+    }
+
+    /// The integer that element `i` of row `lane` means, before scale and minimum are applied.
+    pub(super) fn quant(self, tile: &[u8], lane: usize, i: usize) -> i32 {
+        let (group, j) = (i / 4, i % 4);
+        let bits =
+            |at: Bits, count: usize| i32::from(tile[at.unit + 4 * lane + j]) >> at.shift & ((1 << count) - 1);
+        let mut quant = bits(self.low_bits(group), self.low_bits);
+        if self.high_bits > 0 {
+            quant |= bits(self.high_bits(group), self.high_bits) << self.low_bits;
+        }
+        quant - self.zero_point
+    }
+
+    /// The scale of element `i` of row `lane`.
+    pub(super) fn scale(self, (header, tile): (&[u8], &[u8]), lane: usize, i: usize) -> f32 {
+        let d = f16_at(header, 2 * lane);
+        let at = self.sub_scale(lane, i);
+        match self.sub_scales {
+            SubScales::None => d,
+            SubScales::Unsigned => d * f32::from(tile[at]),
+            SubScales::Signed => d * f32::from(tile[at] as i8),
+            SubScales::Nibbles => d * f32::from(tile[at] & 15),
+        }
+    }
+
+    /// The minimum of element `i` of row `lane`, if the type has one.
+    pub(super) fn min(self, (header, tile): (&[u8], &[u8]), lane: usize, i: usize) -> Option<f32> {
+        if !self.has_mins {
+            return None;
+        }
+        let m = f16_at(header, 2 * (TILE_ROWS + lane));
+        let at = self.sub_scale(lane, i);
+        Some(match self.sub_scales {
+            SubScales::Nibbles => m * f32::from(tile[at] >> 4),
+            SubScales::Unsigned => m * f32::from(tile[self.sub_mins() + at]),
+            SubScales::None | SubScales::Signed => m,
+        })
+    }
+
+    /// The index of the sub-scale of element `i` of row `lane`.
+    fn sub_scale(self, lane: usize, i: usize) -> usize {
+        TILE_ROWS * (i * self.scales / TILE_COLS) + lane
+    }
+
+    /// Element `i` of row `lane`, dequantised as ggml's reference does.
+    pub(super) fn element(self, parts: (&[u8], &[u8]), lane: usize, i: usize) -> f32 {
+        let scaled = self.quant(parts.1, lane, i) as f32 * self.scale(parts, lane, i);
+        self.min(parts, lane, i).map_or(scaled, |min| scaled + min)
+    }
+}
+
+/// A word with the same byte four times.
+const fn every_byte(byte: u32) -> u32 {
+    byte * 0x0101_0101
+}
+
+/// The `LEN` bytes from `at` on.
+#[inline(always)]
+pub(super) fn bytes_at<const LEN: usize>(bytes: &[u8], at: usize) -> &[u8; LEN] {
+    bytes[at..][..LEN].try_into().expect("the slice has this length")
+}
