@@ -17,7 +17,8 @@ from candle_llama.bench.numpy_rope import inv_freq
 # "candle cuda:0" is Candle's engine on that device, if this build and this machine have one.
 ENGINES = ["cpu", "candle", *(f"candle {device}" for device in accelerators())]
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
-K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+# The `gguf` package cannot write these; the files hold random blocks.
+RANDOM_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 
 # Largest difference, relative to the largest |logit|: some tens of float32 roundings, each in a sum of a few
 # hundred numbers.
@@ -130,8 +131,8 @@ def test_gguf_storage_equals_numpy_on_the_same_weights(tmp_path: Path, type_name
         assert_same_continuation(llm, reference)
 
 
-@pytest.mark.parametrize("type_name", K_TYPES)
-def test_types_in_blocks_of_256_equal_numpy_on_the_same_weights(tmp_path: Path, type_name: str) -> None:
+@pytest.mark.parametrize("type_name", RANDOM_TYPES)
+def test_random_blocks_equal_numpy_on_the_same_weights(tmp_path: Path, type_name: str) -> None:
     config = tiny.gguf_config(hidden_size=256, intermediate_size=512)
     path = tiny.write_gguf(tmp_path / "model.gguf", config, matrix_type=type_name)
     reference = NumpyLlama.load(path)

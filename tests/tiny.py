@@ -352,7 +352,7 @@ def gguf_name(name: str) -> str:
 def random_blocks(shape: tuple[int, ...], type_name: str) -> Array:
     """Random quant blocks of a type that the `gguf` package cannot write; the weights have the usual size."""
     block = STORAGE_TYPES[type_name].block
-    count = shape[0] * shape[1] // 256
+    count = shape[0] * shape[1] // STORAGE_TYPES[type_name].block_len
     generator = np.random.default_rng([*type_name.encode(), *shape])
     blocks = np.frombuffer(generator.bytes(count * block.itemsize), dtype=block).copy()
     for field in ("d", "dmin"):
@@ -385,8 +385,8 @@ def write_gguf(
         path: The file.
         config: From `gguf_config`.
         seed: Seed of the weights; the same seed gives the same weights as in `write_checkpoint`.
-        matrix_type: One of ggml's types, such as "Q4_0"; norms are always F32. The K types hold random
-            blocks, not the weights of `write_checkpoint`.
+        matrix_type: One of ggml's types, such as "Q4_0"; norms are always F32. The K and IQ4 types hold
+            random blocks, not the weights of `write_checkpoint`.
         embedding_type: The same for the embedding and the head; None: as `matrix_type`.
         lm_head: Whether output.weight is in the file; None: as the config says.
         rope_factors: Written as rope_freqs.weight, `(head_dim / 2,)`, as converters do for llama3.
@@ -454,7 +454,7 @@ def write_gguf(
         kind = gguf.GGMLQuantizationType[type_name]
         stored = (
             random_blocks(values.shape, type_name)
-            if type_name.endswith("_K")
+            if type_name.endswith("_K") or type_name.startswith("IQ4_")
             else gguf.quantize(values, kind)
         )
         writer.add_tensor(gguf_name(name), stored, raw_dtype=kind)

@@ -427,14 +427,14 @@ mod gguf_files {
     #[test]
     fn unsupported_types_are_listed_and_refused_by_name() {
         let file = Gguf::llama()
-            .tensor("k", &[2, 256], 23, &[0; 272])
+            .tensor("k", &[2, 256], 22, &[0; 164])
             .tensor("new", &[5], 99, &[0; 4])
             .tensor("i", &[3], 26, &[0; 12]);
         let checkpoint = open_gguf(&file.bytes()).unwrap();
         let infos: Vec<_> = checkpoint.infos().into_iter().map(|info| (info.dtype, info.bytes)).collect();
-        assert_eq!(infos, [("I32".into(), 12), ("IQ4_XS".into(), 272), ("ggml type 99".into(), 0)]);
+        assert_eq!(infos, [("I32".into(), 12), ("IQ2_S".into(), 164), ("ggml type 99".into(), 0)]);
         match checkpoint.tensor("k") {
-            Err(error @ Error::TensorType { .. }) => assert!(error.to_string().contains("stored as IQ4_XS")),
+            Err(error @ Error::TensorType { .. }) => assert!(error.to_string().contains("stored as IQ2_S")),
             other => panic!("{:?}", other.err()),
         }
         assert!(matches!(checkpoint.tensor("new"), Err(Error::TensorType { .. })));

@@ -16,17 +16,26 @@
 //! | Q4_K | 256 | 144 | d, dmin f16; 12 bytes of scales and mins; 128 of nibbles | `d * s * q - dmin * m` |
 //! | Q5_K | 256 | 176 | as Q4_K, with 32 bytes of high bits before the nibbles | the same |
 //! | Q6_K | 256 | 210 | 128 bytes of nibbles; 64 of pairs; 16 i8 scales; d f16 | `d * s * (q - 32)` |
+//! | IQ4_NL | 32 | 18 | as Q4_0 | `d * value[q]` |
+//! | IQ4_XS | 256 | 136 | d f16; 6 bytes of scales; 128 of nibbles | `d * (s - 32) * value[q]` |
 //!
-//! `q` is the stored integer; `s` and `m` are the scale and the minimum of a part of the block. In the
-//! nibble types with blocks of 32, byte `j` holds element `j` (low half) and element `j + 16` (high half).
-//! The blocks of 256 have a scale for every 16 (Q2_K, Q3_K, Q6_K) or 32 elements (Q4_K, Q5_K). These scales
-//! have 4 bits in Q2_K, 6 bits in Q3_K, Q4_K and Q5_K. "Pairs" are 2 bits of each element: all of Q2_K's,
-//! the low ones of Q3_K's, the high ones of Q6_K's. `generic/dequantize_block.rs` shows which bits belong
-//! to which element.
+//! `q` is the stored integer; `s` and `m` are the scale and the minimum of a part of the block; `value` is
+//! the table `IQ4_VALUES`. In the nibble types with blocks of 32, byte `j` holds element `j` (low half) and
+//! element `j + 16` (high half). IQ4_XS has eight such runs of 16 bytes. The blocks of 256 have a scale for
+//! every 16 (Q2_K, Q3_K, Q6_K) or 32 elements (Q4_K, Q5_K, IQ4_XS). These scales have 4 bits in Q2_K, 8 in
+//! Q6_K, 6 in the others. "Pairs" are 2 bits of each element: all of Q2_K's, the low ones of Q3_K's, the
+//! high ones of Q6_K's. `generic/dequantize_block.rs` shows which bits belong to which element.
 //!
 //! Source: ggml, `ggml-common.h`.
 
 use half::f16;
+
+/// The values of the 16 quants of IQ4_NL and IQ4_XS, to be multiplied with a scale. They are closer to each
+/// other near 0, where most weights are.
+///
+/// Source: ggml, `ggml-common.h`, `kvalues_iq4nl`.
+pub(crate) const IQ4_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The little-endian f16 at byte `at`.
 #[inline(always)]
@@ -51,6 +60,14 @@ pub(super) fn scale_and_min(packed: &[u8], part: usize) -> (u8, u8) {
 pub(super) fn q3_k_scale(packed: &[u8], part: usize) -> i8 {
     let low_bits = if part < 8 { packed[part] & 15 } else { packed[part - 8] >> 4 };
     let high_bits = packed[8 + part % 4] >> (2 * (part / 4)) & 3;
+    (low_bits | high_bits << 4) as i8 - 32
+}
+
+/// The 6-bit scale of part `part` of a block of IQ4_XS, minus 32.
+#[inline(always)]
+pub(super) fn iq4_xs_scale(block: &[u8], part: usize) -> i8 {
+    let high_bits = block[2 + part / 4] >> (2 * (part % 4)) & 3;
+    let low_bits = block[4 + part / 2] >> (4 * (part % 2)) & 15;
     (low_bits | high_bits << 4) as i8 - 32
 }
 
@@ -84,13 +101,17 @@ pub enum WeightType {
     Q5_K,
     /// 6 bits, a scale per 16.
     Q6_K,
+    /// 4 bits for one of 16 unevenly spaced values, one scale per 32.
+    IQ4_NL,
+    /// 4 bits for one of the same values, a scale per 32 and another per 256.
+    IQ4_XS,
 }
 
 impl WeightType {
     /// Every type, for tests and tables.
-    pub const ALL: [WeightType; 13] = {
+    pub const ALL: [WeightType; 15] = {
         use WeightType::*;
-        [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
+        [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS]
     };
 
     /// The type with this name in ggml.
@@ -102,12 +123,18 @@ impl WeightType {
     pub const fn block_len(self) -> usize {
         match self {
             WeightType::F32 | WeightType::F16 | WeightType::BF16 => 1,
-            WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 | WeightType::Q5_0 | WeightType::Q5_1 => {
-                32
-            }
-            WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => {
-                256
-            }
+            WeightType::Q8_0
+            | WeightType::Q4_0
+            | WeightType::Q4_1
+            | WeightType::Q5_0
+            | WeightType::Q5_1
+            | WeightType::IQ4_NL => 32,
+            WeightType::Q2_K
+            | WeightType::Q3_K
+            | WeightType::Q4_K
+            | WeightType::Q5_K
+            | WeightType::Q6_K
+            | WeightType::IQ4_XS => 256,
         }
     }
 
@@ -126,6 +153,8 @@ impl WeightType {
             WeightType::Q4_K => 144,
             WeightType::Q5_K => 176,
             WeightType::Q6_K => 210,
+            WeightType::IQ4_NL => 18,
+            WeightType::IQ4_XS => 136,
         }
     }
 
@@ -153,6 +182,8 @@ impl WeightType {
             WeightType::Q4_K => "Q4_K",
             WeightType::Q5_K => "Q5_K",
             WeightType::Q6_K => "Q6_K",
+            WeightType::IQ4_NL => "IQ4_NL",
+            WeightType::IQ4_XS => "IQ4_XS",
         }
     }
 }

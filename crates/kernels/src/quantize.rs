@@ -85,9 +85,13 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
         WeightType::Q4_1 => blocks(row, out, q4_1),
         WeightType::Q5_0 => blocks(row, out, q5_0),
         WeightType::Q5_1 => blocks(row, out, q5_1),
-        WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => {
-            panic!("{dtype} is not made here")
-        }
+        WeightType::Q2_K
+        | WeightType::Q3_K
+        | WeightType::Q4_K
+        | WeightType::Q5_K
+        | WeightType::Q6_K
+        | WeightType::IQ4_NL
+        | WeightType::IQ4_XS => panic!("{dtype} is not made here"),
     }
 }
 

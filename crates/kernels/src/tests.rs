@@ -55,7 +55,9 @@ impl Random {
 fn half_offsets(dtype: WeightType) -> &'static [usize] {
     match dtype {
         WeightType::F32 | WeightType::F16 | WeightType::BF16 => &[],
-        WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 => &[0],
+        WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q5_0 | WeightType::IQ4_NL | WeightType::IQ4_XS => {
+            &[0]
+        }
         WeightType::Q4_1 | WeightType::Q5_1 | WeightType::Q4_K | WeightType::Q5_K => &[0, 2],
         WeightType::Q2_K => &[80, 82],
         WeightType::Q3_K => &[108],
@@ -100,8 +102,14 @@ pub(super) fn element(dtype: WeightType, row: &[u8], i: usize) -> f32 {
             let bit = row[block + 4 + i / 8] >> (i % 8) & 1;
             f32::from(nibble(block + 8) + 16 * bit) * half(block) + half(block + 2)
         }
+        WeightType::IQ4_NL => half(block) * iq4_value(nibble(block + 2)),
         _ => k_element(dtype, &row[block..block + dtype.block_bytes()], i),
     }
+}
+
+/// The value of a quant of IQ4_NL or IQ4_XS.
+fn iq4_value(quant: u8) -> f32 {
+    f32::from(super::blocks::IQ4_VALUES[usize::from(quant)])
 }
 
 /// Element `i` of a block of 256, bit by bit. Numbers of `width` bits are packed in runs of `run` bytes: a
@@ -142,6 +150,13 @@ fn k_element(dtype: WeightType, block: &[u8], i: usize) -> f32 {
         WeightType::Q6_K => {
             let scale = half(208) * f32::from(block[192 + i / 16] as i8);
             scale * (f32::from(packed(0, 4, 64) + 16 * packed(128, 2, 32)) - 32.0)
+        }
+        WeightType::IQ4_XS => {
+            let j = i / 32;
+            let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * j) & 3;
+            let low = block[4 + j / 2] >> (4 * (j % 2)) & 15;
+            let scale = half(0) * (f32::from(low) + 16.0 * f32::from(high) - 32.0);
+            scale * iq4_value(packed(8, 4, 16))
         }
         _ => panic!("{dtype} has no blocks of 256"),
     }

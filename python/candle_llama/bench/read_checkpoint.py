@@ -44,6 +44,8 @@ GGML_TYPES = {
     12: "Q4_K",
     13: "Q5_K",
     14: "Q6_K",
+    20: "IQ4_NL",
+    23: "IQ4_XS",
     30: "BF16",
 }
 GGUF_NAMES = {

@@ -101,9 +101,26 @@ def _q6_k(blocks: Array) -> Array:
     return _scaled(quants.astype(np.float32) - 32, _number(blocks) * blocks["scales"].astype(np.float32))
 
 
+def _iq4_values(packed: Array) -> Array:
+    """Returns the values of nibbles; 16 bytes hold 32 of them."""
+    return IQ4_VALUES[_unpack(packed, 4, 16)]
+
+
+def _iq4_xs(blocks: Array) -> Array:
+    low = _unpack(blocks["scales_l"], 4, 1)
+    high = _unpack(blocks["scales_h"], 2, 1)
+    scales = _number(blocks) * ((low | high << 4).astype(np.float32) - 32)
+    return _scaled(_iq4_values(blocks["qs"]), scales)
+
+
 def _fields(*fields: tuple[str, str] | tuple[str, str, int]) -> np.dtype[Any]:
     return np.dtype(list(fields))
 
+
+# The values of the quants of IQ4_NL and IQ4_XS, to be multiplied with a scale.
+IQ4_VALUES = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
+)
 
 D, M, DMIN = ("d", "<f2"), ("m", "<f2"), ("dmin", "<f2")
 
@@ -149,4 +166,10 @@ STORAGE_TYPES = {
         256, _fields(D, DMIN, ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)), _q5_k
     ),
     "Q6_K": StorageType(256, _fields(("qs", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), D), _q6_k),
+    "IQ4_NL": StorageType(
+        32, _fields(D, ("qs", "u1", 16)), lambda blocks: _iq4_values(blocks["qs"]) * _number(blocks)
+    ),
+    "IQ4_XS": StorageType(
+        256, _fields(D, ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128)), _iq4_xs
+    ),
 }

@@ -120,6 +120,12 @@ fn file_type(dtype: WeightType) -> u32 {
         WeightType::Q5_1 => 9,
         WeightType::BF16 => 32,
         // Never written here. 1024 is ggml's "guessed".
-        WeightType::Q2_K | WeightType::Q3_K | WeightType::Q4_K | WeightType::Q5_K | WeightType::Q6_K => 1024,
+        WeightType::Q2_K
+        | WeightType::Q3_K
+        | WeightType::Q4_K
+        | WeightType::Q5_K
+        | WeightType::Q6_K
+        | WeightType::IQ4_NL
+        | WeightType::IQ4_XS => 1024,
     }
 }

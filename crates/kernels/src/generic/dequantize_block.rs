@@ -3,7 +3,7 @@
 //! The compiler vectorises this code for the ISA that it is inlined into. `blocks.rs` describes the layouts.
 //! Products and sums are rounded where ggml's reference rounds them.
 
-use crate::blocks::{f16_at, q3_k_scale, scale_and_min};
+use crate::blocks::{IQ4_VALUES, f16_at, iq4_xs_scale, q3_k_scale, scale_and_min};
 use crate::lanes::LANES;
 
 type Vector = [f32; LANES];
@@ -115,4 +115,26 @@ pub(crate) fn q6_k(block: &[u8; 210], vector: usize) -> Vector {
         }
     }
     out
+}
+
+/// 32 products of `scale` and the values of nibbles.
+#[inline(always)]
+fn iq4_values(nibbles: &[u8], scale: f32) -> Vector {
+    let mut out = [0.0; LANES];
+    for j in 0..LANES / 2 {
+        out[j] = scale * f32::from(IQ4_VALUES[usize::from(nibbles[j] & 15)]);
+        out[j + LANES / 2] = scale * f32::from(IQ4_VALUES[usize::from(nibbles[j] >> 4)]);
+    }
+    out
+}
+
+#[inline(always)]
+pub(crate) fn iq4_nl(block: &[u8; 18], _vector: usize) -> Vector {
+    iq4_values(&block[2..], f16_at(block, 0))
+}
+
+#[inline(always)]
+pub(crate) fn iq4_xs(block: &[u8; 136], vector: usize) -> Vector {
+    let scale = f16_at(block, 0) * f32::from(iq4_xs_scale(block, vector));
+    iq4_values(&block[8 + 16 * vector..][..16], scale)
 }

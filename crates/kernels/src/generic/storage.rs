@@ -81,6 +81,8 @@ dequantized_alike! {
     Q4_K, 144, 8, q4_k;
     Q5_K, 176, 8, q5_k;
     Q6_K, 210, 8, q6_k;
+    IQ4_NL, 18, 1, iq4_nl;
+    IQ4_XS, 136, 8, iq4_xs;
 }
 
 /// Calls `$function::<..., Storage>($args)` for a [`WeightType`](crate::blocks::WeightType) known at run
@@ -102,6 +104,8 @@ macro_rules! with_storage {
             WeightType::Q4_K => $function::<$lanes, storage::Q4_K>($($arg),*),
             WeightType::Q5_K => $function::<$lanes, storage::Q5_K>($($arg),*),
             WeightType::Q6_K => $function::<$lanes, storage::Q6_K>($($arg),*),
+            WeightType::IQ4_NL => $function::<$lanes, storage::IQ4_NL>($($arg),*),
+            WeightType::IQ4_XS => $function::<$lanes, storage::IQ4_XS>($($arg),*),
         }
     }};
 }

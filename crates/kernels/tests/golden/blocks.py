@@ -10,6 +10,7 @@ import numpy as np
 from candle_llama.bench.storage_types import STORAGE_TYPES
 
 ORDER = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+ORDER += ["IQ4_NL", "IQ4_XS"]
 PATH = Path(__file__).with_name("blocks.txt")
 
 
