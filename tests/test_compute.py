@@ -11,7 +11,20 @@ import candle_llama
 import tiny
 from candle_llama.bench.numpy_llama import NumpyLlama
 
-QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+QUANTIZED = [
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+]
 # The longest prompt that uses the matrix products of decode, and the longest one with 16-bit activations.
 PHRASE = 16
 SHORT_PROMPT = 128

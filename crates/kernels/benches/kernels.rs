@@ -60,7 +60,7 @@ fn throughput(rows: usize, features: usize, stored: &[u8]) -> Throughput {
 /// Packed weights: one row, eight rows, a prompt.
 fn packed(criterion: &mut Criterion) {
     use WeightType::*;
-    for dtype in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K] {
+    for dtype in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS] {
         for (rows, features) in [(1, MANY_ROWS), (8, MANY_ROWS), (PROMPT, FEW_ROWS)] {
             let stored = weights(dtype, features);
             let mut group = criterion.benchmark_group(format!("packed/{dtype}/{rows} rows"));

@@ -1,6 +1,6 @@
 //! The types that can be packed: the layout of their tiles, and how ggml's blocks are read.
 
-use crate::blocks::{q3_k_scale, scale_and_min};
+use crate::blocks::{iq4_xs_scale, q3_k_scale, scale_and_min};
 use crate::tile::{SubScales, TILE_COLS, TileLayout};
 
 /// A type that can be packed: its tiles, and how its blocks are read.
@@ -27,7 +27,8 @@ pub(super) trait Packable {
 /// A layout with blocks of 32.
 const fn small(has_mins: bool, high_bits: usize, low_bits: usize, zero_point: i32) -> TileLayout {
     let (block_tiles, sub_scales, scales) = (1, SubScales::None, 1);
-    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point }
+    let is_coded = false;
+    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point, is_coded }
 }
 
 /// A layout with blocks of 256 and a scale for every 32 or 16 columns.
@@ -38,8 +39,9 @@ const fn large(
     low_bits: usize,
     zero_point: i32,
 ) -> TileLayout {
+    let (block_tiles, is_coded) = (8, false);
     let has_mins = !matches!(sub_scales, SubScales::Signed);
-    TileLayout { block_tiles: 8, has_mins, sub_scales, scales, high_bits, low_bits, zero_point }
+    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point, is_coded }
 }
 
 /// 4 bits of each of 32 elements of a block of 32, from byte `at` on: the low halves of 16 bytes, then the
@@ -207,6 +209,29 @@ impl Packable for Q6_K {
     }
 }
 
+#[allow(non_camel_case_types)]
+pub(super) enum IQ4_NL {}
+impl Packable for IQ4_NL {
+    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..small(false, 0, 4, 128) };
+    const BLOCK_BYTES: usize = 18;
+    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+        nibbles(block, 2)
+    }
+}
+
+#[allow(non_camel_case_types)]
+pub(super) enum IQ4_XS {}
+impl Packable for IQ4_XS {
+    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..large(SubScales::Signed, 1, 0, 4, 128) };
+    const BLOCK_BYTES: usize = 136;
+    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+        nibbles(block, 8 + 16 * tile)
+    }
+    fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
+        iq4_xs_scale(block, tile) as u8
+    }
+}
+
 /// Calls `$function::<Type, ...>($args)` for a type that can be packed, or evaluates `$otherwise`.
 macro_rules! with_packable {
     ($dtype:expr, $function:ident::<_ $(, $generic:ident)*>($($arg:expr),* $(,)?)) => {
@@ -227,6 +252,8 @@ macro_rules! with_packable {
             WeightType::Q4_K => $function::<packable::Q4_K $(, $generic)*>($($arg),*),
             WeightType::Q5_K => $function::<packable::Q5_K $(, $generic)*>($($arg),*),
             WeightType::Q6_K => $function::<packable::Q6_K $(, $generic)*>($($arg),*),
+            WeightType::IQ4_NL => $function::<packable::IQ4_NL $(, $generic)*>($($arg),*),
+            WeightType::IQ4_XS => $function::<packable::IQ4_XS $(, $generic)*>($($arg),*),
             _ => $otherwise,
         }
     }};

@@ -190,6 +190,7 @@ fn extremes(random: &mut Random, dtype: WeightType, elements: usize) -> Vec<u8> 
                 &[(0, &one), (2, &zero), (4, &[1; 4]), (8, &[0; 4]), (12, &[1; 4])]
             }
             WeightType::Q6_K => &[(192, &[1; 16]), (208, &one)],
+            WeightType::IQ4_XS => &[(0, &one), (2, &[0xaa; 2]), (4, &[0x11; 4])],
             _ => &[(0, &one)],
         };
         for (at, part) in parts {

@@ -47,6 +47,9 @@ pub(super) trait PackedRows16: Rows16 {
     /// bits of a mask come from one byte.
     fn with_bits(bytes: Self::Bytes, plane: Self::Bytes, from: usize, to: usize, mask: u8) -> Self::Bytes;
 
+    /// The element of `table` that each byte, below 16, is the index of.
+    fn lookup(bytes: Self::Bytes, table: &[u8; 16]) -> Self::Bytes;
+
     /// Sets every sum to `start`.
     fn start(start: i32) -> Self::Sums;
     /// Adds, for each row, the products of its 4 bytes (below 64) and the 4 signed bytes of `x` (-127 or

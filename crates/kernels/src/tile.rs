@@ -27,6 +27,8 @@
 //! | Q4_K | 2368 | 2304 | u8 | | 4 | |
 //! | Q5_K | 2880 | 2816 | u8 | 1 | 4 | |
 //! | Q6_K | 3360 | 3360 | 2 x i8 | 2 | 4 | 32 |
+//! | IQ4_NL | 288 | 288 | | | 4, index of a value plus 128 | 128 |
+//! | IQ4_XS | 2208 | 2176 | i8 | | 4, index of a value plus 128 | 128 |
 //!
 //! The numbers are the same as in `blocks.rs`; the 6-bit scales of K types take a byte each. Rows after the
 //! last one are zeros.
@@ -35,7 +37,7 @@
 //! in units of 64 bytes, `(16 rows, 4)`. With `n` bits per weight, a unit holds `8 / n` groups, the first one
 //! in the lowest bits of the bytes.
 
-use crate::blocks::f16_at;
+use crate::blocks::{IQ4_VALUES, f16_at};
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
@@ -73,7 +75,20 @@ pub(super) struct TileLayout {
     pub(super) low_bits: usize,
     /// The stored number minus the number that it means.
     pub(super) zero_point: i32,
+    /// Whether the bits are an index of [`CODES`], which are the stored numbers.
+    pub(super) is_coded: bool,
 }
+
+/// [`IQ4_VALUES`], each plus 128.
+pub(super) const CODES: [u8; 16] = {
+    let mut codes = [0; 16];
+    let mut index = 0;
+    while index < 16 {
+        codes[index] = (IQ4_VALUES[index] as u8).wrapping_add(128);
+        index += 1;
+    }
+    codes
+};
 
 /// Where some bits of a group are stored: the first byte of the unit, and the lowest bit in its bytes.
 #[derive(Clone, Copy)]
@@ -175,6 +190,9 @@ impl TileLayout {
         let mut quant = bits(self.low_bits(group), self.low_bits);
         if self.high_bits > 0 {
             quant |= bits(self.high_bits(group), self.high_bits) << self.low_bits;
+        }
+        if self.is_coded {
+            quant = i32::from(CODES[quant as usize]);
         }
         quant - self.zero_point
     }

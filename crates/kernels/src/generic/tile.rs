@@ -2,7 +2,7 @@
 
 use crate::packable::Packable;
 use crate::rows16::PackedRows16;
-use crate::tile::{SubScales, TILE_ROWS, bytes_at};
+use crate::tile::{CODES, SubScales, TILE_ROWS, bytes_at};
 use std::marker::PhantomData;
 
 /// A mask of `count` bits from bit `place` on.
@@ -55,6 +55,9 @@ impl<'a, P: Packable> Tile<'a, P> {
             let plane = R::bytes(bytes_at(self.bytes, high.unit));
             let mask = const { mask(P::LAYOUT.high_bits, P::LAYOUT.low_bits) };
             bytes = R::with_bits(bytes, plane, high.shift, layout.low_bits, mask);
+        }
+        if layout.is_coded {
+            bytes = R::lookup(bytes, &CODES);
         }
         bytes
     }

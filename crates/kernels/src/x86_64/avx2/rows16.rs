@@ -197,6 +197,15 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
+    fn lookup([a, b]: Self::Bytes, table: &[u8; 16]) -> Self::Bytes {
+        // SAFETY: AVX2 is enabled; the reference covers the 16 bytes read.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, a), _mm256_shuffle_epi8(table, b)]
+        }
+    }
+
+    #[inline(always)]
     fn start(start: i32) -> Self::Sums {
         // SAFETY: AVX2 is enabled; see the top of this file.
         unsafe { Sums { wide: [_mm256_set1_epi32(start); 2], narrow: [_mm256_setzero_si256(); 2] } }

@@ -153,6 +153,15 @@ impl PackedRows16 for Avx512Rows {
     }
 
     #[inline(always)]
+    fn lookup(bytes: Self::Bytes, table: &[u8; 16]) -> Self::Bytes {
+        // SAFETY: AVX-512F and BW are enabled; the reference covers the 16 bytes read.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, bytes)
+        }
+    }
+
+    #[inline(always)]
     fn start(start: i32) -> Self::Sums {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe { _mm512_set1_epi32(start) }
