@@ -31,8 +31,11 @@ pub(super) trait Rows16: Copy {
 pub(super) trait PackedRows16: Rows16 {
     /// 4 unsigned bytes of each row.
     type Bytes: Copy;
-    /// An integer sum for each row. It may consist of several parts.
+    /// An integer sum for each row. It may consist of several numbers.
     type Sums: Copy;
+    /// Registers that 16 rows take, which are multiplied one after the other: with the sums of both halves of
+    /// the rows, some would be in memory.
+    const REGISTERS: usize;
     /// The value that [`PackedRows16::dot_signed`] adds to every 8-bit weight. The sums are too large by this
     /// value times the sum of the activations.
     const SIGNED_OFFSET: i32;
@@ -52,14 +55,14 @@ pub(super) trait PackedRows16: Rows16 {
 
     /// Sets every sum to `start`.
     fn start(start: i32) -> Self::Sums;
-    /// Adds, for each row, the products of its 4 bytes (below 64) and the 4 signed bytes of `x` (-127 or
-    /// more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be above 31, [`PackedRows16::fold`]
-    /// must follow.
-    fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    /// Adds, for each row of register `register`, the products of its 4 bytes (below 64) and the 4 signed
+    /// bytes of `x` (-127 or more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be above 31,
+    /// [`PackedRows16::fold`] must follow.
+    fn dot(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
     /// Like [`PackedRows16::dot`], for bytes that are stored 128 too large. Needs no fold.
-    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums;
-    /// Adds up the parts of the sums, so that they cannot overflow.
-    fn fold(sums: Self::Sums) -> Self::Sums;
+    fn dot_signed(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    /// Adds up the numbers that the sums of register `register` consist of, so that they cannot overflow.
+    fn fold(sums: Self::Sums, register: usize) -> Self::Sums;
     /// `(sums - FLOAT_START) * scale`, rounded once. Call it after a fold. `quantized_rows.rs` explains
     /// `offset`.
     fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats;

@@ -231,9 +231,10 @@ fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize
     for m in 0..M {
         dots[m] = [R::start(part.start::<M>(words, m, zero_point)); N];
     }
-    for_each_group!(part, GROUP, dot_group::<R, P, GROUP, M, N>(tiles, words, &mut dots));
-    if !const { P::LAYOUT.is_signed() } {
-        fold_all::<R, M, N>(&mut dots);
+    // Not a loop: the compiler might not unroll it, and would keep the sums in memory.
+    dot_part::<R, P, HALF, M, N>(tiles, words, 0, &mut dots);
+    if R::REGISTERS == 2 {
+        dot_part::<R, P, HALF, M, N>(tiles, words, 1, &mut dots);
     }
     for n in 0..N {
         let scales = tiles[n].scales::<R>(HALF);
@@ -243,11 +244,27 @@ fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize
     }
 }
 
+/// Adds the products of one register of rows.
+#[inline(always)]
+fn dot_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize, const N: usize>(
+    tiles: [Tile<P>; N],
+    words: &[u32],
+    register: usize,
+    dots: &mut [[R::Sums; N]; M],
+) {
+    let part = Part { scales: const { P::LAYOUT.scales }, half: HALF };
+    for_each_group!(part, GROUP, dot_group::<R, P, GROUP, M, N>(tiles, words, register, dots));
+    if !const { P::LAYOUT.is_signed() } {
+        fold_all::<R, M, N>(dots, register);
+    }
+}
+
 /// Adds the products of group `GROUP`.
 #[inline(always)]
 fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, const N: usize>(
     tiles: [Tile<P>; N],
     words: &[u32],
+    register: usize,
     dots: &mut [[R::Sums; N]; M],
 ) {
     let is_signed = const { P::LAYOUT.is_signed() };
@@ -256,9 +273,9 @@ fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, c
         for m in 0..M {
             let x = words[GROUP * M + m];
             dots[m][n] = if is_signed {
-                R::dot_signed(dots[m][n], weights, x)
+                R::dot_signed(dots[m][n], register, weights, x)
             } else {
-                R::dot(dots[m][n], weights, x)
+                R::dot(dots[m][n], register, weights, x)
             };
         }
     }
@@ -271,15 +288,15 @@ fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, c
         }
     };
     if !is_signed && (GROUP + 1).is_multiple_of(groups) && GROUP + 1 < GROUPS {
-        fold_all::<R, M, N>(dots);
+        fold_all::<R, M, N>(dots, register);
     }
 }
 
 #[inline(always)]
-fn fold_all<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M]) {
+fn fold_all<R: PackedRows16, const M: usize, const N: usize>(dots: &mut [[R::Sums; N]; M], register: usize) {
     for m in 0..M {
         for n in 0..N {
-            dots[m][n] = R::fold(dots[m][n]);
+            dots[m][n] = R::fold(dots[m][n], register);
         }
     }
 }

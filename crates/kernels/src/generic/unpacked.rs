@@ -217,19 +217,41 @@ fn multiply_part<
     for m in 0..M {
         dots[m] = [R::start(part.start::<M>(words, m, 128)); N];
     }
-    for_each_group!(part, GROUP, {
+    // Not a loop: the compiler might not unroll it, and would keep the sums in memory.
+    dot_part::<R, SCALES, MINS, HALF, M, N>(tiles, words, 0, &mut dots);
+    if R::REGISTERS == 2 {
+        dot_part::<R, SCALES, MINS, HALF, M, N>(tiles, words, 1, &mut dots);
+    }
+    for n in 0..N {
+        let mins = if MINS > 0 { Some(R::load(&tiles[n].mins[HALF])) } else { None };
+        part.add_scaled::<R, M, N>(&dots, words, n, R::load(&tiles[n].scales[HALF]), mins, sums);
+    }
+}
+
+/// Adds the products of one register of rows.
+#[inline(always)]
+fn dot_part<
+    R: PackedRows16,
+    const SCALES: usize,
+    const MINS: usize,
+    const HALF: usize,
+    const M: usize,
+    const N: usize,
+>(
+    tiles: [&UnpackedTile<SCALES, MINS>; N],
+    words: &[u32],
+    register: usize,
+    dots: &mut [[R::Sums; N]; M],
+) {
+    for_each_group!(Part { scales: SCALES, half: HALF }, GROUP, {
         let mut weights = [R::bytes(&tiles[0].groups[GROUP]); N];
         for n in 1..N {
             weights[n] = R::bytes(&tiles[n].groups[GROUP]);
         }
         for m in 0..M {
             for n in 0..N {
-                dots[m][n] = R::dot_signed(dots[m][n], weights[n], words[GROUP * M + m]);
+                dots[m][n] = R::dot_signed(dots[m][n], register, weights[n], words[GROUP * M + m]);
             }
         }
     });
-    for n in 0..N {
-        let mins = if MINS > 0 { Some(R::load(&tiles[n].mins[HALF])) } else { None };
-        part.add_scaled::<R, M, N>(&dots, words, n, R::load(&tiles[n].scales[HALF]), mins, sums);
-    }
 }

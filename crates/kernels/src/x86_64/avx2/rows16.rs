@@ -143,6 +143,7 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
 impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     type Bytes = [__m256i; 2];
     type Sums = Sums;
+    const REGISTERS: usize = 2;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
 
     #[inline(always)]
@@ -212,41 +213,41 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn dot(Sums { wide, narrow }: Self::Sums, [a, b]: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
         // SAFETY: AVX2, and AVX-VNNI if `VNNI`, is enabled; see the top of this file.
         unsafe {
             let x = _mm256_set1_epi32(x as i32);
             if VNNI {
-                let wide = [_mm256_dpbusd_avx_epi32(wide[0], a, x), _mm256_dpbusd_avx_epi32(wide[1], b, x)];
-                return Sums { wide, narrow };
+                sums.wide[register] = _mm256_dpbusd_avx_epi32(sums.wide[register], bytes[register], x);
+            } else {
+                // A pair of products is at most 2 * 63 * 127. Two of them fit into 16 bits, four if no byte
+                // is above 31, eight if none is above 15.
+                let pairs = _mm256_maddubs_epi16(bytes[register], x);
+                sums.narrow[register] = _mm256_add_epi16(sums.narrow[register], pairs);
             }
-            // A pair of products is at most 2 * 63 * 127. Two of them fit into 16 bits, four if no byte is
-            // above 31, eight if none is above 15.
-            let [a, b] = [_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, x)];
-            Sums { wide, narrow: [_mm256_add_epi16(narrow[0], a), _mm256_add_epi16(narrow[1], b)] }
         }
+        sums
     }
 
     #[inline(always)]
-    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot_signed(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
         if VNNI {
-            return Self::dot(sums, bytes, x);
+            return Self::dot(sums, register, bytes, x);
         }
-        let Sums { wide, narrow } = sums;
         // SAFETY: AVX2 is enabled; see the top of this file.
         let x = unsafe { _mm256_set1_epi32(x as i32) };
-        Sums { wide: [add_signed(wide[0], bytes[0], x), add_signed(wide[1], bytes[1], x)], narrow }
+        sums.wide[register] = add_signed(sums.wide[register], bytes[register], x);
+        sums
     }
 
     #[inline(always)]
-    fn fold(sums: Self::Sums) -> Self::Sums {
-        if VNNI {
-            return sums;
+    fn fold(mut sums: Self::Sums, register: usize) -> Self::Sums {
+        if !VNNI {
+            sums.wide[register] = add_pairs(sums.wide[register], sums.narrow[register]);
+            // SAFETY: AVX2 is enabled; see the top of this file.
+            sums.narrow[register] = unsafe { _mm256_setzero_si256() };
         }
-        let Sums { wide, narrow } = sums;
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        let zeros = unsafe { [_mm256_setzero_si256(); 2] };
-        Sums { wide: [add_pairs(wide[0], narrow[0]), add_pairs(wide[1], narrow[1])], narrow: zeros }
+        sums
     }
 
     #[inline(always)]

@@ -114,6 +114,7 @@ fn shift_left(bytes: __m512i, count: usize) -> __m512i {
 impl PackedRows16 for Avx512Rows {
     type Bytes = __m512i;
     type Sums = __m512i;
+    const REGISTERS: usize = 1;
     const SIGNED_OFFSET: i32 = 128;
 
     #[inline(always)]
@@ -168,18 +169,18 @@ impl PackedRows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn dot(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot(sums: Self::Sums, _register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
         // SAFETY: AVX-512 VNNI is enabled; see the top of this file.
         unsafe { _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(x as i32)) }
     }
 
     #[inline(always)]
-    fn dot_signed(sums: Self::Sums, bytes: Self::Bytes, x: u32) -> Self::Sums {
-        Self::dot(sums, bytes, x)
+    fn dot_signed(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        Self::dot(sums, register, bytes, x)
     }
 
     #[inline(always)]
-    fn fold(sums: Self::Sums) -> Self::Sums {
+    fn fold(sums: Self::Sums, _register: usize) -> Self::Sums {
         sums
     }
 
