@@ -12,7 +12,7 @@
 //! | `scalar/`, `x86_64/*/` | those traits for each ISA, and its table of kernels |
 //! | `table.rs`, `dispatch.rs` | what a table of kernels holds; which ISA runs |
 //! | `pool.rs`, `pages.rs` | threads; memory in large pages |
-//! | `quantize.rs` | float32 to the storage types |
+//! | `quantize.rs`, `quantize/` | float32 to the storage types |
 //! | `peaks.rs`, `roofline.rs` | the highest throughput that the machine allows |
 //!
 //! Start reading at [`Kernels`], then `generic/matmul.rs`.
