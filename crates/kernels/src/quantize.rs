@@ -2,10 +2,14 @@
 //!
 //! - `quantize/numbers.rs`: F32, F16, BF16
 //! - `quantize/blocks_of_32.rs`: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
+//! - `quantize/k_blocks.rs`: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K; `quantize/search.rs` finds their scales
 //!
 //! Every product, sum and quotient is rounded to float32 on its own; nothing is fused. So every machine gives
-//! the same blocks, and they equal those of the `gguf` package. Reductions use several lanes and loops have
-//! no early exit, so that the compiler vectorises them.
+//! the same blocks. They equal those of the `gguf` package, which has no K types, and those of ggml built for
+//! x86-64: its CMake files compile `ggml-quants.c` without instructions that fuse, even in a native build.
+//! Compilers for arm64 fuse products and sums in C by default, which changes up to one block of 70.
+//!
+//! Loops have no early exit, and independent sums use several lanes, so that the compiler vectorises them.
 //!
 //! A number that the type cannot hold is an error; it never becomes an infinity in the file. That concerns
 //! NaN, the infinities, and numbers beyond the range of the block's half-precision scale or minimum.
@@ -13,19 +17,22 @@
 //! Source: ggml, `ggml-quants.c`, `quantize_row_*_ref`.
 
 mod blocks_of_32;
+mod k_blocks;
 mod numbers;
+mod search;
 #[cfg(test)]
 mod tests;
 
 use crate::blocks::WeightType;
 use blocks_of_32::{q4_0, q4_1, q5_0, q5_1, q8_0};
 use half::f16;
+use k_blocks::{q2_k, q3_k, q4_k, q5_k, q6_k};
 use numbers::{bf16, f16, f32};
 
 /// The types that [`quantize_row`] makes.
-pub const TARGETS: [WeightType; 8] = {
+pub const TARGETS: [WeightType; 13] = {
     use WeightType::*;
-    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1]
+    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K]
 };
 
 /// A number that the storage type cannot hold.
@@ -70,13 +77,12 @@ pub fn quantize_row(dtype: WeightType, row: &[f32], out: &mut [u8]) -> Result<()
         WeightType::Q4_1 => blocks(row, out, q4_1),
         WeightType::Q5_0 => blocks(row, out, q5_0),
         WeightType::Q5_1 => blocks(row, out, q5_1),
-        WeightType::Q2_K
-        | WeightType::Q3_K
-        | WeightType::Q4_K
-        | WeightType::Q5_K
-        | WeightType::Q6_K
-        | WeightType::IQ4_NL
-        | WeightType::IQ4_XS => panic!("{dtype} is not made here"),
+        WeightType::Q2_K => blocks(row, out, q2_k),
+        WeightType::Q3_K => blocks(row, out, q3_k),
+        WeightType::Q4_K => blocks(row, out, q4_k),
+        WeightType::Q5_K => blocks(row, out, q5_k),
+        WeightType::Q6_K => blocks(row, out, q6_k),
+        WeightType::IQ4_NL | WeightType::IQ4_XS => panic!("{dtype} is not made here"),
     }
 }
 

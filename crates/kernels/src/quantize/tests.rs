@@ -3,9 +3,11 @@
 use super::*;
 use crate::dequantize;
 
-/// The bits of rows of 32 numbers. Then, for each type, its name and the blocks that the `gguf` Python
-/// package makes of them. `crates/kernels/tests/golden/quantized.py` writes the file.
-const GOLDEN: &str = include_str!("../../tests/golden/quantized.txt");
+/// Files with the bits of rows of numbers. Then, for each type, its name and the blocks that another program
+/// makes of them. The scripts beside the files write them. The first has rows of 32 numbers and blocks of the
+/// `gguf` Python package, the second has rows of 256 and blocks of ggml.
+const GOLDEN: [&str; 2] =
+    [include_str!("../../tests/golden/quantized.txt"), include_str!("../../tests/golden/k_quantized.txt")];
 
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
@@ -17,12 +19,15 @@ fn quantized(dtype: WeightType, row: &[f32]) -> Result<Vec<u8>, Unstorable> {
 }
 
 #[test]
-fn blocks_are_those_of_the_gguf_package() {
-    let mut lines = GOLDEN.lines().map(|line| line.split_once(' ').unwrap());
-    let (_, rows) = lines.next().unwrap();
-    let row: Vec<f32> = hex(rows).as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+fn blocks_are_those_of_the_gguf_package_and_of_ggml() {
     let mut tested = vec![WeightType::F32];
-    for (name, blocks) in lines {
+    let mut row = Vec::new();
+    for line in GOLDEN.iter().flat_map(|golden| golden.lines()) {
+        let (name, blocks) = line.split_once(' ').unwrap();
+        if name == "rows" {
+            row = hex(blocks).as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect();
+            continue;
+        }
         let dtype = TARGETS.into_iter().find(|dtype| dtype.name() == name).unwrap();
         let (got, expected) = (quantized(dtype, &row).unwrap(), hex(blocks));
         let (block, bytes) = (dtype.block_len(), dtype.block_bytes());
@@ -38,14 +43,14 @@ fn blocks_are_those_of_the_gguf_package() {
 fn unstorable_numbers_are_refused_with_index_and_value() {
     for dtype in TARGETS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut row = [0.5; 96];
-            row[70] = bad;
+            let mut row = [0.5; 512];
+            row[470] = bad;
             let refusal = quantized(dtype, &row).unwrap_err();
-            assert_eq!((refusal.index, refusal.value.to_bits()), (70, bad.to_bits()), "{dtype}");
+            assert_eq!((refusal.index, refusal.value.to_bits()), (470, bad.to_bits()), "{dtype}");
         }
-        let mut row = [0.5; 96];
-        (row[3], row[70]) = (2.0, -f32::MAX);
-        let refused = Unstorable { index: 70, value: -f32::MAX };
+        let mut row = [0.5; 512];
+        (row[3], row[470]) = (2.0, -f32::MAX);
+        let refused = Unstorable { index: 470, value: -f32::MAX };
         match dtype {
             WeightType::F32 => assert!(quantized(dtype, &row).is_ok()),
             _ => assert_eq!(quantized(dtype, &row), Err(refused), "{dtype}"),
@@ -82,11 +87,11 @@ fn the_largest_numbers_that_fit_stay_finite() {
 fn numbers_too_small_for_a_scale_become_zero() {
     for dtype in TARGETS.into_iter().filter(|dtype| dtype.block_len() > 1) {
         for tiny in [1e-45, 1e-40, 1e-38, -1e-38, -0.0] {
-            let mut row = [0.0; 32];
+            let mut row = [0.0; 256];
             (row[5], row[6]) = (tiny, tiny / -2.0);
-            let mut dequantized = [1.0; 32];
+            let mut dequantized = [1.0; 256];
             dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
-            assert_eq!(dequantized, [0.0; 32], "{dtype} {tiny}");
+            assert_eq!(dequantized, [0.0; 256], "{dtype} {tiny}");
         }
     }
 }
@@ -99,7 +104,7 @@ fn any_bits_become_finite_numbers_or_are_refused() {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             f32::from_bits((bits >> 32) as u32)
         });
-        for dtype in TARGETS {
+        for dtype in TARGETS.into_iter().filter(|dtype| dtype.block_len() <= 32) {
             match quantized(dtype, &row) {
                 Err(refused) => assert_eq!(refused.value.to_bits(), row[refused.index].to_bits()),
                 Ok(bytes) => {
@@ -107,6 +112,34 @@ fn any_bits_become_finite_numbers_or_are_refused() {
                     dequantize(dtype, &bytes, &mut dequantized);
                     assert!(dequantized.iter().all(|number| number.is_finite()), "{dtype} {row:?}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn k_types_of_any_bits_below_their_range_are_finite_and_larger_ones_are_refused() {
+    let k_types = TARGETS.into_iter().filter(|dtype| dtype.block_len() == 256);
+    let mut bits = 1_u64;
+    for (turn, dtype) in (0..4_000).zip(k_types.cycle()) {
+        // Magnitudes of about 40 octaves, up to 2^92.
+        let lowest = turn % 180;
+        let row: [f32; 256] = std::array::from_fn(|_| {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let exponent = lowest + (bits >> 20) as u32 % 40;
+            f32::from_bits((bits >> 32) as u32 & 0x807F_FFFF | exponent << 23)
+        });
+        let largest = row.iter().fold(0.0, |max: f32, number| max.max(number.abs()));
+        match quantized(dtype, &row) {
+            Err(refused) => {
+                assert_eq!(refused.value, row[refused.index]);
+                assert!(refused.value.abs() == largest && largest > 65_504.0 * 15.0, "{dtype} {refused}");
+            }
+            Ok(bytes) => {
+                let mut dequantized = [f32::NAN; 256];
+                dequantize(dtype, &bytes, &mut dequantized);
+                assert!(dequantized.iter().all(|number| number.is_finite()), "{dtype} {row:?}");
+                assert!(largest < 65_520.0 * 128.0 * 32.0, "{dtype} {largest}");
             }
         }
     }
@@ -127,8 +160,8 @@ fn no_more_than_half_a_step_is_lost() {
     };
     for dtype in TARGETS {
         for _ in 0..200 {
-            let row: [f32; 64] = std::array::from_fn(|_| random());
-            let mut dequantized = [0.0; 64];
+            let row: [f32; 256] = std::array::from_fn(|_| random());
+            let mut dequantized = [0.0; 256];
             dequantize(dtype, &quantized(dtype, &row).unwrap(), &mut dequantized);
             // The largest magnitude is below 1. Types without a minimum have one step less at one end,
             // which costs a whole step.
@@ -138,6 +171,12 @@ fn no_more_than_half_a_step_is_lost() {
                 WeightType::Q5_0 => 1.0 / 16.0,
                 WeightType::Q4_1 => 0.5 * 2.0 / 15.0,
                 WeightType::Q5_1 => 0.5 * 2.0 / 31.0,
+                // Scales and minimums have 4 bits, then 6. The search lowers the mean error, not the largest.
+                WeightType::Q2_K => 0.5,
+                WeightType::Q3_K => 0.5,
+                WeightType::Q4_K => 0.15,
+                WeightType::Q5_K => 0.06,
+                WeightType::Q6_K => 0.06,
                 _ => 1.0 / 256.0,
             };
             for (got, expected) in dequantized.iter().zip(&row) {
