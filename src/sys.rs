@@ -2,9 +2,9 @@
 //!
 //! A value that the system does not report is None, never a guess.
 
-use std::path::{Path, PathBuf};
+pub mod reserve;
 
-use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
 
 /// The number of cores that this process may really use. It respects the affinity mask and the cgroup's CPU
 /// quota. A quota of 1.5 cores counts as one: a second thread would be stopped half of the time.
@@ -14,17 +14,6 @@ pub fn usable_cores() -> usize {
         Some(quota) => cores.min((quota as usize).max(1)),
         None => cores,
     }
-}
-
-/// Checks that `bytes` can be allocated at once, for work whose own allocations would end the process.
-///
-/// # Errors
-/// [`Error::Generation`] with the size.
-pub fn check_room(what: &str, bytes: usize) -> Result<()> {
-    Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| {
-        let reason = format!("no memory for {what}, which may take {bytes} bytes");
-        Error::Generation { reason }
-    })
 }
 
 /// The CPU's name.

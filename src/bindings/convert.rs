@@ -1,12 +1,43 @@
 //! Converts JSON values and our records to Python's, and back.
 
+use super::error::to_python;
 use crate::engine::{Finish, Stats, StopReason};
 use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
 use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
+use crate::sys::reserve;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyList, PyString};
 use serde_json::Value;
+
+/// A text of any length from the caller.
+pub(super) struct Text(pub(super) String);
+
+/// Token ids of any number from the caller.
+pub(super) struct TokenIds(pub(super) Vec<u32>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Text {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let text = value.cast::<PyString>()?;
+        let text = text.to_str()?;
+        let held = reserve::hold("a copy of the text", text.len());
+        let _held = held.map_err(|error| to_python(value.py(), error))?;
+        Ok(Text(text.to_owned()))
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for TokenIds {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let bytes = value.len()?.saturating_mul(size_of::<u32>());
+        let held = reserve::hold("a copy of the token ids", bytes);
+        let _held = held.map_err(|error| to_python(value.py(), error))?;
+        Ok(TokenIds(value.extract()?))
+    }
+}
 
 /// Converts JSON to Python values.
 pub(super) fn from_json<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
@@ -64,7 +95,7 @@ pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOp
                 let name: String = value.extract()?;
                 let parsed = OnOverflow::parse(&name);
                 let py = value.py();
-                options.on_overflow = Some(parsed.map_err(|error| super::error::to_python(py, error))?);
+                options.on_overflow = Some(parsed.map_err(|error| to_python(py, error))?);
             }
             "skip_special_tokens" => options.skip_special_tokens = Some(value.extract()?),
             other => return Err(PyTypeError::new_err(format!("unknown sampling parameter {other:?}"))),

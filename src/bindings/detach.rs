@@ -3,10 +3,11 @@
 use super::error::{internal_error, to_python};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
+use crate::sys::reserve;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The last panic's message and source location.
 static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
@@ -23,15 +24,22 @@ pub(super) fn remember_panics() {
 }
 
 /// Runs `work` without the GIL. Between tasks the calling thread checks Python's signals. If a signal handler
-/// raises, as on Ctrl-C, `work` is cancelled and the exception is returned.
+/// raises, as on Ctrl-C, `work` is cancelled and the exception is returned. `work` is also cancelled when the
+/// system has no memory left.
 pub(super) fn detach_engine<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&Cancel) -> Result<T> + Send,
 ) -> PyResult<T> {
+    reserve::refill().map_err(|error| to_python(py, error))?;
     let raised = Mutex::new(None);
+    let is_exhausted = AtomicBool::new(false);
     let result = py.detach(|| {
         let flag = AtomicBool::new(false);
         let poll = || match Python::attach(|py| py.check_signals()) {
+            Ok(()) if reserve::is_exhausted() => {
+                is_exhausted.store(true, Ordering::Relaxed);
+                true
+            }
             Ok(()) => false,
             Err(error) => {
                 *raised.lock() = Some(error);
@@ -42,6 +50,9 @@ pub(super) fn detach_engine<T: Send>(
     });
     if let Some(error) = raised.into_inner() {
         return Err(error);
+    }
+    if is_exhausted.into_inner() {
+        return Err(to_python(py, reserve::exhausted()));
     }
     match result {
         Ok(result) => result.map_err(|error| to_python(py, error)),

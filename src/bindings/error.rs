@@ -2,13 +2,20 @@
 //! does not compile until someone chooses its exception.
 
 use crate::error::{Error, printable};
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// The exception for an error, with the facts as attributes.
+/// The exception for an error, with the facts as attributes. A `MemoryError` if Python has no memory for it:
+/// pyo3 panics then.
 pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
+    let convert = AssertUnwindSafe(|| exception(py, &error));
+    catch_unwind(convert).unwrap_or_else(|_| PyMemoryError::new_err(()))
+}
+
+fn exception(py: Python<'_>, error: &Error) -> PyErr {
     let message = match error.hint() {
         Some(hint) => format!("{error}; {hint}"),
         None => error.to_string(),
@@ -20,7 +27,7 @@ pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let text = |name: &str, value: &str| _ = facts.set_item(name, value);
     let count = |name: &str, value: u64| _ = facts.set_item(name, value);
     let shape = |name: &str, value: &[usize]| _ = facts.set_item(name, value);
-    let class = match &error {
+    let class = match error {
         Error::NotFound { path, .. } => return os_error(libc::ENOENT, message, path),
         Error::Io { path, source } | Error::Write { path, source } => {
             return os_error(source.raw_os_error().unwrap_or(libc::EIO), message, path);

@@ -1,6 +1,6 @@
 //! `_core.Llama` and `_core.Stream`.
 
-use super::convert;
+use super::convert::{self, Text, TokenIds};
 use super::detach::{detach_engine, guarded};
 use super::tokenizer::PyTokenizer;
 use crate::checkpoint::tied::LmHead;
@@ -12,7 +12,7 @@ use crate::sys::Process;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,16 +27,27 @@ const TIMED_OUT: &str = "the timeout was over before the prompt was tokenised";
 #[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
 pub(super) struct PyLlama(Llama);
 
-#[derive(FromPyObject)]
 enum PyPrompt {
-    Text(String),
-    TokenIds(Vec<u32>),
+    Text(Text),
+    TokenIds(TokenIds),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for PyPrompt {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() {
+            value.extract().map(PyPrompt::Text)
+        } else {
+            value.extract().map(PyPrompt::TokenIds)
+        }
+    }
 }
 
 impl PyPrompt {
     fn prompt(self, is_chat: bool) -> Prompt {
         match self {
-            PyPrompt::TokenIds(ids) if is_chat => Prompt::Conversation(ids),
+            PyPrompt::TokenIds(TokenIds(ids)) if is_chat => Prompt::Conversation(ids),
             prompt => prompt.into(),
         }
     }
@@ -45,8 +56,8 @@ impl PyPrompt {
 impl From<PyPrompt> for Prompt {
     fn from(prompt: PyPrompt) -> Self {
         match prompt {
-            PyPrompt::Text(text) => Prompt::Text(text),
-            PyPrompt::TokenIds(ids) => Prompt::TokenIds(ids),
+            PyPrompt::Text(Text(text)) => Prompt::Text(text),
+            PyPrompt::TokenIds(TokenIds(ids)) => Prompt::TokenIds(ids),
         }
     }
 }
@@ -169,10 +180,10 @@ impl PyLlama {
     fn logits<'py>(
         &self,
         py: Python<'py>,
-        token_ids: Vec<u32>,
+        token_ids: TokenIds,
         last: Option<usize>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let logits = detach_engine(py, |cancel| self.0.logits(&token_ids, last, cancel))?;
+        let logits = detach_engine(py, |cancel| self.0.logits(&token_ids.0, last, cancel))?;
         let shape = [logits.rows(), logits.vocab_size];
         guarded(py, || PyArray1::from_vec(py, logits.values).reshape(shape))
     }

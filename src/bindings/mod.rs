@@ -18,7 +18,11 @@ mod roofline;
 mod system;
 mod tokenizer;
 
+use crate::sys::reserve;
 use pyo3::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: reserve::Allocator = reserve::Allocator;
 
 #[pymodule(gil_used = false)]
 mod _core {
@@ -37,6 +41,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        reserve::enable();
         detach::remember_panics();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -1,10 +1,12 @@
 //! `_core.Tokenizer`.
 
-use super::detach::detach_engine;
-use super::{convert, error};
+use super::convert::{self, Text, TokenIds};
+use super::detach::{detach_engine, guarded};
+use super::error;
+use crate::model::Cancel;
 use crate::tokenizer::Tokenizer;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyList, PyString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,21 +23,29 @@ impl PyTokenizer {
     }
 
     /// Text to ids; releases the GIL.
-    fn encode(
+    fn encode<'py>(
         &self,
-        py: Python<'_>,
-        text: String,
+        py: Python<'py>,
+        text: Text,
         add_special_tokens: bool,
         split_special_tokens: bool,
-    ) -> PyResult<Vec<u32>> {
-        detach_engine(py, |cancel| {
-            self.0.encode_unless_cancelled(&text, add_special_tokens, split_special_tokens, cancel)
-        })
+    ) -> PyResult<Bound<'py, PyList>> {
+        let ids = detach_engine(py, |cancel| {
+            self.0.encode_unless_cancelled(&text.0, add_special_tokens, split_special_tokens, cancel)
+        })?;
+        guarded(py, || PyList::new(py, ids))
     }
 
     /// Ids to text; releases the GIL.
-    fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
-        detach_engine(py, |_| self.0.decode(&ids, skip_special_tokens))
+    fn decode<'py>(
+        &self,
+        py: Python<'py>,
+        ids: TokenIds,
+        skip_special_tokens: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        let decode = |cancel: &Cancel| self.0.decode_unless_cancelled(&ids.0, skip_special_tokens, cancel);
+        let text = detach_engine(py, decode)?;
+        guarded(py, || Ok(PyString::new(py, &text)))
     }
 
     /// The name and the text of a chat template.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
+use crate::sys::reserve;
 
 /// How often to check whether the caller has been cancelled.
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -20,7 +21,7 @@ static LATE: AtomicUsize = AtomicUsize::new(0);
 ///
 /// # Errors
 /// [`Error::Cancelled`]; [`Error::Internal`] if `work` panicked; [`Error::Device`] if no thread can be
-/// started.
+/// started; [`Error::Generation`] if there is no memory for one.
 pub(crate) fn run<T: Send + 'static>(
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
@@ -67,6 +68,7 @@ fn wait<T: Send + 'static>(
     limit: Option<Duration>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
+    reserve::check_threads(1)?;
     let (sender, receiver) = channel();
     // Sending fails if the caller no longer waits: nobody needs the result then.
     let work = move || _ = sender.send(work());

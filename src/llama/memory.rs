@@ -104,7 +104,7 @@ impl MemoryEstimate {
         MemoryEstimate {
             weights,
             kv_cache: block_bytes.saturating_mul(context_length.div_ceil(KV_BLOCK_POSITIONS) as u64),
-            scratch: cpu::scratch_bytes(&opened.config),
+            scratch: cpu::scratch_bytes(&opened.config, choices.threads),
             context_length,
             engine: EngineKind::Cpu.name(),
             copied,
@@ -129,7 +129,8 @@ impl MemoryEstimate {
         MemoryEstimate {
             weights,
             kv_cache: keys.saturating_mul(2).saturating_mul(element_bytes),
-            scratch: cpu::scratch_bytes(config).saturating_add(attention.saturating_mul(2 * F32_BYTES)),
+            scratch: cpu::scratch_bytes(config, choices.threads)
+                .saturating_add(attention.saturating_mul(2 * F32_BYTES)),
             context_length,
             engine: EngineKind::Candle.name(),
             copied: weights,

@@ -16,6 +16,7 @@ use crate::device::has_flash_attention;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span, Storage, cpu};
+use crate::sys::reserve;
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama as stock;
 use std::collections::HashMap;
@@ -92,6 +93,7 @@ impl CandleModel {
             vocab_size: config.vocab_size,
         };
         let (requests, received) = channel();
+        reserve::check_threads(1)?;
         let thread = std::thread::Builder::new()
             .name("candle-llama-candle".into())
             .spawn(move || runner.serve(&received))

@@ -13,7 +13,7 @@ use super::{byte_level, catching};
 use crate::checkpoint::background;
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
-use crate::sys;
+use crate::sys::reserve;
 
 /// The longest text that is encoded in the caller's thread, if the tokenizer is quick: about a millisecond.
 const MAX_INLINE_BYTES: usize = 1 << 12;
@@ -100,12 +100,15 @@ impl Encoder {
         let encoded = if is_quick && text.len() <= MAX_INLINE_BYTES {
             self.encode_here(text, add_special_tokens, split_special_tokens)
         } else {
-            sys::check_room("tokenising", text.len().saturating_mul(WORKING_BYTES))?;
+            let held = reserve::hold("tokenising", text.len().saturating_mul(WORKING_BYTES))?;
             // Sound tokenizers need half a microsecond per byte; machines may be busy.
             let limit = Duration::from_secs(3)
                 + Duration::from_micros(10).saturating_mul(u32::try_from(text.len()).unwrap_or(u32::MAX));
             let (encoder, text) = (self.clone(), text.to_owned());
-            let work = move || encoder.encode_here(&text, add_special_tokens, split_special_tokens);
+            let work = move || {
+                let _held = held;
+                encoder.encode_here(&text, add_special_tokens, split_special_tokens)
+            };
             background::run_within(limit, cancel, work)?
         };
         encoded.map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })

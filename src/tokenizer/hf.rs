@@ -19,12 +19,15 @@ use crate::checkpoint::background;
 use crate::checkpoint::mmap::read_bounded;
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
+use crate::sys::reserve;
 
 const TOKENIZER: &str = "tokenizer.json";
 const MODEL: &str = "tokenizer.model";
 
 /// The most bytes that are read. The largest tokenizer.json in use has about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// The memory that building a tokenizer takes, for each byte of its file.
+const WORKING_BYTES: usize = 32;
 const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 const MAX_TEMPLATES: usize = 256;
 
@@ -33,6 +36,7 @@ pub(super) fn read(dir: &Path) -> Result<Parts> {
     let path = dir.join(TOKENIZER);
     match read_bounded(&path, MAX_TOKENIZER_BYTES) {
         Ok(bytes) => {
+            let _held = reserve::hold("the tokenizer", bytes.len().saturating_mul(WORKING_BYTES))?;
             let (tokenizer, bounds, warning) =
                 parse_tokenizer(bytes)?.map_err(|reason| Error::malformed(&path, reason))?;
             let config = Config::read(dir)?;
@@ -54,6 +58,7 @@ fn read_model(dir: &Path) -> Result<Parts> {
         }
         Err(error) => return Err(error),
     };
+    let _held = reserve::hold("the tokenizer", bytes.len().saturating_mul(WORKING_BYTES))?;
     let mut config = Config::read(dir)?;
     let malformed = |reason| Error::malformed(&path, reason);
     // A protocol buffer begins with the tag of its first field, the pieces. The other format is text.

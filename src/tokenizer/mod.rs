@@ -162,6 +162,20 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::InvalidArgument`] for an id outside the vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.decode_unless_cancelled(ids, skip_special_tokens, &Cancel::never())
+    }
+
+    /// As [`Tokenizer::decode`], but it stops soon after `cancel` fires.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`]; [`Error::Cancelled`]; [`Error::Generation`] if there is no memory for the
+    /// text.
+    pub fn decode_unless_cancelled(
+        &self,
+        ids: &[u32],
+        skip_special_tokens: bool,
+        cancel: &Cancel,
+    ) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.padded_size) {
             return Err(Error::argument(
                 "ids",
@@ -171,7 +185,14 @@ impl Tokenizer {
         let mut text = String::new();
         let mut state = self.decoder.start();
         for &id in ids {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             if let Some(token) = self.visible_token(id, skip_special_tokens) {
+                text.try_reserve(token.len()).map_err(|_| {
+                    let reason = format!("no memory for the decoded text of {} tokens", ids.len());
+                    Error::Generation { reason }
+                })?;
                 self.decoder.push(&mut state, token, &mut text)?;
             }
         }

@@ -48,6 +48,7 @@ mod quantized_rows;
 mod roofline;
 mod rows16;
 mod scalar;
+mod scratch;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -71,4 +72,5 @@ pub use pages::{Arena, Piece, grown};
 pub use pool::{Cancel, Pool};
 pub use quantized_rows::{Precision, QuantizedRows};
 pub use roofline::{RooflineError, RooflinePeaks};
+pub use scratch::{ScratchShape, thread_scratch_bytes};
 pub use weight::{Weight, WeightRows};

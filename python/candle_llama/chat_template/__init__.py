@@ -45,6 +45,8 @@ class ChatTemplate:
         token = BUDGET.set(Budget())
         try:
             self._template, self.names = compile_template(source)
+        except MemoryError as error:
+            raise MemoryError("the system has no memory left to compile the chat template") from _bare(error)
         except Exception as error:
             raise self._failed(error, None) from _bare(error)
         finally:
@@ -58,11 +60,14 @@ class ChatTemplate:
 
         Raises:
             ValueError: The template raises, or exceeds what a rendering may use.
+        MemoryError: The system has no memory left.
         """
         template = self._template
         token = BUDGET.set(Budget())
         try:
             return _run(template, variables)
+        except MemoryError as error:
+            raise MemoryError("the system has no memory left to render the chat template") from _bare(error)
         except Exception as error:
             raise self._failed(error, _line(template, error.__traceback__)) from _bare(error)
         finally:

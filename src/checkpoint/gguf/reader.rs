@@ -7,6 +7,7 @@ use super::metadata::{Array, Value};
 use crate::checkpoint::mmap::Mmap;
 use crate::checkpoint::names::unfit_name;
 use crate::error::{Error, Result, quoted};
+use crate::sys::reserve;
 
 /// The most bytes of header, metadata and tensor list together. A vocabulary of a million tokens takes a
 /// fifth of this.
@@ -200,6 +201,9 @@ impl<'a> Reader<'a> {
         self.plausible(&format!("elements in {}", quoted(key)), count, least_bytes, MAX_ARRAY_LEN)?;
         let mut items = Vec::new();
         for _ in 0..count {
+            if reserve::is_exhausted() {
+                return Err(reserve::exhausted());
+            }
             items.push(read(self)?);
         }
         Ok(items)

@@ -5,6 +5,7 @@ use crate::checkpoint::{Tensor, hf_row};
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
 use crate::kernels::quantize::{Unstorable, quantize_row};
+use crate::sys::reserve;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -95,8 +96,11 @@ impl Rows<'_> {
         };
         let outcome = thread::scope(|scope| {
             // If a thread cannot be started, the others and this one share its parts.
-            let workers = (1..wanted).filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok());
-            let workers: Vec<_> = workers.collect();
+            let start = |_| {
+                reserve::check_threads(1).ok()?;
+                thread::Builder::new().spawn_scoped(scope, work).ok()
+            };
+            let workers: Vec<_> = (1..wanted).filter_map(start).collect();
             let own = work();
             let theirs: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
             theirs.into_iter().try_fold(own, |outcome, theirs| theirs.map(|theirs| outcome.and(theirs)))

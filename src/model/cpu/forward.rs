@@ -20,9 +20,11 @@ use super::arithmetic::{Arithmetic, Phase};
 use super::projector::{Projection, Projector, project, project_onto};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionSpan, GemmScratch, Output, QuantizedRows, grown};
+use crate::kernels::{
+    AttentionSpan, GemmScratch, Output, QuantizedRows, ScratchShape, grown, thread_scratch_bytes,
+};
 use crate::model::{Cancel, Logits, Model, Rows, Span};
-use crate::sys;
+use crate::sys::reserve;
 
 /// Maximum number of rows that go through the layers together.
 const CHUNK_ROWS: usize = 512;
@@ -53,23 +55,32 @@ pub(super) struct Scratch {
     /// The input of a product, quantised to 8 bits.
     quantized: QuantizedRows,
     gemm: GemmScratch,
+    /// The most rows of a chunk so far, for each [`Phase`]: different kernels have different buffers.
+    largest: [usize; 4],
 }
 
-/// An upper bound for the buffers of a step in bytes, including one row of logits and a copy of it.
-pub fn scratch_bytes(config: &LlamaConfig) -> u64 {
-    step_bytes(config, CHUNK_ROWS)
+/// An upper bound for the buffers of a step on `threads` threads in bytes, including one row of logits and a
+/// copy of it.
+pub fn scratch_bytes(config: &LlamaConfig, threads: usize) -> u64 {
+    step_bytes(config, threads, CHUNK_ROWS)
 }
 
 /// As [`scratch_bytes`], for a step of `rows` rows.
-fn step_bytes(config: &LlamaConfig, rows: usize) -> u64 {
-    let heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads + 1;
+fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u64 {
+    let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    // Keys and values are also converted to the KV cache's type.
+    let heads = 2 * query_heads + 3 * kv_heads + 1;
     // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
-    let query = config.num_attention_heads * config.head_dim;
-    let widest = config.hidden_size.max(config.intermediate_size).max(query);
+    let widest = hidden.max(inner).max(query_heads * head_dim);
     let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
-    let row = 2 * config.hidden_size + heads * config.head_dim + 2 * config.intermediate_size + inputs;
-    let elements = (rows as u64).saturating_mul(row as u64);
-    elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64)
+    let row = 2 * hidden + heads * head_dim + 2 * inner + inputs;
+    // Kernels add rows of zeros to fill their last panel.
+    let elements = (rows.next_multiple_of(32) as u64).saturating_mul(row as u64);
+    let own = elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64);
+    let shape = ScratchShape { rows, cols: widest, head_dim, group: query_heads / kv_heads };
+    let per_thread = thread_scratch_bytes(shape) as u64;
+    own.saturating_add(per_thread.saturating_mul(threads as u64))
 }
 
 impl CpuModel {
@@ -130,10 +141,14 @@ impl CpuModel {
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let shape = block_pool.shape();
 
-        if scratch.x.len() < rows * hidden {
-            let bytes = usize::try_from(step_bytes(config, rows)).unwrap_or(usize::MAX);
-            sys::check_room("the scratch buffers of a step", bytes)?;
-        }
+        // Buffers that grow, here and in the kernels' threads, cannot report that there is no memory.
+        let _held = if rows > scratch.largest[phase as usize] {
+            let bytes = step_bytes(config, kernels.pool().threads(), rows);
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            Some(reserve::hold("the scratch buffers of a step", bytes)?)
+        } else {
+            None
+        };
         let x = grown(&mut scratch.x, rows * hidden);
         let normed = grown(&mut scratch.normed, rows * hidden);
         let queries = grown(&mut scratch.queries, rows * query_heads * head_dim);
@@ -237,6 +252,7 @@ impl CpuModel {
                 Projection { weight: weights.lm_head(), bias: None, out: logits, output: Output::Set };
             projector.run(x, group.len(), [lm_head]);
         }
+        scratch.largest[phase as usize] = scratch.largest[phase as usize].max(rows);
         check()
     }
 }

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::kernels::{Isa, Kernels, WeightType};
 use crate::kv_cache::{BlockPool, KvShape, PagedKv};
 use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
+use crate::sys::reserve;
 use forward::Scratch;
 pub use forward::scratch_bytes;
 use std::collections::HashMap;
@@ -74,13 +75,15 @@ impl CpuModel {
     ///
     /// # Errors
     /// A checkpoint error for a tensor that is missing, misshaped or of a type that is not supported;
-    /// [`crate::error::Error::Device`] if no thread can be started; [`crate::error::Error::Cancelled`].
+    /// [`crate::error::Error::Device`] if no thread can be started, [`crate::error::Error::Generation`] if
+    /// there is no memory for one; [`crate::error::Error::Cancelled`].
     pub fn new(
         config: LlamaConfig,
         checkpoint: &Checkpoint,
         options: &CpuOptions,
         cancel: &Cancel,
     ) -> Result<Self> {
+        reserve::check_threads(options.threads)?;
         let kernels = Kernels::new(options.isa, options.threads).map_err(no_thread)?;
         let packs = !options.exact && options.isa.packs_weights();
         let (lm_head, types) = (options.lm_head, options.types);
