@@ -1,7 +1,9 @@
-"""Malicious tokenizer.json files: each gives an answer or a typed error soon, within bounded memory."""
+"""Malicious tokenizers: each gives an answer or a typed error soon, within bounded memory."""
 
 import base64
+import itertools
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -90,11 +92,16 @@ def added(content: str, identifier: int) -> dict[str, Any]:
 
 
 def use(folder: Path, definition: dict[str, Any], text: str) -> str:
-    """Reads the tokenizer and encodes `text` in a process of its own; returns what happened."""
+    """Writes the tokenizer into the folder and returns what happens when it is used."""
     checkpoints.write_tokenizer(folder)
     (folder / "tokenizer.json").write_text(json.dumps(definition))
+    return outcome(folder, text)
+
+
+def outcome(path: Path, text: str) -> str:
+    """Reads the tokenizer and encodes `text` in a process of its own; returns what happened."""
     done = subprocess.run(
-        [sys.executable, "-c", USE, str(folder), text], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", USE, str(path), text], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr[-500:]
     said, took, held = json.loads(done.stdout)
@@ -185,3 +192,90 @@ def test_growth_within_the_limits_is_carried_out(tmp_path):
     step = {"type": "Sequence", "normalizers": [replace("a", "b" * 30), replace("b", "c" * 30)]}
     said = use(tmp_path, bpe(normalizer=step), "a" * 500)
     assert said.startswith("450001 ids")
+
+
+# Vocabularies in GGUF
+
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+
+
+def gguf(path: Path, model: str, tokens: list[str], merges: list[str], kinds: dict[int, int]) -> Path:
+    """Writes a vocabulary. `kinds` has the types of tokens that are not normal, by index."""
+
+    def text(value: str) -> bytes:
+        data = value.encode()
+        return struct.pack("<Q", len(data)) + data
+
+    def array(kind: int, count: int, data: bytes) -> bytes:
+        return struct.pack("<IIQ", 9, kind, count) + data
+
+    types = struct.pack(f"<{len(tokens)}i", *(kinds.get(i, NORMAL) for i in range(len(tokens))))
+    values = {
+        "general.architecture": struct.pack("<I", 8) + text("llama"),
+        "tokenizer.ggml.model": struct.pack("<I", 8) + text(model),
+        "tokenizer.ggml.pre": struct.pack("<I", 8) + text("gpt-2"),
+        "tokenizer.ggml.tokens": array(8, len(tokens), b"".join(map(text, tokens))),
+        "tokenizer.ggml.token_type": array(5, len(tokens), types),
+        "tokenizer.ggml.scores": array(6, len(tokens), struct.pack(f"<{len(tokens)}f", *range(len(tokens)))),
+        "tokenizer.ggml.merges": array(8, len(merges), b"".join(map(text, merges))),
+    }
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(values))
+    path.write_bytes(header + b"".join(text(key) + value for key, value in values.items()))
+    return path
+
+
+BYTES = {"gpt2": checkpoints.VOCABULARY[:256], "llama": [f"<0x{byte:02X}>" for byte in range(256)]}
+WORDS = ["".join(letters) for letters in itertools.product(LETTERS[:26], repeat=3)]
+
+
+def pairs(count: int) -> tuple[list[str], list[str]]:
+    """Words and their pairs as tokens, and the merges that make the pairs."""
+    words = WORDS[: int(count**0.5)]
+    both = list(itertools.product(words, words))
+    return [*words, *(a + b for a, b in both)], [f"{a} {b}" for a, b in both]
+
+
+def long_tokens(count: int) -> list[str]:
+    """Tokens of 1,000 bytes, different from the first byte on."""
+    return [WORDS[i % 17_000] * 333 + str(i // 17_000) for i in range(count)]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("vocabulary", "kind", "said"),
+    [
+        pytest.param(lambda: (["a" * 300_000], []), NORMAL, "300000 bytes", id="long token"),
+        pytest.param(lambda: (["a" * 300_000], []), CONTROL, "300000 bytes", id="long control token"),
+        pytest.param(lambda: pairs(500_000), NORMAL, "ids", id="half a million merges"),
+        pytest.param(lambda: pairs(1_000_000), NORMAL, "1001256 tokens", id="a million merges"),
+        pytest.param(
+            lambda: ([], ["a b"] * 1_100_000), NORMAL, "1100000 merges", id="a million unknown merges"
+        ),
+        pytest.param(
+            lambda: ([f"<{i}>" for i in range(300_000)], []), CONTROL, "300000 tokens", id="control tokens"
+        ),
+        pytest.param(lambda: ([f"<{i}>" for i in range(200_000)], []), CONTROL, "ids", id="fewer of them"),
+        pytest.param(lambda: (long_tokens(40_000), []), NORMAL, "ids", id="long tokens"),
+        pytest.param(lambda: (long_tokens(3200), []), USER_DEFINED, "added tokens", id="long added tokens"),
+        pytest.param(lambda: (long_tokens(2900), []), USER_DEFINED, "ids", id="fewer long added tokens"),
+        pytest.param(lambda: (["a"] * 500_000, []), NORMAL, "ids", id="one token many times"),
+        pytest.param(lambda: ([""] * 500_000, []), NORMAL, "ids", id="empty tokens"),
+    ],
+)
+def test_a_gguf_vocabulary_answers_or_is_refused(tmp_path, model, vocabulary, kind, said):
+    tokens, merges = vocabulary()
+    tokens = [*BYTES[model], *tokens]
+    kinds = dict.fromkeys(range(256, len(tokens)), kind)
+    if model == "llama":
+        kinds |= dict.fromkeys(range(256), BYTE)
+    found = outcome(gguf(tmp_path / "it.gguf", model, tokens, merges, kinds), "aab " * 2500)
+    assert said in found or (model == "llama" and "ids" in found)
+
+
+def test_decoding_much_text_is_an_answer_or_an_error(tmp_path):
+    tokens = [*BYTES["gpt2"], *long_tokens(1)]
+    path = gguf(tmp_path / "it.gguf", "gpt2", tokens, [], {})
+    script = USE.replace("tokenizer.encode(sys.argv[2])", "[256] * 4_000_000").replace("ids[:1000]", "ids")
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60)
+    said = json.loads(done.stdout)[0]
+    assert "no memory" in said or "4000000000 characters" in said

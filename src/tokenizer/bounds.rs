@@ -1,4 +1,4 @@
-//! Limits for tokenizer.json. The `tokenizers` library trusts the file: a malicious one can make it ask for
+//! Limits for tokenizer.json, and for tokens from other files. The `tokenizers` library trusts the file: a malicious one can make it ask for
 //! gigabytes, recurse until the stack overflows, or search for hours. So the file is inspected before the
 //! library builds anything. The limits are far above what published tokenizers need.
 
@@ -16,7 +16,7 @@ type Checked<T> = std::result::Result<T, String>;
 
 /// The most bytes of a token. The library's trie of Unigram pieces recurses once per character when it is
 /// freed. The longest token in use has some hundred bytes.
-const MAX_TOKEN_BYTES: usize = 1024;
+pub(super) const MAX_TOKEN_BYTES: usize = 1024;
 /// The most JSON values in each of normalizer, pre-tokenizer, decoder and post-processor.
 const MAX_VALUES: usize = 4096;
 /// The most steps in a normalizer, pre-tokenizer, decoder or post-processor.
@@ -31,8 +31,11 @@ const MAX_CHARSMAP_BYTES: usize = 8 << 20;
 const MAX_TEMPLATE: usize = 256;
 /// How many times longer normalizers may make a text. Published ones reach 66, with T5's character map.
 const MAX_GROWTH: usize = 1024;
-/// The most bytes of all added tokens after normalizing.
-const MAX_ADDED_BYTES: usize = 64 << 20;
+/// The most bytes of all added tokens. The library builds an automaton of them, which takes some hundred bytes
+/// and a microsecond for each. 65,000 tokens such as `<|audio_12345|>` have 1 MB.
+const MAX_ADDED_BYTES: usize = 3 << 20;
+/// The same after normalizing, if each token grows as much as any text can.
+const MAX_NORMALIZED_ADDED_BYTES: usize = 12 << 20;
 
 /// What inspection found out about a tokenizer.
 #[derive(Clone, Copy, Debug)]
@@ -122,10 +125,13 @@ impl Bounds {
             bytes += content.len();
         }
         check_added_tokens(count)?;
-        if bytes.saturating_mul(self.growth) > MAX_ADDED_BYTES {
+        if bytes > MAX_ADDED_BYTES {
+            return Err(format!("the added tokens have {bytes} bytes, the limit is {MAX_ADDED_BYTES}"));
+        }
+        if bytes.saturating_mul(self.growth) > MAX_NORMALIZED_ADDED_BYTES {
             return Err(format!(
                 "the added tokens have {bytes} bytes, which the normalizer may make {} times longer; the \
-                 limit is {MAX_ADDED_BYTES} bytes",
+                 limit is {MAX_NORMALIZED_ADDED_BYTES} bytes",
                 self.growth
             ));
         }
@@ -146,7 +152,8 @@ impl Bounds {
     }
 }
 
-fn check_token(bytes: usize) -> Checked<()> {
+/// Refuses a token that is too long.
+pub(super) fn check_token(bytes: usize) -> Checked<()> {
     if bytes > MAX_TOKEN_BYTES {
         return Err(format!("a token has {bytes} bytes, the limit is {MAX_TOKEN_BYTES}"));
     }

@@ -10,14 +10,16 @@ use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use super::bounds::{Bounds, check_token};
 use super::chat_template::ChatTemplates;
 use super::encoder::Encoder;
 use super::hf::post_processor;
 use super::pre_tokenizers::{self, DEFAULT, LLAMA_3, PreTokenizer};
 use super::sentence_piece::{Kind, Piece, SentencePiece, Settings};
-use super::{MAX_VOCAB_SIZE, Parts, catching, check_added_tokens};
+use super::{Parts, catching};
 use crate::checkpoint::gguf::{self, Metadata};
 use crate::error::{Error, Result, quoted};
+use crate::sys::reserve;
 
 pub(super) const MODEL: &str = "tokenizer.ggml.model";
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
@@ -66,6 +68,13 @@ const END_OF_GENERATION: [&str; 21] = [
     "</s>",
 ];
 
+/// The most tokens, and the most merges. The largest vocabulary in use has about 262,000 tokens, and 515,000
+/// merges.
+const MAX_ENTRIES: usize = 1 << 19;
+/// The memory that building a tokenizer takes: for each token or merge, and for each byte of their texts.
+const WORKING_BYTES_PER_ENTRY: usize = 512;
+const WORKING_BYTES: usize = 12;
+
 /// The tokens and the type of each.
 struct Tokens<'a> {
     texts: &'a [String],
@@ -79,6 +88,10 @@ pub(super) fn read(path: &Path) -> Result<Parts> {
 
 /// Reads the tokenizer out of a file's metadata.
 pub(super) fn from_metadata(metadata: &Metadata) -> Result<Parts> {
+    let texts = || [TOKENS, MERGES].into_iter().filter_map(|key| metadata.strings(key).ok()?).flatten();
+    let bytes = texts().map(String::len).sum::<usize>().saturating_mul(WORKING_BYTES);
+    let bytes = bytes.saturating_add(texts().count().saturating_mul(WORKING_BYTES_PER_ENTRY));
+    let _held = reserve::hold("the tokenizer", bytes)?;
     let none = || Error::NotFound { what: format!("tokenizer ({MODEL})"), path: metadata.path().into() };
     match metadata.string(MODEL)? {
         Some("gpt2") => byte_level_bpe(metadata),
@@ -96,10 +109,12 @@ impl<'a> Tokens<'a> {
     fn new(metadata: &'a Metadata) -> Result<Self> {
         let texts =
             metadata.strings(TOKENS)?.ok_or_else(|| malformed(metadata, format!("{TOKENS} is missing")))?;
-        if texts.is_empty() || texts.len() > MAX_VOCAB_SIZE {
-            let reason = format!("{TOKENS} holds {} tokens, expected 1 to {MAX_VOCAB_SIZE}", texts.len());
+        if texts.is_empty() || texts.len() > MAX_ENTRIES {
+            let reason = format!("{TOKENS} holds {} tokens, expected 1 to {MAX_ENTRIES}", texts.len());
             return Err(malformed(metadata, reason));
         }
+        let longest = texts.iter().map(String::len).max().unwrap_or(0);
+        check_token(longest).map_err(|reason| malformed(metadata, format!("{TOKENS}: {reason}")))?;
         let numbers = metadata.ints(TOKEN_TYPE)?.unwrap_or_else(|| vec![1; texts.len()]);
         if numbers.len() != texts.len() {
             let reason = format!("{TOKEN_TYPE} has {} entries for {} tokens", numbers.len(), texts.len());
@@ -161,7 +176,8 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Parts> {
         Kind::Normal | Kind::Unused | Kind::Byte => None,
     });
     let added: Vec<AddedToken> = added.collect();
-    check_added_tokens(added.len())
+    Bounds::OURS
+        .check_added(added.iter().map(|token| token.content.as_str()))
         .and_then(|()| catching(|| tokenizer.add_tokens(added)))
         .map_err(|reason| malformed(metadata, reason))?;
 
@@ -258,6 +274,10 @@ fn added_around<'a>(
 fn merges(metadata: &Metadata, vocab: &Vocab, warnings: &mut Vec<String>) -> Result<Vec<(String, String)>> {
     let lines =
         metadata.strings(MERGES)?.ok_or_else(|| malformed(metadata, format!("{MERGES} is missing")))?;
+    if lines.len() > MAX_ENTRIES {
+        let reason = format!("{MERGES} holds {} merges, the limit is {MAX_ENTRIES}", lines.len());
+        return Err(malformed(metadata, reason));
+    }
     let mut merges = Vec::with_capacity(lines.len());
     let mut dropped = None;
     for line in lines {

@@ -14,8 +14,9 @@ use std::sync::OnceLock;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferential, OffsetType};
 
+use super::bounds::Bounds;
 use super::merging::{NONE, Pair, Symbols};
-use super::{MAX_VOCAB_SIZE, catching, check_added_tokens};
+use super::{MAX_VOCAB_SIZE, catching};
 
 /// SentencePiece's character for a space.
 pub(super) const SPACE: char = '▁';
@@ -168,7 +169,7 @@ impl SentencePiece {
         if unknown.is_none() && bytes.contains(&None) {
             return Err("the vocabulary has neither an unknown token nor one for every byte".into());
         }
-        check_added_tokens(added_tokens.len())?;
+        Bounds::OURS.check_added(added_tokens.iter().map(|token| token.content.as_str()))?;
         let added = catching(|| {
             let vocabulary = BPE::builder().vocab_and_merges(special, Vec::new()).build()?;
             let mut added = AddedVocabulary::new();
