@@ -1,10 +1,12 @@
 //! Pre-tokenizers, which cut text before merging, by their names in GGUF files (`tokenizer.ggml.pre`).
 //!
-//! The table has the names that files of the architecture "llama" use. Any other name is refused: a wrong
-//! pre-tokenizer gives wrong ids without any error.
+//! Any name that is not in the table is refused: a wrong pre-tokenizer gives wrong ids without any error.
 //!
-//! Source: llama.cpp, `llama-vocab.cpp`, for the names. The expressions are those of the models' own
-//! tokenizer.json files.
+//! Some of llama.cpp's names are missing, because their vocabularies do not spell bytes or their texts end in a
+//! separator: gemma4, granite-embed-multi-311m, sarvam-moe, whitespace, jina-v1-en, jina-v2-code, roberta-bpe.
+//!
+//! Source: llama.cpp, `llama-vocab.cpp` and `unicode.cpp`, for the names. The expressions are those of the
+//! models' own tokenizer.json files.
 
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -133,10 +135,7 @@ const ROWS: &[Row] = &[
             "solar-open",
             "grok-2",
         ],
-        cuts: &[Cut::Matches(concat!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ))],
+        cuts: &[Cut::Matches(QWEN_2)],
         ignore_merges: false,
         add_bos_token: false,
     },
@@ -151,10 +150,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         names: &["viking"],
-        cuts: &[
-            Cut::Matches(" ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+"),
-            Cut::Digits,
-        ],
+        cuts: &[Cut::Matches(BLOOM), Cut::Digits],
         ignore_merges: false,
         add_bos_token: false,
     },
@@ -184,6 +180,201 @@ const ROWS: &[Row] = &[
         add_bos_token: false,
     },
     Row {
+        names: &["minicpm5"],
+        cuts: &[
+            Cut::Matches(THREE_DIGITS),
+            Cut::Matches(concat!(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*",
+                r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+            )),
+        ],
+        ignore_merges: true,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["glm4", "glm5"],
+        cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
+        ignore_merges: true,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["chatglm-bpe"],
+        cuts: &[Cut::Matches(LLAMA_3_EXPRESSION)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // GPT-4o, Llama 4, MiniMax M2.
+        names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
+        cuts: &[Cut::Matches(GPT_4O)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["granite-embed-multi-97m"],
+        cuts: &[Cut::Matches(GPT_4O)],
+        ignore_merges: true,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["tiny_aya", "cohere2moe"],
+        cuts: &[Cut::Matches(r"\d{1,3}(?=(?:\d{3})*\b)"), Cut::Matches(GPT_4O)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
+        cuts: &[Cut::Matches(THREE_DIGITS), Cut::Matches(HAN_AND_KANA), Cut::Matches(DEEPSEEK_3)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["spark2_5"],
+        cuts: &[
+            Cut::Matches(THREE_DIGITS),
+            Cut::Matches(HAN_AND_KANA),
+            Cut::Matches(concat!(
+                r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
+                r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+",
+            )),
+            Cut::Digits,
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // Trinity. Digits are grouped in threes from the right.
+        names: &["afmoe"],
+        cuts: &[
+            Cut::Matches(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"),
+            Cut::Matches(concat!(
+                "[\u{4E00}-\u{9FFF}\u{3400}-\u{4DBF}\u{F900}-\u{FAFF}\u{3040}-\u{309F}\u{30A0}-\u{30FF}",
+                "\u{FF65}-\u{FF9F}\u{2F00}-\u{2FDF}\u{E40}-\u{E7F}\u{E80}-\u{EFF}\u{1780}-\u{17FF}",
+                "\u{1000}-\u{109F}\u{AA60}-\u{AA7F}\u{A9E0}-\u{A9FF}\u{AC00}-\u{D7AF}\u{1100}-\u{11FF}]+",
+            )),
+            Cut::Matches(DEEPSEEK_3),
+        ],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["youtu"],
+        cuts: &[
+            Cut::Matches(concat!(
+                "[\u{AC00}-\u{D7A3}\u{3131}-\u{318E}]+|[\u{FF01}\u{2026}\u{201C}\u{201D}\u{2018}\u{2019}",
+                "\u{2014}\u{FF1A}\u{FF1B}\u{FF0C}\u{3001}-\u{303F}\u{FE30}-\u{FE4F}]+|[\u{3105}-\u{312F}]+",
+                "|[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+",
+            )),
+            Cut::Matches(concat!(
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+                r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+                r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            )),
+        ],
+        ignore_merges: true,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["falcon"],
+        cuts: &[Cut::Matches(r"[\p{P}\$\+<=>\^~\|`]+"), Cut::Matches(GPT_2), Cut::Matches("[0-9][0-9][0-9]")],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["jais-2"],
+        cuts: &[Cut::Matches(concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)",
+            r"|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["qwen35"],
+        cuts: &[Cut::Matches(concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["poro-chat", "bloom", "gpt3-finnish"],
+        cuts: &[Cut::Matches(BLOOM)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["exaone-moe"],
+        cuts: &[Cut::Matches(concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}",
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["chameleon"],
+        cuts: &[
+            Cut::Matches("<sentinel:[0-9]+>"),
+            Cut::Matches("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"),
+            Cut::Matches(r"([\t\n]|    |  )"),
+            Cut::Digits,
+            Cut::Matches(r"[\p{P}!-/:-@\[-`{-~]"),
+            Cut::Matches(GPT_2),
+        ],
+        ignore_merges: false,
+        add_bos_token: true,
+    },
+    Row {
+        // Pieces may span several words: numbers alone are cut, in threes from the right.
+        names: &["superbpe"],
+        cuts: &[Cut::Matches(r"\p{N}+"), Cut::Matches(r"(?=(\d{3})+(?!\d))")],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // Ling.
+        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
+        cuts: &[Cut::Matches(concat!(
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*",
+            r"|\s*[\r\n]|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        // As qwen2, without English contractions: Turkish writes suffixes after an apostrophe.
+        names: &["ufakzeka"],
+        cuts: &[Cut::Matches(
+            r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["laguna"],
+        cuts: &[Cut::Matches(r"[^\n]+|[\n]+"), Cut::Matches(QWEN_2)],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
+        names: &["kimi-k2"],
+        cuts: &[Cut::Matches(concat!(
+            r"\p{Han}+",
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*",
+            r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+",
+            r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ))],
+        ignore_merges: false,
+        add_bos_token: false,
+    },
+    Row {
         // llama.cpp's rule for files that name none. It belongs to no model, but users of such files know its
         // results.
         names: &[DEFAULT],
@@ -202,6 +393,30 @@ const LLAMA_3_EXPRESSION: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
+
+const QWEN_2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+const GPT_4O: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+const DEEPSEEK_3: &str = concat!(
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
+const BLOOM: &str = " ?[^(\\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
+
+const THREE_DIGITS: &str = r"\p{N}{1,3}";
+
+const HAN_AND_KANA: &str = "[\u{4E00}-\u{9FA5}\u{3040}-\u{309F}\u{30A0}-\u{30FF}]+";
 
 const HAN_AND_HANGUL: &str = "[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+";
 

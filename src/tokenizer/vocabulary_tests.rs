@@ -203,8 +203,8 @@ fn pre_tokenizers_are_taken_by_name_or_refused() {
     }
     let absent = byte_level_gguf(None).open().unwrap();
     assert_eq!((absent.kind(), absent.warnings().len()), ("gguf bpe default", 1));
-    let error = byte_level_gguf(Some("kimi-k2")).open().unwrap_err().to_string();
-    for said in ["tokenizer.ggml.pre", "kimi-k2", "tokenizer.json", "llama-bpe"] {
+    let error = byte_level_gguf(Some("gemma4")).open().unwrap_err().to_string();
+    for said in ["tokenizer.ggml.pre", "gemma4", "tokenizer.json", "llama-bpe"] {
         assert!(error.contains(said), "{error}");
     }
 }
@@ -224,6 +224,103 @@ fn digits_are_cut_as_the_name_says() {
     assert_eq!(pieces("tekken", "aB 1234"), ["a", "B", "Ġ", "1", "2", "3", "4"]);
     assert_eq!(pieces("deepseek-llm", "ab 1234\n"), ["ab", "Ġ", "1234", "Ċ"]);
     assert_eq!(pieces("default", "a+1234"), ["a", "+", "123", "4"]);
+}
+
+#[test]
+fn texts_are_cut_as_the_name_says() {
+    // The pieces are those of another engine of regular expressions, Python's `regex`.
+    let text = "Hello wORLD's  12345678 x=1;\n\n  日本ねこ 한국 e\u{301}a. 'LL !ab\t(c)   ";
+    let expected = [
+        (
+            "minicpm5",
+            "Hello¦ wORLD¦'s¦  ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "glm4",
+            "Hello¦ wORLD¦'s¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "chatglm-bpe",
+            "Hello¦ wORLD¦'s¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "gpt-4o",
+            "Hello¦ w¦ORLD's¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "granite-embed-multi-97m",
+            "Hello¦ w¦ORLD's¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "tiny_aya",
+            "Hello¦ w¦ORLD's¦  ¦12¦345¦678¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "deepseek-v3",
+            "Hello¦ wORLD¦'s¦  ¦123¦456¦78¦ x¦=¦1¦;\n\n¦  ¦日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "spark2_5",
+            "Hello¦ wORLD¦'s¦  ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;¦\n¦\n¦  ¦日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "afmoe",
+            "Hello¦ wORLD¦'s¦  ¦12¦345¦678¦ x¦=¦1¦;\n\n¦  ¦日本ねこ¦ ¦한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "youtu",
+            "Hello¦ w¦ORLD's¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;\n\n¦  ¦日本ねこ¦ ¦한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "falcon",
+            "Hello¦ wORLD¦'¦s¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;¦\n\n ¦ 日本ねこ¦ 한국¦ e¦\u{301}¦a¦.¦ ¦'¦LL¦ ¦!¦ab¦\t¦(¦c¦)¦   ",
+        ),
+        (
+            "jais-2",
+            "Hello¦ wORLD¦'s¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦  ¦ ",
+        ),
+        (
+            "qwen35",
+            "Hello¦ wORLD¦'s¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "bloom",
+            "Hello¦ wORLD's¦ ¦ 12345678¦ x=1;¦\n\n ¦ 日本ねこ¦ 한국¦ e\u{301}a¦.¦ 'LL¦ !¦ab¦\t(¦c¦)   ",
+        ),
+        (
+            "exaone-moe",
+            "Hello wORLD¦'s¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;\n¦\n¦ ¦ 日本ねこ 한국 e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "chameleon",
+            "Hello¦ wORLD¦'¦s¦  ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;¦\n¦\n¦  ¦日本ねこ¦ 한국¦ e¦\u{301}¦a¦.¦ ¦'¦LL¦ ¦!¦ab¦\t¦(¦c¦)¦  ¦ ",
+        ),
+        ("superbpe", "Hello wORLD's  ¦12¦345¦678¦ x=¦1¦;\n\n  日本ねこ 한국 e\u{301}a. 'LL !ab\t(c)   "),
+        (
+            "bailingmoe",
+            "Hello¦ wORLD¦'s¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "ufakzeka",
+            "Hello¦ wORLD¦'s¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "laguna",
+            "Hello¦ wORLD¦'s¦ ¦ ¦1¦2¦3¦4¦5¦6¦7¦8¦ x¦=¦1¦;¦\n\n¦ ¦ 日本ねこ¦ 한국¦ e¦\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+        (
+            "kimi-k2",
+            "Hello¦ w¦ORLD's¦ ¦ ¦123¦456¦78¦ x¦=¦1¦;\n\n¦ ¦ ¦日本¦ねこ¦ 한국¦ e\u{301}a¦.¦ '¦LL¦ !¦ab¦\t¦(c¦)¦   ",
+        ),
+    ];
+    for (name, pieces) in expected {
+        let pre = pre_tokenizers::by_name(name).unwrap().unwrap().pre_tokenizer;
+        let mut cut = tokenizers::PreTokenizedString::from(text);
+        tokenizers::PreTokenizer::pre_tokenize(&pre, &mut cut).unwrap();
+        let splits = cut.get_splits(tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
+        let found: Vec<&str> = splits.into_iter().map(|(_, (start, end), _)| &text[start..end]).collect();
+        assert_eq!(found.join("¦"), pieces, "{name}");
+    }
 }
 
 #[test]
