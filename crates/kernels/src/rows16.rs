@@ -5,6 +5,9 @@
 
 use crate::tile::TILE_ROWS;
 
+/// Bytes of a row of [`Rows16::transpose`]: 16 words.
+pub(super) const ROW_BYTES: usize = 4 * TILE_ROWS;
+
 /// 16 f32 numbers, one for each row, in the registers of one ISA.
 ///
 /// An implementation may be used only inside functions that enable its ISA: the `#[target_feature]` functions
@@ -23,8 +26,11 @@ pub(super) trait Rows16: Copy {
     /// `c` plus the two products of the bf16 in each word of `a` and `b`. Called only if the ISA's table has
     /// products of bf16.
     fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// Transposes 16 rows of 16 columns, `stride` elements apart: column `k` becomes `out[k]`.
-    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
+    /// Rounds to bf16, ties to even. Two neighbours form a word. Called only if the ISA's table has products
+    /// of bf16.
+    fn round_to_bf16(numbers: &[f32; 2 * TILE_ROWS], words: &mut [u32; TILE_ROWS]);
+    /// Transposes 16 rows of 16 words of 32 bits: word `k` of every row becomes `out[k]`.
+    fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
 }
 
 /// Instructions for packed weights. The scalar ISA does not implement them: its packed product is plain Rust.

@@ -76,7 +76,8 @@ pub(crate) struct Gemm {
 /// - `$gemm_rows`, `$gemm_strips`: rows and strips of GEMM's microkernel
 /// - `$queries`: queries of attention's microkernel
 /// - `$peaks`: the ISA's [`Peaks`]
-/// - `$bf16`: the attribute that enables the dot product of bf16, if the ISA has one
+/// - `$bf16_rows`, `$bf16_strips`, `$bf16`: the microkernel for bf16, and the attribute that enables the dot
+///   product of bf16, if the ISA has one
 ///
 /// Each weight type has a function of its own, which is never inlined: LLVM takes several times longer to
 /// compile one function that contains all of them.
@@ -84,7 +85,8 @@ macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $packed:expr, panel_rows: $panel_rows:expr,
         gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
-        peaks: $peaks:expr, #[$attribute:meta] $(, bf16: #[$bf16:meta])?
+        peaks: $peaks:expr, #[$attribute:meta]
+        $(, gemm_bf16: $bf16_rows:literal x $bf16_strips:literal, #[$bf16:meta])?
     ) => {{
         use $crate::generic;
         use $crate::generic::storage::{Storage, with_storage};
@@ -124,7 +126,7 @@ macro_rules! kernel_table {
         }
         #[$attribute]
         fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
-            generic::gemm::pack_rows::<false>(x, rows, panel);
+            generic::gemm::pack_rows::<$rows, false>(x, rows, panel);
         }
         let gemm = $crate::table::Gemm {
             run: gemm,
@@ -144,17 +146,21 @@ macro_rules! kernel_table {
             $(
                 #[$bf16]
                 fn run(task: &generic::gemm::GemmTask) {
-                    generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, true>(task);
+                    generic::gemm::gemm::<$lanes, $rows, $bf16_rows, $bf16_strips, true>(task);
                 }
                 #[$bf16]
                 fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
-                    generic::gemm::pack_rows::<true>(x, rows, panel);
+                    generic::gemm::pack_rows::<$rows, true>(x, rows, panel);
                 }
                 gemm_bf16 = Some($crate::table::Gemm {
                     run,
                     takes: |dtype| matches!(dtype, $crate::blocks::WeightType::BF16),
                     pack_rows,
                     row_words: generic::gemm::row_words::<true>,
+                    panel_rows: $bf16_rows,
+                    tail_rows: generic::gemm::tail_rows($bf16_rows),
+                    strips: $bf16_strips,
+                    max_task_strips: 2 * $bf16_strips,
                     ..gemm
                 });
             )?

@@ -1,9 +1,10 @@
 //! `out = x · wᵀ` for many rows of f32 or bf16 activations. The order of sums differs from `matmul.rs`.
 //!
-//! The work is divided into slabs: 16 rows of weights (a strip) by 256 words. A slab is dequantised and
+//! The work is divided into slabs: 16 rows of weights (a strip) by 256 columns. A slab is dequantised and
 //! transposed, so that a lane is a row of weights. While it is in L1, it is multiplied with all rows of x,
-//! one panel at a time. An output is the sum of its slabs. Within a slab the products are added one after the
-//! other, with columns in increasing order, whatever the other rows are.
+//! one panel at a time, and the weights of the next slab are prefetched. An output is the sum of its slabs.
+//! Within a slab the products are added one after the other, with columns in increasing order, whatever the
+//! other rows are.
 //!
 //! A word is one f32, or two bf16 where the ISA has a dot product of bf16.
 
@@ -13,18 +14,22 @@
 
 use super::dequantize::dequantize_exactly;
 use super::storage::with_storage;
-use crate::lanes::Lanes;
+use crate::blocks::WeightType;
+use crate::lanes::{Lanes, padded};
 use crate::mlp::Mlp;
 use crate::output::{Output, SharedOut};
-use crate::rows16::Rows16;
+use crate::rows16::{ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 use crate::weight::{Weight, WeightRows};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a row in a slab: whole blocks of every type. The slabs of the microkernel's strips fit into L1
-/// together with a panel.
-const SLAB_WORDS: usize = 256;
+/// Columns of a slab: whole blocks of every type. The slabs of the microkernel's strips fit into L1 together
+/// with a panel.
+const SLAB_COLS: usize = 256;
+
+/// The part of a row that does not exist.
+static ZEROS: [u8; 4 * SLAB_COLS] = [0; 4 * SLAB_COLS];
 
 /// Some strips of a weight, to be multiplied with all rows of x. The facade has checked the shapes.
 pub(crate) struct GemmTask<'a> {
@@ -65,9 +70,9 @@ impl Words {
 
 #[derive(Default)]
 struct Scratch {
-    /// `(16 rows, SLAB_WORDS)`
+    /// `(16 rows, words of a slab)`
     rows: Vec<f32>,
-    /// `(SLAB_WORDS, strips)`
+    /// `(words of a slab, strips)`
     slab: Vec<Words>,
     /// The sums of the slabs so far, `(groups of STRIPS strips, rows, strips)`. In `out` they would be far
     /// apart.
@@ -88,6 +93,7 @@ pub(crate) fn row_words<const BF16: bool>(cols: usize) -> usize {
 pub(crate) const fn tail_rows(panel: usize) -> &'static [usize] {
     match panel {
         12 => &[1, 2, 3, 6, 12],
+        8 => &[1, 2, 4, 8],
         6 => &[1, 2, 3, 6],
         4 => &[1, 2, 3, 4],
         _ => panic!("no such panel size"),
@@ -96,29 +102,35 @@ pub(crate) const fn tail_rows(panel: usize) -> &'static [usize] {
 
 /// Writes one panel: the rows of `x`, `(rows, cols)`, as words. Missing rows are zeros.
 #[inline(always)]
-pub(crate) fn pack_rows<const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
+pub(crate) fn pack_rows<R: Rows16, const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
-    let panel_rows = panel.len() / row_words::<BF16>(cols);
-    if rows < panel_rows {
-        panel.fill(0);
-    }
-    for (m, row) in x.chunks_exact(cols).enumerate() {
-        let words = panel.iter_mut().skip(m).step_by(panel_rows);
-        if BF16 {
-            for (word, pair) in words.zip(row.chunks(2)) {
-                *word = round_to_bf16(pair[0]) | pair.get(1).map_or(0, |&x| round_to_bf16(x) << 16);
+    let words = row_words::<BF16>(cols);
+    let panel_rows = panel.len() / words;
+    let mut lines = [[0_u32; TILE_ROWS]; TILE_ROWS];
+    let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
+    for start in (0..words).step_by(TILE_ROWS) {
+        for (row, line) in x.chunks_exact(cols).zip(&mut lines) {
+            if BF16 {
+                let numbers = &row[2 * start..cols.min(2 * (start + TILE_ROWS))];
+                match numbers.try_into() {
+                    Ok(numbers) => R::round_to_bf16(numbers, line),
+                    Err(_) => R::round_to_bf16(&padded(numbers), line),
+                }
+            } else {
+                let numbers = &row[start..cols.min(start + TILE_ROWS)];
+                line[..numbers.len()].copy_from_slice(bytemuck::cast_slice(numbers));
             }
-        } else {
-            words.zip(row).for_each(|(word, x)| *word = x.to_bits());
+        }
+        R::transpose(lines.each_ref().map(bytemuck::cast_ref), &mut transposed);
+        for (word, rows) in (start..words).zip(&transposed) {
+            let out = &mut panel[word * panel_rows..];
+            match out.first_chunk_mut() {
+                // Writes more than this word. The next words overwrite it.
+                Some(out) => *out = rows.map(f32::to_bits),
+                None => out.copy_from_slice(&rows.map(f32::to_bits)[..out.len()]),
+            }
         }
     }
-}
-
-/// Rounds to bf16, ties to even.
-#[inline(always)]
-fn round_to_bf16(x: f32) -> u32 {
-    let bits = x.to_bits();
-    if x.is_nan() { bits >> 16 | 0x40 } else { bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16 }
 }
 
 /// Runs one task with a microkernel of `PANEL` rows and `STRIPS` strips. If `BF16`, a word is two bf16.
@@ -130,26 +142,32 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
     // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     let Scratch { rows, slab, sums } = &mut scratch;
-    rows.resize(TILE_ROWS * SLAB_WORDS, 0.0);
-    slab.resize(SLAB_WORDS * STRIPS, Words::ZERO);
-    let words = row_words::<BF16>(weight.cols());
+    let slab_words = row_words::<BF16>(SLAB_COLS);
+    rows.resize(TILE_ROWS * slab_words, 0.0);
+    slab.resize(slab_words * STRIPS, Words::ZERO);
+    let (cols, words) = (weight.cols(), row_words::<BF16>(weight.cols()));
     let sums_len = task.x.len() / words * STRIPS;
     sums.resize(task.strips.len().div_ceil(STRIPS) * sums_len, Words::ZERO);
-    for start in (0..words).step_by(SLAB_WORDS) {
-        let len = SLAB_WORDS.min(words - start);
+    let panels = (task.x.len() / words).div_ceil(PANEL);
+    for start in (0..cols).step_by(SLAB_COLS) {
+        let slab_cols = start..cols.min(start + SLAB_COLS);
         for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(sums_len)) {
             for n in 0..STRIPS {
-                let weight = if strip + n < task.strips.end { Some(weight) } else { None };
-                fill_slab::<L, R, STRIPS, BF16>(weight, strip + n, start..start + len, n, rows, slab);
+                fill_slab::<L, R, STRIPS, BF16>(weight, strip + n, slab_cols.clone(), n, rows, slab);
             }
+            let next = Slab { strip, cols: slab_cols.clone() }.next::<STRIPS>(task);
+            let first = row_words::<BF16>(start);
+            let len = row_words::<BF16>(slab_cols.len());
             let weights = &slab[..len * STRIPS];
-            let panels = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
-            for (number, (x, sums)) in panels.enumerate() {
+            let chunks = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
+            for (panel, (x, sums)) in chunks.enumerate() {
+                let row = |panel| panel * STRIPS * TILE_ROWS / panels;
+                next.prefetch::<L>(weight, row(panel)..row(panel + 1));
                 let rows = x.len() / words;
-                let x = &x[start * rows..(start + len) * rows];
+                let x = &x[first * rows..(first + len) * rows];
                 multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, start > 0);
-                if start + len == words {
-                    write_outputs::<R, STRIPS>(task, sums, number * PANEL, strip);
+                if slab_cols.end == cols {
+                    write_outputs::<R, STRIPS>(task, sums, panel * PANEL, strip);
                 }
             }
         }
@@ -157,43 +175,95 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
     SCRATCH.set(scratch);
 }
 
-/// Writes a strip's slab, or zeros, to place `place` of the slabs of the microkernel's strips.
+/// The slabs of some strips that are multiplied together.
+struct Slab {
+    /// The first strip.
+    strip: usize,
+    cols: Range<usize>,
+}
+
+impl Slab {
+    /// What this thread will probably multiply next: other strips, other columns, or the next task.
+    #[inline(always)]
+    fn next<const STRIPS: usize>(self, task: &GemmTask) -> Self {
+        let Slab { strip, cols } = self;
+        if strip + STRIPS < task.strips.end {
+            return Slab { strip: strip + STRIPS, cols };
+        }
+        let following = cols.end..task.weight.cols().min(cols.end + SLAB_COLS);
+        if following.is_empty() {
+            Slab { strip: task.strips.end, cols: 0..task.weight.cols().min(SLAB_COLS) }
+        } else {
+            Slab { strip: task.strips.start, cols: following }
+        }
+    }
+
+    /// Prefetches some rows of this slab, as far as they exist.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, weight: WeightRows, rows: Range<usize>) {
+        let first = self.strip * TILE_ROWS;
+        for row in first + rows.start..weight.rows().min(first + rows.end) {
+            for line in part_of_row(weight, row, &self.cols).chunks(ROW_BYTES) {
+                L::prefetch_l2(line.as_ptr());
+            }
+        }
+    }
+}
+
+/// The bytes of some columns of a row: whole blocks.
+#[inline(always)]
+fn part_of_row<'a>(weight: WeightRows<'a>, row: usize, cols: &Range<usize>) -> &'a [u8] {
+    let dtype = weight.dtype();
+    let bytes_of = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
+    &weight.row(row)[bytes_of(cols.start)..bytes_of(cols.end)]
+}
+
+/// Writes a strip's slab to place `place` of the slabs of the microkernel's strips. Rows that do not exist
+/// are zeros.
 #[inline(always)]
 fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
-    weight: Option<WeightRows>,
+    weight: WeightRows,
     strip: usize,
-    words: Range<usize>,
+    cols: Range<usize>,
     place: usize,
     rows: &mut [f32],
     slab: &mut [Words],
 ) {
-    for (lane, out) in rows.chunks_exact_mut(SLAB_WORDS).enumerate() {
-        let row = strip * TILE_ROWS + lane;
-        let Some(weight) = weight.filter(|weight| row < weight.rows()) else {
-            out.fill(0.0);
-            continue;
+    let dtype = weight.dtype();
+    let has_words = dtype == if BF16 { WeightType::BF16 } else { WeightType::F32 };
+    let len = cols.len() * if BF16 { 2 } else { 4 };
+    let first = strip * TILE_ROWS;
+    let mut parts = [&ZEROS[..len]; TILE_ROWS];
+    let buffers = rows.chunks_exact_mut(row_words::<BF16>(SLAB_COLS));
+    for ((row, part), buffer) in (first..weight.rows()).zip(&mut parts).zip(buffers) {
+        let bytes = part_of_row(weight, row, &cols);
+        *part = if has_words {
+            bytes
+        } else {
+            let numbers = &mut buffer[..cols.len()];
+            with_storage!(dtype, dequantize_exactly::<L>(bytes, numbers));
+            bytemuck::cast_slice(numbers)
         };
-        let (bytes, dtype) = (weight.row(row), weight.dtype());
-        if BF16 {
-            let bytes = &bytes[4 * words.start..bytes.len().min(4 * words.end)];
-            for (out, pair) in out.iter_mut().zip(bytes.chunks(4)) {
-                // With an odd number of columns the last word is half full.
-                let bits = pair.iter().rev().fold(0, |bits, &byte| bits << 8 | u32::from(byte));
-                *out = f32::from_bits(bits);
+    }
+    let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
+    for start in (0..len).step_by(ROW_BYTES) {
+        let mut tails;
+        let mut lines = [&[0; ROW_BYTES]; TILE_ROWS];
+        if start + ROW_BYTES <= len {
+            for (line, part) in lines.iter_mut().zip(parts) {
+                *line = part[start..].first_chunk().expect("the parts have `len` bytes");
             }
         } else {
-            let bytes_of = |elements: usize| elements / dtype.block_len() * dtype.block_bytes();
-            let bytes = &bytes[bytes_of(words.start)..bytes_of(words.end)];
-            let out = &mut out[..words.len()];
-            with_storage!(dtype, dequantize_exactly::<L>(bytes, out));
+            tails = [[0; ROW_BYTES]; TILE_ROWS];
+            for ((line, part), tail) in lines.iter_mut().zip(parts).zip(&mut tails) {
+                tail[..len - start].copy_from_slice(&part[start..]);
+                *line = tail;
+            }
         }
-    }
-    // The last square may reach beyond the slab's end. What lies there is transposed too, but not used.
-    let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
-    for start in (0..words.len()).step_by(TILE_ROWS) {
-        R::transpose(&rows[start..], SLAB_WORDS, &mut transposed);
+        R::transpose(lines, &mut transposed);
+        // The last square may reach beyond the slab's end. What lies there is not used.
         for (k, transposed) in transposed.iter().enumerate() {
-            slab[(start + k) * STRIPS + place] = Words(*transposed);
+            slab[(start / 4 + k) * STRIPS + place] = Words(*transposed);
         }
     }
 }
@@ -211,6 +281,7 @@ fn multiply<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
         1 => microkernel::<R, 1, N, BF16>(x, weights, sums, accumulates),
         2 => microkernel::<R, 2, N, BF16>(x, weights, sums, accumulates),
         3 => microkernel::<R, 3, N, BF16>(x, weights, sums, accumulates),
+        4 => microkernel::<R, 4, N, BF16>(x, weights, sums, accumulates),
         6 => microkernel::<R, 6, N, BF16>(x, weights, sums, accumulates),
         rows => unreachable!("no code for {rows} rows"),
     }

@@ -1,6 +1,6 @@
 //! [`Rows16`] in plain Rust: the reference, written to be read.
 
-use crate::rows16::Rows16;
+use crate::rows16::{ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 
 /// 16 rows as arrays.
@@ -54,10 +54,15 @@ impl Rows16 for ScalarRows {
     }
 
     #[inline(always)]
-    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
-        for (lane, row) in rows.chunks(stride).take(TILE_ROWS).enumerate() {
-            for (out, &value) in out.iter_mut().zip(row) {
-                out[lane] = value;
+    fn round_to_bf16(_numbers: &[f32; 2 * TILE_ROWS], _words: &mut [u32; TILE_ROWS]) {
+        unreachable!("this ISA's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for (lane, row) in rows.into_iter().enumerate() {
+            for (out, &word) in out.iter_mut().zip(row.as_chunks().0) {
+                out[lane] = f32::from_le_bytes(word);
             }
         }
     }

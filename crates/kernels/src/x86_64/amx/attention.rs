@@ -5,7 +5,7 @@
 //! of a task. Then 16 queries at a time get their scores, their softmax weights and their weighted sums of
 //! values. A query is a (row, head) of the task.
 
-use super::convert::{interleave_bf16_pairs, round_to_bf16, subtract_bf16, truncate_to_bf16_pairs};
+use super::convert::{interleave_bf16_pairs, subtract_bf16, truncate_to_bf16_pairs};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, TERMS, WIDE_COLS, WideSums};
 use crate::blocks::WeightType;
 use crate::generic::attention::{AttentionOutput, AttentionTask};
@@ -14,7 +14,8 @@ use crate::generic::elementwise::exp_of_negative;
 use crate::generic::storage::{Bf16, F16, F32};
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::{LANES, Lanes};
-use crate::x86_64::avx512::Avx512Lanes;
+use crate::rows16::Rows16 as _;
+use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -162,9 +163,9 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
 #[inline(always)]
 fn write_bf16_pairs(numbers: &[f32; STEP], tile_rows: &mut [AmxTileRow], row: usize) {
     let mut remaining = *numbers;
-    round_to_bf16(&remaining, &mut tile_rows[row].0);
+    Avx512Rows::round_to_bf16(&remaining, &mut tile_rows[row].0);
     subtract_bf16(&tile_rows[row].0, &mut remaining);
-    round_to_bf16(&remaining, &mut tile_rows[AMX_TILE_ROWS + row].0);
+    Avx512Rows::round_to_bf16(&remaining, &mut tile_rows[AMX_TILE_ROWS + row].0);
 }
 
 /// Lays out the task's queries, padded with zeros to whole AMX tiles.

@@ -19,19 +19,8 @@ use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rounds to bf16, ties to even. Two neighbours form a word.
-#[inline(always)]
-pub(super) fn round_to_bf16(x: &[f32; 2 * AMX_TILE_WORDS], words: &mut [u32; AMX_TILE_WORDS]) {
-    // SAFETY: see the top of this file.
-    unsafe {
-        let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
-        let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-        _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
-    }
-}
-
 /// Writes numbers as sums of two bf16 by truncating them to their upper halves. That is faster than
-/// [`round_to_bf16`] and [`subtract_bf16`], and slightly less precise.
+/// [`Rows16::round_to_bf16`] and [`subtract_bf16`], and slightly less precise.
 #[inline(always)]
 pub(super) fn truncate_to_bf16_pairs(
     x: &[f32; 2 * AMX_TILE_WORDS],
@@ -51,7 +40,7 @@ pub(super) fn truncate_to_bf16_pairs(
     }
 }
 
-/// Subtracts from `x` what [`round_to_bf16`] made of it. The differences are exact.
+/// Subtracts from `x` what [`Rows16::round_to_bf16`] made of it. The differences are exact.
 #[inline(always)]
 pub(super) fn subtract_bf16(words: &[u32; AMX_TILE_WORDS], x: &mut [f32; 2 * AMX_TILE_WORDS]) {
     let (words, _) = words.as_chunks::<{ AMX_TILE_WORDS / 2 }>();
@@ -211,7 +200,7 @@ fn convert_row(weight: WeightRows, row: usize, columns: Range<usize>, words: &mu
     let mut numbers = [0.0; TILE_COLS * STEPS];
     with_storage!(dtype, dequantize_exactly::<Avx512Lanes>(bytes, &mut numbers[..columns.len()]));
     for (numbers, words) in numbers.as_chunks::<TILE_COLS>().0.iter().zip(words.as_chunks_mut().0) {
-        round_to_bf16(numbers, words);
+        Avx512Rows::round_to_bf16(numbers, words);
     }
 }
 

@@ -7,13 +7,14 @@
 //!
 //! A word is two bf16.
 
-use super::convert::{convert_strip, round_to_bf16, subtract_bf16};
+use super::convert::{convert_strip, subtract_bf16};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, SQUARE_SIDE, SquareSums};
 use crate::generic::elementwise::gate_mul;
 use crate::generic::gemm::{GatedTask, GemmTask};
 use crate::lanes::{Lanes as _, padded};
 use crate::output::Output;
-use crate::x86_64::avx512::Avx512Lanes;
+use crate::rows16::Rows16 as _;
+use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::cell::Cell;
 
 /// Rows of x in a panel: two AMX tiles.
@@ -70,7 +71,7 @@ fn pack_row(x: &mut [f32; 2 * AMX_TILE_WORDS], row: usize, terms: &mut [[u32; PA
     let last = terms.len() - 1;
     for (number, term) in terms.iter_mut().enumerate() {
         let words = &mut term.as_chunks_mut().0[row];
-        round_to_bf16(x, words);
+        Avx512Rows::round_to_bf16(x, words);
         if number < last {
             subtract_bf16(words, x);
         }

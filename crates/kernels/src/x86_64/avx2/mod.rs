@@ -7,7 +7,7 @@ mod rows16;
 use crate::table::{KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::Avx2Lanes;
 pub(super) use peak::{PEAKS, sum_lanes};
-pub(super) use rows16::{Avx2Rows, transpose_8x8};
+pub(super) use rows16::Avx2Rows;
 
 /// Rows of a panel in products with packed weights.
 pub(super) const PANEL_ROWS: usize = 6;

@@ -7,7 +7,7 @@
 
 use super::lanes::Avx2Lanes;
 use crate::lanes::Lanes;
-use crate::rows16::{PackedRows16, Rows16};
+use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 use std::arch::x86_64::*;
 
@@ -131,10 +131,15 @@ impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+    fn round_to_bf16(_numbers: &[f32; 2 * TILE_ROWS], _words: &mut [u32; TILE_ROWS]) {
+        unreachable!("this ISA's table has no products of bf16")
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
         for lane in [0, 8] {
             for column in [0, 8] {
-                transpose_8x8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+                transpose_8x8(&rows, lane, column, out);
             }
         }
     }
@@ -302,24 +307,26 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 }
 
-/// Transposes 8 rows of 8 columns: column `k` becomes `out[k][lane..lane + 8]`.
+/// Transposes a quarter of [`Rows16::transpose`]: 8 rows from `lane` on and 8 words from `column` on.
 ///
 /// Interleaves pairs of rows, then fours, then eights.
 #[inline(always)]
-pub(in crate::x86_64) fn transpose_8x8(
-    rows: &[f32],
-    stride: usize,
-    out: &mut [[f32; TILE_ROWS]],
+fn transpose_8x8(
+    rows: &[&[u8; ROW_BYTES]; TILE_ROWS],
     lane: usize,
+    column: usize,
+    out: &mut [[f32; TILE_ROWS]; TILE_ROWS],
 ) {
-    let row =
-        |i: usize| -> &[f32; 8] { rows[i * stride..][..8].try_into().expect("the slice has this length") };
+    let row = |i: usize| -> &[u8; 32] {
+        rows[lane + i][4 * column..][..32].try_into().expect("the slice has this length")
+    };
     let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
     // SAFETY: AVX2 is enabled; every load and store goes through a slice of 8 numbers.
     unsafe {
         let mut a = [_mm256_setzero_ps(); 8];
         for i in 0..4 {
-            let (x, y) = (_mm256_loadu_ps(rows[2 * i].as_ptr()), _mm256_loadu_ps(rows[2 * i + 1].as_ptr()));
+            let (x, y) = (rows[2 * i].as_ptr().cast(), rows[2 * i + 1].as_ptr().cast());
+            let (x, y) = (_mm256_loadu_ps(x), _mm256_loadu_ps(y));
             (a[2 * i], a[2 * i + 1]) = (_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
         }
         for half in 0..2 {
@@ -337,7 +344,7 @@ pub(in crate::x86_64) fn transpose_8x8(
                         _mm256_shuffle_ps::<0xee>(other_low, other_high),
                     ),
                 };
-                let column = 2 * i + half;
+                let column = column + 2 * i + half;
                 let first = out[column][lane..][..8].as_mut_ptr();
                 _mm256_storeu_ps(first, _mm256_permute2f128_ps::<0x20>(x, y));
                 let second = out[column + 4][lane..][..8].as_mut_ptr();

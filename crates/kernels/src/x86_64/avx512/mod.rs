@@ -22,5 +22,5 @@ pub(crate) const TABLE: KernelTable = kernel_table!(
     ),
     panel_rows: PANEL_ROWS, gemm: 12 x 2, attention: 4, peaks: PEAKS,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
-    bf16: #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+    gemm_bf16: 8 x 3, #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 );

@@ -5,9 +5,8 @@
 //! every load and store goes through a reference to an array of exactly its width.
 
 use super::lanes::prefetch_stream;
-use crate::rows16::{PackedRows16, Rows16};
+use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
-use crate::x86_64::avx2::transpose_8x8;
 use std::arch::x86_64::*;
 
 /// 16 rows.
@@ -65,10 +64,48 @@ impl Rows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn transpose(rows: &[f32], stride: usize, out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
-        for lane in [0, 8] {
-            for column in [0, 8] {
-                transpose_8x8(&rows[lane * stride + column..], stride, &mut out[column..], lane);
+    fn round_to_bf16(numbers: &[f32; 2 * TILE_ROWS], words: &mut [u32; TILE_ROWS]) {
+        // SAFETY: AVX-512 BF16 is enabled, as in `dot_bf16`; the references cover what is read and written.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(numbers.as_ptr()), _mm512_loadu_ps(numbers.as_ptr().add(16)));
+            let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(words.as_mut_ptr().cast(), rounded);
+        }
+    }
+
+    /// Interleaves pairs of rows, then fours; then collects the quarters of registers.
+    #[inline(always)]
+    fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        // SAFETY: AVX-512F is enabled; the references cover the 64 bytes of each load and store.
+        unsafe {
+            let mut pairs = [_mm512_setzero_si512(); TILE_ROWS];
+            for i in 0..TILE_ROWS / 2 {
+                let first = _mm512_loadu_si512(rows[2 * i].as_ptr().cast());
+                let second = _mm512_loadu_si512(rows[2 * i + 1].as_ptr().cast());
+                pairs[2 * i] = _mm512_unpacklo_epi32(first, second);
+                pairs[2 * i + 1] = _mm512_unpackhi_epi32(first, second);
+            }
+            // Quarter q of `fours[k][i]` has word 4 q + k of rows 4 i to 4 i + 3.
+            let mut fours = [[_mm512_setzero_si512(); 4]; 4];
+            for i in 0..4 {
+                for half in 0..2 {
+                    let (first, second) = (pairs[4 * i + half], pairs[4 * i + 2 + half]);
+                    fours[2 * half][i] = _mm512_unpacklo_epi64(first, second);
+                    fours[2 * half + 1][i] = _mm512_unpackhi_epi64(first, second);
+                }
+            }
+            /// The even quarters of two registers, and the odd ones.
+            const EVEN: i32 = 0b10_00_10_00;
+            const ODD: i32 = 0b11_01_11_01;
+            for (k, [a, b, c, d]) in fours.into_iter().enumerate() {
+                let even = [_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<EVEN>(c, d)];
+                let odd = [_mm512_shuffle_i32x4::<ODD>(a, b), _mm512_shuffle_i32x4::<ODD>(c, d)];
+                for (column, [low, high]) in [(k, even), (4 + k, odd)] {
+                    let words = _mm512_shuffle_i32x4::<EVEN>(low, high);
+                    _mm512_storeu_si512(out[column].as_mut_ptr().cast(), words);
+                    let words = _mm512_shuffle_i32x4::<ODD>(low, high);
+                    _mm512_storeu_si512(out[8 + column].as_mut_ptr().cast(), words);
+                }
             }
         }
     }
