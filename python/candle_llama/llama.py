@@ -160,7 +160,7 @@ class Llama:
     ) -> Completion | list[Completion]:
         """Continues one prompt, or each prompt of a list.
 
-        The `cpu` engine runs up to eight prompts of a list together, as memory allows. One forward pass
+        The `cpu` engine runs up to 32 prompts of a list together, as memory allows. One forward pass
         prefills several hundred tokens of the prompts; each later pass decodes one token of every prompt.
         Results are bit-identical to running each prompt alone.
 

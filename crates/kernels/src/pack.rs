@@ -5,6 +5,7 @@ use crate::packable::{Packable, with_packable};
 use crate::pages::{Arena, Piece};
 use crate::tile::{SubScales, TILE_COLS, TILE_ROWS, TileLayout};
 use std::fmt;
+use std::ops::Range;
 
 /// The layout of `dtype`, if it can be packed.
 fn layout_of(dtype: WeightType) -> Option<TileLayout> {
@@ -145,6 +146,12 @@ impl PackedRows {
     pub(super) fn strip(&self, strip: usize) -> &[u8] {
         let len = self.strip_bytes();
         &self.bytes[strip * len..][..len]
+    }
+
+    /// Some strips, which follow each other in memory.
+    pub(super) fn strips_bytes(&self, strips: Range<usize>) -> &[u8] {
+        let len = self.strip_bytes();
+        &self.bytes[strips.start * len..strips.end * len]
     }
 
     /// Rearranges the blocks of up to 16 rows, `(lanes, cols)`, into a strip.

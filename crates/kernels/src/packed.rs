@@ -65,7 +65,12 @@ impl Kernels {
     ) {
         let cols = x.len().checked_div(rows).unwrap_or(0);
         assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
-        let panel_rows = if rows <= MAX_PANEL_ROWS { rows.max(1) } else { self.table.panel_rows };
+        let panel_rows = match rows {
+            0..=MAX_PANEL_ROWS => rows.max(1),
+            // As few panels as possible, of about the same size: a panel of one or two rows takes nearly as
+            // long as a larger one.
+            _ => rows.div_ceil(rows.div_ceil(self.table.panel_rows)),
+        };
         (out.rows, out.cols, out.panel_rows) = (rows, cols, panel_rows);
         let whole = panel_words(panel_rows, cols);
         let left = rows % panel_rows;

@@ -79,6 +79,8 @@ pub(super) trait PackedRows16: Rows16 {
     /// Signed bytes as numbers.
     fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats;
 
+    /// Prefetches the cache line of `address` into L2; never faults.
+    fn prefetch_l2(address: *const u8);
     /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
     /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.
     fn prefetch_stream(address: *const u8);

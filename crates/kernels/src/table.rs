@@ -227,7 +227,7 @@ macro_rules! packed_kernel {
         #[$attribute]
         fn packed(task: &PackedTask) {
             let (dtype, layout) = (task.weight.dtype(), task.weight.layout());
-            if !unpacked::unpacks::<$rows>(task) {
+            if !unpacked::is_used::<$rows>() || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS {
                 return with_packable!(dtype, of_type::<_>(task));
             }
             unpacked::for_each_cached(

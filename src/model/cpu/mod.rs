@@ -45,8 +45,9 @@ pub struct CpuOptions {
     pub kv_bytes: u64,
 }
 
-/// The maximum number of sequences that are decoded together.
-const MAX_NUM_SEQS: usize = 8;
+/// The maximum number of sequences that are decoded together. More gain nothing: products are then bound by
+/// arithmetic.
+const MAX_NUM_SEQS: usize = 32;
 
 /// A Llama on our kernels.
 pub struct CpuModel {

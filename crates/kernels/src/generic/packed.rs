@@ -11,12 +11,14 @@
 
 use super::strip::{Part, Strip, for_each_group};
 use super::tile::Tile;
+use super::unpacked;
 use crate::output::{Output, SharedOut};
 use crate::pack::PackedRows;
 use crate::packable::Packable;
 use crate::quantized_rows::{GROUPS, MAX_PANEL_ROWS, Panel, QuantizedRows, block_words};
 use crate::rows16::PackedRows16;
 use crate::tile::TILE_ROWS;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -58,7 +60,8 @@ macro_rules! with_rows {
 }
 
 /// Runs one task with weights of type `P`, which every panel unpacks in registers. The microkernel has
-/// `PANEL` rows and `STRIPS` strips if there are several panels.
+/// `PANEL` rows and `STRIPS` strips if there are several panels. ISAs that unpack strips for several panels
+/// never call it with more than one.
 #[inline(always)]
 pub(crate) fn packed<P: Packable, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
@@ -67,10 +70,10 @@ pub(crate) fn packed<P: Packable, R: PackedRows16, const PANEL: usize, const STR
         for panel in task.x.panels() {
             with_rows!(panel.rows, M, one_panel::<P, R, M>(task, &panel));
         }
-        return;
-    }
-    for strips in split(&task.strips, CACHED_STRIPS) {
-        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip));
+    } else if !unpacked::is_used::<R>() {
+        for strips in split(&task.strips, CACHED_STRIPS) {
+            many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip), |_| {});
+        }
     }
 }
 
@@ -87,11 +90,10 @@ fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, pa
     let mut outputs = [MaybeUninit::<R::Floats>::uninit(); STACK_OUTPUTS];
     for strips in split(&task.strips, const { STACK_OUTPUTS / M }) {
         for (strip, outputs) in strips.clone().zip(outputs.chunks_exact_mut(M)) {
-            let sums = microkernel::<R, PackedStrip<P>, M, 1>(
-                [packed_strip::<P>(task, strip)],
-                panel,
-                prefetch_ahead::<R, P>,
-            );
+            let sums =
+                microkernel::<R, PackedStrip<P>, M, 1>([packed_strip::<P>(task, strip)], panel, |tile| {
+                    tile.prefetch_ahead::<R>()
+                });
             for m in 0..M {
                 outputs[m].write(sums[m][0]);
             }
@@ -106,34 +108,32 @@ fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, pa
     }
 }
 
-/// Multiplies all panels of x with some strips.
+/// Multiplies all panels of x, of at most `PANEL` rows, with some strips. `prefetch` is called for every panel
+/// and tile, with the number of calls before.
 #[inline(always)]
 pub(super) fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
+    prefetch: impl Fn(usize),
 ) {
+    let calls = Cell::new(0);
+    let prefetch = || prefetch(calls.replace(calls.get() + 1));
     for panel in task.x.panels() {
-        let mut strip = strips.start;
-        while panel.rows == PANEL && strip + STRIPS <= strips.end {
-            multiply_strips::<R, S, PANEL, STRIPS>(
-                task,
-                strip,
-                std::array::from_fn(|n| tiles_of(strip + n)),
-                &panel,
-            );
-            strip += STRIPS;
-        }
-        for strip in strip..strips.end {
-            one_strip::<R, S>(task, strip, tiles_of(strip), &panel);
-        }
+        with_rows!(panel.rows, M, {
+            if const { M <= PANEL } {
+                let mut strip = strips.start;
+                while strip + STRIPS <= strips.end {
+                    let strips = std::array::from_fn(|n| tiles_of(strip + n));
+                    multiply_strips::<R, S, M, STRIPS>(task, strip, strips, &panel, &prefetch);
+                    strip += STRIPS;
+                }
+                for strip in strip..strips.end {
+                    multiply_strips::<R, S, M, 1>(task, strip, [tiles_of(strip)], &panel, &prefetch);
+                }
+            }
+        });
     }
-}
-
-/// Multiplies a panel of any number of rows with one strip.
-#[inline(always)]
-fn one_strip<R: PackedRows16, S: Strip>(task: &PackedTask, strip: usize, tiles: S, panel: &Panel) {
-    with_rows!(panel.rows, M, multiply_strips::<R, S, M, 1>(task, strip, [tiles], panel));
 }
 
 /// Multiplies a panel of M rows with N strips and writes the outputs.
@@ -143,8 +143,9 @@ fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     strip: usize,
     strips: [S; N],
     panel: &Panel,
+    prefetch: &impl Fn(),
 ) {
-    let sums = microkernel::<R, S, M, N>(strips, panel, |_| {});
+    let sums = microkernel::<R, S, M, N>(strips, panel, |_| prefetch());
     for n in 0..N {
         for m in 0..M {
             write_outputs::<R>(task, panel.first + m, (strip + n) * TILE_ROWS, sums[m][n]);
@@ -178,14 +179,6 @@ struct PackedStrip<'a, P>(&'a [u8], PhantomData<P>);
 #[inline(always)]
 fn packed_strip<'a, P: Packable>(task: &PackedTask<'a>, strip: usize) -> PackedStrip<'a, P> {
     PackedStrip(task.weight.strip(strip), PhantomData)
-}
-
-/// Prefetches what follows `tile` in the stream of weights.
-#[inline(always)]
-fn prefetch_ahead<R: PackedRows16, P: Packable>(tile: Tile<P>) {
-    for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(64) {
-        R::prefetch_stream(tile.bytes.as_ptr().wrapping_add(line));
-    }
 }
 
 impl<P> Clone for PackedStrip<'_, P> {

@@ -14,7 +14,7 @@ const fn mask(count: usize, place: usize) -> u8 {
 pub(crate) struct Tile<'a, P> {
     /// The header of the tile's block.
     header: &'a [u8],
-    pub(super) bytes: &'a [u8],
+    bytes: &'a [u8],
     weights: PhantomData<P>,
 }
 
@@ -39,6 +39,14 @@ impl<'a, P: Packable> Tile<'a, P> {
         let tile = block.wrapping_add(header_bytes).wrapping_add(index % block_tiles * tile_bytes);
         let bytes = &strip[tile..][..tile_bytes];
         Tile { header, bytes, weights: PhantomData }
+    }
+
+    /// Prefetches what follows the tile in the stream of weights.
+    #[inline(always)]
+    pub(crate) fn prefetch_ahead<R: PackedRows16>(self) {
+        for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(64) {
+            R::prefetch_stream(self.bytes.as_ptr().wrapping_add(line));
+        }
     }
 
     /// The stored numbers of group `GROUP`.

@@ -11,7 +11,7 @@ use super::packed::{PackedTask, many_panels, split};
 use super::strip::{Part, Strip, for_each_group};
 use super::tile::Tile;
 use crate::packable::Packable;
-use crate::quantized_rows::{GROUPS, block_words};
+use crate::quantized_rows::GROUPS;
 use crate::rows16::PackedRows16;
 use crate::tile::{TILE_COLS, TILE_ROWS};
 use std::cell::Cell;
@@ -61,24 +61,20 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
     }
 }
 
-/// From this many panels on (blocks of residuals count too), strips are unpacked first, if the ISA can use
-/// that.
-const UNPACK_FROM_PANELS: usize = 8;
 /// Bytes of unpacked strips that stay in the cache.
 const UNPACKED_BYTES: usize = 512 << 10;
+/// Up to this many panels, only the strips of one microkernel are unpacked at once: the products of more take
+/// so long that reading their weights does not matter.
+const FEW_PANELS: usize = 16;
 
 thread_local! {
     static UNPACKED: Cell<Vec<Line>> = Cell::default();
 }
 
-/// Whether the strips of a task are unpacked first.
+/// Whether the ISA unpacks the strips of products of several panels.
 #[inline(always)]
-pub(crate) fn unpacks<R: PackedRows16>(task: &PackedTask) -> bool {
-    if R::SIGNED_OFFSET == 0 {
-        return false;
-    }
-    let blocks: usize = task.x.panels().map(|panel| panel.blocks.len() / block_words(panel.rows)).sum();
-    blocks >= UNPACK_FROM_PANELS * (task.x.cols() / TILE_COLS)
+pub(crate) fn is_used<R: PackedRows16>() -> bool {
+    R::SIGNED_OFFSET > 0
 }
 
 /// Strips of a task's weight that are unpacked at once.
@@ -111,8 +107,11 @@ pub(crate) fn for_each_cached(
     let layout = task.weight.layout();
     let scales = layout.scales * if layout.has_mins { 2 } else { 1 };
     let strip_bytes = task.x.cols() / TILE_COLS * (scales + GROUPS) * size_of::<Line>();
-    let together =
-        (UNPACKED_BYTES / strip_bytes / strips * strips).clamp(strips, task.strips.len().max(strips));
+    let cached = match task.x.panels().count() {
+        ..=FEW_PANELS => strips,
+        _ => UNPACKED_BYTES / strip_bytes / strips * strips,
+    };
+    let together = cached.clamp(strips, task.strips.len().max(strips));
     // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut lines = UNPACKED.take();
     let len = together * strip_bytes / size_of::<Line>();
@@ -149,13 +148,16 @@ fn unpack_tiles<P: Packable, R: PackedRows16, const SCALES: usize, const MINS: u
     let blocks = task.x.cols() / TILE_COLS;
     for (index, tiles) in unpacked.tiles_mut::<SCALES, MINS>().chunks_exact_mut(blocks).enumerate() {
         let strip = task.weight.strip(first + index);
-        for (index, tile) in tiles.iter_mut().enumerate() {
-            tile.fill::<R, P>(Tile::of_strip(strip, index));
+        for (index, unpacked) in tiles.iter_mut().enumerate() {
+            let tile = Tile::of_strip(strip, index);
+            tile.prefetch_ahead::<R>();
+            unpacked.fill::<R, P>(tile);
         }
     }
 }
 
-/// Multiplies all rows of x with the unpacked strips.
+/// Multiplies all rows of x with the unpacked strips. Meanwhile it prefetches the next strips: otherwise
+/// memory would be idle while the processor multiplies.
 #[inline(always)]
 pub(crate) fn multiply<
     R: PackedRows16,
@@ -170,7 +172,16 @@ pub(crate) fn multiply<
     let (first, blocks) = (unpacked.strips.start, task.x.cols() / TILE_COLS);
     let tiles = unpacked.tiles::<SCALES, MINS>();
     let strip = |strip: usize| UnpackedStrip(&tiles[(strip - first) * blocks..][..blocks]);
-    many_panels::<R, _, PANEL, STRIPS>(task, unpacked.strips.clone(), strip);
+    let next = unpacked.strips.end..(unpacked.strips.end + unpacked.strips.len()).min(task.strips.end);
+    let next = task.weight.strips_bytes(next);
+    let panels = task.x.panels().count();
+    let lines = if panels > FEW_PANELS { 0 } else { next.len().div_ceil(panels * blocks * 64) };
+    let prefetch = |call: usize| {
+        for line in call * lines..(call + 1) * lines {
+            R::prefetch_l2(next.as_ptr().wrapping_add(64 * line));
+        }
+    };
+    many_panels::<R, _, PANEL, STRIPS>(task, unpacked.strips.clone(), strip, prefetch);
 }
 
 /// A strip of unpacked tiles.

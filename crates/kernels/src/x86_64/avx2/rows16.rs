@@ -266,6 +266,11 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch_l2(address: *const u8) {
+        Avx2Lanes::prefetch_l2(address);
+    }
+
+    #[inline(always)]
     fn prefetch_stream(address: *const u8) {
         if VNNI {
             // The same distances as with AVX-512: processors with AVX-VNNI gain from them. Other processors

@@ -4,7 +4,8 @@
 //! folder and of `amx/`, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU;
 //! every load and store goes through a reference to an array of exactly its width.
 
-use super::lanes::prefetch_stream;
+use super::lanes::{Avx512Lanes, prefetch_stream};
+use crate::lanes::Lanes;
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 use std::arch::x86_64::*;
@@ -225,6 +226,11 @@ impl PackedRows16 for Avx512Rows {
     fn scaled(sums: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
         // SAFETY: AVX-512F is enabled; see the top of this file.
         unsafe { _mm512_fmsub_ps(_mm512_castsi512_ps(sums), _mm512_set1_ps(scale), _mm512_set1_ps(offset)) }
+    }
+
+    #[inline(always)]
+    fn prefetch_l2(address: *const u8) {
+        Avx512Lanes::prefetch_l2(address);
     }
 
     #[inline(always)]
