@@ -164,6 +164,18 @@ def test_a_special_token_as_stop_string_stops_at_that_token(llm, include):
     assert "".join(c.text for c in llm.stream("hello", stop="<|pad|>", **options)) == out.text
 
 
+def test_a_stop_string_that_begins_with_a_special_token_stops_at_that_token(llm):
+    pad = checkpoints.TOKEN_IDS["<|pad|>"]
+    options = {"logit_bias": {pad: 1000.0}, "max_new_tokens": 4}
+    for stop in ("<|pad|>\n", "<|pad|>assistant"):
+        out = llm.generate("hello", stop=stop, **options)
+        assert (out.finish_reason, out.stop_reason, out.token_ids) == ("stop", stop, [pad])
+    # Where special tokens are text, the whole stop string is looked for.
+    out = llm.generate("hello", stop="<|pad|><|pad|>", skip_special_tokens=False, **options)
+    assert (out.stop_reason, out.token_ids, out.text) == ("<|pad|><|pad|>", [pad, pad], "")
+    assert llm.generate("hello", stop="x<|pad|>", **options).finish_reason == "length"
+
+
 # BOS
 
 

@@ -1,6 +1,7 @@
 """Stopping early, and calls at the same time."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
@@ -99,13 +100,22 @@ def test_closing_a_stream_cancels_a_running_prefill(demo_llm):
 
 
 def test_a_timeout_includes_tokenising(demo_llm):
+    options = {"timeout": 0.1, "on_overflow": "truncate_left", "logprobs": 1}
     text = "hello world " * 700_000
     began = time.monotonic()
-    completion = demo_llm.generate(text, timeout=0.1, on_overflow="truncate_left")
+    completion = demo_llm.generate(text, **options)
     assert (completion.finish_reason, completion.token_ids) == ("timeout", [])
-    with pytest.raises(candle_llama.GenerationError, match="timeout"):
-        demo_llm.stream(text, timeout=0.1, on_overflow="truncate_left")
-    assert time.monotonic() - began < 2
+    (chunk,) = demo_llm.stream(text, **options)
+    assert (chunk.finish_reason, chunk.text, chunk.token_ids) == ("timeout", "", [])
+    others = demo_llm.generate([text, [5] * 8000, text], **options)
+    assert [other.finish_reason for other in others] == ["timeout"] * 3
+    # A timeout during prefill has the same result, except for the number of the prompt's tokens.
+    prefill = others[1]
+    for other in [completion, others[0], others[2]]:
+        assert dataclasses.replace(other, prompt_tokens=0, stats=prefill.stats) == dataclasses.replace(
+            prefill, prompt_tokens=0
+        )
+    assert time.monotonic() - began < 3
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(demo_llm):
@@ -116,6 +126,48 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(demo_llm):
             use(text)
         assert caught.value.context_length < caught.value.prompt_tokens < len(text)
     assert time.monotonic() - began < 2
+
+
+# Ctrl-C arrives while the main thread closes a stream that another thread is reading.
+INTERRUPTED_CLOSE = """
+import os, signal, sys, threading, time
+import candle_llama
+
+llm = candle_llama.load(sys.argv[1])
+chunks = []
+stream = llm.stream([5] * 8000, max_new_tokens=1)
+reader = threading.Thread(target=lambda: chunks.extend(stream))
+reader.start()
+time.sleep(0.4)
+sent = None
+
+def interrupt():
+    global sent
+    sent = time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Timer(0.002, interrupt).start()
+try:
+    stream.close()
+    time.sleep(5)
+    raise SystemExit("no KeyboardInterrupt")
+except KeyboardInterrupt:
+    took = time.monotonic() - sent
+reader.join()
+assert chunks == [], "the prefill ended before the stream was closed"
+assert len(llm.generate("The capital of France is", max_new_tokens=1).token_ids) == 1
+print(took)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_while_a_stream_is_closed(demo):
+    delays = []
+    while not delays or (min(delays) > 0.2 and len(delays) < 3):
+        command = [sys.executable, "-c", INTERRUPTED_CLOSE, demo]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        delays.append(float(done.stdout))
+    assert min(delays) <= 0.2
 
 
 def test_leaving_a_with_block_closes_the_stream(demo_llm):

@@ -356,6 +356,17 @@ def test_chat_saves_and_loads_a_conversation(command, tiny, llm, tmp_path):
     assert (done.returncode, done.stdout) == (0, answer.text + "\n")
 
 
+def test_chat_answers_an_unknown_command_with_the_list_of_commands(command, tiny, llm):
+    done = command("chat", tiny, *SHORT, input="/quit\n/Reset now\n")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "/quit is no command" in done.stderr
+    assert "/Reset is no command" in done.stderr
+    assert done.stderr.count("/exit ") == 2
+    for line, message in [("//quit", "/quit"), ("/usr/bin", "/usr/bin"), ("/ 2", "/ 2")]:
+        answer = llm.chat([{"role": "user", "content": message}], max_new_tokens=8, ignore_eos=True)
+        assert command("chat", tiny, *SHORT, input=f"{line}\n").stdout == answer.text + "\n"
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -387,6 +398,15 @@ def test_inspect(command, demo):
     text = command("inspect", "demo")
     assert text.stderr == ""
     assert all(word in text.stdout for word in ("Q4_1", "210 tensors", "tied", "num_hidden_layers", "49,152"))
+
+
+def test_inspect_shows_the_prefix_of_all_tensors(command, tmp_path):
+    tensors = checkpoints.tiny_tensors(checkpoints.tiny_config())
+    tensors = {f"_orig_mod.{name}": values for name, values in tensors.items()}
+    folder = checkpoints.write_checkpoint(tmp_path / "model", tensors=tensors)
+    (note,) = json.loads(command("inspect", folder, "--json").stdout)["notes"]
+    assert "_orig_mod." in note
+    assert note in command("inspect", folder).stdout
 
 
 def test_inspect_loads_no_weights(command, tmp_path):

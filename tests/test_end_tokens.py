@@ -49,3 +49,10 @@ def test_a_gguf_file_that_names_one_end_token_ends_at_the_others_by_their_text(t
     with candle_llama.load(tiny.write_gguf(tmp_path / "tiny.gguf")) as llm:
         assert all(ends(llm, token) for token in (START, end, end_of_turn))
         assert not ends(llm, PAD)
+
+
+@pytest.mark.parametrize("text", ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"])
+def test_the_tokens_that_follow_filled_in_code_end_a_text(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(tiny, "VOCABULARY", [text if t == "<|pad|>" else t for t in tiny.VOCABULARY])
+    with candle_llama.load(tiny.write_gguf(tmp_path / "tiny.gguf")) as llm:
+        assert ends(llm, PAD)

@@ -555,6 +555,8 @@ def test_a_destination_that_cannot_be_written_is_refused_first(tmp_path: Path, t
     ]:
         with pytest.raises(error):
             candle_llama.quantize(tiny, destination, force=True)
+    with pytest.raises(ValueError, match=r"destination: character \d+ is '\\ud800'"):
+        candle_llama.quantize(tiny, tmp_path / "\ud800.gguf")
     with pytest.raises(ValueError, match=r"q8_0, q4_0"):
         candle_llama.quantize(tiny, tmp_path / "out.gguf", "q3_0")
     for threads in (0, -1, 10**6):

@@ -237,6 +237,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS)
 def test_a_harmless_fault_of_a_vocabulary_changes_no_ids(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = {"model": changes.get("model", "llama")}
@@ -246,12 +247,20 @@ def test_a_harmless_fault_of_a_vocabulary_changes_no_ids(tmp_path: Path, changes
         assert faulty.encode(text) == sound.encode(text)
 
 
+def test_load_tokenizer_warns_as_load_does(tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "it.gguf", {"bos_token_id": 262})
+    with pytest.warns(UserWarning, match="bos_token_id is 262 and is ignored"):
+        candle_llama.load_tokenizer(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_sentence_piece_vocabulary_without_scores_is_read(tmp_path: Path) -> None:
     tokenizer = candle_llama.load_tokenizer(write_vocabulary(tmp_path / "it.gguf", {"scores": None}))
     # "▁a" is the last of the 262 pieces.
     assert tokenizer.encode("a") == [1, 261]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     ("name", "same_as"),
     [
@@ -272,6 +281,7 @@ def test_llama_cpp_s_other_names_of_a_pre_tokenizer_are_known(
     assert ids(name) == ids(same_as)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @hypothesis.given(
     st.lists(
         st.tuples(

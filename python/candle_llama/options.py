@@ -177,6 +177,15 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def check_path(path: Path, name: str) -> None:
+    """Raises ValueError if a path has an unpaired surrogate that is no byte of a file's name."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        check_text(str(path), name)
+        raise
+
+
 def check_text(text: str, name: str) -> None:
     """Raises ValueError if a text has an unpaired surrogate, because UTF-8 cannot express it."""
     if text.isascii():

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import Unpack
 
 from candle_llama import _core, hub
-from candle_llama.options import SOURCE, SourceOptions, check_positive, expand_user, keywords, pick
+from candle_llama.options import (
+    SOURCE,
+    SourceOptions,
+    check_path,
+    check_positive,
+    expand_user,
+    keywords,
+    pick,
+)
 from candle_llama.types import QuantizeReport, StorageType
 
 
@@ -67,13 +75,15 @@ def quantize(
     """
     if threads is not None:
         check_positive("threads", threads)
+    written = expand_user(destination)
+    check_path(written, "destination")
     path = hub.resolve(source, **pick(options, SOURCE))
     bar = _Bar() if options["progress"] and sys.stderr is not None and sys.stderr.isatty() else None
     tell: Callable[[int, int], None] | None = bar.show if bar else None
     try:
         fields = _core.quantize(
             str(path),
-            str(expand_user(destination)),
+            str(written),
             dtype=dtype,
             force=force,
             allow_requantize=allow_requantize,

@@ -219,6 +219,9 @@ def load_tokenizer(source: str | os.PathLike[str], **options: Unpack[SourceOptio
         CheckpointError: The tokenizer's files are broken.
         UnsupportedModelError: This kind of tokenizer cannot be reproduced exactly.
 
+    Warns:
+        UserWarning: For each possible problem with the tokenizer's files.
+
     Example:
         >>> import candle_llama
         >>> candle_llama.load_tokenizer("demo").vocab_size
@@ -228,7 +231,10 @@ def load_tokenizer(source: str | os.PathLike[str], **options: Unpack[SourceOptio
     path = hub.resolve(source, weights=False, **where)
     # The access token is not stored in the tokenizer, because tokenizers can be pickled.
     del where["token"]
-    return Tokenizer(_core.Tokenizer.open(str(path)), hub.portable(source), where)
+    core = _core.Tokenizer.open(str(path))
+    for message in core.warnings:
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return Tokenizer(core, hub.portable(source), where)
 
 
 def _reload(source: str, options: dict[str, Any]) -> Tokenizer:

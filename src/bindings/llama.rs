@@ -20,8 +20,6 @@ use std::time::Duration;
 
 /// How long a thread waits for a stream that another thread is stepping, before it checks its signals again.
 const LOCK_SLICE: Duration = Duration::from_millis(10);
-/// A stream has no chunk that could say "timeout" before its prompt has tokens.
-const TIMED_OUT: &str = "the timeout was over before the prompt was tokenised";
 
 /// A loaded model.
 #[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
@@ -144,12 +142,7 @@ impl PyLlama {
     ) -> PyResult<PyStream> {
         let options = convert::sampling_options(options)?;
         let prompt = prompt.prompt(is_chat);
-        let stream = detach_engine(py, |cancel| {
-            self.0.stream_unless_cancelled(prompt, &options, cancel).map_err(|error| match error {
-                Error::Cancelled => Error::Generation { reason: TIMED_OUT.into() },
-                error => error,
-            })
-        })?;
+        let stream = detach_engine(py, |cancel| self.0.stream_unless_cancelled(prompt, &options, cancel))?;
         Ok(PyStream {
             process: Process::current(),
             stream: Mutex::new(Some(stream)),

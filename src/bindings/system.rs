@@ -47,6 +47,7 @@ pub(super) fn inspect(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
         }
     };
     dict.set_item("warnings", messages(&warnings))?;
+    dict.set_item("notes", messages(&found.notes))?;
     dict.set_item("tokenizer", tokenizer)?;
     Ok(dict)
 }

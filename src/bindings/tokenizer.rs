@@ -3,6 +3,7 @@
 use super::convert::{self, Text, TokenIds};
 use super::detach::{detach_engine, guarded};
 use super::error;
+use super::llama::messages;
 use crate::model::Cancel;
 use crate::tokenizer::Tokenizer;
 use pyo3::prelude::*;
@@ -92,6 +93,12 @@ impl PyTokenizer {
     #[getter]
     fn chat_template(&self) -> Option<&str> {
         self.0.chat_template()
+    }
+
+    /// Warnings about the tokenizer's files.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        messages(self.0.warnings())
     }
 
     /// The tokenizer's source, such as "tokenizer.json".

@@ -163,6 +163,24 @@ impl Sequence {
         })
     }
 
+    /// A sequence whose timeout was over before its prompt had tokens. Its first step is its last.
+    pub fn timed_out(engine: &Arc<Engine>, mut params: SamplingParams) -> Self {
+        params.timeout = Some(Duration::ZERO);
+        Sequence {
+            engine: Arc::clone(engine),
+            seq: engine.new_seq(),
+            sampler: Sampler::new(&params),
+            stats: Stats::default(),
+            prompt: Vec::new(),
+            output: Vec::new(),
+            params,
+            eos_token_ids: Vec::new(),
+            requested: Instant::now(),
+            computed: 0,
+            finished: false,
+        }
+    }
+
     /// Makes the checks of [`Sequence::new`] without making a sequence.
     ///
     /// # Errors

@@ -17,7 +17,8 @@ struct Running {
 impl Llama {
     /// Continues each prompt, with the same results as [`Llama::generate`], but several prompts run together.
     /// Returns the completions in the order of the prompts. A cancellation ends the unfinished ones, with the
-    /// finish reason "cancelled". The timeout of a prompt starts when the prompt does.
+    /// finish reason "cancelled". The timeout of a prompt counts while it is tokenised, and then from its
+    /// start on.
     ///
     /// # Errors
     /// Those of [`Llama::generate`]. All prompts are checked before the first one starts.
@@ -29,16 +30,18 @@ impl Llama {
     ) -> Result<Vec<Completion>> {
         self.engine.check_open()?;
         let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let request = |prompt| self.request(prompt, params.on_overflow, cancel);
+        let request = |prompt| self.request(prompt, &params, cancel);
         let prompts = prompts.into_iter().map(request).collect::<Result<Vec<_>>>()?;
-        prompts.iter().try_for_each(|prompt| Sequence::check(&self.engine, &prompt.ids, &params))?;
+        let mut known = prompts.iter().filter_map(|prompt| prompt.ids.as_ref());
+        known.try_for_each(|ids| Sequence::check(&self.engine, ids, &params))?;
         let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.into_iter().enumerate().peekable();
         let mut running: Vec<Running> = Vec::new();
         loop {
             while let Some((_, prompt)) = waiting.peek() {
                 let sequences: Vec<&Sequence> = running.iter().map(|one| one.stream.sequence()).collect();
-                let tokens = prompt.ids.len().saturating_add(params.max_new_tokens);
+                let prompt_tokens = prompt.ids.as_ref().map_or(0, Vec::len);
+                let tokens = prompt_tokens.saturating_add(params.max_new_tokens);
                 match self.engine.admits(&sequences, tokens, cancel) {
                     Ok(true) => {}
                     // After a cancellation the next step ends the running sequences.

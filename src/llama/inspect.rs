@@ -20,6 +20,8 @@ pub struct Inspection {
     pub parameters: u64,
     /// The tensors by storage type.
     pub tensors: Vec<Storage>,
+    /// Facts about the files that may be worth knowing but are not problems.
+    pub notes: Vec<String>,
     /// Which tensor is the output head, and why.
     pub head: HeadChoice,
     /// The tokenizer, or why it cannot be read.
@@ -48,6 +50,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         config,
         parameters,
         tensors: types.into_values().collect(),
+        notes: checkpoint.notes().to_vec(),
         head,
         tokenizer: Tokenizer::open(path),
     })

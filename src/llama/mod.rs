@@ -55,7 +55,7 @@ use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A loaded model. Its methods may be called from several threads.
 pub struct Llama {
@@ -78,9 +78,12 @@ struct Notices {
 
 /// A prompt whose answer is to be generated.
 struct Request {
-    ids: Vec<u32>,
+    /// None if the timeout was over before they were known.
+    ids: Option<Vec<u32>>,
     /// Whether the answer continues the prompt's text.
     continues: bool,
+    /// What is left of the timeout.
+    timeout: Option<Duration>,
 }
 
 /// The input of a generation.
@@ -146,11 +149,7 @@ impl Llama {
     /// the prompt is tokenised; later, cancelling returns the tokens so far, with the finish reason
     /// "cancelled".
     pub fn generate(&self, prompt: Prompt, options: &SamplingOptions, cancel: &Cancel) -> Result<Completion> {
-        match self.stream_unless_cancelled(prompt, options, cancel) {
-            // The timeout was over before the prompt had tokens.
-            Err(Error::Cancelled) if !cancel.is_cancelled() => Ok(Completion::timed_out()),
-            stream => stream?.complete(cancel),
-        }
+        self.stream_unless_cancelled(prompt, options, cancel)?.complete(cancel)
     }
 
     /// Continues a prompt, chunk by chunk. The first chunk includes the prefill.
@@ -164,8 +163,7 @@ impl Llama {
     /// As [`Llama::stream`], but tokenising stops soon after `cancel` fires.
     ///
     /// # Errors
-    /// As [`Llama::stream`]; [`Error::Cancelled`], also if the timeout is over before the prompt is
-    /// tokenised.
+    /// As [`Llama::stream`]; [`Error::Cancelled`].
     pub fn stream_unless_cancelled(
         &self,
         prompt: Prompt,
@@ -173,14 +171,8 @@ impl Llama {
         cancel: &Cancel,
     ) -> Result<TextStream> {
         self.engine.check_open()?;
-        let mut params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let started = Instant::now();
-        let timeout = params.timeout;
-        let is_late = || timeout.is_some_and(|timeout| started.elapsed() >= timeout) || cancel.is_cancelled();
-        let stop = AtomicBool::new(false);
-        let request = self.request(prompt, params.on_overflow, &Cancel::with_poll(&stop, &is_late))?;
-        params.timeout = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
-        self.stream_request(request, params)
+        let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
+        self.stream_request(self.request(prompt, &params, cancel)?, params)
     }
 
     /// Warnings about prompts that were used since the last call.
@@ -188,26 +180,43 @@ impl Llama {
         std::mem::take(&mut self.notices.pending.lock())
     }
 
-    fn request(&self, prompt: Prompt, on_overflow: OnOverflow, cancel: &Cancel) -> Result<Request> {
+    /// Tokenises a prompt, which its timeout includes.
+    fn request(&self, prompt: Prompt, params: &SamplingParams, cancel: &Cancel) -> Result<Request> {
         let continues = !matches!(prompt, Prompt::Conversation(_));
-        Ok(Request { ids: self.ids(prompt, on_overflow, cancel)?, continues })
+        let started = Instant::now();
+        let is_late = || params.timeout.is_some_and(|timeout| started.elapsed() >= timeout);
+        let (stop, should_stop) = (AtomicBool::new(false), || is_late() || cancel.is_cancelled());
+        let ids = match self.ids(prompt, params.on_overflow, &Cancel::with_poll(&stop, &should_stop)) {
+            Err(Error::Cancelled) if !cancel.is_cancelled() => None,
+            ids => Some(ids?),
+        };
+        let timeout = params.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        Ok(Request { ids, continues, timeout })
     }
 
     fn stream_request(&self, request: Request, mut params: SamplingParams) -> Result<TextStream> {
+        params.timeout = request.timeout;
+        let Some(ids) = request.ids else {
+            return Ok(TextStream::new(Sequence::timed_out(&self.engine, params), None, Vec::new()));
+        };
         // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
-        // Special tokens are not part of the text, so as stop strings they are found by their ids.
-        let specials = tokenizer.iter().flat_map(|tokenizer| {
-            params.stop.iter().filter_map(|stop| Some((tokenizer.special_token_id(stop)?, stop.clone())))
-        });
-        let specials: Vec<(u32, String)> = specials.collect();
+        // Special tokens are not part of the text, so in stop strings they are found by their ids.
+        let special = |stop: &String| {
+            let id = match params.skip_special_tokens {
+                true => tokenizer.as_ref()?.leading_special_token(stop)?,
+                false => tokenizer.as_ref()?.special_token_id(stop)?,
+            };
+            Some((id, stop.clone()))
+        };
+        let specials: Vec<(u32, String)> = params.stop.iter().filter_map(special).collect();
         params.stop_token_ids.extend(specials.iter().map(|(id, _)| *id));
-        let given = request.ids.len();
+        let given = ids.len();
         let decoder = tokenizer.map(|tokenizer| {
             let decoder = tokenizer.decode_stream(params.skip_special_tokens);
-            if request.continues { decoder.continuing(&request.ids) } else { decoder }
+            if request.continues { decoder.continuing(&ids) } else { decoder }
         });
-        let sequence = Sequence::new(&self.engine, request.ids, params, &self.eos_token_ids)?;
+        let sequence = Sequence::new(&self.engine, ids, params, &self.eos_token_ids)?;
         let kept = sequence.stats().prompt_tokens;
         if kept < given {
             self.notices.pending.lock().push(format!(

@@ -49,17 +49,6 @@ impl Completion {
         }
     }
 
-    /// A completion whose timeout was over before its prompt was tokenised.
-    pub(super) fn timed_out() -> Self {
-        Completion {
-            text: String::new(),
-            token_ids: Vec::new(),
-            logprobs: None,
-            finish: FinishReason::Timeout.into(),
-            stats: Stats::default(),
-        }
-    }
-
     pub(super) fn add(&mut self, chunk: Chunk) {
         self.text += &chunk.text;
         self.token_ids.extend(chunk.token_ids);

@@ -31,6 +31,9 @@ pub(super) const BOS: &str = "tokenizer.ggml.bos_token_id";
 pub(super) const EOS: &str = "tokenizer.ggml.eos_token_id";
 const EOT: &str = "tokenizer.ggml.eot_token_id";
 const EOM: &str = "tokenizer.ggml.eom_token_id";
+const FIM_PAD: &str = "tokenizer.ggml.fim_pad_token_id";
+const FIM_REPO: &str = "tokenizer.ggml.fim_rep_token_id";
+const FIM_SEPARATOR: &str = "tokenizer.ggml.fim_sep_token_id";
 pub(super) const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 pub(super) const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 pub(super) const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
@@ -43,8 +46,8 @@ pub(super) const REMOVE_EXTRA_WHITESPACES: &str = "tokenizer.ggml.remove_extra_w
 /// Tokens that end a text or a turn, whatever type the file gives them: files name one or two of them, and
 /// converters mark others as ordinary text.
 ///
-/// Source: llama.cpp, `llama-vocab.cpp`, `special_eog_ids`.
-const END_OF_GENERATION: [&str; 21] = [
+/// Source: llama.cpp, `llama-vocab.cpp`, `special_eog_ids`, `special_fim_pad_id` and the like.
+const END_OF_GENERATION: [&str; 32] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -66,6 +69,18 @@ const END_OF_GENERATION: [&str; 21] = [
     "[EOS]",
     "<eos>",
     "</s>",
+    // What follows code that was filled in: padding, or another file or repository.
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
 ];
 
 /// The most tokens, and the most merges. The largest vocabulary in use has about 262,000 tokens, and 515,000
@@ -141,7 +156,7 @@ impl<'a> Tokens<'a> {
     /// Warnings about special tokens that are not in the vocabulary. As in llama.cpp they are ignored.
     fn unknown_specials(&self, metadata: &Metadata) -> Result<Vec<String>> {
         let mut warnings = Vec::new();
-        for key in [BOS, EOS, EOT, EOM] {
+        for key in [BOS, EOS, EOT, EOM, FIM_PAD, FIM_REPO, FIM_SEPARATOR] {
             if let Some(id) = metadata.token_id(key)?.filter(|&id| self.get(id).is_none()) {
                 let count = self.texts.len();
                 warnings.push(format!("{key} is {id} and is ignored: the vocabulary has {count} tokens"));
@@ -335,7 +350,7 @@ fn pre_tokenizer(
 
 fn extra_eos_token_ids(metadata: &Metadata, tokens: &Tokens<'_>, eos: Option<u32>) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for key in [EOT, EOM] {
+    for key in [EOT, EOM, FIM_PAD, FIM_REPO, FIM_SEPARATOR] {
         ids.extend(tokens.special(metadata, key)?.map(|(id, _)| id));
     }
     let ends = |token: &String| END_OF_GENERATION.contains(&token.as_str());

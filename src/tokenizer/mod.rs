@@ -239,6 +239,13 @@ impl Tokenizer {
         self.token_to_id(text).filter(|&id| self.parts.encoder.is_special(id, text))
     }
 
+    /// The id of the special token with which `text` begins: the longest, if there are several.
+    pub(crate) fn leading_special_token(&self, text: &str) -> Option<u32> {
+        let ends = text.char_indices().map(|(at, character)| at + character.len_utf8());
+        let ends: Vec<usize> = ends.take_while(|&end| end <= bounds::MAX_TOKEN_BYTES).collect();
+        ends.into_iter().rev().find_map(|end| self.special_token_id(text.get(..end)?))
+    }
+
     /// Whether `id` may end a text: it is a special token, but not the one for unknown text.
     pub(crate) fn is_end_token(&self, id: u32) -> bool {
         let unknown = self.parts.special_tokens.get("unk_token").and_then(Value::as_str);

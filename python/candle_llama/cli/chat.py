@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 import sys
 
 from candle_llama import Chunk, Completion, ContextLengthError, Llama, Stats, load
@@ -16,6 +17,7 @@ _HELP = """\
 /load FILE  go on with a conversation from a file
 /exit       leave (so does Ctrl-D, or Ctrl-C twice)
 /help       show this
+//TEXT      send a message that begins with a slash: /TEXT
 Ctrl-C      stop an answer"""
 
 
@@ -200,6 +202,10 @@ def _command(conversation: _Conversation, line: str) -> bool:
         else:
             conversation.load(path)
         output.note(f"the conversation was {'saved to' if name == '/save' else 'loaded from'} {path}")
+    elif line.startswith("//"):
+        conversation.answer(line[1:])
+    elif re.fullmatch("/[A-Za-z]+", name):
+        output.note(f"{name} is no command, these are:\n{_HELP}", always=True)
     else:
         conversation.answer(line)
     return True

@@ -38,6 +38,7 @@ def _report(found: dict[str, Any]) -> str:
         ("lm_head", f"{found['lm_head']}: {found['lm_head_reason']}"),
         *_tokenizer_rows(found["tokenizer"]),
         *(("warning", warning) for warning in found["warnings"]),
+        *(("note", note) for note in found["notes"]),
         ("config", ""),
         *((f"  {name}", json.dumps(value)) for name, value in found["config"].items()),
     ]
