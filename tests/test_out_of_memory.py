@@ -1,7 +1,7 @@
 """When the system has no more memory, a call answers or raises; the process never dies.
 
-Each case runs in a process of its own. After the model is loaded, the process limits its address space to what
-it uses plus a margin, from none at all to enough, and makes one call per margin.
+Each case runs in a process of its own. After the model is loaded, the process limits its address space to
+what it uses plus a margin, from none at all to enough, and makes one call per margin.
 """
 
 import subprocess
@@ -56,7 +56,9 @@ CASES = {
         messages, chat_template="{% if true %}hello{% endif %} " * 1000 + "hello " * 30_000
     ),
     "generate_all": lambda: llm.generate([prompt[:40 + i] for i in range(60)], max_new_tokens=4),
-    "quantize": lambda: candle_llama.quantize(path, path + ".quantized", "q8_0", force=True, allow_requantize=True),
+    "quantize": lambda: candle_llama.quantize(
+        path, path + ".quantized", "q8_0", force=True, allow_requantize=True
+    ),
     "load": lambda: candle_llama.load(path, threads=3),
     "load quantised": lambda: candle_llama.load(path, threads=3, quantize="q8_0"),
     "load_tokenizer": lambda: candle_llama.load_tokenizer(path),
@@ -84,9 +86,9 @@ print("still works")
 """
 
 CASES = [
-    *("generate", "generate text", "sample", "stream", "chat", "score", "loglikelihood", "logits", "logprobs"),
-    *("encode", "decode", "large prompt", "chat template", "long template", "generate_all", "quantize"),
-    *("load", "load quantised", "load_tokenizer", "inspect"),
+    *("generate", "generate text", "sample", "stream", "chat", "score", "loglikelihood", "logits"),
+    *("logprobs", "encode", "decode", "large prompt", "chat template", "long template", "generate_all"),
+    *("quantize", "load", "load quantised", "load_tokenizer", "inspect"),
 ]
 MARGINS = [0, 0.1, 0.3, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024]
 
@@ -117,3 +119,29 @@ def test_a_call_without_memory_answers_or_raises(models, model, case):
     lines = done.stdout.splitlines()
     assert lines[-1] == "still works"
     assert lines[-2].endswith("answer"), lines
+
+
+GROWTH = """
+import sys
+import candle_llama
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024
+
+llm = candle_llama.load(sys.argv[1], threads=3)
+llm.generate([1], max_new_tokens=1)
+before = anonymous()
+llm.generate([i % 250 for i in range(512)], max_new_tokens=2, ignore_eos=True)
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.parametrize("model", ["wide", "packed"])
+def test_the_estimate_covers_the_buffers_of_all_threads(models, model):
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(models[model])], capture_output=True, text=True, check=True
+    )
+    estimate = candle_llama.estimate_memory(models[model], threads=3)
+    assert 2**20 < int(done.stdout) < estimate.scratch + estimate.kv_cache
+    assert estimate.scratch > candle_llama.estimate_memory(models[model], threads=1).scratch
