@@ -108,6 +108,24 @@ def test_an_index_may_name_a_tied_head_that_no_shard_has(tmp_path: Path) -> None
         candle_llama.load(odd)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_position_embeddings": 1024.0},
+        {"eos_token_id": -1, "pad_token_id": -1},
+        {"eos_token_id": [checkpoints.EOS, -1]},
+    ],
+)
+def test_odd_numbers_in_the_config(tmp_path: Path, llm: candle_llama.Llama, change: dict[str, Any]) -> None:
+    folder = checkpoints.write_checkpoint(tmp_path / "odd", checkpoints.tiny_config(**change))
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": change.get("eos_token_id")}))
+    with candle_llama.load(folder) as odd:
+        assert odd.config.max_position_embeddings == 1024
+        assert checkpoints.EOS in odd.config.eos_token_ids
+        assert odd.generate("hello", **options).token_ids == llm.generate("hello", **options).token_ids
+
+
 def test_a_left_over_quantization_config_is_a_warning(tmp_path: Path) -> None:
     quantization = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     expected, _ = logits(checkpoints.write_checkpoint(tmp_path / "usual"))

@@ -89,9 +89,13 @@ impl Object {
         }
     }
 
+    /// A whole number, which may be written as a float: scripts that scale a context write 32768.0.
     pub(crate) fn usize(&self, key: &str) -> Result<Option<usize>> {
+        const MOST: f64 = (1_u64 << 53) as f64;
         self.typed(key, "a whole number, zero or more", |value| {
-            value.as_u64().and_then(|number| usize::try_from(number).ok())
+            let whole = |number: &f64| number.fract() == 0.0 && (0.0..MOST).contains(number);
+            let number = value.as_u64().or_else(|| value.as_f64().filter(whole).map(|number| number as u64));
+            number.and_then(|number| usize::try_from(number).ok())
         })
     }
 
@@ -115,12 +119,15 @@ impl Object {
         self.typed(key, "a token id", token_id)
     }
 
-    /// One token id or a list of them.
+    /// One token id or a list of them. A negative number stands for no token, as if it was null.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Option<Vec<u32>>> {
-        self.typed(key, "a token id or a list of them", |value| match value {
-            Value::Array(ids) => ids.iter().map(token_id).collect(),
-            one => token_id(one).map(|id| vec![id]),
-        })
+        let is_some = |value: &&Value| value.as_i64().is_none_or(|id| id >= 0);
+        let ids = self.typed(key, "a token id or a list of them", |value| match value {
+            Value::Array(ids) => ids.iter().filter(is_some).map(token_id).collect(),
+            one => Some(one).filter(is_some).map(token_id).into_iter().collect(),
+        })?;
+        let is_list = self.get(key).is_some_and(|value| value.as_array().is_some_and(Vec::is_empty));
+        Ok(ids.filter(|ids: &Vec<u32>| !ids.is_empty() || is_list))
     }
 
     pub(crate) fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {

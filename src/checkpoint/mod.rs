@@ -88,7 +88,7 @@ pub struct Checkpoint {
     format: Format,
     tensors: BTreeMap<String, Stored>,
     metadata: Option<gguf::Metadata>,
-    /// Why a head or an embedding that the index names is absent.
+    /// Why tensors that the index names are absent.
     absent: BTreeMap<String, Error>,
     notes: Vec<String>,
 }
@@ -132,6 +132,13 @@ impl Checkpoint {
             let mut usual = usual.into_iter();
             tensors = usual.by_ref().take(tensors.len()).zip(tensors.into_values()).collect();
             absent = usual.zip(absent.into_values()).collect();
+        }
+        let unknown = |name: &&String| names::hf_to_gguf(name).is_none();
+        if let Some(name) = absent.keys().find(unknown) {
+            let name = quoted(name);
+            notes.push(format!(
+                "the index names tensors that no shard has and no Llama needs, such as {name}"
+            ));
         }
         let format = Format::Safetensors;
         Ok(Self { path: path.into(), format, tensors, metadata: None, absent, notes })

@@ -159,7 +159,7 @@ mod tests {
             r#"{"temperature": "hot"}"#,
             r#"{"top_k": 1.5}"#,
             r#"{"do_sample": 1}"#,
-            r#"{"eos_token_id": [-1]}"#,
+            r#"{"eos_token_id": [1.5]}"#,
             r#"{"max_new_tokens": -5}"#,
             r#"[]"#,
         ] {

@@ -17,8 +17,9 @@ use crate::error::{Error, Result, quoted};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Reads the headers of all safetensors files of a checkpoint folder. Also returns why a head or an embedding
-/// that the index names is absent; see [`may_be_absent`].
+/// Reads the headers of all safetensors files of a checkpoint folder. Also returns the tensors that the index
+/// names and no shard has, each with the error for it. Training tools copy the base model's index, which may
+/// name a tied head, or parts that a Llama does not have.
 pub(crate) fn open_folder(dir: &Path) -> Result<(BTreeMap<String, Stored>, BTreeMap<String, Error>)> {
     // As in transformers, the single file takes precedence over an index beside it.
     if exists(&dir.join(SINGLE))? {
@@ -28,12 +29,6 @@ pub(crate) fn open_folder(dir: &Path) -> Result<(BTreeMap<String, Stored>, BTree
         return read_shards(dir);
     }
     Ok((read_file(&only_file(dir)?)?, BTreeMap::new()))
-}
-
-/// Whether a checkpoint can do without this tensor. With a tied head, training tools save only one of the two
-/// and often copy the base model's index, which names both.
-fn may_be_absent(name: &str) -> bool {
-    ["lm_head.weight", "embed_tokens.weight"].iter().any(|end| name.ends_with(end))
 }
 
 fn exists(path: &Path) -> Result<bool> {
@@ -131,8 +126,7 @@ fn read_shards(dir: &Path) -> Result<(BTreeMap<String, Stored>, BTreeMap<String,
             || weight_map.malformed(tensor, format!("says {}, which has no such tensor", quoted(shard)));
         match found {
             Some(stored) => drop(tensors.insert(tensor.clone(), stored)),
-            None if may_be_absent(tensor) => drop(absent.insert(tensor.clone(), error())),
-            None => return Err(error()),
+            None => drop(absent.insert(tensor.clone(), error())),
         }
     }
     // Tensors that the index does not list are loaded too, as in transformers: a head must not get lost.
