@@ -2,8 +2,8 @@
 //!
 //! Rust ends the process when an allocation fails, unless the code asks for a `Result`. Our large buffers do.
 //! The many small ones and those of other crates do not. So [`Allocator`] first frees the memory that is held
-//! back here and tries again. Before work begins, [`refill`] checks that [`BASE_BYTES`] are held. Work that is
-//! known to need more holds more with [`hold`].
+//! back here and tries again. Before work begins, [`refill`] checks that [`BASE_BYTES`] are held. Work that
+//! is known to need more holds more with [`hold`].
 //!
 //! Once the base is touched, [`is_exhausted`] is true, and the running work should stop with an error.
 
@@ -19,8 +19,8 @@ use std::sync::{Mutex, PoisonError};
 const BASE_BYTES: usize = 16 << 20;
 /// Work that needs less is covered by the base.
 const SMALL_BYTES: usize = 1 << 20;
-/// The most bytes of a piece. glibc keeps a heap of 64 MiB for each thread, at a multiple of its size. Without
-/// room for another heap, it maps a page for every small allocation. So a piece must have room for a heap.
+/// The most bytes of a piece. glibc keeps a heap of 64 MiB for each thread, at a multiple of its size. If it
+/// has no room for another heap, it maps a page for every small allocation. So a piece has room for a heap.
 const PIECE_BYTES: usize = 128 << 20;
 /// The most pieces.
 const MAX_PIECES: usize = 256;

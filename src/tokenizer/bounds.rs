@@ -1,6 +1,7 @@
-//! Limits for tokenizer.json, and for tokens from other files. The `tokenizers` library trusts the file: a malicious one can make it ask for
-//! gigabytes, recurse until the stack overflows, or search for hours. So the file is inspected before the
-//! library builds anything. The limits are far above what published tokenizers need.
+//! Limits for tokenizer.json, and for tokens from other files. The `tokenizers` library trusts the file: a
+//! malicious one can make it ask for gigabytes, recurse until the stack overflows, or search for hours. So
+//! the file is inspected before the library builds anything. The limits are far above what published
+//! tokenizers need.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -31,8 +32,8 @@ const MAX_CHARSMAP_BYTES: usize = 8 << 20;
 const MAX_TEMPLATE: usize = 256;
 /// How many times longer normalizers may make a text. Published ones reach 66, with T5's character map.
 const MAX_GROWTH: usize = 1024;
-/// The most bytes of all added tokens. The library builds an automaton of them, which takes some hundred bytes
-/// and a microsecond for each. 65,000 tokens such as `<|audio_12345|>` have 1 MB.
+/// The most bytes of all added tokens. The library builds an automaton of them, which takes some hundred
+/// bytes and a microsecond for each. 65,000 tokens such as `<|audio_12345|>` have 1 MB.
 const MAX_ADDED_BYTES: usize = 3 << 20;
 /// The same after normalizing, if each token grows as much as any text can.
 const MAX_NORMALIZED_ADDED_BYTES: usize = 12 << 20;

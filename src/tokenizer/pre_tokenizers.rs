@@ -2,8 +2,9 @@
 //!
 //! Any name that is not in the table is refused: a wrong pre-tokenizer gives wrong ids without any error.
 //!
-//! Some of llama.cpp's names are missing, because their vocabularies do not spell bytes or their texts end in a
-//! separator: gemma4, granite-embed-multi-311m, sarvam-moe, whitespace, jina-v1-en, jina-v2-code, roberta-bpe.
+//! Some of llama.cpp's names are missing, because their vocabularies do not spell bytes (gemma4,
+//! granite-embed-multi-311m, sarvam-moe, whitespace) or their texts end in a separator (jina-v1-en,
+//! jina-v2-code, roberta-bpe).
 //!
 //! Source: llama.cpp, `llama-vocab.cpp` and `unicode.cpp`, for the names. The expressions are those of the
 //! models' own tokenizer.json files.
