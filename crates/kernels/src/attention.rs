@@ -13,8 +13,6 @@ use std::ops::Range;
 /// Queries of one task; a query is a (row, head). With more, dequantising a KV block costs less per query.
 /// With fewer, scores and sums stay in the cache.
 const TASK_QUERIES: usize = 96;
-/// The same with AMX tiles. They compute faster, so laying out a KV block needs more queries to pay off.
-const AMX_TASK_QUERIES: usize = 384;
 /// A sequence with at most this many rows may have a task for every unit. Partial results have to be kept
 /// until they are merged, which takes memory.
 const FEW_ROWS: usize = 4;
@@ -52,10 +50,10 @@ impl Kernels {
     /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
     ///
     /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the rows of the spans after each other
-    /// - `bf16_pairs`: whether queries, keys, weights and values may each be the sum of two bf16 (about 16
-    ///   bits). This is faster where the ISA has AMX tiles and head_dim is a multiple of 32
+    /// - `bits16`: whether queries, keys, weights and values may be rounded to about 16 bits. This is faster
+    ///   with AVX-512 or AMX tiles if head_dim is a multiple of 32
     ///
-    /// A row's output depends only on its query, its keys, its values and `bf16_pairs`, bit for bit. If
+    /// A row's output depends only on its query, its keys, its values and `bits16`, bit for bit. If
     /// `cancel` fires, `out` is incomplete.
     ///
     /// # Panics
@@ -68,7 +66,7 @@ impl Kernels {
         query_heads: usize,
         kv_heads: usize,
         head_dim: usize,
-        bf16_pairs: bool,
+        bits16: bool,
         out: &mut [f32],
         cancel: &Cancel,
     ) {
@@ -84,13 +82,13 @@ impl Kernels {
             return;
         }
         let group = query_heads / kv_heads;
-        let amx = self.table.attention_bf16_pairs.filter(|amx| bf16_pairs && (amx.takes)(head_dim));
-        let run = amx.map_or(self.table.attention, |amx| amx.run);
-        let task_queries = if amx.is_some() { AMX_TASK_QUERIES } else { TASK_QUERIES };
+        let rounding = self.table.attention_bits16.filter(|rounding| bits16 && (rounding.takes)(head_dim));
+        let run = rounding.map_or(self.table.attention, |rounding| rounding.run);
+        let task_queries = rounding.map_or(TASK_QUERIES, |rounding| rounding.task_queries);
         let task_rows = (task_queries / group).max(1);
         let row_tasks: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
         let threads = self.pool().threads();
-        let threads_would_idle = amx.is_none() && threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
+        let threads_would_idle = rounding.is_none() && threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
         let uses_unit_tasks = |span: &AttentionSpan| {
             threads_would_idle && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1
         };

@@ -26,20 +26,22 @@ pub(crate) struct KernelTable {
     /// Products of bf16 weights and activations that are each the sum of two bf16.
     pub(crate) gemm_bf16_pairs: Option<Gemm>,
     pub(crate) attention: unsafe fn(&AttentionTask),
-    pub(crate) attention_bf16_pairs: Option<Bf16PairAttention>,
+    pub(crate) attention_bits16: Option<Bits16Attention>,
     pub(crate) dequantize: unsafe fn(WeightRows, usize, &mut [f32]),
     pub(crate) rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub(crate) gate_mul: unsafe fn(Activation, &mut [f32], &[f32]),
     pub(crate) peaks: Peaks,
 }
 
-/// Attention of many rows, where every number is the sum of two bf16.
+/// Attention of many rows, where numbers are rounded to about 16 bits.
 #[derive(Clone, Copy)]
-pub(crate) struct Bf16PairAttention {
+pub(crate) struct Bits16Attention {
     /// Takes tasks of whole rows, not of single units.
     pub(crate) run: unsafe fn(&AttentionTask),
     /// Whether it takes this head_dim.
     pub(crate) takes: fn(usize) -> bool,
+    /// Queries of one task.
+    pub(crate) task_queries: usize,
 }
 
 /// See [`Gemm::run_gated`].
@@ -191,7 +193,7 @@ macro_rules! kernel_table {
             gemm_bf16,
             gemm_bf16_pairs: None,
             attention,
-            attention_bf16_pairs: None,
+            attention_bits16: None,
             dequantize,
             rms_norm,
             gate_mul,

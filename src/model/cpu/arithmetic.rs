@@ -53,17 +53,14 @@ pub(super) struct Arithmetic {
     pub(super) product: ProductKind,
     /// How activations are quantised for packed weights.
     pub(super) precision: Precision,
-    /// Whether attention may compute with sums of two bf16.
-    pub(super) attention_bf16_pairs: bool,
+    /// Whether attention may round numbers to about 16 bits.
+    pub(super) attention_bits16: bool,
 }
 
 impl Arithmetic {
     /// f32 everywhere. Weights are not packed then, so `precision` decides nothing.
-    const EXACT: Arithmetic = Arithmetic {
-        product: ProductKind::Matmul,
-        precision: Precision::Bits16,
-        attention_bf16_pairs: false,
-    };
+    const EXACT: Arithmetic =
+        Arithmetic { product: ProductKind::Matmul, precision: Precision::Bits16, attention_bits16: false };
 
     /// The arithmetic of the decoder layers.
     pub(super) fn of_layers(phase: Phase, exact: bool) -> Self {
@@ -74,7 +71,7 @@ impl Arithmetic {
             Phase::Prompt => (ProductKind::Gemm(GemmInput::Bf16), Precision::Mixed),
             Phase::Decode => (ProductKind::Matmul, Precision::Bits8),
         };
-        Arithmetic { product, precision, attention_bf16_pairs: phase == Phase::Prompt }
+        Arithmetic { product, precision, attention_bits16: phase == Phase::Prompt }
     }
 
     /// The arithmetic of the output head. Its rounding error goes straight into the logits, so every row of

@@ -208,8 +208,8 @@ impl CpuModel {
                     kv_blocks: sequences[&span.seq].kv.layer(index),
                 })
                 .collect();
-            let pairs = projector.arithmetic.attention_bf16_pairs;
-            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, pairs, attended, cancel);
+            let bits16 = projector.arithmetic.attention_bits16;
+            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, bits16, attended, cancel);
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);

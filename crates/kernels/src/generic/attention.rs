@@ -122,9 +122,9 @@ struct Scratch {
 
 /// The queries of a task and their intermediate results.
 #[derive(Default)]
-struct Queries {
+pub(crate) struct Queries {
     /// `(queries, head_dim)`, divided by the square root of head_dim.
-    scaled: Vec<f32>,
+    pub(crate) scaled: Vec<f32>,
     /// `(queries, KV_BLOCK_POSITIONS)`: the scores of a KV block, then the softmax weights.
     weights: Vec<[[f32; LANES]; KV_BLOCK_VECTORS]>,
     /// The number of positions of the KV block that each query sees.
@@ -133,7 +133,47 @@ struct Queries {
     rescale: Vec<[f32; LANES]>,
     /// The sum of the KV block's softmax weights.
     sums: Vec<f32>,
-    unit: PartialAttention,
+    pub(crate) unit: PartialAttention,
+}
+
+impl Queries {
+    /// Takes over the task's queries.
+    #[inline(always)]
+    pub(crate) fn scale(&mut self, task: &AttentionTask) {
+        let scale = 1.0 / (task.head_dim as f32).sqrt();
+        let heads_len = task.group() * task.head_dim;
+        self.scaled.clear();
+        for row in 0..task.rows.len() {
+            self.scaled.extend(task.queries[task.heads_offset(row)..][..heads_len].iter().map(|q| q * scale));
+        }
+    }
+
+    /// Starts over, with no keys.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self, task: &AttentionTask) {
+        let count = task.rows.len() * task.group();
+        self.weights.resize(count, [[0.0; LANES]; KV_BLOCK_VECTORS]);
+        self.visible.resize(count, 0);
+        self.rescale.resize(count.div_ceil(LANES), [0.0; LANES]);
+        self.sums.resize(count, 0.0);
+        self.unit.clear(count, task.head_dim.div_ceil(LANES));
+    }
+}
+
+impl PartialAttention {
+    /// Writes the results of a task's queries to their heads.
+    #[inline(always)]
+    pub(crate) fn write_rows(&self, task: &AttentionTask, out: &SharedOut) {
+        let heads_len = task.group() * task.head_dim;
+        for row in 0..task.rows.len() {
+            // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, which was read
+            // at the same range.
+            let heads = unsafe { out.slice_mut(task.heads_offset(row), heads_len) };
+            for (head, out) in heads.chunks_exact_mut(task.head_dim).enumerate() {
+                self.write(row * task.group() + head, out);
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -151,16 +191,9 @@ pub(crate) fn attention<L: Lanes, const QUERIES: usize>(task: &AttentionTask) {
 
 #[inline(always)]
 fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch) {
-    let head_dim = task.head_dim;
-    let heads_len = task.group() * head_dim;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let scaled = &mut scratch.queries.scaled;
-    scaled.clear();
-    for row in 0..task.rows.len() {
-        scaled.extend(task.queries[task.heads_offset(row)..][..heads_len].iter().map(|q| q * scale));
-    }
+    scratch.queries.scale(task);
     let count = task.rows.len() * task.group();
-    scratch.total.clear(count, head_dim.div_ceil(LANES));
+    scratch.total.clear(count, task.head_dim.div_ceil(LANES));
     for unit in task.units() {
         attend_unit::<L, QUERIES>(task, scratch, unit);
         let seen_by = task.first_query_seeing(unit * UNIT_POSITIONS)..count;
@@ -173,14 +206,8 @@ fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch:
             }
         }
     }
-    let AttentionOutput::Rows(out) = task.output else { return };
-    for row in 0..task.rows.len() {
-        // SAFETY: this task alone writes these rows' heads; `out` is as long as `queries`, which was just
-        // read at the same range.
-        let heads = unsafe { out.slice_mut(task.heads_offset(row), heads_len) };
-        for (head, out) in heads.chunks_exact_mut(head_dim).enumerate() {
-            scratch.total.write(row * task.group() + head, out);
-        }
+    if let AttentionOutput::Rows(out) = task.output {
+        scratch.total.write_rows(task, out);
     }
 }
 
@@ -189,11 +216,7 @@ fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch:
 fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
     let count = task.rows.len() * task.group();
     let Scratch { keys, values, queries, .. } = scratch;
-    queries.weights.resize(count, [[0.0; LANES]; KV_BLOCK_VECTORS]);
-    queries.visible.resize(count, 0);
-    queries.rescale.resize(count.div_ceil(LANES), [0.0; LANES]);
-    queries.sums.resize(count, 0.0);
-    queries.unit.clear(count, task.head_dim.div_ceil(LANES));
+    queries.clear(task);
     for index in unit * UNIT_KV_BLOCKS..((unit + 1) * UNIT_KV_BLOCKS).min(task.seen_kv_blocks()) {
         let block = &task.kv_blocks[index];
         let (mut dtype, first) = (block.dtype, index * KV_BLOCK_POSITIONS);
@@ -203,46 +226,49 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
         let next_keys = next.keys(task.kv_head, task.kv_heads);
         let next_values = next.values(task.kv_head, task.kv_heads);
         if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(QUERIES) {
-            match dtype {
-                WeightType::F32 => {
-                    dequantize_kv_block::<L, F32>(task, block_keys, block_values, keys, values)
-                }
-                WeightType::F16 => {
-                    dequantize_kv_block::<L, F16>(task, block_keys, block_values, keys, values)
-                }
-                _ => dequantize_kv_block::<L, Bf16>(task, block_keys, block_values, keys, values),
-            }
+            dequantize_kv_block::<L>(task, block, keys, values);
             (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             dtype = WeightType::F32;
         }
         let bytes = [block_keys, block_values, next_keys, next_values];
+        let seen_by = task.first_query_seeing(first)..count;
         match dtype {
-            WeightType::F32 => attend_kv_block::<L, F32, QUERIES>(task, queries, first, bytes),
-            WeightType::F16 => attend_kv_block::<L, F16, QUERIES>(task, queries, first, bytes),
-            _ => attend_kv_block::<L, Bf16, QUERIES>(task, queries, first, bytes),
+            WeightType::F32 => attend_kv_block::<L, F32, QUERIES>(task, queries, seen_by, first, bytes),
+            WeightType::F16 => attend_kv_block::<L, F16, QUERIES>(task, queries, seen_by, first, bytes),
+            _ => attend_kv_block::<L, Bf16, QUERIES>(task, queries, seen_by, first, bytes),
         }
     }
 }
 
 /// Converts a KV block to f32. Rows of values that are shorter than a vector are padded.
 #[inline(always)]
-fn dequantize_kv_block<L: Lanes, S: Storage>(
+pub(crate) fn dequantize_kv_block<L: Lanes>(
     task: &AttentionTask,
-    stored_keys: &[u8],
-    stored_values: &[u8],
+    block: &KvBlock,
     keys: &mut Vec<[f32; LANES]>,
     values: &mut Vec<[f32; LANES]>,
 ) {
     keys.resize(task.head_dim * KV_BLOCK_VECTORS, [0.0; LANES]);
     values.resize(task.values_len() * KV_BLOCK_VECTORS, [0.0; LANES]);
-    dequantize_row::<L, S>(stored_keys, keys);
+    dequantize_numbers::<L>(block.dtype, block.keys(task.kv_head, task.kv_heads), keys);
+    let stored = block.values(task.kv_head, task.kv_heads);
     if task.head_dim >= LANES {
-        dequantize_row::<L, S>(stored_values, values);
+        dequantize_numbers::<L>(block.dtype, stored, values);
     } else {
-        let rows = stored_values.chunks_exact(stored_values.len() / KV_BLOCK_POSITIONS);
+        let rows = stored.chunks_exact(stored.len() / KV_BLOCK_POSITIONS);
         for (row, out) in rows.zip(values.chunks_exact_mut(1)) {
-            dequantize_row::<L, S>(row, out);
+            dequantize_numbers::<L>(block.dtype, row, out);
         }
+    }
+}
+
+/// Converts keys or values to f32.
+#[inline(always)]
+pub(crate) fn dequantize_numbers<L: Lanes>(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
+    match dtype {
+        WeightType::F32 => dequantize_row::<L, F32>(stored, numbers),
+        WeightType::F16 => dequantize_row::<L, F16>(stored, numbers),
+        _ => dequantize_row::<L, Bf16>(stored, numbers),
     }
 }
 
@@ -296,26 +322,27 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Attends to one KV block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values
+/// Some queries attend to one KV block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values
 /// `(KV_BLOCK_POSITIONS, values_len)`. The next block's keys and values follow, to be prefetched.
+///
+/// - `seen_by`: queries that see at least `first`, the block's first position
 #[inline(always)]
-fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
+pub(crate) fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     task: &AttentionTask,
     queries: &mut Queries,
+    seen_by: Range<usize>,
     first: usize,
     [keys, values, next_keys, next_values]: [&[u8]; 4],
 ) {
     let keys = Stream::new([keys, values, next_keys]);
     let values = Stream::new([values, next_keys, next_values]);
-    let count = queries.sums.len();
-    let seen_by = task.first_query_seeing(first)..count;
     if fits_two_vectors(QUERIES) {
         for_each_microkernel!(
             seen_by.clone(), QUERIES, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys)
         );
     } else {
         for vector in 0..KV_BLOCK_VECTORS {
-            let seen_by = task.first_query_seeing(first + vector * LANES)..count;
+            let seen_by = task.first_query_seeing(first + vector * LANES).max(seen_by.start)..seen_by.end;
             for_each_microkernel!(
                 seen_by, QUERIES, query => scores::<L, S, 1>(queries, query, task.head_dim, vector, keys)
             );
@@ -327,7 +354,7 @@ fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
         softmax_weights::<L>(queries, query);
     }
     // The first vector may include queries that do not see this block. Their factors are not read.
-    for rescale in &mut queries.rescale[seen_by.start / LANES..] {
+    for rescale in &mut queries.rescale[seen_by.start / LANES..seen_by.end.div_ceil(LANES)] {
         exp_of_negative(L::load(rescale)).store(rescale);
     }
     for query in seen_by.clone() {

@@ -12,11 +12,11 @@ use std::ops::Range;
 #[derive(Default)]
 pub(crate) struct PartialAttention {
     /// The largest score.
-    pub(super) maximum: Vec<f32>,
+    pub(crate) maximum: Vec<f32>,
     /// The sum of `exp(score - maximum)`.
-    pub(super) sum: Vec<f32>,
+    pub(crate) sum: Vec<f32>,
     /// `(queries, head_dim)` in vectors (see [`part_start`]): the sum of `exp(score - maximum) * value`.
-    pub(super) weighted: Vec<[f32; LANES]>,
+    pub(crate) weighted: Vec<[f32; LANES]>,
 }
 
 impl PartialAttention {

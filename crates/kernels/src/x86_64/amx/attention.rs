@@ -7,11 +7,8 @@
 
 use super::convert::{interleave_bf16_pairs, subtract_bf16, truncate_to_bf16_pairs};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, TERMS, WIDE_COLS, WideSums};
-use crate::blocks::WeightType;
-use crate::generic::attention::{AttentionOutput, AttentionTask};
-use crate::generic::dequantize::dequantize_row;
+use crate::generic::attention::{AttentionOutput, AttentionTask, dequantize_numbers};
 use crate::generic::elementwise::exp_of_negative;
-use crate::generic::storage::{Bf16, F16, F32};
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::{LANES, Lanes};
 use crate::rows16::Rows16 as _;
@@ -19,6 +16,8 @@ use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::cell::Cell;
 use std::ops::Range;
 
+/// Queries of one task. Laying out a KV block costs time, so many queries have to share it.
+pub(super) const TASK_QUERIES: usize = 384;
 /// Elements of a query, or positions, in one step of a product.
 const STEP: usize = 2 * AMX_TILE_WORDS;
 /// AMX tile rows of a step: for 16 queries (or their softmax weights), and for 64 columns of keys or values.
@@ -198,10 +197,10 @@ fn lay_out_kv_block(task: &AttentionTask, scratch: &mut Scratch, block: usize) {
     let parts = head_dim.div_ceil(WIDE_COLS);
     values.resize(parts * (KV_BLOCK_POSITIONS / STEP) * RIGHT_TILE_ROWS, AmxTileRow::ZERO);
 
-    dequantize_kv(stored.dtype, stored.keys(task.kv_head, task.kv_heads), numbers);
+    dequantize_numbers::<Avx512Lanes>(stored.dtype, stored.keys(task.kv_head, task.kv_heads), numbers);
     lay_out(numbers.as_flattened(), KV_BLOCK_POSITIONS, 0, keys);
 
-    dequantize_kv(stored.dtype, stored.values(task.kv_head, task.kv_heads), numbers);
+    dequantize_numbers::<Avx512Lanes>(stored.dtype, stored.values(task.kv_head, task.kv_heads), numbers);
     let numbers = numbers.as_flattened_mut();
     let seen_by_all = (task.position + 1).saturating_sub(first).min(KV_BLOCK_POSITIONS);
     let seen = (task.position + task.rows.len() - first).min(KV_BLOCK_POSITIONS);
@@ -232,16 +231,6 @@ fn take_non_finite(
         for (index, value) in row.iter_mut().enumerate().filter(|(_, value)| !value.is_finite()) {
             not_finite.push(Value { position, index, value: std::mem::take(value) });
         }
-    }
-}
-
-/// Converts keys or values to f32.
-#[inline(always)]
-fn dequantize_kv(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
-    match dtype {
-        WeightType::F32 => dequantize_row::<Avx512Lanes, F32>(stored, numbers),
-        WeightType::F16 => dequantize_row::<Avx512Lanes, F16>(stored, numbers),
-        _ => dequantize_row::<Avx512Lanes, Bf16>(stored, numbers),
     }
 }
 

@@ -16,7 +16,7 @@ mod tiles;
 
 use super::avx512;
 use crate::blocks::WeightType;
-use crate::table::{Bf16PairAttention, Gemm, KernelTable};
+use crate::table::{Bits16Attention, Gemm, KernelTable};
 
 /// Products with activations in bf16.
 const GEMM_BF16: Gemm = Gemm {
@@ -44,7 +44,11 @@ pub(crate) const TABLE: KernelTable = KernelTable {
         takes_packed: false,
         ..GEMM_BF16
     }),
-    attention_bf16_pairs: Some(Bf16PairAttention { run: attention::attention, takes: attention::takes }),
+    attention_bits16: Some(Bits16Attention {
+        run: attention::attention,
+        takes: attention::takes,
+        task_queries: attention::TASK_QUERIES,
+    }),
     peaks: peak::PEAKS,
     ..avx512::TABLE
 };

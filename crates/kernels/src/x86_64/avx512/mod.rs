@@ -1,10 +1,12 @@
 //! The AVX-512 ISA: AVX-512F, BW and VNNI, and with them AVX2, FMA and F16C.
 
+mod attention;
 mod lanes;
 mod peak;
+mod rounding;
 mod rows16;
 
-use crate::table::{KernelTable, kernel_table, packed_kernel};
+use crate::table::{Bits16Attention, KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::Avx512Lanes;
 pub(super) use peak::PEAKS;
 pub(super) use rows16::Avx512Rows;
@@ -14,7 +16,17 @@ const PANEL_ROWS: usize = 6;
 const STRIPS: usize = 2;
 
 /// The kernels of this ISA.
-pub(crate) const TABLE: KernelTable = kernel_table!(
+pub(crate) const TABLE: KernelTable = KernelTable {
+    attention_bits16: Some(Bits16Attention {
+        run: attention::attention,
+        takes: attention::takes,
+        task_queries: attention::TASK_QUERIES,
+    }),
+    ..GENERIC_TABLE
+};
+
+/// The kernels that are built from the generic algorithms.
+const GENERIC_TABLE: KernelTable = kernel_table!(
     Avx512Lanes, Avx512Rows,
     packed: packed_kernel!(
         Avx512Rows, PANEL_ROWS, STRIPS,

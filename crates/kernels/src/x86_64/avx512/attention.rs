@@ -1,0 +1,314 @@
+//! Attention of prompts in 16-bit integers.
+//!
+//! Computes the same as `generic/attention.rs`, KV block by KV block. `vpdpwssd` does twice as many operations
+//! as FMA. Every query, every position's key and every column of a KV block's values has an f32 scale, and
+//! its numbers are rounded to 16 bits. The error is smaller than that of rounding keys and values to f16. Sums
+//! of products are exact: scales are chosen so that 32 bits do not overflow.
+//!
+//! The scale of a column of values depends on all positions of its KV block. So a row that does not see the
+//! whole block, which is each row's last block, computes that block in f32. So does every row if the block has
+//! a number that is not finite.
+//!
+//! SAFETY of every block here: these functions are used only inside [`attention`], a `#[target_feature]`
+//! function, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every load and
+//! store goes through a reference to an array of at least its width.
+
+// The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
+// loops with constant bounds, but not always for iterators.
+#![allow(clippy::needless_range_loop)]
+
+use super::rounding::{
+    COLS, LARGEST, RoundedKvBlock, Row, VECTORS, WEIGHT_WORDS, WEIGHTS_SUM, round_keys, round_queries,
+    round_values, round_weights,
+};
+use super::{Avx512Lanes, Avx512Rows};
+use crate::generic::attention::{
+    AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block,
+};
+use crate::generic::elementwise::exp_of_negative;
+use crate::generic::storage::F32;
+use crate::kv_block::KV_BLOCK_POSITIONS;
+use crate::lanes::{LANES, Lanes};
+use crate::rows16::Rows16;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Queries of one task. Rounding a KV block costs time, so many queries have to share it.
+pub(super) const TASK_QUERIES: usize = 384;
+/// Queries of the microkernel of f32, as in the ISA's table.
+pub(super) const F32_QUERIES: usize = 4;
+/// Queries of the microkernel.
+const QUERIES: usize = 4;
+/// Queries whose softmax is computed together, one in each lane.
+const BATCH: usize = 16;
+
+const _: () = assert!(BATCH.is_multiple_of(QUERIES) && 2 * BATCH == LANES);
+
+/// Whether [`attention`] takes this head_dim.
+pub(super) fn takes(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(LANES)
+}
+
+/// Buffers that are kept between tasks. A word is two neighbouring 16-bit numbers.
+#[derive(Default)]
+struct Scratch {
+    /// A KV block in f32: keys `(head_dim, KV_BLOCK_POSITIONS)`, values `(KV_BLOCK_POSITIONS, head_dim)`.
+    keys: Vec<[f32; LANES]>,
+    values: Vec<[f32; LANES]>,
+    /// `(head_dim / 2)`: words of two elements, a column for each position.
+    key_words: Vec<Row<i32>>,
+    /// `(head_dim / COLS, KV_BLOCK_POSITIONS / 2)`: words of two positions, a column for each element. Columns
+    /// beyond head_dim may hold anything.
+    value_words: Vec<Row<i32>>,
+    /// One row for each part of `value_words`.
+    value_scales: Vec<Row<f32>>,
+    /// `(queries, head_dim / 2)`, and zeros for the last call of the microkernel.
+    query_words: Vec<i32>,
+    query_scales: Vec<f32>,
+    queries: Queries,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Runs one task: all units of its rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
+pub(super) fn attention(task: &AttentionTask) {
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](crate::generic::matmul::take_buffer).
+    let mut scratch = SCRATCH.take();
+    attention_with(task, &mut scratch);
+    SCRATCH.set(scratch);
+}
+
+#[inline(always)]
+fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
+    let AttentionOutput::Rows(out) = task.output else { unreachable!("only few rows are split into units") };
+    let Scratch { keys, values, queries, .. } = scratch;
+    let (head_dim, count) = (task.head_dim, task.rows.len() * task.group());
+    queries.scale(task);
+    queries.clear(task);
+    round_queries::<QUERIES>(&queries.scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
+    for (index, block) in task.kv_blocks.iter().enumerate().take(task.seen_kv_blocks()) {
+        let first = index * KV_BLOCK_POSITIONS;
+        dequantize_kv_block::<Avx512Lanes>(task, block, keys, values);
+        // Queries before these do not see the whole block.
+        let mut full = task.first_query_seeing(first + KV_BLOCK_POSITIONS - 1);
+        if full < count {
+            let key_scales = round_keys(keys.as_flattened().as_chunks().0, &mut scratch.key_words);
+            let is_finite = round_values(
+                values.as_flattened(),
+                head_dim,
+                &mut scratch.value_words,
+                &mut scratch.value_scales,
+            );
+            match key_scales.filter(|_| is_finite) {
+                Some(key_scales) => {
+                    let block = RoundedKvBlock {
+                        keys: &scratch.key_words,
+                        key_scales: &key_scales,
+                        values: &scratch.value_words,
+                        value_scales: &scratch.value_scales,
+                    };
+                    let batches = (count - full).div_ceil(BATCH);
+                    for (number, start) in (full..count).step_by(BATCH).enumerate() {
+                        prefetch_part(task, index + 1, number, batches);
+                        let batch = start..count.min(start + BATCH);
+                        attend(&block, &scratch.query_words, &scratch.query_scales, head_dim, queries, batch);
+                    }
+                }
+                None => full = count,
+            }
+        }
+        let in_f32 = task.first_query_seeing(first)..full;
+        if !in_f32.is_empty() {
+            let (keys, values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
+            // Numbers in f32 are not prefetched, so what follows does not matter.
+            let bytes = [keys, values, keys, values];
+            attend_kv_block::<Avx512Lanes, F32, F32_QUERIES>(task, queries, in_f32, first, bytes);
+        }
+    }
+    queries.unit.write_rows(task, out);
+}
+
+/// Prefetches one of `parts` parts of a KV block, if it exists.
+#[inline(always)]
+fn prefetch_part(task: &AttentionTask, index: usize, part: usize, parts: usize) {
+    let Some(block) = task.kv_blocks.get(index) else { return };
+    for bytes in [block.keys(task.kv_head, task.kv_heads), block.values(task.kv_head, task.kv_heads)] {
+        for line in bytes[bytes.len() * part / parts..bytes.len() * (part + 1) / parts].chunks(64) {
+            Avx512Lanes::prefetch_l2(line.as_ptr());
+        }
+    }
+}
+
+/// Sums of products of [`QUERIES`] rows of `x` and all rows of `words`.
+///
+/// - `x`: `(QUERIES, words.len())`, `stride` apart
+#[inline(always)]
+fn dot(x: &[i32], stride: usize, words: &[Row<i32>]) -> [[__m512i; VECTORS]; QUERIES] {
+    let mut rows: [&[i32]; QUERIES] = [&[]; QUERIES];
+    for i in 0..QUERIES {
+        rows[i] = &x[i * stride..][..words.len()];
+    }
+    // SAFETY: see the top of this file; every row of x has as many words as there are rows of words.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); VECTORS]; QUERIES];
+        for (step, words) in words.iter().enumerate() {
+            let mut columns = [_mm512_setzero_si512(); VECTORS];
+            for v in 0..VECTORS {
+                columns[v] = _mm512_load_si512(words.0.as_ptr().add(16 * v).cast());
+            }
+            for i in 0..QUERIES {
+                let word = _mm512_set1_epi32(*rows[i].get_unchecked(step));
+                for v in 0..VECTORS {
+                    sums[i][v] = _mm512_dpwssd_epi32(sums[i][v], columns[v], word);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Attends to one KV block, which all queries of the batch see as a whole.
+#[inline(always)]
+fn attend(
+    block: &RoundedKvBlock,
+    query_words: &[i32],
+    query_scales: &[f32],
+    head_dim: usize,
+    queries: &mut Queries,
+    batch: Range<usize>,
+) {
+    let row_words = head_dim / 2;
+    let mut numbers = [Row([0.0; COLS]); BATCH];
+    let mut vectors = [[0.0; 16]; BATCH];
+    for start in (0..batch.len()).step_by(QUERIES) {
+        let sums = dot(&query_words[(batch.start + start) * row_words..], row_words, block.keys);
+        for i in 0..QUERIES {
+            // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the rows.
+            unsafe {
+                let mut scores = [_mm512_setzero_ps(); VECTORS];
+                for v in 0..VECTORS {
+                    let scale = _mm512_load_ps(block.key_scales.0.as_ptr().add(16 * v));
+                    scores[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][v]), scale);
+                    _mm512_store_ps(numbers[start + i].0.as_mut_ptr().add(16 * v), scores[v]);
+                }
+                let [a, b, c, d] = scores;
+                let largest = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+                _mm512_storeu_ps(vectors[start + i].as_mut_ptr(), largest);
+            }
+        }
+    }
+
+    let largest = across(&vectors, |a, b| if a > b { a } else { b });
+    let (mut scales, mut before, mut after) = ([0.0; BATCH], [0.0; BATCH], [0.0; BATCH]);
+    scales[..batch.len()].copy_from_slice(&query_scales[batch.clone()]);
+    before[..batch.len()].copy_from_slice(&queries.unit.maximum[batch.clone()]);
+    // The factors of the earlier sums, and those of this block's sums: the maximum has changed.
+    let mut factors = [[0.0; BATCH]; 2];
+    for i in 0..BATCH {
+        let maximum = largest[i] * scales[i];
+        after[i] = if maximum > before[i] { maximum } else { before[i] };
+        factors[0][i] = before[i] - after[i];
+        factors[1][i] = maximum - after[i];
+    }
+    queries.unit.maximum[batch.clone()].copy_from_slice(&after[..batch.len()]);
+    let logarithms = Avx512Lanes::load(factors.as_flattened().try_into().expect("two batches"));
+    exp_of_negative(logarithms).store(factors.as_flattened_mut().try_into().expect("two batches"));
+    let [earlier, mut now] = factors;
+
+    for i in 0..batch.len() {
+        let to_log2 = scales[i] * std::f32::consts::LOG2_E;
+        exp2_of_differences(&mut numbers[i], to_log2, largest[i] * to_log2, &mut vectors[i]);
+    }
+    let sums = across(&vectors, |a, b| a + b);
+    for (i, sum) in queries.unit.sum[batch.clone()].iter_mut().enumerate() {
+        *sum = *sum * earlier[i] + sums[i] * now[i];
+    }
+    let mut weights = [[0; WEIGHT_WORDS]; BATCH];
+    let mut inverse_scales = [0.0; BATCH];
+    for i in 0..BATCH {
+        let largest = WEIGHTS_SUM / sums[i];
+        inverse_scales[i] = if largest < LARGEST { largest } else { LARGEST };
+        now[i] /= inverse_scales[i];
+    }
+    for i in 0..batch.len() {
+        round_weights(&numbers[i], inverse_scales[i], &mut weights[i]);
+    }
+
+    let weighted = queries.unit.weighted.as_flattened_mut();
+    let parts = block.values.as_chunks::<WEIGHT_WORDS>().0.iter().zip(block.value_scales).enumerate();
+    for (part, (values, value_scales)) in parts {
+        for (start, weights) in (0..batch.len()).step_by(QUERIES).zip(weights.as_chunks::<QUERIES>().0) {
+            let sums = dot(weights.as_flattened(), WEIGHT_WORDS, values);
+            for i in 0..QUERIES {
+                if start + i >= batch.len() {
+                    break;
+                }
+                let row = &mut weighted[(batch.start + start + i) * head_dim..][..head_dim];
+                let row = row[part * COLS..].as_chunks_mut::<16>().0;
+                for v in 0..VECTORS {
+                    let Some(weighted) = row.get_mut(v) else { break };
+                    // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
+                    unsafe {
+                        let before = _mm512_loadu_ps(weighted.as_ptr());
+                        let before = _mm512_mul_ps(before, _mm512_set1_ps(earlier[start + i]));
+                        let scale = _mm512_load_ps(value_scales.0.as_ptr().add(16 * v));
+                        let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][v]), scale);
+                        let after = _mm512_fmadd_ps(sum, _mm512_set1_ps(now[start + i]), before);
+                        _mm512_storeu_ps(weighted.as_mut_ptr(), after);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Combines the 16 numbers of each query: those 8 apart, then 4, and so on.
+#[inline(always)]
+fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f32; BATCH] {
+    let mut columns = [[0.0; BATCH]; 16];
+    Avx512Rows::transpose(vectors.each_ref().map(bytemuck::cast_ref), &mut columns);
+    for half in [8, 4, 2, 1] {
+        for k in 0..half {
+            for i in 0..BATCH {
+                columns[k][i] = combine(columns[k][i], columns[k + half][i]);
+            }
+        }
+    }
+    columns[0]
+}
+
+/// Replaces every number x by `2^(x * factor - offset)`, which is at most about 1. Adds up the vectors.
+#[inline(always)]
+fn exp2_of_differences(numbers: &mut Row<f32>, factor: f32, offset: f32, sum: &mut [f32; 16]) {
+    /// The coefficients of 2^x = e^(x ln 2), from the highest power to the lowest. For |x| <= 1/2 the error is
+    /// below 2^-18, which is less than that of rounding to 16 bits.
+    const COEFFICIENTS: [f32; 6] = {
+        const LN2: f32 = std::f32::consts::LN_2;
+        const SQUARE: f32 = LN2 * LN2;
+        const CUBE: f32 = SQUARE * LN2;
+        [CUBE * SQUARE / 120.0, SQUARE * SQUARE / 24.0, CUBE / 6.0, SQUARE / 2.0, LN2, 1.0]
+    };
+    // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
+    unsafe {
+        let (factor, offset) = (_mm512_set1_ps(factor), _mm512_set1_ps(offset));
+        let mut sums = [_mm512_setzero_ps(); VECTORS];
+        for v in 0..VECTORS {
+            let at = numbers.0.as_mut_ptr().add(16 * v);
+            let x = _mm512_fmsub_ps(_mm512_load_ps(at), factor, offset);
+            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            let x = _mm512_sub_ps(x, whole);
+            let mut power = _mm512_set1_ps(COEFFICIENTS[0]);
+            for i in 1..COEFFICIENTS.len() {
+                power = _mm512_fmadd_ps(power, x, _mm512_set1_ps(COEFFICIENTS[i]));
+            }
+            sums[v] = _mm512_scalef_ps(power, whole);
+            _mm512_store_ps(at, sums[v]);
+        }
+        let [a, b, c, d] = sums;
+        _mm512_storeu_ps(sum.as_mut_ptr(), _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+    }
+}
