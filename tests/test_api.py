@@ -428,7 +428,7 @@ def test_options_are_typed_and_tabled_alike():
         ({"dtype": "int8"}, ValueError, '"int8" is not one of auto, float32, float16, bfloat16'),
         ({"dtype": 8}, TypeError, "dtype must be a str, not int"),
         ({"compute": ""}, ValueError, "is not one of auto, exact"),
-        ({"quantize": "q9_9"}, ValueError, "is not one of None, q8_0, q4_0"),
+        ({"quantize": "q9_9"}, ValueError, "is not one of None, q8_0, q4_0, q2_k"),
         ({"engine": "gpu"}, ValueError, "is not one of auto, cpu, candle"),
     ],
 )

@@ -1,11 +1,15 @@
 """llama.cpp loads the files of `quantize` and agrees with us; skipped if llama-cpp-python is missing."""
 
+import ctypes
+import platform
+import runpy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -92,6 +96,78 @@ def test_every_type_agrees(tmp_path: Path, dtype: str) -> None:
     ids = ids_of(tiny.VOCAB_SIZE)
     with test_quantize.load(tmp_path / "out.gguf") as llm, peer(tmp_path / "out.gguf") as other:
         assert relative_error(peer_logits(other, ids), llm.logits(ids)) <= BOUNDS[dtype]
+
+
+# Models with every rule for the types of a mixture, as changes to `tiny.gguf_config`.
+MIXED_MODELS: dict[str, dict[str, Any]] = {
+    "untied": {"num_hidden_layers": 17, "num_attention_heads": 8, "tie_word_embeddings": False},
+    "tied": {"num_key_value_heads": 1, "attention_bias": True},
+    "few-heads": {"num_hidden_layers": 9},
+    "rows-of-96": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 9},
+    "rows-of-96-untied": {"hidden_size": 96, "intermediate_size": 256, "tie_word_embeddings": False},
+    "rows-of-40": {"hidden_size": 40, "intermediate_size": 72},
+    "70b": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 1,
+    },
+    "65b": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 4,
+    },
+}
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere C compilers fuse products and sums"
+)
+@pytest.mark.parametrize("model", MIXED_MODELS)
+def test_mixtures_are_llama_cpp_s_own_files(tmp_path: Path, model: str) -> None:
+    """The same tensors with the same types and bytes, from a folder and from a GGUF file."""
+    config = tiny.gguf_config(**{"hidden_size": 256, "intermediate_size": 512, **MIXED_MODELS[model]})
+    folder = tiny.write_checkpoint(tmp_path / "model", config)
+    candle_llama.quantize(folder, tmp_path / "f32.gguf", "f32")
+    for mixture in test_quantize.MIXTURES:
+        file_type = gguf.LlamaFileType[f"MOSTLY_{mixture.upper()}"]
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype = file_type
+        params.nthread = 2
+        source, target = (str(tmp_path / name).encode() for name in ("f32.gguf", "theirs.gguf"))
+        assert llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)) == 0
+        theirs = gguf.GGUFReader(tmp_path / "theirs.gguf")
+        expected = {tensor.name: tensor for tensor in theirs.tensors}
+        for origin in (folder, tmp_path / "f32.gguf"):
+            candle_llama.quantize(origin, tmp_path / "ours.gguf", mixture, force=True)
+            ours = gguf.GGUFReader(tmp_path / "ours.gguf")
+            assert ours.fields["general.file_type"].contents() == file_type
+            assert theirs.fields["general.file_type"].contents() == file_type
+            assert {tensor.name for tensor in ours.tensors} == set(expected)
+            for tensor in ours.tensors:
+                peer_tensor = expected[tensor.name]
+                assert tensor.tensor_type == peer_tensor.tensor_type, (mixture, tensor.name)
+                assert tensor.data.tobytes() == peer_tensor.data.tobytes(), (mixture, tensor.name)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere C compilers fuse products and sums"
+)
+def test_golden_blocks_of_the_k_types_are_what_the_script_writes() -> None:
+    golden = Path(__file__).parent.parent / "crates/kernels/tests/golden/k_quantized.txt"
+    script = runpy.run_path(str(golden.with_suffix(".py")))
+    assert script["lines"]() == golden.read_text(encoding="ascii"), f"run {golden.with_suffix('.py')}"
+
+
+@pytest.mark.parametrize("mixture", test_quantize.MIXTURES)
+def test_files_of_every_mixture_agree(tmp_path: Path, mixture: str) -> None:
+    config = tiny.gguf_config(hidden_size=256, intermediate_size=512, tie_word_embeddings=False)
+    folder = tiny.write_checkpoint(tmp_path / "model", config)
+    candle_llama.quantize(folder, tmp_path / "out.gguf", mixture)
+    ids = ids_of(tiny.VOCAB_SIZE)
+    with test_quantize.load(tmp_path / "out.gguf") as llm, peer(tmp_path / "out.gguf") as other:
+        assert relative_error(peer_logits(other, ids), llm.logits(ids)) <= 0.1
 
 
 def assert_same_ids(path: Path, texts: list[str]) -> None:

@@ -27,6 +27,16 @@ from candle_llama.bench.read_checkpoint import read_gguf_metadata
 from candle_llama.bench.synthetic import write_synthetic
 
 TYPES = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16", "f32"]
+# The types of a mixture's matrices, in a model of two layers: with rows of 256, and with shorter ones.
+MIXTURES = {
+    "q2_k": ({"Q2_K", "Q3_K", "Q6_K"}, {"Q4_0", "Q8_0"}),
+    "q3_k_m": ({"Q3_K", "Q4_K", "Q5_K", "Q6_K"}, {"Q4_0", "Q5_0", "Q5_1", "Q8_0"}),
+    "q4_k_s": ({"Q4_K", "Q5_K", "Q6_K"}, {"Q5_0", "Q5_1", "Q8_0"}),
+    "q4_k_m": ({"Q4_K", "Q6_K"}, {"Q5_0", "Q8_0"}),
+    "q5_k_s": ({"Q5_K", "Q6_K"}, {"Q5_1", "Q8_0"}),
+    "q5_k_m": ({"Q5_K", "Q6_K"}, {"Q5_1", "Q8_0"}),
+    "q6_k": ({"Q6_K"}, {"Q8_0"}),
+}
 INEXPRESSIBLE = {
     "gelu": "hidden_act",
     "gelu-tanh": "hidden_act",
@@ -138,6 +148,52 @@ def test_quantised_files_equal_numpy(tmp_path: Path, dtype: str) -> None:
         assert llm.load_report.lm_head == "tied"
         error = np.abs(llm.logits(ids) - reference).max()
     assert error <= 2e-4 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("hidden_size", [256, 96])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_mixtures_equal_numpy_and_what_load_makes(tmp_path: Path, mixture: str, hidden_size: int) -> None:
+    config = tiny.gguf_config(
+        hidden_size=hidden_size, intermediate_size=2 * hidden_size, tie_word_embeddings=hidden_size == 256
+    )
+    folder = tiny.write_checkpoint(tmp_path / "model", config, dtype="bfloat16")
+    report = candle_llama.quantize(folder, tmp_path / "out.gguf", mixture)
+    wide, narrow = MIXTURES[mixture]
+    types = {"F32"} | (wide if hidden_size == 256 else narrow)
+    assert report.tensors.keys() == types
+    wanted = {note.split(" of ")[1].split(";")[0] for note in report.notes}
+    assert wanted == (set() if hidden_size == 256 else wide)
+    number = read_gguf_metadata(tmp_path / "out.gguf")["general.file_type"]
+    assert number == gguf.LlamaFileType[f"MOSTLY_{mixture.upper()}"]
+    ids = random_ids(40)
+    reference = NumpyLlama.load(tmp_path / "out.gguf").forward(ids)
+    with load(tmp_path / "out.gguf") as written:
+        expected = written.logits(ids)
+        assert written.load_report.storage.keys() == types
+    assert np.abs(expected - reference).max() <= 2e-4 * np.abs(reference).max()
+    options: dict[str, Any] = {"device": "cpu", "engine": "cpu", "compute": "exact", "quantize": mixture}
+    with candle_llama.load(folder, **options) as llm:
+        assert llm.load_report.storage.keys() == types
+        np.testing.assert_array_equal(llm.logits(ids), expected)
+    assert candle_llama.estimate_memory(folder, **options).weights == llm.load_report.bytes
+
+
+def test_a_mixture_stores_rows_that_are_no_whole_blocks_as_f16(tmp_path: Path) -> None:
+    config = tiny.gguf_config(hidden_size=40, intermediate_size=512)
+    path = tiny.write_checkpoint(tmp_path / "model", config)
+    report = candle_llama.quantize(path, tmp_path / "out.gguf", "q4_k_m")
+    assert {name: entry.count for name, entry in report.tensors.items()} == {
+        "F16": 13,
+        "F32": 5,
+        "Q4_K": 1,
+        "Q6_K": 1,
+    }
+    assert [note.split(",")[0] for note in report.notes] == [
+        "11 tensors are stored as F16",
+        "2 tensors are stored as F16",
+    ]
+    with candle_llama.load(path, device="cpu", quantize="q4_k_m", compute="exact") as llm:
+        assert llm.load_report.storage.keys() == {"F32", "Q4_K", "Q6_K"}
 
 
 def test_rows_that_are_no_whole_blocks_become_f16(tmp_path: Path) -> None:
@@ -514,12 +570,16 @@ def test_a_config_that_gguf_has_no_key_for_is_refused_by_name(tmp_path: Path, na
         ("model.layers.0.self_attn.q_proj.weight", 9e6, "q8_0"),
         ("model.norm.weight", np.nan, "q4_0"),
         ("model.embed_tokens.weight", np.nan, "q5_1"),
+        ("model.embed_tokens.weight", np.nan, "q4_k_m"),
+        ("model.layers.1.mlp.down_proj.weight", np.inf, "q3_k_m"),
+        ("model.layers.0.mlp.up_proj.weight", 1e8, "q4_k_s"),
+        ("model.layers.0.mlp.up_proj.weight", -1e38, "q2_k"),
     ],
 )
 def test_a_weight_that_cannot_be_stored_is_refused_by_name_and_place(
     tmp_path: Path, name: str, value: float, dtype: str
 ) -> None:
-    config = tiny.gguf_config()
+    config = tiny.gguf_config(hidden_size=256, intermediate_size=512)
     tensors = tiny.tiny_tensors(config)
     place = (3, 35) if tensors[name].ndim == 2 else (3,)
     tensors[name][place] = value
@@ -589,11 +649,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, tiny: Path) -> None:
     assert names_in(tmp_path) == []
 
 
-def test_threads_do_not_change_a_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["q5_1", "q2_k"])
+def test_threads_do_not_change_a_bit(tmp_path: Path, dtype: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config(hidden_size=2048, vocab_size=1000))
     files = []
     for threads in (1, 3, 100):
-        candle_llama.quantize(path, tmp_path / "out.gguf", "q5_1", force=True, threads=threads)
+        candle_llama.quantize(path, tmp_path / "out.gguf", dtype, force=True, threads=threads)
         files.append((tmp_path / "out.gguf").read_bytes())
     assert files[0] == files[1] == files[2]
 
@@ -636,7 +697,7 @@ INTERRUPTED = """
 import sys, candle_llama
 print("begun", flush=True)
 try:
-    candle_llama.quantize(sys.argv[1], sys.argv[2], "q5_1", force=True)
+    candle_llama.quantize(sys.argv[1], sys.argv[2], sys.argv[3], force=True)
     print("ended", flush=True)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -650,10 +711,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_returns_within_200_ms_and_leaves_the_old_file(tmp_path: Path, large: Path) -> None:
+@pytest.mark.parametrize("dtype", ["q5_1", "q2_k"])
+def test_ctrl_c_returns_within_200_ms_and_leaves_the_old_file(
+    tmp_path: Path, large: Path, dtype: str
+) -> None:
     (tmp_path / "out.gguf").write_text("old")
     delays: list[float] = []
-    command = [sys.executable, "-c", INTERRUPTED, str(large), str(tmp_path / "out.gguf")]
+    command = [sys.executable, "-c", INTERRUPTED, str(large), str(tmp_path / "out.gguf"), dtype]
     while not delays or (min(delays) > 0.2 and len(delays) < 3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None

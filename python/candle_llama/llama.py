@@ -41,8 +41,9 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
         device: "auto", "cpu", "cuda", "cuda:0" or "metal".
         dtype: "auto" keeps the type in which the weights are stored.
         quantize: "q8_0" or "q4_0" quantises float matrices to 8 or 4 bits while they load, one at a time.
-            They take a half or a quarter of bfloat16's memory, and run faster by the same factor.
-            `candle_llama.quantize` writes a file.
+            They take a half or a quarter of bfloat16's memory, and run faster by the same factor. One of
+            llama.cpp's mixtures ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k") gives
+            matrices the types that `candle_llama.quantize` writes to a file; loading then takes longer.
         compute: "auto" rounds activations to 8 bits if weights are quantised in blocks of 32, to 16 bits in
             prompts of up to 128 tokens. In longer prompts, processors with fast bfloat16 arithmetic round
             activations and weights to bfloat16 (see docs/kernels.md). "exact" uses float32 activations and

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args
 
 FloatType = Literal["float32", "float16", "bfloat16"]
-QuantizeType = Literal["q8_0", "q4_0"]
+QuantizeType = Literal["q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
 Compute = Literal["auto", "exact"]
 Engine = Literal["cpu", "candle"]
 
@@ -72,7 +72,7 @@ LOADING = {
     "dtype": Option(
         "auto", "auto keeps the type in which the weights are stored", ("auto", *get_args(FloatType))
     ),
-    "quantize": Option(None, "quantise float weights to 8 or 4 bits while loading", get_args(QuantizeType)),
+    "quantize": Option(None, "quantise float weights while loading", get_args(QuantizeType)),
     "compute": Option("auto", "exact: float32 activations and KV cache everywhere", get_args(Compute)),
     "kv_dtype": Option(
         "auto",

@@ -34,15 +34,18 @@ def quantize(
     """Writes a model as one GGUF file, which llama.cpp reads too.
 
     Matrices are stored as `dtype`, or as F16 if the length of their rows is no multiple of a quant block of
-    32; norms and biases as float32. The blocks equal those of llama.cpp's own quantisers. The file holds the
-    config, the tokenizer and the chat template, but not the sampling defaults, which GGUF readers take from
-    elsewhere. Tensors are converted one after the other, a few megabytes at a time. The file gets its name
-    when it is complete; until then, and after Ctrl-C or an error, an existing file is unchanged.
+    32; norms and biases as float32. A name with `_k` is one of llama.cpp's mixtures: like llama.cpp, it gives
+    some matrices a larger type, and rows that are no multiple of 256 a type with blocks of 32. The blocks
+    equal those of llama.cpp's own quantisers without an importance matrix. The file holds the config, the
+    tokenizer and the chat template, but not the sampling defaults, which GGUF readers take from elsewhere.
+    Tensors are converted one after the other, a few megabytes at a time. The file gets its name when it is
+    complete; until then, and after Ctrl-C or an error, an existing file is unchanged.
 
     Args:
         source: A folder, a .gguf file, a hub id, or "demo", as for `load`.
         destination: The file to write.
-        dtype: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32".
+        dtype: "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32"; or a mixture: "q2_k",
+            "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m" or "q6_k".
         force: Replace an existing file.
         allow_requantize: Convert tensors that are already quantised, which loses more precision than
             converting the original.

@@ -214,7 +214,7 @@ fn load_model(
         isa: detect_isa()?,
         threads: choices.threads,
         lm_head: opened.head.lm_head,
-        types: choices.types(),
+        types: choices.types(opened),
         exact: choices.exact,
         kv_dtype: choices.kv_dtype().weight_type(),
         kv_bytes,

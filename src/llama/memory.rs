@@ -6,7 +6,7 @@ use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, KV_BLOCK_POSITIONS, PackedRows, WeightType};
-use crate::model::cpu;
+use crate::model::cpu::{self, Types};
 use crate::sys::Memory;
 use candle_core::DType;
 use std::path::Path;
@@ -55,13 +55,13 @@ struct InMemory {
 
 impl InMemory {
     /// None if the matrix cannot be loaded; loading reports why.
-    fn new(info: &TensorInfo, choices: &Choices, lm_head: LmHead) -> Option<Self> {
+    fn new(info: &TensorInfo, types: &Types, exact: bool, lm_head: LmHead) -> Option<Self> {
         let &[rows, cols] = info.shape.as_slice() else { return None };
         let stored = WeightType::named(&info.dtype)?;
         // An embedding that is not also the head is only read row by row.
         let multiplied = info.name != EMBED_TOKENS || lm_head == LmHead::Tied;
-        let dtype = choices.types().in_memory(stored, cols, multiplied);
-        let packs = multiplied && !choices.exact && Isa::detect().is_ok_and(Isa::packs_weights);
+        let dtype = types.in_memory(&info.name, stored);
+        let packs = multiplied && !exact && Isa::detect().is_ok_and(Isa::packs_weights);
         let packed = PackedRows::bytes_for(dtype, rows, cols).filter(|_| packs);
         let bytes = packed.or_else(|| dtype.bytes_for(cols)?.checked_mul(rows))?;
         Some(InMemory { bytes: bytes as u64, copied: packed.is_some() || dtype != stored })
@@ -84,13 +84,16 @@ impl MemoryEstimate {
 
     fn cpu(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let (mut weights, mut copied) = (0_u64, 0_u64);
+        let types = choices.types(opened);
         for info in used_tensors(opened) {
             // Norms and biases are converted to f32.
             let is_vector = info.shape.len() == 1;
             let as_stored = InMemory { bytes: info.bytes, copied: false };
             let in_memory = match is_vector {
                 true => InMemory { bytes: elements(&info).saturating_mul(F32_BYTES), copied: true },
-                false => InMemory::new(&info, choices, opened.head.lm_head).unwrap_or(as_stored),
+                false => {
+                    InMemory::new(&info, &types, choices.exact, opened.head.lm_head).unwrap_or(as_stored)
+                }
             };
             let reordered =
                 opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();

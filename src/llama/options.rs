@@ -1,5 +1,7 @@
 //! The load options, their names, and the choices that they mean on this machine.
 
+use super::opened::Opened;
+use super::quantize::{FileType, types_in_memory};
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
 use crate::model::cpu::Types;
@@ -88,6 +90,37 @@ named! {
         Q8_0 = "q8_0",
         /// 4 bits per weight, and a scale for each 32 weights.
         Q4_0 = "q4_0",
+        /// llama.cpp's mixture of Q2_K and larger types.
+        Q2K = "q2_k",
+        /// llama.cpp's mixture of Q3_K and larger types.
+        Q3KM = "q3_k_m",
+        /// llama.cpp's mixture of Q4_K and few larger types.
+        Q4KS = "q4_k_s",
+        /// llama.cpp's mixture of Q4_K and Q6_K.
+        Q4KM = "q4_k_m",
+        /// Q5_K, with a head in Q6_K.
+        Q5KS = "q5_k_s",
+        /// llama.cpp's mixture of Q5_K and Q6_K.
+        Q5KM = "q5_k_m",
+        /// Q6_K.
+        Q6K = "q6_k",
+    }
+}
+
+impl QuantizeType {
+    /// The kind of file with the same types.
+    const fn file_type(self) -> FileType {
+        match self {
+            QuantizeType::Q8_0 => FileType::Q8_0,
+            QuantizeType::Q4_0 => FileType::Q4_0,
+            QuantizeType::Q2K => FileType::Q2_K,
+            QuantizeType::Q3KM => FileType::Q3_K_M,
+            QuantizeType::Q4KS => FileType::Q4_K_S,
+            QuantizeType::Q4KM => FileType::Q4_K_M,
+            QuantizeType::Q5KS => FileType::Q5_K_S,
+            QuantizeType::Q5KM => FileType::Q5_K_M,
+            QuantizeType::Q6K => FileType::Q6_K,
+        }
     }
 }
 
@@ -193,14 +226,9 @@ impl Choices {
     }
 
     /// The cpu engine's types of the weights in memory.
-    pub(super) fn types(&self) -> Types {
-        Types {
-            dtype: self.dtype.map(FloatType::weight_type),
-            quantize: self.quantize.map(|quantize| match quantize {
-                QuantizeType::Q8_0 => WeightType::Q8_0,
-                QuantizeType::Q4_0 => WeightType::Q4_0,
-            }),
-        }
+    pub(super) fn types(&self, opened: &Opened) -> Types {
+        let quantize = self.quantize.map(|quantize| types_in_memory(opened, quantize.file_type()));
+        Types { dtype: self.dtype.map(FloatType::weight_type), quantize: quantize.unwrap_or_default() }
     }
 
     /// Whether to try Candle's Llama first. Otherwise the cpu engine is used.

@@ -1,6 +1,7 @@
 //! Converts a checkpoint to a GGUF file, in any type that `kernels::quantize` can write.
 //!
-//! - `plan.rs`: which tensors are written, under which names, in which types
+//! - `mixture.rs`: the types of the matrices; `load` uses it too
+//! - `plan.rs`: which tensors are written, and under which names
 //! - `metadata.rs`: config and tokenizer as GGUF metadata
 //! - `rows.rs`: converts a tensor's rows on several threads
 //! - this file: writes the tensors one after the other
@@ -9,17 +10,22 @@
 //! whole, because their rows are reordered when they are read and again when they are written.
 
 mod metadata;
+mod mixture;
 mod plan;
 mod rows;
+
+pub(super) use mixture::FileType;
 
 use super::opened::Opened;
 use super::options;
 use crate::checkpoint::gguf::{Writer, check_destination};
+use crate::checkpoint::names::hf_to_gguf;
+use crate::checkpoint::tied::{EMBED_TOKENS, LmHead};
 use crate::checkpoint::{Checkpoint, Format};
 use crate::error::{Error, Result};
-use crate::kernels::quantize::TARGETS;
 use crate::kernels::{Cancel, WeightType};
 use crate::model::Storage;
+use mixture::Mixture;
 use plan::{Data, Planned};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +34,8 @@ use std::time::{Duration, Instant};
 /// The options of [`quantize`].
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
-    /// "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32", in either case.
+    /// "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16" or "f32" for all matrices, or one of llama.cpp's
+    /// mixtures, "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m" or "q6_k"; in either case.
     pub dtype: String,
     /// Replace an existing destination.
     pub force: bool,
@@ -69,10 +76,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Writes the checkpoint at `source`, a folder or a GGUF file, to the GGUF file `destination`.
 ///
-/// Matrices are stored as `options.dtype`, or as F16 if their rows cannot be cut into whole blocks. Norms and
-/// biases are stored as F32. `progress` is called from time to time with the number of elements done and the
-/// total. If it returns false, the work ends as if cancelled. The file is written under another name beside
-/// the destination and renamed when it is complete.
+/// Matrices are stored as `options.dtype`, or in another type if their rows cannot be cut into whole blocks.
+/// Norms and biases are stored as F32. `progress` is called from time to time with the number of elements
+/// done and the total. If it returns false, the work ends as if cancelled. The file is written under another
+/// name beside the destination and renamed when it is complete.
 ///
 /// # Errors
 /// - [`Error::Exists`], [`Error::Write`] and [`Error::InvalidArgument`] for the destination and the options
@@ -89,7 +96,7 @@ pub fn quantize(
     cancel: &Cancel,
 ) -> Result<QuantizeReport> {
     let started = Instant::now();
-    let dtype = parse_dtype(&options.dtype)?;
+    let file_type = parse_dtype(&options.dtype)?;
     let threads = options::threads(options.threads)?;
     check_destination(destination, options.force)?;
     let opened = Opened::new(source, false)?;
@@ -99,8 +106,8 @@ pub fn quantize(
 
     // A config that GGUF cannot express is refused before the tensors are checked.
     let (metadata, rope_freqs) =
-        metadata::metadata(source, &opened, dtype, options.tokenizer, &mut warnings, cancel)?;
-    let planned = plan::plan(&opened, dtype, options.allow_requantize, &mut warnings, &mut notes)?;
+        metadata::metadata(source, &opened, file_type, options.tokenizer, &mut warnings, cancel)?;
+    let planned = plan::plan(&opened, file_type, options.allow_requantize, &mut warnings, &mut notes)?;
     let planned: Vec<Planned> = planned.into_iter().chain(rope_freqs.map(plan::rope_freqs)).collect();
     let specs: Vec<_> = planned.iter().map(|tensor| tensor.spec.clone()).collect();
     let mut writer = Writer::create(destination, options.force, &metadata, &specs)?;
@@ -142,12 +149,29 @@ pub fn quantize(
     Ok(QuantizeReport { bytes, elapsed: started.elapsed(), tensors: storage(&planned), warnings, notes })
 }
 
-fn parse_dtype(name: &str) -> Result<WeightType> {
-    let found = TARGETS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name));
+fn parse_dtype(name: &str) -> Result<FileType> {
+    let found = FileType::ALL.into_iter().find(|file_type| file_type.name().eq_ignore_ascii_case(name));
     found.ok_or_else(|| {
-        let names: Vec<String> = TARGETS.iter().map(|dtype| dtype.name().to_ascii_lowercase()).collect();
+        let names = FileType::ALL.map(FileType::name);
         Error::argument("dtype", format!("{name:?} is not one of {}", names.join(", ")))
     })
+}
+
+/// The types that matrices get when a model is quantised while it loads, by Hugging Face's names. Matrices
+/// that stay as they are stored are left out. Those are the ones whose rows cannot be cut into whole blocks,
+/// and, unless `file_type` is a mixture, an embedding that is not the head.
+pub(super) fn types_in_memory(opened: &Opened, file_type: FileType) -> BTreeMap<String, WeightType> {
+    let lm_head = opened.head.lm_head;
+    let mixture = Mixture::new(file_type, &opened.config, lm_head);
+    let is_quantized = |name: &str| file_type.is_mixture() || name != EMBED_TOKENS || lm_head == LmHead::Tied;
+    let infos = opened.checkpoint.infos().into_iter().filter(|info| hf_to_gguf(&info.name).is_some());
+    infos
+        .filter_map(|info| {
+            let &[_, cols] = info.shape.as_slice() else { return None };
+            let dtype = mixture.choose(&info.name, cols).dtype;
+            (is_quantized(&info.name) && dtype.block_len() > 1).then_some((info.name, dtype))
+        })
+        .collect()
 }
 
 /// The planned tensors by storage type.

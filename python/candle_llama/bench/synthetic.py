@@ -34,8 +34,11 @@ __all__ = [
     "write_synthetic",
 ]
 
-# The types in which a GGUF file can store matrices.
-GGUF_TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32")
+# The types and mixtures of types in which `quantize` stores matrices.
+GGUF_TYPES = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32"),
+    *("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+)
 
 # A prime, so that no two rows of a matrix begin at the same offset of the block.
 BLOCK_LEN = 4_194_301

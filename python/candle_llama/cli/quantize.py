@@ -6,6 +6,7 @@ from candle_llama import QuantizeReport, quantize
 from candle_llama.cli import options, output
 
 _TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16", "f32")
+_MIXTURES = ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="dtype",
         type=str.lower,
         default="q4_0",
-        choices=_TYPES,
-        help=f"how matrices are stored: {', '.join(_TYPES)} (default: q4_0)",
+        choices=_TYPES + _MIXTURES,
+        help=f"the type of all matrices: {', '.join(_TYPES)}; or one of llama.cpp's mixtures: "
+        f"{', '.join(_MIXTURES)} (default: q4_0)",
         metavar="TYPE",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing DST")

@@ -1,11 +1,11 @@
 //! Config and tokenizer as metadata of the new file.
 
-use super::is_gguf;
+use super::{FileType, is_gguf};
 use crate::checkpoint::background;
 use crate::checkpoint::gguf::{Metadata, Value};
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{Cancel, WeightType};
+use crate::kernels::Cancel;
 use crate::llama::opened::Opened;
 use crate::tokenizer::{Tokenizer, no_tokenizer};
 use std::path::Path;
@@ -22,7 +22,7 @@ type Entries = Vec<(String, Value)>;
 pub(super) fn metadata(
     source: &Path,
     opened: &Opened,
-    dtype: WeightType,
+    file_type: FileType,
     with_tokenizer: bool,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
@@ -39,7 +39,7 @@ pub(super) fn metadata(
             (metadata, config.rope_freqs)
         }
     };
-    metadata.push(("general.file_type".into(), Value::U32(file_type(dtype))));
+    metadata.push(("general.file_type".into(), Value::U32(file_type.number())));
     metadata.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
     // The same order as in files of other writers: programs look for the general keys first.
     let section = |key: &str| ["general.", "llama."].iter().position(|start| key.starts_with(start));
@@ -106,26 +106,4 @@ fn tokenizer(
     warnings.extend(own);
     warnings.extend(converted.warnings);
     Ok(converted.metadata)
-}
-
-/// llama.cpp's `llama_ftype` of a file that is mostly of this type.
-fn file_type(dtype: WeightType) -> u32 {
-    match dtype {
-        WeightType::F32 => 0,
-        WeightType::F16 => 1,
-        WeightType::Q4_0 => 2,
-        WeightType::Q4_1 => 3,
-        WeightType::Q8_0 => 7,
-        WeightType::Q5_0 => 8,
-        WeightType::Q5_1 => 9,
-        WeightType::BF16 => 32,
-        // Never written here. 1024 is ggml's "guessed".
-        WeightType::Q2_K
-        | WeightType::Q3_K
-        | WeightType::Q4_K
-        | WeightType::Q5_K
-        | WeightType::Q6_K
-        | WeightType::IQ4_NL
-        | WeightType::IQ4_XS => 1024,
-    }
 }

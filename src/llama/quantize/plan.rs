@@ -1,6 +1,7 @@
-//! Plans which tensors are written, under which names, in which types.
+//! Plans which tensors are written, under which names.
 
 use super::is_gguf;
+use super::mixture::{Choice, FileType, Mixture};
 use crate::checkpoint::gguf::TensorSpec;
 use crate::checkpoint::names::{hf_to_gguf, permuted_by};
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
@@ -41,14 +42,20 @@ pub(super) fn rope_freqs(values: Vec<f32>) -> Planned {
 /// All tensors of the model, in the order in which a forward pass uses them.
 pub(super) fn plan(
     opened: &Opened,
-    dtype: WeightType,
+    file_type: FileType,
     allow_requantize: bool,
     warnings: &mut Vec<String>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Planned>> {
     let infos = opened.checkpoint.infos().into_iter().map(|info| (info.name.clone(), info)).collect();
-    let mut planner =
-        Planner { opened, dtype, allow_requantize, left: infos, planned: Vec::new(), kept: Vec::new() };
+    let mut planner = Planner {
+        opened,
+        mixture: Mixture::new(file_type, &opened.config, opened.head.lm_head),
+        allow_requantize,
+        left: infos,
+        planned: Vec::new(),
+        replaced: BTreeMap::new(),
+    };
     let config = &opened.config;
     let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
     let query = config.num_attention_heads * config.head_dim;
@@ -72,25 +79,24 @@ pub(super) fn plan(
         planner.matrix(LM_HEAD, vocab, hidden)?;
     }
     warnings.extend(planner.left_out());
-    if let Some(example) = planner.kept.first() {
-        notes.push(format!(
-            "{} tensors are stored as F16, because their rows cannot be cut into whole blocks of {dtype}; \
-             the first is {example}",
-            planner.kept.len()
-        ));
-    }
+    notes.extend(planner.replaced.iter().map(|((wanted, dtype), (count, first))| {
+        format!(
+            "{count} tensors are stored as {dtype}, because their rows cannot be cut into whole blocks of \
+             {wanted}; the first is {first}"
+        )
+    }));
     Ok(planner.planned)
 }
 
 struct Planner<'a> {
     opened: &'a Opened,
-    dtype: WeightType,
+    mixture: Mixture,
     allow_requantize: bool,
     /// Tensors that are not planned yet.
     left: BTreeMap<String, TensorInfo>,
     planned: Vec<Planned>,
-    /// Names of matrices that cannot be stored as `dtype`.
-    kept: Vec<String>,
+    /// By wanted and actual type: how many matrices cannot be stored as wanted, and the first one's name.
+    replaced: BTreeMap<(WeightType, WeightType), (usize, String)>,
 }
 
 impl Planner<'_> {
@@ -106,10 +112,10 @@ impl Planner<'_> {
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
-        let mut dtype = self.dtype;
-        if dtype.bytes_for(cols).is_none() {
-            self.kept.push(name.into());
-            dtype = WeightType::F16;
+        let Choice { wanted, dtype } = self.mixture.choose(name, cols);
+        if dtype != wanted {
+            let (count, _) = self.replaced.entry((wanted, dtype)).or_insert_with(|| (0, name.into()));
+            *count += 1;
         }
         self.add(name, vec![rows, cols], dtype)
     }

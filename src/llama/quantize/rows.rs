@@ -12,6 +12,8 @@ use std::thread;
 
 /// Elements that a thread converts at a time: some milliseconds of work, some megabytes of memory.
 const PART_ELEMENTS: usize = 1 << 20;
+/// The same for the K types, whose search takes ten times as long.
+const K_PART_ELEMENTS: usize = 1 << 17;
 /// Maximum elements that all threads together convert at a time.
 const STEP_ELEMENTS: usize = 1 << 26;
 
@@ -62,7 +64,8 @@ impl Rows<'_> {
     ) -> std::result::Result<(), Failure> {
         let &[rows, cols] = self.stored.shape() else { return self.write_vector(writer, step) };
         let row_bytes = self.dtype.bytes_for(cols).unwrap_or(0);
-        let per_thread = (PART_ELEMENTS / cols.max(1)).max(1);
+        let elements = if self.dtype.block_len() > 32 { K_PART_ELEMENTS } else { PART_ELEMENTS };
+        let per_thread = (elements / cols.max(1)).max(1);
         let max_rows = (STEP_ELEMENTS / cols.max(1)).max(1);
         let per_step = per_thread.saturating_mul(threads).min(max_rows).min(rows);
         let mut buffer = vec![0; per_step * row_bytes];

@@ -26,7 +26,7 @@ pub use weights::Types;
 use weights::Weights;
 
 /// How to load and run a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CpuOptions {
     /// The kernels' ISA.
     pub isa: Isa,
@@ -87,7 +87,7 @@ impl CpuModel {
         reserve::check_threads(options.threads)?;
         let kernels = Kernels::new(options.isa, options.threads).map_err(no_thread)?;
         let packs = !options.exact && options.isa.packs_weights();
-        let (lm_head, types) = (options.lm_head, options.types);
+        let (lm_head, types) = (options.lm_head, options.types.clone());
         let weights = Weights::load(&config, checkpoint, lm_head, types, Some(&kernels), packs, cancel)?;
         let shape = KvShape {
             layers: config.num_hidden_layers,

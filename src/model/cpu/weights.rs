@@ -103,22 +103,19 @@ impl Matrix {
 }
 
 /// The types of the weights in memory.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Types {
     /// F32, F16 or BF16, for all matrices; None keeps the checkpoint's types.
     pub dtype: Option<WeightType>,
-    /// A type of quant blocks, for the float matrices that are multiplied.
-    pub quantize: Option<WeightType>,
+    /// Types of quant blocks for single matrices, by name. They apply to matrices that are stored as floats.
+    pub quantize: BTreeMap<String, WeightType>,
 }
 
 impl Types {
-    /// The type in memory of a matrix with `cols` columns that is stored as `stored`. `multiplied` is false
-    /// for an embedding of which only single rows are read; that one is not quantised.
-    pub fn in_memory(&self, stored: WeightType, cols: usize, multiplied: bool) -> WeightType {
-        let quantize = self
-            .quantize
-            .filter(|quantize| multiplied && stored.block_len() == 1 && quantize.bytes_for(cols).is_some());
-        quantize.or(self.dtype).unwrap_or(stored)
+    /// The type in memory of a matrix that is stored as `stored`.
+    pub fn in_memory(&self, name: &str, stored: WeightType) -> WeightType {
+        let quantize = self.quantize.get(name).filter(|_| stored.block_len() == 1);
+        quantize.copied().or(self.dtype).unwrap_or(stored)
     }
 }
 
@@ -180,7 +177,7 @@ impl Loader<'_> {
     fn table(&self, name: &str, rows: usize, cols: usize, multiplied: bool) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         let stored = tensor.dtype();
-        let dtype = self.types.in_memory(stored, cols, multiplied);
+        let dtype = self.types.in_memory(name, stored);
         let path = || self.checkpoint.path().into();
         let Some(row_bytes) = dtype.bytes_for(cols) else {
             let dtype = format!("{dtype} in rows of {cols}");

@@ -38,7 +38,8 @@ pub(super) fn bf16(row: &[f32], out: &mut [u8]) -> Result<(), Unstorable> {
     })
 }
 
-/// Converts to a type of single numbers, some at a time. `convert` returns whether all that it wrote is finite.
+/// Converts to a type of single numbers, some at a time. `convert` returns whether all that it wrote is
+/// finite.
 #[inline(always)]
 fn numbers<const BYTES: usize>(
     row: &[f32],
