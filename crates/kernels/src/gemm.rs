@@ -1,7 +1,7 @@
 //! The facade for products with many rows of float activations.
 
 use crate::dispatch::{self, Isa};
-use crate::generic::gemm::{GatedTask, GemmTask};
+use crate::generic::gemm_task::{GatedTask, GemmTask};
 use crate::kernels::{Kernels, Product};
 use crate::mlp::Mlp;
 use crate::output::{Output, SharedOut};

@@ -2,7 +2,7 @@
 
 use crate::blocks::WeightType;
 use crate::generic::attention::AttentionTask;
-use crate::generic::gemm::{GatedTask, GemmTask};
+use crate::generic::gemm_task::{GatedTask, GemmTask};
 use crate::generic::matmul::MatmulTask;
 use crate::generic::packed::PackedTask;
 use crate::mlp::Activation;
@@ -123,8 +123,8 @@ macro_rules! kernel_table {
             }
         }
         #[$attribute]
-        fn gemm(task: &generic::gemm::GemmTask) {
-            generic::gemm::gemm::<$lanes, $rows, $gemm_rows, $gemm_strips, false>(task);
+        fn gemm(task: &generic::gemm_task::GemmTask) {
+            generic::gemm::gemm::<$lanes, $rows, _, $gemm_rows, $gemm_strips, false>(task);
         }
         #[$attribute]
         fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
@@ -147,8 +147,12 @@ macro_rules! kernel_table {
             let mut gemm_bf16 = None;
             $(
                 #[$bf16]
-                fn run(task: &generic::gemm::GemmTask) {
-                    generic::gemm::gemm::<$lanes, $rows, $bf16_rows, $bf16_strips, true>(task);
+                fn run(task: &generic::gemm_task::GemmTask) {
+                    generic::gemm::gemm::<$lanes, $rows, _, $bf16_rows, $bf16_strips, true>(task);
+                }
+                #[$bf16]
+                fn run_gated(task: &generic::gemm_task::GatedTask) {
+                    generic::gemm::gemm::<$lanes, $rows, _, $bf16_rows, $bf16_strips, true>(task);
                 }
                 #[$bf16]
                 fn pack_rows(x: &[f32], rows: usize, panel: &mut [u32]) {
@@ -156,6 +160,7 @@ macro_rules! kernel_table {
                 }
                 gemm_bf16 = Some($crate::table::Gemm {
                     run,
+                    run_gated: Some(run_gated),
                     takes: |dtype| matches!(dtype, $crate::blocks::WeightType::BF16),
                     pack_rows,
                     row_words: generic::gemm::row_words::<true>,

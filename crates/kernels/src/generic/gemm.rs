@@ -13,14 +13,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::dequantize::dequantize_exactly;
+use super::gemm_task::TaskKind;
 use super::storage::with_storage;
 use crate::blocks::WeightType;
 use crate::lanes::{Lanes, padded};
-use crate::mlp::Mlp;
-use crate::output::{Output, SharedOut};
 use crate::rows16::{ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
-use crate::weight::{Weight, WeightRows};
+use crate::weight::WeightRows;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -31,38 +30,11 @@ const SLAB_COLS: usize = 256;
 /// The part of a row that does not exist.
 static ZEROS: [u8; 4 * SLAB_COLS] = [0; 4 * SLAB_COLS];
 
-/// Some strips of a weight, to be multiplied with all rows of x. The facade has checked the shapes.
-pub(crate) struct GemmTask<'a> {
-    /// Panels of `(words, rows)`. The last panel may have another number of rows, see [`tail_rows`].
-    pub(crate) x: &'a [u32],
-    /// Rows of x.
-    pub(crate) rows: usize,
-    pub(crate) weight: Weight<'a>,
-    /// The strips of the weight that this task computes.
-    pub(crate) strips: Range<usize>,
-    /// `(rows, weight.rows)`
-    pub(crate) out: &'a SharedOut<'a>,
-    pub(crate) output: Output,
-}
-
-/// Some strips of a gate and of the weight that it gates, to be multiplied with all rows of x.
-pub(crate) struct GatedTask<'a> {
-    /// Panels, as in [`GemmTask`].
-    pub(crate) x: &'a [u32],
-    /// Rows of x.
-    pub(crate) rows: usize,
-    pub(crate) mlp: &'a Mlp<'a>,
-    /// The strips that this task computes, the same of both weights.
-    pub(crate) strips: Range<usize>,
-    /// `activation(x · gateᵀ) * (x · upᵀ)`, as panels for the next product.
-    pub(crate) out: &'a SharedOut<'a, u32>,
-}
-
 /// A word of each row of a strip. Aligned, so that loading it into an AVX-512 register reads only one cache
 /// line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Words([f32; TILE_ROWS]);
+pub(crate) struct Words(pub(crate) [f32; TILE_ROWS]);
 
 impl Words {
     const ZERO: Words = Words([0.0; TILE_ROWS]);
@@ -70,12 +42,12 @@ impl Words {
 
 #[derive(Default)]
 struct Scratch {
-    /// `(16 rows, words of a slab)`
+    /// `(16 rows, SLAB_COLS)`
     rows: Vec<f32>,
     /// `(words of a slab, strips)`
     slab: Vec<Words>,
-    /// The sums of the slabs so far, `(groups of STRIPS strips, rows, strips)`. In `out` they would be far
-    /// apart.
+    /// The sums of the slabs so far, `(groups of STRIPS strips, weights, rows, strips)`. In `out` they would
+    /// be far apart.
     sums: Vec<Words>,
 }
 
@@ -111,11 +83,7 @@ pub(crate) fn pack_rows<R: Rows16, const BF16: bool>(x: &[f32], rows: usize, pan
     for start in (0..words).step_by(TILE_ROWS) {
         for (row, line) in x.chunks_exact(cols).zip(&mut lines) {
             if BF16 {
-                let numbers = &row[2 * start..cols.min(2 * (start + TILE_ROWS))];
-                match numbers.try_into() {
-                    Ok(numbers) => R::round_to_bf16(numbers, line),
-                    Err(_) => R::round_to_bf16(&padded(numbers), line),
-                }
+                *line = round_to_words::<R>(&row[2 * start..cols.min(2 * (start + TILE_ROWS))]);
             } else {
                 let numbers = &row[start..cols.min(start + TILE_ROWS)];
                 line[..numbers.len()].copy_from_slice(bytemuck::cast_slice(numbers));
@@ -133,41 +101,59 @@ pub(crate) fn pack_rows<R: Rows16, const BF16: bool>(x: &[f32], rows: usize, pan
     }
 }
 
+/// Words of up to 32 numbers, padded with zeros.
+#[inline(always)]
+pub(super) fn round_to_words<R: Rows16>(numbers: &[f32]) -> [u32; TILE_ROWS] {
+    let mut words = [0; TILE_ROWS];
+    match numbers.try_into() {
+        Ok(numbers) => R::round_to_bf16(numbers, &mut words),
+        Err(_) => R::round_to_bf16(&padded(numbers), &mut words),
+    }
+    words
+}
+
 /// Runs one task with a microkernel of `PANEL` rows and `STRIPS` strips. If `BF16`, a word is two bf16.
 #[inline(always)]
-pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize, const BF16: bool>(
-    task: &GemmTask,
-) {
-    let Weight::Rows(weight) = task.weight else { unreachable!("this kernel takes unpacked weights") };
+pub(crate) fn gemm<'a, L, R, K, const PANEL: usize, const STRIPS: usize, const BF16: bool>(task: &K)
+where
+    L: Lanes,
+    R: Rows16,
+    K: TaskKind<'a>,
+{
     // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
     let Scratch { rows, slab, sums } = &mut scratch;
-    let slab_words = row_words::<BF16>(SLAB_COLS);
-    rows.resize(TILE_ROWS * slab_words, 0.0);
-    slab.resize(slab_words * STRIPS, Words::ZERO);
-    let (cols, words) = (weight.cols(), row_words::<BF16>(weight.cols()));
-    let sums_len = task.x.len() / words * STRIPS;
-    sums.resize(task.strips.len().div_ceil(STRIPS) * sums_len, Words::ZERO);
-    let panels = (task.x.len() / words).div_ceil(PANEL);
+    rows.resize(TILE_ROWS * SLAB_COLS, 0.0);
+    slab.resize(row_words::<BF16>(SLAB_COLS) * STRIPS, Words::ZERO);
+    let cols = task.weight(0).cols();
+    let words = row_words::<BF16>(cols);
+    let x_rows = task.x().len() / words;
+    let panels = x_rows.div_ceil(PANEL);
+    let group_len = K::WEIGHTS * x_rows * STRIPS;
+    sums.resize(task.strips().len().div_ceil(STRIPS) * group_len, Words::ZERO);
     for start in (0..cols).step_by(SLAB_COLS) {
         let slab_cols = start..cols.min(start + SLAB_COLS);
-        for (strip, sums) in task.strips.clone().step_by(STRIPS).zip(sums.chunks_exact_mut(sums_len)) {
-            for n in 0..STRIPS {
-                fill_slab::<L, R, STRIPS, BF16>(weight, strip + n, slab_cols.clone(), n, rows, slab);
-            }
-            let next = Slab { strip, cols: slab_cols.clone() }.next::<STRIPS>(task);
-            let first = row_words::<BF16>(start);
-            let len = row_words::<BF16>(slab_cols.len());
-            let weights = &slab[..len * STRIPS];
-            let chunks = task.x.chunks(PANEL * words).zip(sums.chunks_mut(PANEL * STRIPS));
-            for (panel, (x, sums)) in chunks.enumerate() {
-                let row = |panel| panel * STRIPS * TILE_ROWS / panels;
-                next.prefetch::<L>(weight, row(panel)..row(panel + 1));
-                let rows = x.len() / words;
-                let x = &x[first * rows..(first + len) * rows];
-                multiply::<R, PANEL, STRIPS, BF16>(x, weights, sums, start > 0);
-                if slab_cols.end == cols {
-                    write_outputs::<R, STRIPS>(task, sums, panel * PANEL, strip);
+        let (first, len) = (row_words::<BF16>(start), row_words::<BF16>(slab_cols.len()));
+        let groups = task.strips().step_by(STRIPS).zip(sums.chunks_exact_mut(group_len));
+        for (strip, sums) in groups {
+            for number in 0..K::WEIGHTS {
+                let weight = task.weight(number);
+                for n in 0..STRIPS {
+                    fill_slab::<L, R, STRIPS, BF16>(weight, strip + n, slab_cols.clone(), n, rows, slab);
+                }
+                let next = Slab { number, strip, cols: slab_cols.clone() }.next::<STRIPS, K>(task);
+                for panel in 0..panels {
+                    let row = |panel| panel * STRIPS * TILE_ROWS / panels;
+                    next.prefetch::<L>(task.weight(next.number), row(panel)..row(panel + 1));
+                    let rows = panel * PANEL..x_rows.min((panel + 1) * PANEL);
+                    let x = &task.x()[rows.start * words..rows.end * words];
+                    let x = &x[first * rows.len()..(first + len) * rows.len()];
+                    let at = (number * x_rows + rows.start) * STRIPS;
+                    let panel_sums = &mut sums[at..][..rows.len() * STRIPS];
+                    multiply::<R, PANEL, STRIPS, BF16>(x, &slab[..len * STRIPS], panel_sums, start > 0);
+                    if slab_cols.end == cols && number + 1 == K::WEIGHTS {
+                        task.finish::<R, PANEL, STRIPS>(sums, rows, strip);
+                    }
                 }
             }
         }
@@ -177,24 +163,29 @@ pub(crate) fn gemm<L: Lanes, R: Rows16, const PANEL: usize, const STRIPS: usize,
 
 /// The slabs of some strips that are multiplied together.
 struct Slab {
+    /// The number of the weight.
+    number: usize,
     /// The first strip.
     strip: usize,
     cols: Range<usize>,
 }
 
 impl Slab {
-    /// What this thread will probably multiply next: other strips, other columns, or the next task.
+    /// What this thread will probably multiply next: another weight, other strips, other columns, or the next
+    /// task.
     #[inline(always)]
-    fn next<const STRIPS: usize>(self, task: &GemmTask) -> Self {
-        let Slab { strip, cols } = self;
-        if strip + STRIPS < task.strips.end {
-            return Slab { strip: strip + STRIPS, cols };
-        }
-        let following = cols.end..task.weight.cols().min(cols.end + SLAB_COLS);
-        if following.is_empty() {
-            Slab { strip: task.strips.end, cols: 0..task.weight.cols().min(SLAB_COLS) }
+    fn next<'a, const STRIPS: usize, K: TaskKind<'a>>(self, task: &K) -> Self {
+        let Slab { number, strip, cols } = self;
+        let all_cols = task.weight(0).cols();
+        if number + 1 < K::WEIGHTS {
+            Slab { number: number + 1, strip, cols }
+        } else if strip + STRIPS < task.strips().end {
+            Slab { number: 0, strip: strip + STRIPS, cols }
+        } else if cols.end < all_cols {
+            let cols = cols.end..all_cols.min(cols.end + SLAB_COLS);
+            Slab { number: 0, strip: task.strips().start, cols }
         } else {
-            Slab { strip: task.strips.start, cols: following }
+            Slab { number: 0, strip: task.strips().end, cols: 0..all_cols.min(SLAB_COLS) }
         }
     }
 
@@ -203,8 +194,9 @@ impl Slab {
     fn prefetch<L: Lanes>(&self, weight: WeightRows, rows: Range<usize>) {
         let first = self.strip * TILE_ROWS;
         for row in first + rows.start..weight.rows().min(first + rows.end) {
-            for line in part_of_row(weight, row, &self.cols).chunks(ROW_BYTES) {
-                L::prefetch_l2(line.as_ptr());
+            let part = part_of_row(weight, row, &self.cols);
+            for line in 0..part.len().div_ceil(ROW_BYTES) {
+                L::prefetch_l2(part.as_ptr().wrapping_add(ROW_BYTES * line));
             }
         }
     }
@@ -234,15 +226,14 @@ fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
     let len = cols.len() * if BF16 { 2 } else { 4 };
     let first = strip * TILE_ROWS;
     let mut parts = [&ZEROS[..len]; TILE_ROWS];
-    let buffers = rows.chunks_exact_mut(row_words::<BF16>(SLAB_COLS));
+    let buffers = rows.chunks_exact_mut(SLAB_COLS);
     for ((row, part), buffer) in (first..weight.rows()).zip(&mut parts).zip(buffers) {
         let bytes = part_of_row(weight, row, &cols);
         *part = if has_words {
             bytes
         } else {
-            let numbers = &mut buffer[..cols.len()];
-            with_storage!(dtype, dequantize_exactly::<L>(bytes, numbers));
-            bytemuck::cast_slice(numbers)
+            with_storage!(dtype, dequantize_exactly::<L>(bytes, &mut buffer[..cols.len()]));
+            &bytemuck::cast_slice(buffer)[..len]
         };
     }
     let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
@@ -321,27 +312,6 @@ fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
         for n in 0..N {
             let before = if accumulates { R::load(&out[m][n].0) } else { R::splat(0.0) };
             R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
-        }
-    }
-}
-
-/// Writes outputs: the rows from `first` on and the features of the N strips from `strip` on, as far as they
-/// exist.
-#[inline(always)]
-fn write_outputs<R: Rows16, const N: usize>(task: &GemmTask, sums: &[Words], first: usize, strip: usize) {
-    let features = task.weight.rows();
-    for (row, sums) in (first..task.rows).zip(sums.as_chunks::<N>().0) {
-        for n in 0..N.min(task.strips.end - strip) {
-            let feature = (strip + n) * TILE_ROWS;
-            let width = TILE_ROWS.min(features - feature);
-            // SAFETY: this task alone has the features of its strips.
-            let out = unsafe { task.out.slice_mut(row * features + feature, width) };
-            match (<&mut [f32; TILE_ROWS]>::try_from(&mut *out), task.output) {
-                (Ok(out), Output::Set) => *out = sums[n].0,
-                (Ok(out), Output::Add) => R::store(R::add(R::load(out), R::load(&sums[n].0)), out),
-                (Err(_), Output::Set) => out.copy_from_slice(&sums[n].0[..width]),
-                (Err(_), Output::Add) => out.iter_mut().zip(&sums[n].0).for_each(|(out, sum)| *out += sum),
-            }
         }
     }
 }

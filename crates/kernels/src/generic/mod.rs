@@ -9,6 +9,7 @@ pub(super) mod dequantize;
 pub(super) mod dequantize_block;
 pub(super) mod elementwise;
 pub(super) mod gemm;
+pub(super) mod gemm_task;
 pub(super) mod matmul;
 pub(super) mod packed;
 pub(super) mod partial_attention;

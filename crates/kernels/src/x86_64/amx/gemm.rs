@@ -10,7 +10,7 @@
 use super::convert::{convert_strip, subtract_bf16};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, SQUARE_SIDE, SquareSums};
 use crate::generic::elementwise::gate_mul;
-use crate::generic::gemm::{GatedTask, GemmTask};
+use crate::generic::gemm_task::{GatedTask, GemmTask};
 use crate::lanes::{Lanes as _, padded};
 use crate::output::Output;
 use crate::rows16::Rows16 as _;
