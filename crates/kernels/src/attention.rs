@@ -16,8 +16,7 @@ const TASK_QUERIES: usize = 96;
 /// A sequence with at most this many rows may have a task for every unit. Partial results have to be kept
 /// until they are merged, which takes memory.
 const FEW_ROWS: usize = 4;
-/// Units become tasks if there would be fewer tasks per thread than this: two threads cannot share three
-/// heads evenly.
+/// Tasks per thread, at least if there is enough work: two threads cannot share three heads evenly.
 const TASKS_PER_THREAD: usize = 4;
 
 /// The rows of one sequence in a call of [`Kernels::attention`].
@@ -82,12 +81,16 @@ impl Kernels {
             return;
         }
         let group = query_heads / kv_heads;
-        let rounding = self.table.attention_bits16.filter(|rounding| bits16 && (rounding.takes)(head_dim));
+        let rounding = self.table.attention_bits16.as_ref();
+        let rounding = rounding.filter(|rounding| bits16 && (rounding.takes)(head_dim));
         let run = rounding.map_or(self.table.attention, |rounding| rounding.run);
-        let task_queries = rounding.map_or(TASK_QUERIES, |rounding| rounding.task_queries);
+        let threads = self.pool().threads();
+        let task_queries = rounding.map_or(TASK_QUERIES, |rounding| {
+            let enough_tasks = rows * query_heads / (TASKS_PER_THREAD * threads);
+            enough_tasks.clamp(*rounding.task_queries.start(), *rounding.task_queries.end())
+        });
         let task_rows = (task_queries / group).max(1);
         let row_tasks: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
-        let threads = self.pool().threads();
         let threads_would_idle = rounding.is_none() && threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
         let uses_unit_tasks = |span: &AttentionSpan| {
             threads_would_idle && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1

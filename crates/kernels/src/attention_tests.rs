@@ -195,3 +195,35 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
         }
     }
 }
+
+#[test]
+fn a_value_that_is_not_finite_reaches_the_rows_that_see_it() {
+    let mut random = Random(6);
+    for (isa, bits16) in modes() {
+        let (positions, head_dim) = (200, 64);
+        let mut cache = Cache::new(&mut random, WeightType::F32, positions, 1, head_dim);
+        let queries = random.floats(positions * head_dim);
+        let run = |cache: &Cache| {
+            let mut out = vec![0.0; queries.len()];
+            let span = [cache.span(0, positions)];
+            kernels(isa, 2).attention(&queries, &span, 1, 1, head_dim, bits16, &mut out, &Cancel::never());
+            out
+        };
+        let finite = run(&cache);
+        let (position, element) = (70, 5);
+        let at = 4 * ((position % KV_BLOCK_POSITIONS) * head_dim + element);
+        cache.blocks[position / KV_BLOCK_POSITIONS].1[at..at + 4]
+            .copy_from_slice(&f32::INFINITY.to_le_bytes());
+        let infinite = run(&cache);
+        assert_eq!(finite[..position * head_dim], infinite[..position * head_dim], "{}", isa.name());
+        for (row, out) in infinite.chunks_exact(head_dim).enumerate().skip(position) {
+            for (index, (x, before)) in out.iter().zip(&finite[row * head_dim..]).enumerate() {
+                if index == element {
+                    assert_eq!(*x, f32::INFINITY, "{}", isa.name());
+                } else {
+                    assert!((x - before).abs() < 2e-4, "{x} {before} {}", isa.name());
+                }
+            }
+        }
+    }
+}

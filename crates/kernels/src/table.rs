@@ -9,6 +9,7 @@ use crate::mlp::Activation;
 use crate::peaks::Peaks;
 use crate::quantized_rows::Precision;
 use crate::weight::WeightRows;
+use std::ops::RangeInclusive;
 
 /// The kernels of one ISA. Every function needs the ISA's instructions. Lengths are the caller's
 /// responsibility; the facade checks them where it makes the tasks.
@@ -34,14 +35,13 @@ pub(crate) struct KernelTable {
 }
 
 /// Attention of many rows, where numbers are rounded to about 16 bits.
-#[derive(Clone, Copy)]
 pub(crate) struct Bits16Attention {
     /// Takes tasks of whole rows, not of single units.
     pub(crate) run: unsafe fn(&AttentionTask),
     /// Whether it takes this head_dim.
     pub(crate) takes: fn(usize) -> bool,
-    /// Queries of one task.
-    pub(crate) task_queries: usize,
+    /// Queries of one task: the most that leave enough tasks for all threads.
+    pub(crate) task_queries: RangeInclusive<usize>,
 }
 
 /// See [`Gemm::run_gated`].

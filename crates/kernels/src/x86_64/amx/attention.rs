@@ -14,10 +14,10 @@ use crate::lanes::{LANES, Lanes};
 use crate::rows16::Rows16 as _;
 use crate::x86_64::avx512::{Avx512Lanes, Avx512Rows};
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Queries of one task. Laying out a KV block costs time, so many queries have to share it.
-pub(super) const TASK_QUERIES: usize = 384;
+pub(super) const TASK_QUERIES: RangeInclusive<usize> = 384..=384;
 /// Elements of a query, or positions, in one step of a product.
 const STEP: usize = 2 * AMX_TILE_WORDS;
 /// AMX tile rows of a step: for 16 queries (or their softmax weights), and for 64 columns of keys or values.

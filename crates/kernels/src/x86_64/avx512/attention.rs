@@ -1,17 +1,17 @@
 //! Attention of prompts in 16-bit integers.
 //!
-//! Computes the same as `generic/attention.rs`, KV block by KV block. `vpdpwssd` does twice as many operations
-//! as FMA. Every query, every position's key and every column of a KV block's values has an f32 scale, and
-//! its numbers are rounded to 16 bits. The error is smaller than that of rounding keys and values to f16. Sums
-//! of products are exact: scales are chosen so that 32 bits do not overflow.
+//! Computes the same as `generic/attention.rs`, KV block by KV block. `vpdpwssd` does twice as many
+//! operations as FMA. Every query, every position's key and every column of a KV block's values has an f32
+//! scale, and its numbers are rounded to 16 bits. The error is smaller than that of rounding keys and values
+//! to f16. Sums of products are exact: scales are chosen so that 32 bits do not overflow.
 //!
 //! The scale of a column of values depends on all positions of its KV block. So a row that does not see the
-//! whole block, which is each row's last block, computes that block in f32. So does every row if the block has
-//! a number that is not finite.
+//! whole block, which is each row's last block, computes that block in f32. So does every row if the block
+//! has a number that is not finite.
 //!
 //! SAFETY of every block here: these functions are used only inside [`attention`], a `#[target_feature]`
-//! function, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every load and
-//! store goes through a reference to an array of at least its width.
+//! function, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every load
+//! and store goes through a reference to an array of at least its width.
 
 // The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
 // loops with constant bounds, but not always for iterators.
@@ -32,10 +32,10 @@ use crate::lanes::{LANES, Lanes};
 use crate::rows16::Rows16;
 use std::arch::x86_64::*;
 use std::cell::Cell;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Queries of one task. Rounding a KV block costs time, so many queries have to share it.
-pub(super) const TASK_QUERIES: usize = 384;
+pub(super) const TASK_QUERIES: RangeInclusive<usize> = 96..=768;
 /// Queries of the microkernel of f32, as in the ISA's table.
 pub(super) const F32_QUERIES: usize = 4;
 /// Queries of the microkernel.
@@ -58,8 +58,8 @@ struct Scratch {
     values: Vec<[f32; LANES]>,
     /// `(head_dim / 2)`: words of two elements, a column for each position.
     key_words: Vec<Row<i32>>,
-    /// `(head_dim / COLS, KV_BLOCK_POSITIONS / 2)`: words of two positions, a column for each element. Columns
-    /// beyond head_dim may hold anything.
+    /// `(head_dim / COLS, KV_BLOCK_POSITIONS / 2)`: words of two positions, a column for each element.
+    /// Columns beyond head_dim are not used.
     value_words: Vec<Row<i32>>,
     /// One row for each part of `value_words`.
     value_scales: Vec<Row<f32>>,
@@ -67,6 +67,27 @@ struct Scratch {
     query_words: Vec<i32>,
     query_scales: Vec<f32>,
     queries: Queries,
+    batch: Batch,
+}
+
+/// Intermediate results of a batch of queries. They are kept, because zeroing them would take time.
+struct Batch {
+    /// Scores, then softmax weights.
+    numbers: [Row<f32>; BATCH],
+    /// The largest number of each lane, then the sum.
+    vectors: [[f32; 16]; BATCH],
+    /// Rounded softmax weights.
+    weights: [[i32; WEIGHT_WORDS]; BATCH],
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch {
+            numbers: [Row([0.0; COLS]); BATCH],
+            vectors: [[0.0; 16]; BATCH],
+            weights: [[0; WEIGHT_WORDS]; BATCH],
+        }
+    }
 }
 
 thread_local! {
@@ -115,7 +136,8 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
                     for (number, start) in (full..count).step_by(BATCH).enumerate() {
                         prefetch_part(task, index + 1, number, batches);
                         let batch = start..count.min(start + BATCH);
-                        attend(&block, &scratch.query_words, &scratch.query_scales, head_dim, queries, batch);
+                        let (words, scales) = (&scratch.query_words, &scratch.query_scales);
+                        attend(&block, words, scales, head_dim, queries, batch, &mut scratch.batch);
                     }
                 }
                 None => full = count,
@@ -180,10 +202,10 @@ fn attend(
     head_dim: usize,
     queries: &mut Queries,
     batch: Range<usize>,
+    buffers: &mut Batch,
 ) {
     let row_words = head_dim / 2;
-    let mut numbers = [Row([0.0; COLS]); BATCH];
-    let mut vectors = [[0.0; 16]; BATCH];
+    let Batch { numbers, vectors, weights } = buffers;
     for start in (0..batch.len()).step_by(QUERIES) {
         let sums = dot(&query_words[(batch.start + start) * row_words..], row_words, block.keys);
         for i in 0..QUERIES {
@@ -202,7 +224,7 @@ fn attend(
         }
     }
 
-    let largest = across(&vectors, |a, b| if a > b { a } else { b });
+    let largest = across(vectors, |a, b| if a > b { a } else { b });
     let (mut scales, mut before, mut after) = ([0.0; BATCH], [0.0; BATCH], [0.0; BATCH]);
     scales[..batch.len()].copy_from_slice(&query_scales[batch.clone()]);
     before[..batch.len()].copy_from_slice(&queries.unit.maximum[batch.clone()]);
@@ -223,11 +245,10 @@ fn attend(
         let to_log2 = scales[i] * std::f32::consts::LOG2_E;
         exp2_of_differences(&mut numbers[i], to_log2, largest[i] * to_log2, &mut vectors[i]);
     }
-    let sums = across(&vectors, |a, b| a + b);
+    let sums = across(vectors, |a, b| a + b);
     for (i, sum) in queries.unit.sum[batch.clone()].iter_mut().enumerate() {
         *sum = *sum * earlier[i] + sums[i] * now[i];
     }
-    let mut weights = [[0; WEIGHT_WORDS]; BATCH];
     let mut inverse_scales = [0.0; BATCH];
     for i in 0..BATCH {
         let largest = WEIGHTS_SUM / sums[i];
@@ -284,14 +305,9 @@ fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f
 /// Replaces every number x by `2^(x * factor - offset)`, which is at most about 1. Adds up the vectors.
 #[inline(always)]
 fn exp2_of_differences(numbers: &mut Row<f32>, factor: f32, offset: f32, sum: &mut [f32; 16]) {
-    /// The coefficients of 2^x = e^(x ln 2), from the highest power to the lowest. For |x| <= 1/2 the error is
-    /// below 2^-18, which is less than that of rounding to 16 bits.
-    const COEFFICIENTS: [f32; 6] = {
-        const LN2: f32 = std::f32::consts::LN_2;
-        const SQUARE: f32 = LN2 * LN2;
-        const CUBE: f32 = SQUARE * LN2;
-        [CUBE * SQUARE / 120.0, SQUARE * SQUARE / 24.0, CUBE / 6.0, SQUARE / 2.0, LN2, 1.0]
-    };
+    /// The coefficients of the polynomial closest to 2^x for |x| <= 1/2, from the highest power to the lowest.
+    /// The error is below 2^-18, which is less than that of rounding to 16 bits.
+    const COEFFICIENTS: [f32; 5] = [0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3];
     // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
     unsafe {
         let (factor, offset) = (_mm512_set1_ps(factor), _mm512_set1_ps(offset));

@@ -1,8 +1,8 @@
 //! Numbers of attention in 16 bits, see `attention.rs`.
 //!
-//! SAFETY of every block here: these functions are used only inside `attention.rs`, whose `#[target_feature]`
-//! function enables AVX-512F and BW; every load and store goes through a reference to an array of at least its
-//! width.
+//! SAFETY of every block here: these functions are used only inside `attention.rs`, whose
+//! `#[target_feature]` function enables AVX-512F and BW; every load and store goes through a reference to an
+//! array of at least its width.
 
 // The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
 // loops with constant bounds, but not always for iterators.
@@ -88,8 +88,8 @@ pub(super) fn round_queries<const PADDING: usize>(
     }
 }
 
-/// Rounds two rows of numbers and interleaves them: the word of a column has the first row's number in its low
-/// half.
+/// Rounds two rows of numbers and interleaves them: the word of a column has the first row's number in its
+/// low half.
 #[inline(always)]
 fn round_pair(rows: [&[f32; COLS]; 2], inverse_scales: &[__m512; VECTORS], words: &mut Row<i32>) {
     for v in 0..VECTORS {
