@@ -29,7 +29,8 @@ pub struct GemmScratch {
 pub enum GemmInput {
     /// Each activation is the sum of two bf16 (about 16 bits) where the ISA has AMX tiles, else f32.
     Bf16Pairs,
-    /// Each activation is rounded to bf16. With AMX tiles, quantised weights are rounded to bf16 too.
+    /// Each activation is rounded to bf16. Quantised weights are rounded to bf16 too with AMX tiles, F16
+    /// weights without.
     Bf16,
 }
 

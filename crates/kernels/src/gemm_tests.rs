@@ -13,7 +13,7 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Pr
 fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
-        Isa::Avx512 => dtype == WeightType::BF16 && dispatch::bf16_dot_is_fast(),
+        Isa::Avx512 => matches!(dtype, WeightType::BF16 | WeightType::F16) && dispatch::bf16_dot_is_fast(),
         _ => false,
     }
 }
@@ -80,7 +80,8 @@ fn gemm_is_the_sum_of_products_on_every_isa() {
 fn a_row_of_gemm_depends_on_nothing_but_the_row() {
     let mut random = Random(22);
     for isa in isas() {
-        for dtype in [WeightType::F32, WeightType::BF16, WeightType::Q4_0, WeightType::Q4_K] {
+        for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16, WeightType::Q4_0, WeightType::Q4_K]
+        {
             let (weight_rows, cols) = (70, if dtype.block_len() == 1 { 900 } else { 1280 });
             let bytes = random.weights(dtype, weight_rows * cols);
             let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
@@ -182,9 +183,14 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
     for isa in isas() {
         let kernels = kernels(isa, 2);
         let mut was_tested = false;
-        for (gate, up, down) in
-            [(BF16, BF16, BF16), (Q4_0, Q4_0, Q4_0), (Q8_0, Q5_1, Q4_1), (Q4_0, BF16, Q8_0), (F32, F32, F32)]
-        {
+        for (gate, up, down) in [
+            (BF16, BF16, BF16),
+            (Q4_0, Q4_0, Q4_0),
+            (Q8_0, Q5_1, Q4_1),
+            (Q4_0, BF16, Q8_0),
+            (F32, F32, F32),
+            (F16, BF16, F16),
+        ] {
             let shapes = [(1, 32, 32), (33, 64, 96), (40, 320, 544), (64, 96, 1120)];
             let odd = [(5, 7, 1), (34, 50, 45)].into_iter().filter(|_| (gate, down) == (BF16, BF16));
             for (rows, features, inner) in shapes.into_iter().chain(odd) {

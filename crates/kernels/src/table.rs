@@ -161,7 +161,10 @@ macro_rules! kernel_table {
                 gemm_bf16 = Some($crate::table::Gemm {
                     run,
                     run_gated: Some(run_gated),
-                    takes: |dtype| matches!(dtype, $crate::blocks::WeightType::BF16),
+                    takes: |dtype| {
+                        use $crate::blocks::WeightType;
+                        matches!(dtype, WeightType::BF16 | WeightType::F16)
+                    },
                     pack_rows,
                     row_words: generic::gemm::row_words::<true>,
                     panel_rows: $bf16_rows,

@@ -16,7 +16,7 @@ use super::dequantize::dequantize_exactly;
 use super::gemm_task::TaskKind;
 use super::storage::with_storage;
 use crate::blocks::WeightType;
-use crate::lanes::{Lanes, padded};
+use crate::lanes::{LANES, Lanes, padded};
 use crate::rows16::{ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 use crate::weight::WeightRows;
@@ -110,6 +110,17 @@ pub(super) fn round_to_words<R: Rows16>(numbers: &[f32]) -> [u32; TILE_ROWS] {
         Err(_) => R::round_to_bf16(&padded(numbers), &mut words),
     }
     words
+}
+
+/// Rounds numbers to bf16. The words go to the first half.
+#[inline(always)]
+fn round_in_place<R: Rows16>(numbers: &mut [f32]) {
+    for start in (0..numbers.len()).step_by(LANES) {
+        let end = numbers.len().min(start + LANES);
+        let words = round_to_words::<R>(&numbers[start..end]);
+        let out = &mut numbers[start / 2..end.div_ceil(2)];
+        out.copy_from_slice(bytemuck::cast_slice(&words[..out.len()]));
+    }
 }
 
 /// Runs one task with a microkernel of `PANEL` rows and `STRIPS` strips. If `BF16`, a word is two bf16.
@@ -233,6 +244,9 @@ fn fill_slab<L: Lanes, R: Rows16, const STRIPS: usize, const BF16: bool>(
             bytes
         } else {
             with_storage!(dtype, dequantize_exactly::<L>(bytes, &mut buffer[..cols.len()]));
+            if BF16 {
+                round_in_place::<R>(&mut buffer[..cols.len()]);
+            }
             &bytemuck::cast_slice(buffer)[..len]
         };
     }
