@@ -44,8 +44,8 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
             They take a half or a quarter of bfloat16's memory, and run faster by the same factor. One of
             llama.cpp's mixtures ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k") gives
             matrices the types that `candle_llama.quantize` writes to a file; loading then takes longer.
-        compute: "auto" rounds activations to 8 bits if weights are quantised in blocks of 32, to 16 bits in
-            prompts of up to 128 tokens. In longer prompts, processors with fast bfloat16 arithmetic round
+        compute: "auto" rounds activations to 8 bits if weights are quantised, to 16 bits in prompts of up to
+            128 tokens. In longer prompts, processors with fast bfloat16 arithmetic round
             activations and weights to bfloat16 (see docs/kernels.md). "exact" uses float32 activations and
             a float32 KV cache everywhere.
         kv_dtype: The type of the KV cache. "auto" is float16, or float32 with compute="exact", which allows
