@@ -106,11 +106,32 @@ pub fn refill() -> Result<()> {
 /// # Errors
 /// [`Error::Generation`] with the size.
 pub fn check_threads(count: usize) -> Result<()> {
-    let bytes = count.saturating_mul(THREAD_BYTES).saturating_add(PIECE_BYTES);
-    MmapMut::map_anon(bytes).map(drop).map_err(|_| {
-        let reason = format!("no room for a thread, which may take {bytes} bytes of address space");
-        Error::Generation { reason }
-    })
+    let bytes = count.saturating_mul(THREAD_BYTES);
+    // A heap takes address space, but only what is used of it counts as data.
+    if MmapMut::map_anon(bytes).is_ok() && has_address_space(bytes.saturating_add(PIECE_BYTES)) {
+        return Ok(());
+    }
+    let bytes = bytes.saturating_add(PIECE_BYTES);
+    let reason = format!("no room for a thread, which may take {bytes} bytes of address space");
+    Err(Error::Generation { reason })
+}
+
+/// Whether so many bytes can be mapped without being used.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn has_address_space(bytes: usize) -> bool {
+    // SAFETY: a new private mapping that nothing can read or write, at an address that the system chooses.
+    let address = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0)
+    };
+    // SAFETY: unmaps the mapping that was just made.
+    address != libc::MAP_FAILED && unsafe { libc::munmap(address, bytes) } == 0
+}
+
+#[cfg(not(unix))]
+fn has_address_space(bytes: usize) -> bool {
+    MmapMut::map_anon(bytes).is_ok()
 }
 
 /// Whether the system has no memory left and the base is being used. Work should stop.

@@ -108,8 +108,8 @@ fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, pa
     }
 }
 
-/// Multiplies all panels of x, of at most `PANEL` rows, with some strips. `prefetch` is called for every panel
-/// and tile, with the number of calls before.
+/// Multiplies all panels of x, of at most `PANEL` rows, with some strips. `prefetch` is called for every
+/// panel and tile, with the number of calls before.
 #[inline(always)]
 pub(super) fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
