@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_wrong_type_names_file_key_and_value() {
-        let object = parse(r#"{"rope_scaling": {"factor": "8"}, "n": -1, "ids": [1, -1]}"#).unwrap();
+        let object = parse(r#"{"rope_scaling": {"factor": "8"}, "n": -1, "ids": [1, 1.5]}"#).unwrap();
         let rope = object.object("rope_scaling").unwrap().unwrap();
         assert_eq!(
             rope.f64("factor").unwrap_err().to_string(),
@@ -311,6 +311,16 @@ mod tests {
         assert!(object.usize("n").is_err());
         assert_eq!(object.i64("n").unwrap(), Some(-1));
         assert!(object.token_ids("ids").is_err());
+    }
+
+    #[test]
+    fn odd_spellings_of_numbers_are_read() {
+        let object = parse(r#"{"a": 4096.0, "b": 0.5, "c": 1e300, "d": [1, -1], "e": -1, "f": []}"#).unwrap();
+        assert_eq!(object.usize("a").unwrap(), Some(4096));
+        assert!(object.usize("b").is_err() && object.usize("c").is_err());
+        assert_eq!(object.token_ids("d").unwrap(), Some(vec![1]));
+        assert_eq!(object.token_ids("e").unwrap(), None);
+        assert_eq!(object.token_ids("f").unwrap(), Some(Vec::new()));
     }
 
     #[test]
