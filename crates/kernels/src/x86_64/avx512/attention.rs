@@ -305,8 +305,8 @@ fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f
 /// Replaces every number x by `2^(x * factor - offset)`, which is at most about 1. Adds up the vectors.
 #[inline(always)]
 fn exp2_of_differences(numbers: &mut Row<f32>, factor: f32, offset: f32, sum: &mut [f32; 16]) {
-    /// The coefficients of the polynomial closest to 2^x for |x| <= 1/2, from the highest power to the lowest.
-    /// The error is below 2^-18, which is less than that of rounding to 16 bits.
+    /// The coefficients of the polynomial closest to 2^x for |x| <= 1/2, from the highest power to the
+    /// lowest. The error is below 2^-18, which is less than that of rounding to 16 bits.
     const COEFFICIENTS: [f32; 5] = [0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3];
     // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
     unsafe {
