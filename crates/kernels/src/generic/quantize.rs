@@ -72,21 +72,32 @@ fn mean_magnitude(row: &[f32]) -> f32 {
     sums.iter().sum::<f32>() / row.len() as f32
 }
 
+/// What each byte counts in a number with the sum of all 32 in its lower half, and that of the first 16 in its
+/// upper half. Both are below 2^15.
+const SUM_PLACES: [i32; TILE_COLS] = {
+    let mut places = [1; TILE_COLS];
+    let mut i = 0;
+    while i < TILE_COLS / 2 {
+        places[i] += 1 << 16;
+        i += 1;
+    }
+    places
+};
+
 /// Quantises 32 columns of row `row`.
 #[inline(always)]
 fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row: usize) {
     let (scale, inverse) = scale(largest(block));
     let mut bytes = [0_u8; TILE_COLS];
-    let mut sums = [0_i32; 2];
-    let halves = bytes.as_chunks_mut::<{ TILE_COLS / 2 }>().0.iter_mut();
-    for ((bytes, x), sum) in halves.zip(block.as_chunks::<{ TILE_COLS / 2 }>().0).zip(&mut sums) {
-        for (byte, &x) in bytes.iter_mut().zip(x) {
-            *byte = shifted(x, inverse).to_bits() as u8;
-            // Wrapping, although nothing overflows: a check would prevent vectorisation.
-            *sum = sum.wrapping_add(i32::from(*byte as i8));
-        }
+    // Both sums in one number, because a loop with two of them would not be vectorised.
+    let mut sums = 0_i32;
+    for ((byte, &x), &places) in bytes.iter_mut().zip(block).zip(&SUM_PLACES) {
+        *byte = shifted(x, inverse).to_bits() as u8;
+        // Wrapping, although nothing overflows: a check would prevent vectorisation.
+        sums = sums.wrapping_add(i32::from(*byte as i8).wrapping_mul(places));
     }
-    let sum = sums[0] + sums[1];
+    let sum = i32::from(sums as i16);
+    let half_sum = (sums - sum) >> 16;
     let (quads, _) = bytes.as_chunks::<4>();
     for (group, quad) in quads.iter().enumerate() {
         words[group * rows + row] = u32::from_le_bytes(*quad);
@@ -96,7 +107,7 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
     words[START_128 * rows + row] = (FLOAT_START - 128 * sum) as u32;
     words[OFFSET * rows + row] = (FLOAT_OFFSET * scale).to_bits();
     words[TOTAL * rows + row] = (scale * sum as f32).to_bits();
-    words[HALF_SUM * rows + row] = sums[0] as u32;
+    words[HALF_SUM * rows + row] = half_sum as u32;
 }
 
 /// The residual of [`quantize_block`]: the numbers minus their rounded values.
