@@ -72,8 +72,8 @@ fn mean_magnitude(row: &[f32]) -> f32 {
     sums.iter().sum::<f32>() / row.len() as f32
 }
 
-/// What each byte counts in a number with the sum of all 32 in its lower half, and that of the first 16 in its
-/// upper half. Both are below 2^15.
+/// What each byte counts in a number with the sum of all 32 in its lower half, and that of the first 16 in
+/// its upper half. Both are below 2^15.
 const SUM_PLACES: [i32; TILE_COLS] = {
     let mut places = [1; TILE_COLS];
     let mut i = 0;
