@@ -1,5 +1,7 @@
 //! How much memory the kernels' threads keep for themselves.
 
+use crate::attention::MAX_TASK_QUERIES;
+use crate::generic::unpacked::UNPACKED_BYTES;
 use crate::kv_block::KV_BLOCK_POSITIONS;
 
 /// What the buffers of one thread depend on.
@@ -20,18 +22,18 @@ pub struct ScratchShape {
 /// | buffer | at most |
 /// |---|---|
 /// | dequantised rows of a weight | 512 KiB, or 3 rows |
-/// | unpacked strips of packed weights | 512 KiB, or 4 strips of 40 bytes per column |
+/// | unpacked strips of packed weights | `UNPACKED_BYTES`, or 4 strips of 40 bytes per column |
 /// | sums of a task of 16 strips, for every row | 1 KiB per row |
 /// | a slab of weights, and rows of one strip | 512 KiB |
 /// | a KV block in up to four layouts | 64 bytes per element of a head, for each position |
-/// | 384 queries, or those of one row, with sums and scores | 64 bytes per element, and per position |
+/// | `MAX_TASK_QUERIES` queries, or one row's, with sums and scores | 64 bytes per element and per position |
 pub fn thread_scratch_bytes(shape: ScratchShape) -> usize {
     let ScratchShape { rows, cols, head_dim, group } = shape;
-    let queries = group.max(384);
+    let queries = group.max(MAX_TASK_QUERIES);
     let per_position = head_dim.saturating_add(KV_BLOCK_POSITIONS).saturating_mul(64);
     let parts = [
         cols.saturating_mul(3 * size_of::<f32>()).max(512 << 10),
-        cols.saturating_mul(4 * 40).max(512 << 10),
+        cols.saturating_mul(4 * 40).max(UNPACKED_BYTES),
         rows.next_multiple_of(64).saturating_mul(1 << 10),
         512 << 10,
         per_position.saturating_mul(KV_BLOCK_POSITIONS),

@@ -62,7 +62,7 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
 }
 
 /// Bytes of unpacked strips that stay in the cache.
-const UNPACKED_BYTES: usize = 640 << 10;
+pub(crate) const UNPACKED_BYTES: usize = 640 << 10;
 /// Up to this many panels, only the strips of one microkernel are unpacked at once: the products of more take
 /// so long that reading their weights does not matter.
 const FEW_PANELS: usize = 16;

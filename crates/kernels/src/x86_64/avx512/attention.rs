@@ -22,6 +22,7 @@ use super::rounding::{
     round_values, round_weights,
 };
 use super::{Avx512Lanes, Avx512Rows};
+use crate::attention::MAX_TASK_QUERIES;
 use crate::generic::attention::{
     AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block,
 };
@@ -35,7 +36,7 @@ use std::cell::Cell;
 use std::ops::{Range, RangeInclusive};
 
 /// Queries of one task. Rounding a KV block costs time, so many queries have to share it.
-pub(super) const TASK_QUERIES: RangeInclusive<usize> = 96..=768;
+pub(super) const TASK_QUERIES: RangeInclusive<usize> = 96..=MAX_TASK_QUERIES;
 /// Queries of the microkernel of f32, as in the ISA's table.
 pub(super) const F32_QUERIES: usize = 4;
 /// Queries of the microkernel.
