@@ -2,6 +2,7 @@
 //!
 //! A value that the system does not report is None, never a guess.
 
+pub mod panics;
 pub mod reserve;
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
 """Load and run any Llama-family checkpoint, through Hugging Face's Candle and our own CPU kernels."""
 
 from candle_llama._core import __version__
+from candle_llama.async_stream import AsyncStream
 from candle_llama.errors import (
     CandleLlamaError,
     CheckpointError,
@@ -23,6 +24,7 @@ from candle_llama.types import (
     LoadReport,
     LogLikelihood,
     MemoryEstimate,
+    Metrics,
     QuantizeReport,
     Score,
     Stats,
@@ -31,6 +33,7 @@ from candle_llama.types import (
 )
 
 __all__ = [
+    "AsyncStream",
     "CandleLlamaError",
     "CheckpointError",
     "Chunk",
@@ -44,6 +47,7 @@ __all__ = [
     "LoadReport",
     "LogLikelihood",
     "MemoryEstimate",
+    "Metrics",
     "QuantizeReport",
     "SamplingParams",
     "Score",

@@ -1,16 +1,18 @@
 """The model: load it, then generate, stream, chat, score texts, or compute logits."""
 
+import asyncio
 import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias, Unpack, overload
+from typing import Any, Literal, Self, TypeAlias, TypeGuard, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from candle_llama import _core, hub, sampling
+from candle_llama import _core, async_stream, batch, hub, sampling
+from candle_llama.async_stream import AsyncStream
 from candle_llama.options import LOADING, SOURCE, LoadOptions, check_positive, check_text, keywords, pick
 from candle_llama.sampling import SamplingOptions, SamplingParams
 from candle_llama.stream import Stream, completion
@@ -21,6 +23,7 @@ from candle_llama.types import (
     LoadReport,
     LogLikelihood,
     Message,
+    Metrics,
     Score,
     StorageType,
 )
@@ -29,6 +32,8 @@ TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 Prompt: TypeAlias = str | TokenIds
 
 _MOST_LOGITS_BYTES = 2 * 1024**3
+_LONG_TEXT = 20_000
+"""Longer texts are tokenised in a thread, so that the event loop does not wait for it."""
 
 
 @keywords(SOURCE, LOADING)
@@ -55,6 +60,12 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
         engine: "cpu" is this package's own decoder, "candle" Candle's Llama; "auto" uses "cpu" on the CPU.
         threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
         context_length: Length of the context in tokens; None is the model's own, reduced if memory is short.
+        max_num_seqs: At most so many requests run together, by default up to 32; others wait for their turn.
+            The candle engine runs a forward pass of its own for each.
+        kv_cache_bytes: Memory for the keys and values of all requests; None is bounded by free memory. It
+            also bounds `context_length`. The candle engine ignores it.
+        prefix_cache: Keep the keys and values of prompts, for later prompts with the same beginning. Answers
+            are bit-identical with and without it. The candle engine has no such cache.
         strict: Raise an error where loading would otherwise only warn.
         revision: Branch, tag or commit on the hub.
         token: Access token for the hub; None uses the stored login or HF_TOKEN.
@@ -150,33 +161,56 @@ class Llama:
     def generate(
         self,
         prompt: Sequence[str] | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        progress: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: bool,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion | Exception]: ...
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: bool = False,
+        progress: bool = False,
         **options: Unpack[SamplingOptions],
-    ) -> Completion | list[Completion]:
+    ) -> Completion | list[Completion] | list[Completion | Exception]:
         """Continues one prompt, or each prompt of a list.
 
-        The `cpu` engine runs up to 32 prompts of a list together, as memory allows. One forward pass
-        prefills several hundred tokens of the prompts; each later pass decodes one token of every prompt.
-        Results are bit-identical to running each prompt alone.
+        The `cpu` engine runs the requests of all callers together, up to `max_num_seqs` as memory allows. A
+        forward pass decodes one token of each, and processes a part of a new prompt. A list of any length is
+        one continuous batch: whenever a prompt is complete, the next one begins. Results are bit-identical to
+        running each prompt alone.
 
         Args:
             prompt: Text, to which BOS is added if the tokenizer's config says so; token ids, which are used
                 unchanged, as a list, a NumPy array or a tensor; or a list of such prompts.
-            params: Sampling parameters; keywords override them.
+            params: Sampling parameters; keywords override them. A list of prompts may have a list of them,
+                one for each prompt.
+            return_exceptions: For a list of prompts: put the error of a prompt in its place in the result.
+                Otherwise a bad prompt raises before any is processed, and a later error is raised after all
+                prompts have ended.
+            progress: For a list of prompts: show a progress bar, if stderr is a terminal.
             **options: Sampling parameters, as in `SamplingParams`.
 
         Returns:
             A completion, or a list of them in the order of the prompts.
 
         Raises:
-            ContextLengthError: A prompt leaves no room in the context; raised before any is processed.
-            ValueError: A prompt is empty, or a value is out of its range.
+            ContextLengthError: A prompt leaves no room in the context.
+            ValueError: A prompt is empty, a value is out of its range, or there are not as many params as
+                prompts.
             TypeError: A parameter is unknown, or a value has the wrong type.
 
         Example:
@@ -188,15 +222,70 @@ class Llama:
             >>> len(llm.generate(["One, two,", "A, B,"], max_new_tokens=4))
             2
         """
-        given = sampling.merge(params, options)
-        if _is_batch(prompt):
-            prompts = [_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt)]
-            found = self._core.generate_all(prompts, given)
+        if not _is_batch(prompt):
+            given = sampling.merge(batch.single(params, return_exceptions, progress), options)
+            fields = self._core.generate(_prompt(prompt, "prompt"), given, False)
             self._warn()
-            return [completion(fields) for fields in found]
-        fields = self._core.generate(_prompt(prompt, "prompt"), given, False)
+            return completion(fields)
+        requests = batch.requests(prompt, params, options, _prompt, return_exceptions)
+        found = batch.run(self._core, requests, return_exceptions, progress)
         self._warn()
-        return completion(fields)
+        return found if return_exceptions else batch.raise_first(found)
+
+    @overload
+    async def agenerate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> Completion: ...
+    @overload
+    async def agenerate(
+        self,
+        prompt: Sequence[str] | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion]: ...
+    @overload
+    async def agenerate(
+        self,
+        prompt: Sequence[str] | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: bool,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Completion | Exception]: ...
+    async def agenerate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        *,
+        return_exceptions: bool = False,
+        progress: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion | list[Completion] | list[Completion | Exception]:
+        """Does what `generate` does, in an event loop.
+
+        Arguments, results and errors are those of `generate`. The requests of all tasks run together.
+        Cancelling the task stops the work within one forward pass.
+
+        Example:
+            >>> import asyncio, candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> out = asyncio.run(llm.agenerate("The capital of France is", max_new_tokens=8))
+            >>> out.finish_reason
+            'length'
+        """
+        if not _is_batch(prompt):
+            given = sampling.merge(batch.single(params, return_exceptions, progress), options)
+            request = await self._request((_prompt(prompt, "prompt"), given))
+            self._warn()
+            return await self._whole(request)
+        requests = batch.requests(prompt, params, options, _prompt, return_exceptions)
+        found = await batch.gather(self._request, self._whole, requests, return_exceptions, progress)
+        self._warn()
+        return found if return_exceptions else batch.raise_first(found)
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
@@ -216,12 +305,30 @@ class Llama:
             >>> text == llm.generate("Once upon a time", max_new_tokens=8).text
             True
         """
-        given = sampling.merge(params, options)
-        if _is_batch(prompt):
-            raise TypeError("stream takes one prompt, not a list; generate takes lists")
-        stream = self._core.stream(_prompt(prompt, "prompt"), given, False)
+        stream = self._start(_one_prompt(prompt, "stream"), sampling.merge(params, options), False)
         self._warn()
         return Stream(stream)
+
+    def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+    ) -> AsyncStream:
+        """Does what `stream` does, for `async for` in an event loop.
+
+        Arguments and errors are those of `stream`. Cancelling the task that reads stops the generation within
+        one forward pass.
+
+        Example:
+            >>> import asyncio, candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> async def text():
+            ...     chunks = llm.astream("Once upon a time", max_new_tokens=8)
+            ...     return "".join([chunk.text async for chunk in chunks])
+            >>> asyncio.run(text()) == llm.generate("Once upon a time", max_new_tokens=8).text
+            True
+        """
+        stream = self._start(_one_prompt(prompt, "astream"), sampling.merge(params, options), False)
+        self._warn()
+        return AsyncStream(stream)
 
     def chat(
         self,
@@ -289,9 +396,66 @@ class Llama:
         """
         given = sampling.merge(params, options)
         ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
-        stream = self._core.stream(ids, given, is_answer)
+        stream = self._start(ids, given, is_answer)
         self._warn()
         return Stream(stream)
+
+    async def achat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Does what `chat` does, in an event loop.
+
+        Arguments, results and errors are those of `chat`. Cancelling the task stops the work within one
+        forward pass.
+
+        Example:
+            >>> import asyncio, candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+            >>> "Paris" in asyncio.run(llm.achat(messages, max_new_tokens=32)).text
+            True
+        """
+        given = sampling.merge(params, options)
+        ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
+        stream = self._start(ids, given, is_answer)
+        self._warn()
+        return await async_stream.whole(stream)
+
+    def astream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncStream:
+        """Does what `stream_chat` does, for `async for` in an event loop.
+
+        Arguments and errors are those of `chat`, and the result is that of `astream`.
+
+        Example:
+            >>> import asyncio, candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> async def text():
+            ...     async with llm.astream_chat([{"role": "user", "content": "Hello!"}]) as stream:
+            ...         return "".join([chunk.text async for chunk in stream])
+            >>> len(asyncio.run(text())) > 0
+            True
+        """
+        given = sampling.merge(params, options)
+        ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
+        stream = self._start(ids, given, is_answer)
+        self._warn()
+        return AsyncStream(stream)
 
     def logits(self, token_ids: TokenIds, last: int | None = None) -> npt.NDArray[np.float32]:
         """Computes the logits after each token of a text: a score of every token of the vocabulary.
@@ -404,8 +568,23 @@ class Llama:
         self._warn()
         return LogLikelihood(**found)
 
+    def metrics(self) -> Metrics:
+        """Returns counts of what the model's engine does and has done.
+
+        Example:
+            >>> import candle_llama
+            >>> llm = candle_llama.load("demo")
+            >>> out = llm.generate("The capital of France is", max_new_tokens=8)
+            >>> llm.metrics().tokens_out
+            8
+        """
+        return Metrics(**self._core.metrics())
+
     def close(self) -> None:
-        """Frees the model's memory; further use is an error. Closing twice is fine."""
+        """Ends all requests with an error, and frees the model's memory. Further use is an error.
+
+        Closing twice is fine.
+        """
         self._core.close()
 
     def __enter__(self) -> Self:
@@ -428,6 +607,18 @@ class Llama:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+    def _start(self, prompt: str | list[int], given: dict[str, Any], is_answer: bool) -> _core.Stream:
+        return self._core.start(self._core.request(prompt, given, is_answer))
+
+    async def _request(self, request: batch.Request) -> _core.Request:
+        prompt, given = request
+        if isinstance(prompt, str) and len(prompt) > _LONG_TEXT:
+            return await asyncio.to_thread(self._core.request, prompt, given, False)
+        return self._core.request(prompt, given, False)
+
+    async def _whole(self, request: _core.Request) -> Completion:
+        return await async_stream.whole(self._core.start(request))
 
     def _chat_ids(
         self,
@@ -454,9 +645,15 @@ def _reload(source: str, options: dict[str, Any]) -> Llama:
     return load(source, **options)
 
 
-def _is_batch(prompt: object) -> bool:
+def _is_batch(prompt: object) -> TypeGuard[Sequence[Any]]:
     """Returns whether `prompt` is a list of prompts; a flat list of ints is a single prompt."""
     return isinstance(prompt, list | tuple) and not any(isinstance(item, int | np.integer) for item in prompt)
+
+
+def _one_prompt(prompt: Any, method: str) -> str | list[int]:
+    if _is_batch(prompt):
+        raise TypeError(f"{method} takes one prompt, not a list; generate takes lists")
+    return _prompt(prompt, "prompt")
 
 
 def _prompt(prompt: Any, name: str) -> str | list[int]:

@@ -36,6 +36,9 @@ class LoadOptions(SourceOptions, total=False):
     engine: Engine | Literal["auto"]
     threads: int | None
     context_length: int | None
+    max_num_seqs: int | None
+    kv_cache_bytes: int | None
+    prefix_cache: bool
     strict: bool
 
 
@@ -82,6 +85,16 @@ LOADING = {
     "engine": Option("auto", "cpu: our own decoder; candle: Candle's Llama", ("auto", *get_args(Engine))),
     "threads": Option(None, "default: the cores this process may use", metavar="N", is_count=True),
     "context_length": Option(None, "default: the model's own", metavar="N", is_count=True),
+    "max_num_seqs": Option(
+        None, "most sequences that run together (default: what pays)", metavar="N", is_count=True
+    ),
+    "kv_cache_bytes": Option(
+        None,
+        "most memory for keys and values (default: bounded by free memory)",
+        metavar="BYTES",
+        is_count=True,
+    ),
+    "prefix_cache": Option(True, "compute equal beginnings of prompts each time"),
     "strict": Option(False, "fail where loading would otherwise only warn"),
 }
 """The options that `LoadOptions` adds, by name."""

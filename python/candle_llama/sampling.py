@@ -35,6 +35,7 @@ class SamplingOptions(TypedDict, total=False):
     timeout: float | None
     on_overflow: OnOverflow | None
     skip_special_tokens: bool | None
+    cache_salt: str | None
 
 
 _ELSEWHERE = {
@@ -91,6 +92,8 @@ class SamplingParams:
             its beginning, with a warning, and leaves room for one new token or `min_new_tokens`.
         skip_special_tokens: Leave special tokens, such as those that mark turns, out of the text (default:
             True).
+        cache_salt: Only calls with equal salts share the keys and values of equal beginnings of prompts. With
+            a secret salt for each user, nobody can learn from the time of an answer what others asked.
 
     Example:
         >>> from candle_llama import SamplingParams
@@ -145,6 +148,9 @@ class SamplingParams:
     )
     skip_special_tokens: bool | None = _parameter(
         "bool", "leave special tokens, such as those that mark turns, out of the text (default)", on=True
+    )
+    cache_salt: str | None = _parameter(
+        "text", "share cached beginnings of prompts only with calls of this salt", metavar="TEXT"
     )
 
     def __init__(self, **options: Unpack[SamplingOptions]) -> None:
@@ -299,6 +305,7 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "float": _float,
     "bool": _bool,
     "choice": _str,
+    "text": _str,
     "strings": _strings,
     "ints": _ints,
     "bias": _bias,

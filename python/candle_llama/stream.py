@@ -7,6 +7,11 @@ from typing import Any, NoReturn, Self
 from candle_llama import _core
 from candle_llama.types import Chunk, Completion, Stats, TokenLogprob
 
+NOT_PICKLED = (
+    "a stream cannot be pickled or copied: it is being generated in this process; "
+    "pass its chunks on, or the prompt"
+)
+
 
 class Stream(Iterator[Chunk]):
     """The chunks of a completion, as they are generated.
@@ -21,17 +26,14 @@ class Stream(Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
-        return _chunk(next(self._core))
+        return chunk(next(self._core))
 
     def close(self) -> None:
         """Stops generating; the stream then ends. Closing twice is fine."""
         self._core.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a stream cannot be pickled or copied: it is being generated in this process; "
-            "pass its chunks on, or the prompt"
-        )
+        raise TypeError(NOT_PICKLED)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +55,8 @@ def completion(fields: dict[str, Any]) -> Completion:
     )
 
 
-def _chunk(fields: dict[str, Any]) -> Chunk:
+def chunk(fields: dict[str, Any]) -> Chunk:
+    """Converts the extension's dict to a chunk."""
     stats = fields["stats"]
     return Chunk(
         **{

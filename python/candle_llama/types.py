@@ -32,7 +32,7 @@ class Stats:
 
     Attributes:
         prompt_tokens: Tokens in the prompt.
-        cached_tokens: Prompt tokens that were not computed again.
+        cached_tokens: Prompt tokens whose keys and values were in the prefix cache, and not computed again.
         completion_tokens: Tokens generated.
         time_to_first_token: Seconds from the call to the first token; None if there was none.
         prefill_seconds: Seconds of the forward passes that processed the prompt. Prompts of a batch share
@@ -83,7 +83,8 @@ class Chunk:
     Attributes:
         text: The text that is final by now; may be empty while a character or a possible stop string is
             incomplete.
-        token_ids: The tokens generated since the last chunk.
+        token_ids: The tokens generated since the last chunk: one, or more if the reader is slower than the
+            model.
         finish_reason: Why the completion ended, on the last chunk; else None.
         stop_reason: The element of `stop` or `stop_token_ids` that ended it, on the last chunk; else None.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
@@ -151,6 +152,39 @@ class MemoryEstimate:
     total: int
     context_length: int
     engine: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metrics:
+    """What a model's engine does and has done; a snapshot.
+
+    Attributes:
+        running: Requests that take part in forward passes.
+        waiting: Requests that wait for their turn or for a slow reader.
+        blocks_used: KV blocks, of 64 tokens each, that requests hold.
+        blocks_free: KV blocks that can be taken.
+        blocks_cached: Free KV blocks that a later prompt with an equal beginning may reuse.
+        prefix_hits: Prompts so far that began with cached KV blocks.
+        tokens_in: Tokens of all prompts so far.
+        tokens_cached: Tokens of prompts so far that were cached.
+        tokens_out: Tokens generated so far.
+        ended: Requests that have ended, for whatever reason.
+        preemptions: How often a request lost its KV blocks to an older one and was computed again.
+        busy_seconds: Time spent in forward passes and sampling.
+    """
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks_free: int
+    blocks_cached: int
+    prefix_hits: int
+    tokens_in: int
+    tokens_cached: int
+    tokens_out: int
+    ended: int
+    preemptions: int
+    busy_seconds: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

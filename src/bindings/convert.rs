@@ -1,7 +1,7 @@
 //! Converts JSON values and our records to Python's, and back.
 
 use super::error::to_python;
-use crate::engine::{Finish, Stats, StopReason};
+use crate::engine::{Finish, Metrics, Stats, StopReason};
 use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
 use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
 use crate::sys::reserve;
@@ -97,6 +97,7 @@ pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOp
                 let py = value.py();
                 options.on_overflow = Some(parsed.map_err(|error| to_python(py, error))?);
             }
+            "cache_salt" => options.cache_salt = Some(value.extract()?),
             "skip_special_tokens" => options.skip_special_tokens = Some(value.extract()?),
             other => return Err(PyTypeError::new_err(format!("unknown sampling parameter {other:?}"))),
         }
@@ -161,6 +162,24 @@ pub(super) fn memory_estimate<'py>(
     dict.set_item("total", estimate.total())?;
     dict.set_item("context_length", estimate.context_length)?;
     dict.set_item("engine", estimate.engine)?;
+    Ok(dict)
+}
+
+/// The keyword arguments of `types.Metrics`.
+pub(super) fn metrics<'py>(py: Python<'py>, metrics: &Metrics) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("running", metrics.running)?;
+    dict.set_item("waiting", metrics.waiting)?;
+    dict.set_item("blocks_used", metrics.blocks_used)?;
+    dict.set_item("blocks_free", metrics.blocks_free)?;
+    dict.set_item("blocks_cached", metrics.blocks_cached)?;
+    dict.set_item("prefix_hits", metrics.prefix_hits)?;
+    dict.set_item("tokens_in", metrics.tokens_in)?;
+    dict.set_item("tokens_cached", metrics.tokens_cached)?;
+    dict.set_item("tokens_out", metrics.tokens_out)?;
+    dict.set_item("ended", metrics.ended)?;
+    dict.set_item("preemptions", metrics.preemptions)?;
+    dict.set_item("busy_seconds", metrics.busy.as_secs_f64())?;
     Ok(dict)
 }
 

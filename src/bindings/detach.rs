@@ -3,25 +3,11 @@
 use super::error::{internal_error, to_python};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::sys::reserve;
+use crate::sys::{panics, reserve};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The last panic's message and source location.
-static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
-
-/// Sets a panic hook that keeps the message and source location for the exception, instead of printing them.
-pub(super) fn remember_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        let payload = info.payload();
-        let text = payload.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let place = info.location().map(|place| format!(" at {place}")).unwrap_or_default();
-        *LAST_PANIC.lock() = format!("{}{place}", text.unwrap_or("a panic"));
-    }));
-}
 
 /// Runs `work` without the GIL. Between tasks the calling thread checks Python's signals. If a signal handler
 /// raises, as on Ctrl-C, `work` is cancelled and the exception is returned. `work` is also cancelled when the
@@ -56,15 +42,15 @@ pub(super) fn detach_engine<T: Send>(
     }
     match result {
         Ok(result) => result.map_err(|error| to_python(py, error)),
-        Err(_) => Err(internal_error(py, LAST_PANIC.lock().clone())),
+        Err(payload) => Err(internal_error(py, panics::describe(payload.as_ref()))),
     }
 }
 
 /// Converts a result to Python's objects. A panic, as when pyo3 gets no memory for an object, becomes an
 /// error.
 pub(super) fn guarded<T>(py: Python<'_>, convert: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
-    catch_unwind(AssertUnwindSafe(convert)).unwrap_or_else(|_| {
-        let reason = format!("the result could not be converted: {}", LAST_PANIC.lock());
+    catch_unwind(AssertUnwindSafe(convert)).unwrap_or_else(|payload| {
+        let reason = format!("the result could not be converted: {}", panics::describe(payload.as_ref()));
         Err(to_python(py, Error::Generation { reason }))
     })
 }

@@ -1,14 +1,15 @@
-//! `_core.Llama` and `_core.Stream`.
+//! `_core.Llama`.
 
 use super::convert::{self, Text, TokenIds};
 use super::detach::{detach_engine, guarded};
+use super::error::to_python;
+use super::stream::{PyRequest, PyStream};
 use super::tokenizer::PyTokenizer;
 use crate::checkpoint::tied::LmHead;
 use crate::config::LlamaConfig;
-use crate::error::{Error, printable};
-use crate::llama::{Llama, LoadOptions, Prompt, TextStream};
+use crate::error::printable;
+use crate::llama::{Llama, LoadOptions, Prompt};
 use crate::model::{Cancel, Storage};
-use crate::sys::Process;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -16,10 +17,10 @@ use pyo3::types::{PyDict, PyString};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a thread waits for a stream that another thread is stepping, before it checks its signals again.
-const LOCK_SLICE: Duration = Duration::from_millis(10);
+/// The shortest time between two reports of progress.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// A loaded model.
 #[pyclass(frozen, name = "Llama", module = "candle_llama._core")]
@@ -119,35 +120,71 @@ impl PyLlama {
         guarded(py, || convert::completion(py, &completion))
     }
 
-    /// Continues several prompts together; releases the GIL.
+    /// Continues several prompts together; releases the GIL. `options` has one dict for all prompts or one
+    /// for each. The result has an exception in the place of a prompt that failed; with `all_or_none`, a bad
+    /// prompt or option raises before any prompt runs. `progress` is called with the number of results.
     fn generate_all<'py>(
         &self,
         py: Python<'py>,
         prompts: Vec<PyPrompt>,
-        options: &Bound<'py, PyDict>,
-    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        let options = convert::sampling_options(options)?;
-        let prompts: Vec<_> = prompts.into_iter().map(Into::into).collect();
-        let completions = detach_engine(py, |cancel| self.0.generate_all(prompts, &options, cancel))?;
-        guarded(py, || completions.iter().map(|one| convert::completion(py, one)).collect())
+        options: Vec<Bound<'py, PyDict>>,
+        all_or_none: bool,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let options = options.iter().map(convert::sampling_options).collect::<PyResult<Vec<_>>>()?;
+        let prompts: Vec<_> = prompts.into_iter().map(Into::into).zip(options.into_iter().cycle()).collect();
+        let (reported, raised) = (Mutex::new((0, Instant::now())), Mutex::new(None));
+        let is_stopped = AtomicBool::new(false);
+        let report = |count: usize| {
+            let Some(progress) = &progress else { return };
+            let mut reported = reported.lock();
+            if count <= reported.0 || reported.1.elapsed() < REPORT_EVERY {
+                return;
+            }
+            *reported = (count, Instant::now());
+            if let Err(error) = Python::attach(|py| progress.call1(py, (count,))) {
+                is_stopped.store(true, Ordering::Relaxed);
+                raised.lock().get_or_insert(error);
+            }
+        };
+        let results = detach_engine(py, |cancel| {
+            let poll = || is_stopped.load(Ordering::Relaxed) || cancel.is_cancelled();
+            let flag = AtomicBool::new(false);
+            self.0.generate_all(prompts, all_or_none, &Cancel::with_poll(&flag, &poll), &report)
+        });
+        if let Some(error) = raised.into_inner() {
+            return Err(error);
+        }
+        let item = |result| match result {
+            Ok(one) => guarded(py, || Ok(convert::completion(py, &one)?.into_any())),
+            Err(error) => Ok(to_python(py, error).into_value(py).into_bound(py).into_any()),
+        };
+        results?.into_iter().map(item).collect()
     }
 
-    /// Continues a prompt, chunk by chunk.
-    fn stream(
+    /// Tokenises and checks a prompt; releases the GIL.
+    fn request(
         &self,
         py: Python<'_>,
         prompt: PyPrompt,
         options: &Bound<'_, PyDict>,
         is_chat: bool,
-    ) -> PyResult<PyStream> {
+    ) -> PyResult<PyRequest> {
         let options = convert::sampling_options(options)?;
         let prompt = prompt.prompt(is_chat);
-        let stream = detach_engine(py, |cancel| self.0.stream_unless_cancelled(prompt, &options, cancel))?;
-        Ok(PyStream {
-            process: Process::current(),
-            stream: Mutex::new(Some(stream)),
-            is_closed: AtomicBool::new(false),
-        })
+        detach_engine(py, |cancel| self.0.request(prompt, &options, cancel)).map(PyRequest::new)
+    }
+
+    /// Continues a prompt, chunk by chunk. A request can be used once.
+    fn start(&self, py: Python<'_>, request: &PyRequest) -> PyResult<PyStream> {
+        let request = request.take();
+        detach_engine(py, |_| self.0.start(request?)).map(PyStream::new)
+    }
+
+    /// What the engine does and has done.
+    fn metrics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let metrics = self.0.metrics().map_err(|error| to_python(py, error))?;
+        convert::metrics(py, &metrics)
     }
 
     /// The log-probabilities of a text's tokens; releases the GIL.
@@ -186,66 +223,12 @@ impl PyLlama {
         self.0.take_warnings()
     }
 
-    /// Waits for the running step, then frees the weights.
+    /// Ends all work, then frees the weights.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         detach_engine(py, |_| {
             self.0.close();
             Ok(())
         })
-    }
-}
-
-/// The chunks of a completion.
-#[pyclass(frozen, name = "Stream", module = "candle_llama._core")]
-pub(super) struct PyStream {
-    process: Process,
-    /// None once closed.
-    stream: Mutex<Option<TextStream>>,
-    /// Set by `close`, also while another thread is stepping the stream.
-    is_closed: AtomicBool,
-}
-
-#[pymethods]
-impl PyStream {
-    fn __iter__(stream: PyRef<'_, Self>) -> PyRef<'_, Self> {
-        stream
-    }
-
-    /// The next chunk; releases the GIL.
-    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let chunk = detach_engine(py, |cancel| {
-            loop {
-                // The lock may have been held when this process was forked.
-                if !self.process.is_current() {
-                    return Err(Error::Forked);
-                }
-                if cancel.is_cancelled() {
-                    return Err(Error::Cancelled);
-                }
-                if let Some(mut stream) = self.stream.try_lock_for(LOCK_SLICE) {
-                    let is_stopped = || self.is_closed.load(Ordering::Relaxed) || cancel.is_cancelled();
-                    let stop = AtomicBool::new(self.is_closed.load(Ordering::Relaxed));
-                    let stop = Cancel::with_poll(&stop, &is_stopped);
-                    let Some(open) = stream.as_mut() else { return Ok(None) };
-                    let chunk = open.next_chunk(&stop);
-                    if self.is_closed.load(Ordering::Relaxed) {
-                        // Closed during the step. The stream has ended, so the cancelled step has no chunk.
-                        *stream = None;
-                        return Ok(None);
-                    }
-                    return chunk;
-                }
-            }
-        })?;
-        guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
-    }
-
-    /// Cancels the running step and ends the stream.
-    fn close(&self, py: Python<'_>) {
-        self.is_closed.store(true, Ordering::Relaxed);
-        if self.process.is_current() {
-            py.detach(|| drop(self.stream.lock().take()));
-        }
     }
 }
 

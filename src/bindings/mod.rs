@@ -5,7 +5,7 @@
 //! - `error.rs`: converts our errors to the classes of `candle_llama.errors`
 //! - `convert.rs`: converts JSON values and our records to Python's and back
 //! - `options.rs`: converts keyword arguments to `LoadOptions`
-//! - `llama.rs`, `tokenizer.rs`: the classes
+//! - `llama.rs`, `stream.rs`, `tokenizer.rs`: the classes
 //! - `quantize.rs`, `roofline.rs`, `system.rs`: the functions
 
 mod convert;
@@ -15,6 +15,7 @@ mod llama;
 mod options;
 mod quantize;
 mod roofline;
+mod stream;
 mod system;
 mod tokenizer;
 
@@ -29,11 +30,13 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::llama::{PyLlama, PyStream};
+    use super::llama::PyLlama;
     #[pymodule_export]
     use super::quantize::quantize;
     #[pymodule_export]
     use super::roofline::roofline_peaks;
+    #[pymodule_export]
+    use super::stream::{PyMailbox, PyRequest, PyStream};
     #[pymodule_export]
     use super::system::{check_sampling, doctor, estimate_memory, inspect};
     #[pymodule_export]
@@ -42,7 +45,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         reserve::enable();
-        detach::remember_panics();
+        crate::sys::panics::remember();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

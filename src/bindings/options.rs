@@ -26,6 +26,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for LoadOptions {
                 "engine" => options.engine = value.name_or(Some("auto"))?,
                 "threads" => options.threads = value.value.extract()?,
                 "context_length" => options.context_length = value.value.extract()?,
+                "max_num_seqs" => options.max_num_seqs = value.value.extract()?,
+                "kv_cache_bytes" => options.kv_cache_bytes = value.value.extract()?,
+                "prefix_cache" => options.no_prefix_cache = !value.value.extract::<bool>()?,
                 "strict" => options.strict = value.value.extract()?,
                 _ => return Err(PyTypeError::new_err(format!("unknown option {name:?}"))),
             }

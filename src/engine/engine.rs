@@ -1,49 +1,187 @@
-//! A model that several threads share, one step at a time.
+//! The handle of a model that several threads share, and the thread that owns the model.
 
-use super::PREFILL_TOKENS;
+use super::metrics::Metrics;
+use super::output::{Ticket, TokenSink};
+use super::scheduler::Scheduler;
+use super::sequence::{Generate, Sequence, Stats, Task};
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span};
-use crate::sys::Process;
-use parking_lot::Mutex;
+use crate::model::{Model, SeqId};
+use crate::sampling::{OnOverflow, Sampler, SamplingParams};
+use crate::sys::{Process, panics, reserve};
+use parking_lot::{Condvar, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
-/// How long a caller waits for the model's lock before it checks again whether it was cancelled.
-const LOCK_SLICE: Duration = Duration::from_millis(10);
+/// The most sequences that wait for their turn.
+const MAX_WAITING: usize = 1 << 16;
 
-/// A model and its lock.
+/// How an engine runs its model.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Maximum tokens of a sequence, prompt and output together.
+    pub context_length: usize,
+    /// Maximum sequences that run together; None is the model's own number.
+    pub max_num_seqs: Option<usize>,
+}
+
+/// A model that runs the sequences of all callers together.
 ///
-/// The lock is held for one step only, so sequences of one thread or of several threads can take turns.
+/// A thread of its own owns the model. Callers submit sequences and wait for their output. They never wait
+/// for each other, and need no lock while they wait.
 ///
-/// In a process that was forked after the engine was made, the engine refuses every step without waiting.
-/// There the lock may be held by a thread that does not exist, and the model's own threads are gone.
+/// In a process that was forked after the engine was made, the engine refuses every use without waiting: its
+/// thread does not exist there.
 pub struct Engine {
-    process: Process,
-    /// None after [`Engine::close`].
-    model: Mutex<Option<Box<dyn Model>>>,
+    shared: Arc<Shared>,
+    /// None once [`Engine::close`] has waited for it.
+    thread: Mutex<Option<JoinHandle<()>>>,
     vocab_size: usize,
-    pub(super) max_num_seqs: usize,
     context_length: usize,
     next_seq: AtomicU64,
-    closed: AtomicBool,
-    /// Sequences that ended while the model was busy. They are freed before the next step.
-    ended: Mutex<Vec<SeqId>>,
+}
+
+/// What the callers and the engine's thread share.
+pub(super) struct Shared {
+    process: Process,
+    inbox: Mutex<Inbox>,
+    /// Signalled when the inbox changes.
+    arrival: Condvar,
+    metrics: Mutex<Metrics>,
+    is_closed: AtomicBool,
+    /// Whether the inbox has sequences.
+    has_submitted: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inbox {
+    submitted: Vec<Sequence>,
+    /// Whether the state of a known sequence has changed.
+    is_woken: bool,
+    /// Why the engine's thread has ended, if it has.
+    ended: Option<Ended>,
+}
+
+#[derive(Clone)]
+enum Ended {
+    Closed,
+    Panicked(String),
+}
+
+impl Ended {
+    fn error(&self) -> Error {
+        match self {
+            Ended::Closed => Error::Closed { what: "the model" },
+            Ended::Panicked(reason) => {
+                Error::Internal { reason: format!("the engine has ended: {reason}; load the model again") }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Makes the engine's thread look at its sequences. Returns at once.
+    pub(super) fn wake(&self) {
+        if self.process.is_current() {
+            self.inbox.lock().is_woken = true;
+            self.arrival.notify_one();
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Forked`]
+    pub(super) fn check_process(&self) -> Result<()> {
+        if self.process.is_current() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    pub(super) fn set_metrics(&self, metrics: Metrics) {
+        *self.metrics.lock() = metrics;
+    }
+
+    /// Whether the engine is being closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are sequences that the scheduler has not seen.
+    pub(super) fn has_submitted(&self) -> bool {
+        self.has_submitted.load(Ordering::Relaxed)
+    }
+
+    /// The sequences submitted since the last call. Without `is_idle` it returns at once; else it waits until
+    /// something changes, or until `wake_at`.
+    fn next(&self, is_idle: bool, wake_at: Option<Instant>) -> Vec<Sequence> {
+        let mut inbox = self.inbox.lock();
+        while is_idle && !inbox.is_woken && inbox.submitted.is_empty() && !self.is_closed() {
+            match wake_at {
+                None => self.arrival.wait(&mut inbox),
+                Some(end) if self.arrival.wait_until(&mut inbox, end).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        inbox.is_woken = false;
+        self.has_submitted.store(false, Ordering::Relaxed);
+        std::mem::take(&mut inbox.submitted)
+    }
+
+    /// Refuses further sequences. Returns those that were never seen.
+    fn end(&self, ended: Ended) -> Vec<Sequence> {
+        let mut inbox = self.inbox.lock();
+        inbox.ended = Some(ended);
+        std::mem::take(&mut inbox.submitted)
+    }
+
+    /// The work of the engine's thread.
+    fn run(&self, model: Box<dyn Model>, options: EngineOptions) {
+        let mut scheduler = Scheduler::new(model, options);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            while !self.is_closed() {
+                let submitted = self.next(scheduler.is_idle(), scheduler.next_deadline());
+                scheduler.add(submitted);
+                match reserve::refill() {
+                    Ok(()) => scheduler.step(self),
+                    Err(_) => scheduler.fail_all(&reserve::exhausted, self),
+                }
+            }
+        }));
+        let ended = match outcome {
+            Ok(()) => Ended::Closed,
+            Err(payload) => Ended::Panicked(panics::describe(payload.as_ref())),
+        };
+        scheduler.add(self.end(ended.clone()));
+        self.set_metrics(Metrics::default());
+        scheduler.abandon_all(&|| ended.error());
+        // After a panic, freeing the model's memory may panic again.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(scheduler)));
+    }
 }
 
 impl Engine {
-    /// An engine that runs `model`. A sequence has at most `context_length` tokens.
-    pub fn new(model: Box<dyn Model>, context_length: usize) -> Self {
-        let (vocab_size, max_num_seqs) = (model.vocab_size(), model.max_num_seqs());
-        Engine {
+    /// An engine that runs `model`.
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if its thread cannot be started.
+    pub fn new(model: Box<dyn Model>, options: EngineOptions) -> Result<Self> {
+        reserve::check_threads(1)?;
+        let shared = Arc::new(Shared {
             process: Process::current(),
-            model: Mutex::new(Some(model)),
-            vocab_size,
-            max_num_seqs,
-            context_length,
-            next_seq: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-            ended: Mutex::new(Vec::new()),
-        }
+            inbox: Mutex::default(),
+            arrival: Condvar::new(),
+            metrics: Mutex::default(),
+            is_closed: AtomicBool::new(false),
+            has_submitted: AtomicBool::new(false),
+        });
+        let (vocab_size, context_length) = (model.vocab_size(), options.context_length);
+        let thread = std::thread::Builder::new().name("candle-llama-engine".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.run(model, options)
+        });
+        let thread = thread
+            .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Engine { shared, thread, vocab_size, context_length, next_seq: AtomicU64::new(0) })
     }
 
     /// The length of a row of logits.
@@ -56,144 +194,127 @@ impl Engine {
         self.context_length
     }
 
-    /// Waits for the running step, then drops the model. Later steps are refused.
+    /// What the engine does and has done.
+    ///
+    /// # Errors
+    /// Those of [`Engine::check_open`].
+    pub fn metrics(&self) -> Result<Metrics> {
+        self.check_open()?;
+        Ok(*self.shared.metrics.lock())
+    }
+
+    /// Interrupts the running forward pass, ends all sequences with [`Error::Closed`], and drops the model.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        if self.process.is_current() {
-            drop(self.model.lock().take());
+        if !self.shared.process.is_current() {
+            return;
+        }
+        self.shared.is_closed.store(true, Ordering::Relaxed);
+        self.shared.wake();
+        if let Some(thread) = self.thread.lock().take() {
+            // The thread catches panics, so there is nothing to report.
+            let _ = thread.join();
         }
     }
 
-    /// Checks that the engine can run a step.
+    /// Checks that the engine can run sequences.
     ///
     /// # Errors
-    /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process.
+    /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process; [`Error::Internal`]
+    /// after a panic.
     pub fn check_open(&self) -> Result<()> {
-        if !self.process.is_current() {
-            return Err(Error::Forked);
+        self.shared.check_process()?;
+        if self.shared.is_closed() {
+            return Err(Ended::Closed.error());
         }
-        if self.closed.load(Ordering::Relaxed) {
-            return Err(Error::Closed { what: "the model" });
+        self.shared.inbox.lock().ended.as_ref().map_or(Ok(()), |ended| Err(ended.error()))
+    }
+
+    /// Checks a prompt to continue.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an empty prompt or ids out of range; [`Error::ContextLength`] if
+    /// the prompt leaves no room for a token and `on_overflow` does not truncate it.
+    pub fn check_prompt(&self, prompt: &[u32], on_overflow: OnOverflow) -> Result<()> {
+        self.check_tokens(prompt)?;
+        let is_refused = on_overflow == OnOverflow::Error || self.context_length < 2;
+        if prompt.len() >= self.context_length && is_refused {
+            return Err(self.too_long(prompt.len()));
         }
         Ok(())
     }
 
-    /// The logits of the last `last` rows of `tokens`, or of all rows if `last` is None. Long inputs take
-    /// several steps.
+    /// The part of a prompt that is used: its longest end that leaves room for one token, or for
+    /// `min_new_tokens`, if `on_overflow` truncates it. So a longer prompt never keeps less than one that
+    /// fits.
+    pub fn used_tokens(&self, prompt_tokens: usize, params: &SamplingParams) -> usize {
+        if params.on_overflow == OnOverflow::Error {
+            return prompt_tokens;
+        }
+        let room = params.min_new_tokens.clamp(1, (self.context_length - 1).max(1));
+        prompt_tokens.min(self.context_length - room)
+    }
+
+    /// A sequence that continues `prompt`, which is truncated as in [`Engine::used_tokens`]. Once it is
+    /// submitted, `sink` receives the tokens. Its timeout counts from now on.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there are no tokens, if ids are out of range, or if `last` is 0 or more
-    /// than the number of tokens; [`Error::ContextLength`]; [`Error::Cancelled`]; those of
-    /// [`Engine::check_open`].
-    pub fn logits(&self, tokens: &[u32], last: Option<usize>, cancel: &Cancel) -> Result<Logits> {
-        self.check_tokens(tokens)?;
-        if tokens.len() > self.context_length {
-            return Err(self.too_long(tokens.len()));
+    /// Those of [`Engine::check_prompt`].
+    pub fn generate(
+        &self,
+        mut prompt: Vec<u32>,
+        params: SamplingParams,
+        eos_token_ids: &[u32],
+        sink: Box<dyn TokenSink>,
+    ) -> Result<Sequence> {
+        self.check_prompt(&prompt, params.on_overflow)?;
+        prompt.drain(..prompt.len() - self.used_tokens(prompt.len(), &params));
+        let eos_token_ids = if params.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
+        let sampler = Sampler::new(&params).with_eos_token_ids(&eos_token_ids);
+        let (timeout, salt) = (params.timeout, Arc::from(params.cache_salt.as_str()));
+        let task = Task::Generate(Box::new(Generate { params, sampler, eos_token_ids, sink }));
+        let mut sequence = self.sequence(prompt, task, salt);
+        sequence.deadline = timeout.and_then(|timeout| sequence.requested.checked_add(timeout));
+        Ok(sequence)
+    }
+
+    /// A sequence that has not been submitted.
+    pub(super) fn sequence(&self, tokens: Vec<u32>, task: Task, salt: Arc<str>) -> Sequence {
+        Sequence {
+            seq: SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed)),
+            prompt_tokens: tokens.len(),
+            stats: Stats { prompt_tokens: tokens.len(), ..Stats::default() },
+            tokens,
+            computed: 0,
+            has_begun: false,
+            salt,
+            task,
+            ticket: Ticket::new(&self.shared),
+            requested: Instant::now(),
+            deadline: None,
+            last_pass: 0,
+            is_paused: false,
         }
-        let rows = last.unwrap_or(tokens.len());
-        if rows == 0 || rows > tokens.len() {
-            return Err(Error::argument("last", format!("{rows} is not from 1 to {}", tokens.len())));
+    }
+
+    /// Hands sequences to the engine's thread, which begins them together. Returns at once.
+    ///
+    /// # Errors
+    /// Those of [`Engine::check_open`]; [`Error::Generation`] if too many are waiting.
+    pub fn submit(&self, sequences: Vec<Sequence>) -> Result<()> {
+        self.check_open()?;
+        let mut inbox = self.shared.inbox.lock();
+        if let Some(ended) = &inbox.ended {
+            return Err(ended.error());
         }
-        let mut logits = Logits { values: Vec::new(), vocab_size: self.vocab_size };
-        let reserved = rows.checked_mul(self.vocab_size).map(|len| logits.values.try_reserve_exact(len));
-        if !matches!(reserved, Some(Ok(()))) {
-            let reason = format!("no memory for {rows} rows of {} logits", self.vocab_size);
+        if inbox.submitted.len() + sequences.len() + self.shared.metrics.lock().waiting > MAX_WAITING {
+            let reason = format!("{MAX_WAITING} requests are waiting already");
             return Err(Error::Generation { reason });
         }
-        self.prefill_in_steps(tokens, tokens.len() - rows, PREFILL_TOKENS, cancel, &mut |part| {
-            logits.values.extend(part.values);
-            Ok(())
-        })?;
-        Ok(logits)
-    }
-
-    /// Runs `tokens` as a temporary sequence, in steps. Passes the logits of the rows from `first_row` on to
-    /// `take`, in their order and at most `max_rows` at a time.
-    pub(super) fn prefill_in_steps(
-        &self,
-        tokens: &[u32],
-        first_row: usize,
-        max_rows: usize,
-        cancel: &Cancel,
-        take: &mut dyn FnMut(Logits) -> Result<()>,
-    ) -> Result<()> {
-        let seq = self.new_seq();
-        let mut start = 0;
-        let mut result = Ok(());
-        while start < tokens.len() && result.is_ok() {
-            // No step crosses `first_row`, so that it wants the logits of all of its rows or of none.
-            let wanted = start >= first_row;
-            let (bound, max) = if wanted { (tokens.len(), max_rows) } else { (first_row, PREFILL_TOKENS) };
-            let end = bound.min(start + max);
-            let rows = if wanted { Rows::All } else { Rows::None };
-            let span = Span { seq, tokens: &tokens[start..end], start, rows };
-            let logits = self.prefill_spans(&[span], &[tokens.len()], cancel);
-            result = logits.and_then(|logits| if wanted { take(logits) } else { Ok(()) });
-            start = end;
-        }
-        self.free(seq);
-        result
-    }
-
-    /// One prefill step over prompts or parts of prompts. `prompt_tokens` has the length of each span's
-    /// whole prompt.
-    pub(super) fn prefill_spans(
-        &self,
-        spans: &[Span],
-        prompt_tokens: &[usize],
-        cancel: &Cancel,
-    ) -> Result<Logits> {
-        self.with_model(cancel, |model| {
-            for (span, &prompt_tokens) in spans.iter().zip(prompt_tokens).filter(|(span, _)| span.start == 0)
-            {
-                model.begin(span.seq, prompt_tokens);
-            }
-            model.forward(spans, cancel)
-        })
-    }
-
-    /// Runs `work` on the model as soon as no other thread holds its lock.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`] if cancelled while waiting; those of [`Engine::check_open`]; those of `work`.
-    pub(super) fn with_model<T>(
-        &self,
-        cancel: &Cancel,
-        work: impl FnOnce(&mut dyn Model) -> Result<T>,
-    ) -> Result<T> {
-        loop {
-            self.check_open()?;
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if let Some(mut model) = self.model.try_lock_for(LOCK_SLICE) {
-                let Some(model) = model.as_mut() else { return Err(Error::Closed { what: "the model" }) };
-                self.free_ended(model.as_mut());
-                return work(model.as_mut());
-            }
-        }
-    }
-
-    pub(super) fn new_seq(&self) -> SeqId {
-        SeqId(self.next_seq.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// Frees a sequence, now or before the next step. Never waits: the thread that drops a sequence may hold
-    /// Python's GIL, which the running step may need.
-    pub(super) fn free(&self, seq: SeqId) {
-        if !self.process.is_current() {
-            return;
-        }
-        self.ended.lock().push(seq);
-        if let Some(Some(model)) = self.model.try_lock().as_deref_mut() {
-            self.free_ended(model.as_mut());
-        }
-    }
-
-    fn free_ended(&self, model: &mut dyn Model) {
-        for seq in self.ended.lock().drain(..) {
-            model.free(seq);
-        }
+        inbox.submitted.extend(sequences);
+        self.shared.has_submitted.store(true, Ordering::Relaxed);
+        drop(inbox);
+        self.shared.arrival.notify_one();
+        Ok(())
     }
 
     pub(super) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
@@ -214,9 +335,6 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // In a forked process, dropping the model would wait for threads that do not exist there.
-        if !self.process.is_current() {
-            std::mem::forget(self.model.get_mut().take());
-        }
+        self.close();
     }
 }

@@ -1,20 +1,25 @@
-//! Runs sequences of token ids, step by step. Does not deal with text.
+//! Runs sequences of token ids together, on one thread. Does not deal with text.
 //!
-//! - `engine.rs`: a model that several threads share, one step at a time
-//! - `sequence.rs`: a prompt and the tokens generated after it
-//! - `batch.rs`: sequences that are generated together
-//! - `score.rs`: log-probabilities of given tokens
+//! - `engine.rs`: the handle that callers share, and the thread that owns the model
+//! - `scheduler.rs`: the sequences, and which of their tokens the next forward pass processes
+//! - `pace.rs`: how many tokens of prompts a pass may have
+//! - `sequence.rs`: a prompt and the tokens after it: plain data
+//! - `output.rs`: how a sequence hands over its tokens or logits, and how its caller stops it
+//! - `metrics.rs`: counts of what the engine does
+//! - `score.rs`: logits and log-probabilities of given tokens
 
-mod batch;
 #[allow(clippy::module_inception)] // engine/engine.rs holds the type Engine
 mod engine;
+mod metrics;
+mod output;
+mod pace;
+mod scheduler;
 mod score;
 mod sequence;
 #[cfg(test)]
 mod tests;
 
-pub use engine::Engine;
+pub use engine::{Engine, EngineOptions};
+pub use metrics::Metrics;
+pub use output::{Flow, Ticket, TokenSink};
 pub use sequence::{Finish, FinishReason, Sequence, Stats, Step, StopReason, Token};
-
-/// Maximum prompt tokens in one call of the model, so that its lock is not held for long.
-const PREFILL_TOKENS: usize = 512;

@@ -1,9 +1,10 @@
-//! A prompt and the tokens generated after it.
+//! A prompt and the tokens after it: plain data.
 
-use super::Engine;
-use crate::error::Result;
-use crate::model::{Cancel, Rows, SeqId, Span};
-use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenLogprob, token_logprob};
+use super::output::{Flow, RowSink, Ticket, TokenSink};
+use crate::error::{Error, Result};
+use crate::kernels::KV_BLOCK_POSITIONS;
+use crate::model::{Beginning, Rows, SeqId, Span};
+use crate::sampling::{Sampler, SamplingParams, TokenLogprob, token_logprob};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,7 +77,7 @@ pub struct Step {
     pub finish: Option<Finish>,
 }
 
-/// Token counts and times of a sequence. Pauses between steps, made by the caller, are not counted.
+/// Token counts and times of a sequence. Pauses for a slow reader are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Tokens of the prompt.
@@ -87,9 +88,9 @@ pub struct Stats {
     pub completion_tokens: usize,
     /// Time from the request to the first token; None before it.
     pub time_to_first_token: Option<Duration>,
-    /// Time to prefill the prompt and sample the first token.
+    /// Time of the forward passes up to the first token, and to sample it.
     pub prefill: Duration,
-    /// Time to generate all tokens but the first.
+    /// Time of the passes that generated all tokens but the first.
     pub decode: Duration,
 }
 
@@ -109,229 +110,197 @@ fn per_second(count: usize, time: Duration) -> Option<f64> {
     (count > 0 && !time.is_zero()).then(|| count as f64 / time.as_secs_f64())
 }
 
-/// A sequence that is being generated. Dropping it frees its keys and values.
-pub struct Sequence {
-    engine: Arc<Engine>,
-    seq: SeqId,
-    prompt: Vec<u32>,
-    output: Vec<u32>,
-    params: SamplingParams,
-    sampler: Sampler,
+/// What a sequence is run for.
+pub(super) enum Task {
+    /// To generate tokens after its prompt.
+    Generate(Box<Generate>),
+    /// For the logits of given tokens.
+    Rows {
+        /// The first row whose logits are wanted; all later ones are wanted too.
+        first: usize,
+        /// Maximum rows of logits at a time.
+        max: usize,
+        /// Takes them.
+        sink: Box<dyn RowSink>,
+    },
+}
+
+/// How a sequence ended.
+pub(super) enum Ending {
+    /// All tokens were generated, or all rows computed.
+    Complete,
+    /// By its caller or its deadline.
+    Stopped(FinishReason),
+    Failed(Error),
+}
+
+/// How to choose tokens, and who receives them.
+pub(super) struct Generate {
+    pub(super) params: SamplingParams,
+    pub(super) sampler: Sampler,
     /// The model's EOS tokens, which end the sequence; empty with `ignore_eos`.
-    eos_token_ids: Vec<u32>,
-    requested: Instant,
-    stats: Stats,
+    pub(super) eos_token_ids: Vec<u32>,
+    pub(super) sink: Box<dyn TokenSink>,
+}
+
+/// A sequence of tokens and its state. [`super::Engine`] makes and runs it.
+pub struct Sequence {
+    /// Its number, in the order of requests.
+    pub(super) seq: SeqId,
+    /// The prompt and the tokens generated so far.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_tokens: usize,
     /// Number of tokens whose keys and values are in the KV cache.
-    computed: usize,
-    finished: bool,
+    pub(super) computed: usize,
+    /// Whether the model knows the sequence.
+    pub(super) has_begun: bool,
+    /// Only sequences with equal salts share keys and values.
+    pub(super) salt: Arc<str>,
+    pub(super) task: Task,
+    pub(super) ticket: Arc<Ticket>,
+    pub(super) requested: Instant,
+    pub(super) deadline: Option<Instant>,
+    pub(super) stats: Stats,
+    /// The number of the last pass that it was in; 0 before the first.
+    pub(super) last_pass: u64,
+    /// Whether its reader is slow, so that it must pause after the pass.
+    pub(super) is_paused: bool,
 }
 
 impl Sequence {
-    /// A new sequence that continues `prompt`. Runs nothing yet.
+    /// What its caller stops it with.
+    pub fn ticket(&self) -> Arc<Ticket> {
+        Arc::clone(&self.ticket)
+    }
+
+    /// Number of tokens whose keys and values are not in the KV cache.
+    pub(super) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// KV blocks that the next `tokens` tokens need.
+    pub(super) fn growth(&self, tokens: usize) -> usize {
+        blocks(self.computed + tokens) - blocks(self.computed)
+    }
+
+    /// Whether only the newest token is to be processed, and it was generated.
+    pub(super) fn decodes(&self) -> bool {
+        self.pending() == 1 && self.tokens.len() > self.prompt_tokens
+    }
+
+    /// How many leading tokens need not be processed if their keys and values are cached: logits are wanted
+    /// of a later token.
+    pub(super) fn reusable(&self) -> usize {
+        match &self.task {
+            Task::Generate(_) => self.tokens.len() - 1,
+            Task::Rows { first, .. } => *first,
+        }
+    }
+
+    /// What the model needs to know before the first span.
+    pub(super) fn beginning(&self) -> Beginning<'_> {
+        Beginning {
+            tokens: &self.tokens,
+            prompt_tokens: self.prompt_tokens,
+            reusable: self.reusable(),
+            salt: &self.salt,
+        }
+    }
+
+    /// The next span, of at most `max` tokens. Its rows of logits are wanted, or only the one after the
+    /// newest token, or none.
+    pub(super) fn span(&self, max: usize) -> Span<'_> {
+        let (start, left) = (self.computed, self.pending());
+        let (len, rows) = match &self.task {
+            Task::Generate(_) if left <= max => (left, Rows::Last),
+            Task::Generate(_) => (max, Rows::None),
+            // No span crosses `first`, so that the logits of all of its rows or of none are wanted.
+            Task::Rows { first, .. } if start < *first => (max.min(*first - start), Rows::None),
+            Task::Rows { max: most, .. } => (left.min(max).min(*most), Rows::All),
+        };
+        Span { seq: self.seq, tokens: &self.tokens[start..start + len], start, rows }
+    }
+
+    /// Whether the caller has cancelled or the deadline has passed.
+    pub(super) fn stop_reason(&self, now: Instant) -> Option<FinishReason> {
+        if self.ticket.is_cancelled() {
+            Some(FinishReason::Cancelled)
+        } else {
+            self.deadline.is_some_and(|deadline| now >= deadline).then_some(FinishReason::Timeout)
+        }
+    }
+
+    /// Passes on what a forward pass gave: a step, no step yet, or an error.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an empty prompt or ids out of range; [`Error::ContextLength`] if
-    /// the prompt leaves no room for a token and `on_overflow` does not truncate it.
-    ///
-    /// Truncation keeps the longest end of the prompt that leaves room for one token, or for
-    /// `min_new_tokens`. So a longer prompt never keeps less than one that fits.
-    pub fn new(
-        engine: &Arc<Engine>,
-        mut prompt: Vec<u32>,
-        params: SamplingParams,
-        eos_token_ids: &[u32],
-    ) -> Result<Self> {
-        Self::check(engine, &prompt, &params)?;
-        let context_length = engine.context_length();
-        if params.on_overflow == OnOverflow::TruncateLeft {
-            let room = params.min_new_tokens.clamp(1, context_length - 1);
-            prompt.drain(..prompt.len().saturating_sub(context_length - room));
-        }
-        let eos_token_ids = if params.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
-        Ok(Sequence {
-            engine: Arc::clone(engine),
-            seq: engine.new_seq(),
-            sampler: Sampler::new(&params).with_eos_token_ids(&eos_token_ids),
-            stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
-            prompt,
-            output: Vec::new(),
-            params,
-            eos_token_ids,
-            requested: Instant::now(),
-            computed: 0,
-            finished: false,
-        })
-    }
-
-    /// A sequence whose timeout was over before its prompt had tokens. Its first step is its last.
-    pub fn timed_out(engine: &Arc<Engine>, mut params: SamplingParams) -> Self {
-        params.timeout = Some(Duration::ZERO);
-        Sequence {
-            engine: Arc::clone(engine),
-            seq: engine.new_seq(),
-            sampler: Sampler::new(&params),
-            stats: Stats::default(),
-            prompt: Vec::new(),
-            output: Vec::new(),
-            params,
-            eos_token_ids: Vec::new(),
-            requested: Instant::now(),
-            computed: 0,
-            finished: false,
+    /// The error, or one of the sink's.
+    pub(super) fn take(&mut self, step: Result<Option<Step>>) -> Result<Flow> {
+        let is_complete = self.pending() == 0;
+        match (step?, &mut self.task) {
+            (Some(step), Task::Generate(generate)) => {
+                let is_last = step.finish.is_some();
+                let flow = generate.sink.step(step, &self.stats)?;
+                Ok(if is_last { Flow::Stop } else { flow })
+            }
+            (None, Task::Rows { .. }) if is_complete => Ok(Flow::Stop),
+            _ => Ok(Flow::Continue),
         }
     }
 
-    /// Makes the checks of [`Sequence::new`] without making a sequence.
+    /// Tells the reader how the sequence has ended.
+    pub(super) fn end(self, ending: Ending) {
+        match (self.task, ending) {
+            (Task::Generate(mut generate), Ending::Complete) => generate.sink.deliver(),
+            (Task::Generate(mut generate), Ending::Stopped(reason)) => {
+                let step = Step { token: None, finish: Some(reason.into()) };
+                match generate.sink.step(step, &self.stats) {
+                    Ok(_) => generate.sink.deliver(),
+                    Err(error) => generate.sink.fail(error),
+                }
+            }
+            (Task::Generate(mut generate), Ending::Failed(error)) => generate.sink.fail(error),
+            (Task::Rows { mut sink, .. }, Ending::Complete) => sink.end(Ok(())),
+            (Task::Rows { mut sink, .. }, Ending::Stopped(_)) => sink.end(Err(Error::Cancelled)),
+            (Task::Rows { mut sink, .. }, Ending::Failed(error)) => sink.end(Err(error)),
+        }
+    }
+}
+
+/// The number of KV blocks of so many tokens.
+pub(super) fn blocks(tokens: usize) -> usize {
+    tokens.div_ceil(KV_BLOCK_POSITIONS)
+}
+
+impl Generate {
+    /// Draws the next token from a row of logits.
     ///
     /// # Errors
-    /// Those of [`Sequence::new`].
-    pub fn check(engine: &Engine, prompt: &[u32], params: &SamplingParams) -> Result<()> {
-        engine.check_tokens(prompt)?;
-        let context_length = engine.context_length();
-        let is_refused = params.on_overflow == OnOverflow::Error || context_length < 2;
-        if prompt.len() >= context_length && is_refused {
-            return Err(engine.too_long(prompt.len()));
-        }
-        Ok(())
-    }
-
-    /// The sampling parameters.
-    pub fn params(&self) -> &SamplingParams {
-        &self.params
-    }
-
-    /// Counts and times so far.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-
-    /// Ends the sequence and frees its keys and values.
-    pub fn close(&mut self) {
-        if !self.finished {
-            self.finished = true;
-            self.engine.free(self.seq);
-        }
-    }
-
-    /// Generates the next token; None after the last. The first step prefills the prompt.
-    ///
-    /// # Errors
-    /// Those of the model. An error ends the sequence.
-    pub fn step(&mut self, cancel: &Cancel) -> Result<Option<Step>> {
-        let engine = Arc::clone(&self.engine);
-        Ok(engine.step(&mut [self], cancel)?.pop().flatten())
-    }
-
-    pub(super) fn is_finished(&self) -> bool {
-        self.finished
-    }
-
-    /// Whether the prompt is still to be prefilled, in whole or in part.
-    pub(super) fn needs_prefill(&self) -> bool {
-        self.output.is_empty()
-    }
-
-    /// Number of tokens whose keys and values are in the KV cache.
-    pub(super) fn computed(&self) -> usize {
-        self.computed
-    }
-
-    /// Maximum length of prompt and output together. The context may be shorter.
-    pub(super) fn max_tokens(&self) -> usize {
-        self.prompt.len().saturating_add(self.params.max_new_tokens)
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.params.timeout.and_then(|timeout| self.requested.checked_add(timeout))
-    }
-
-    pub(super) fn prompt_tokens(&self) -> usize {
-        self.prompt.len()
-    }
-
-    /// The next `max` tokens of the prompt to prefill, or all if fewer are left. Logits are wanted only after
-    /// the prompt's last token.
-    pub(super) fn prompt_span(&self, max: usize) -> Span<'_> {
-        let left = self.prompt.len() - self.computed;
-        let tokens = &self.prompt[self.computed..][..left.min(max)];
-        let rows = if left <= max { Rows::Last } else { Rows::None };
-        Span { seq: self.seq, tokens, start: self.computed, rows }
-    }
-
-    /// Records that the next `tokens` tokens of the prompt have been prefilled.
-    pub(super) fn add_prefilled(&mut self, tokens: usize) {
-        self.computed += tokens;
-    }
-
-    /// Samples the first token from the logits after the prompt.
-    pub(super) fn first_step(&mut self, logits: &mut [f32]) -> Result<Step> {
-        let step = self.sample(logits)?;
-        self.stats.time_to_first_token = Some(self.requested.elapsed());
-        Ok(step)
-    }
-
-    pub(super) fn add_prefill_time(&mut self, took: Duration) {
-        self.stats.prefill += took;
-    }
-
-    /// The newest token, which the model has not processed yet.
-    pub(super) fn decode_span(&self) -> Span<'_> {
-        let tokens = &self.output[self.output.len().saturating_sub(1)..];
-        Span { seq: self.seq, tokens, start: self.computed, rows: Rows::Last }
-    }
-
-    /// Samples the next token from the logits of [`Self::decode_span`].
-    pub(super) fn next_step(&mut self, logits: &mut [f32]) -> Result<Step> {
-        self.computed += 1;
-        self.sample(logits)
-    }
-
-    pub(super) fn add_decode_time(&mut self, took: Duration) {
-        self.stats.decode += took;
-    }
-
-    /// Ends the sequence if the caller has cancelled or its deadline has passed. Returns its last step then.
-    pub(super) fn stopped(&mut self, cancel: &Cancel) -> Option<Step> {
-        let is_late = self.deadline().is_some_and(|deadline| Instant::now() >= deadline);
-        (is_late || cancel.is_cancelled()).then(|| self.end(cancel))
-    }
-
-    fn end(&mut self, cancel: &Cancel) -> Step {
-        self.close();
-        let reason = if cancel.is_cancelled() { FinishReason::Cancelled } else { FinishReason::Timeout };
-        Step { token: None, finish: Some(reason.into()) }
-    }
-
-    fn sample(&mut self, logits: &mut [f32]) -> Result<Step> {
+    /// Those of [`Sampler::sample`].
+    pub(super) fn sample(
+        &mut self,
+        logits: &mut [f32],
+        tokens: &mut Vec<u32>,
+        prompt_tokens: usize,
+        context_length: usize,
+    ) -> Result<Step> {
         // Log-probabilities are reported from the model's logits, before sampling parameters change them.
         let unprocessed = self.params.logprobs.map(|top| (logits.to_vec(), top));
-        let id = self.sampler.sample(logits, &self.prompt, &self.output)?;
+        let (prompt, output) = tokens.split_at(prompt_tokens);
+        let id = self.sampler.sample(logits, prompt, output)?;
         let logprob = unprocessed.map(|(logits, top)| token_logprob(&logits, id, top));
-        self.output.push(id);
-        self.stats.completion_tokens = self.output.len();
-        let finish = self.finish_after(id);
-        if finish.is_some() {
-            self.close();
-        }
+        tokens.push(id);
+        let finish = self.finish_after(id, tokens.len() - prompt_tokens, tokens.len() >= context_length);
         let is_stop = finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Stop);
         Ok(Step { token: Some(Token { id, logprob, is_stop }), finish })
     }
 
-    fn finish_after(&self, id: u32) -> Option<Finish> {
+    fn finish_after(&self, id: u32, count: usize, is_full: bool) -> Option<Finish> {
         if self.params.stop_token_ids.contains(&id) {
             return Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::Token(id)) });
         }
         if self.eos_token_ids.contains(&id) {
             return Some(FinishReason::Stop.into());
         }
-        let tokens = self.prompt.len() + self.output.len();
-        let full = self.output.len() >= self.params.max_new_tokens || tokens >= self.engine.context_length();
-        full.then(|| FinishReason::Length.into())
-    }
-}
-
-impl Drop for Sequence {
-    fn drop(&mut self) {
-        self.close();
+        (count >= self.params.max_new_tokens || is_full).then(|| FinishReason::Length.into())
     }
 }

@@ -1,39 +1,136 @@
 //! Tests of the engine, over a model that only counts.
 
+use super::output::{Flow, Ticket, TokenSink};
 use super::*;
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
-use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
+use crate::kernels::KV_BLOCK_POSITIONS;
+use crate::model::{Beginning, Cancel, KvBlocks, Logits, Model, Rows, SeqId, Span, Storage};
 use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
+use parking_lot::{Condvar, Mutex};
+use proptest::prelude::*;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 const VOCAB: usize = 50;
 
-/// The spans that the model was given: (sequence, start, tokens, rows of logits).
-type Calls = Arc<Mutex<Vec<(SeqId, usize, usize, usize)>>>;
+/// The spans of one forward pass: (start, tokens, rows of logits).
+type Pass = Vec<(usize, usize, usize)>;
 
-/// A model that predicts token t + 1 after token t, and records its calls.
+/// What a test sees of the model.
+#[derive(Default)]
+struct Seen {
+    passes: Mutex<Vec<Pass>>,
+    /// KV blocks that sequences hold.
+    blocks: Mutex<usize>,
+}
+
+/// A model whose next token follows from all tokens so far. It records its passes, counts KV blocks, and
+/// keeps prefixes of whole blocks.
 struct Counter {
-    lengths: HashMap<SeqId, usize>,
-    calls: Calls,
-    freed: Arc<Mutex<Vec<SeqId>>>,
-    fail_at: Option<usize>,
+    next: fn(&[u32]) -> u32,
+    sequences: HashMap<SeqId, Vec<u32>>,
+    prefixes: Option<Vec<Vec<u32>>>,
+    total_blocks: usize,
+    max_spans: usize,
+    /// A pass with this token fails.
+    fails_at: Option<u32>,
+    panics_at: Option<u32>,
+    /// The time that a row takes.
     delay: Duration,
+    seen: Arc<Seen>,
+}
+
+impl Default for Counter {
+    fn default() -> Self {
+        Counter {
+            next: |tokens| (tokens[tokens.len() - 1] + 1) % VOCAB as u32,
+            sequences: HashMap::new(),
+            prefixes: None,
+            total_blocks: 1000,
+            max_spans: usize::MAX,
+            fails_at: None,
+            panics_at: None,
+            delay: Duration::ZERO,
+            seen: Arc::default(),
+        }
+    }
+}
+
+/// A token that follows from all tokens so far.
+fn mixed(tokens: &[u32]) -> u32 {
+    tokens.iter().fold(7, |sum, token| (sum * 31 + token + 1) % VOCAB as u32)
+}
+
+fn blocks(tokens: usize) -> usize {
+    tokens.div_ceil(KV_BLOCK_POSITIONS)
+}
+
+impl Counter {
+    fn used(&self) -> usize {
+        self.sequences.values().map(|tokens| blocks(tokens.len())).sum()
+    }
 }
 
 impl Model for Counter {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
-        let before = self.lengths.clone();
-        // A failed step may be run again.
-        self.count(spans, cancel).inspect_err(|_| self.lengths = before)
+        assert!(!spans.is_empty() && spans.len() <= self.max_spans);
+        let mut values = Vec::new();
+        let mut after = self.sequences.clone();
+        for span in spans {
+            let tokens = after.entry(span.seq).or_default();
+            assert_eq!(tokens.len(), span.start, "positions follow each other");
+            for &token in span.tokens {
+                std::thread::sleep(self.delay);
+                if cancel.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                assert!(self.panics_at != Some(token), "out of luck");
+                if self.fails_at == Some(token) {
+                    return Err(Error::Generation { reason: "out of luck".into() });
+                }
+                tokens.push(token);
+                let is_last = tokens.len() == span.start + span.tokens.len();
+                if span.rows == Rows::All || span.rows == Rows::Last && is_last {
+                    let mut row = vec![0.0; VOCAB];
+                    row[(self.next)(tokens) as usize] = 9.0;
+                    values.extend(row);
+                }
+            }
+        }
+        self.sequences = after;
+        assert!(self.used() <= self.total_blocks, "the scheduler counts blocks");
+        if let Some(prefixes) = &mut self.prefixes {
+            for tokens in self.sequences.values() {
+                let whole = tokens[..tokens.len() / KV_BLOCK_POSITIONS * KV_BLOCK_POSITIONS].to_vec();
+                if !prefixes.contains(&whole) {
+                    prefixes.push(whole);
+                }
+            }
+        }
+        *self.seen.blocks.lock() = self.used();
+        let pass = spans.iter().map(|span| (span.start, span.tokens.len(), span.wanted())).collect();
+        self.seen.passes.lock().push(pass);
+        Ok(Logits { values, vocab_size: VOCAB })
+    }
+
+    fn begin(&mut self, seq: SeqId, beginning: &Beginning) -> usize {
+        let known = self.prefixes.iter().flatten();
+        let cached = known
+            .filter(|prefix| prefix.len() <= beginning.reusable && beginning.tokens.starts_with(prefix))
+            .map(Vec::len)
+            .max()
+            .unwrap_or(0);
+        let before = self.sequences.insert(seq, beginning.tokens[..cached].to_vec());
+        assert!(before.is_none(), "a sequence begins once");
+        cached
     }
 
     fn free(&mut self, seq: SeqId) {
-        self.lengths.remove(&seq);
-        self.freed.lock().unwrap().push(seq);
+        assert!(self.sequences.remove(&seq).is_some(), "a sequence is freed once");
+        *self.seen.blocks.lock() = self.used();
     }
 
     fn vocab_size(&self) -> usize {
@@ -44,8 +141,20 @@ impl Model for Counter {
         3
     }
 
-    fn free_blocks(&self) -> usize {
-        4
+    fn max_spans(&self) -> usize {
+        self.max_spans
+    }
+
+    fn min_prompt_rows(&self) -> usize {
+        16
+    }
+
+    fn shares_prefixes(&self) -> bool {
+        self.prefixes.is_some()
+    }
+
+    fn kv_blocks(&self) -> KvBlocks {
+        KvBlocks { total: self.total_blocks, free: self.total_blocks - self.used(), cached: 0 }
     }
 
     fn storage(&self) -> Vec<Storage> {
@@ -53,56 +162,10 @@ impl Model for Counter {
     }
 }
 
-impl Counter {
-    fn count(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
-        let mut values = Vec::new();
-        for span in spans {
-            let length = self.lengths.entry(span.seq).or_default();
-            assert_eq!(*length, span.start, "positions follow each other");
-            std::thread::sleep(self.delay);
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            if self.fail_at.is_some_and(|at| span.start + span.tokens.len() > at) {
-                return Err(Error::Generation { reason: "out of luck".into() });
-            }
-            *length += span.tokens.len();
-            let rows = match span.rows {
-                crate::model::Rows::None => 0,
-                crate::model::Rows::Last => 1,
-                crate::model::Rows::All => span.tokens.len(),
-            };
-            self.calls.lock().unwrap().push((span.seq, span.start, span.tokens.len(), rows));
-            for &token in &span.tokens[span.tokens.len() - rows..] {
-                let mut row = vec![0.0; VOCAB];
-                row[(token as usize + 1) % VOCAB] = 9.0;
-                values.extend(row);
-            }
-        }
-        Ok(Logits { values, vocab_size: VOCAB })
-    }
-}
-
-struct Setup {
-    engine: Arc<Engine>,
-    calls: Calls,
-    freed: Arc<Mutex<Vec<SeqId>>>,
-}
-
-fn setup_with(context_length: usize, fail_at: Option<usize>, delay: Duration) -> Setup {
-    let (calls, freed) = (Calls::default(), Arc::default());
-    let model = Counter {
-        lengths: HashMap::new(),
-        calls: Arc::clone(&calls),
-        freed: Arc::clone(&freed),
-        fail_at,
-        delay,
-    };
-    Setup { engine: Arc::new(Engine::new(Box::new(model), context_length)), calls, freed }
-}
-
-fn setup(context_length: usize) -> Setup {
-    setup_with(context_length, None, Duration::ZERO)
+fn start(model: Counter, context_length: usize) -> (Engine, Arc<Seen>) {
+    let seen = Arc::clone(&model.seen);
+    let options = EngineOptions { context_length, max_num_seqs: None };
+    (Engine::new(Box::new(model), options).unwrap(), seen)
 }
 
 fn params(max_new_tokens: usize) -> SamplingParams {
@@ -110,95 +173,172 @@ fn params(max_new_tokens: usize) -> SamplingParams {
     SamplingParams::resolve(&options, &GenerationConfig::default(), VOCAB).unwrap()
 }
 
-/// Runs a sequence to its end; returns its tokens and how it ended.
-fn run(mut sequence: Sequence) -> (Vec<u32>, Finish) {
-    let mut tokens = Vec::new();
-    loop {
-        let step = sequence.step(&Cancel::never()).unwrap().expect("a finish comes before the end");
-        tokens.extend(step.token.map(|token| token.id));
-        if let Some(finish) = step.finish {
-            assert!(sequence.step(&Cancel::never()).unwrap().is_none(), "nothing comes after the end");
-            assert_eq!(sequence.stats().completion_tokens, tokens.len());
-            return (tokens, finish);
-        }
+/// What a reader was told.
+#[derive(Default)]
+struct Read {
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    stats: Stats,
+    end: Option<Result<Finish>>,
+}
+
+/// A sequence's tokens, for its reader.
+struct Reader {
+    place: Arc<(Mutex<Read>, Condvar)>,
+    ticket: Arc<Ticket>,
+}
+
+struct Sink {
+    place: Arc<(Mutex<Read>, Condvar)>,
+    steps: Vec<(Step, Stats)>,
+    /// Pauses after this many tokens.
+    pauses_after: usize,
+}
+
+impl TokenSink for Sink {
+    fn step(&mut self, step: Step, stats: &Stats) -> Result<Flow> {
+        self.steps.push((step, *stats));
+        let count = self.place.0.lock().tokens.len() + self.steps.len();
+        Ok(if count == self.pauses_after { Flow::Pause } else { Flow::Continue })
     }
+
+    fn deliver(&mut self) {
+        let (read, arrival) = &*self.place;
+        let mut read = read.lock();
+        for (step, stats) in self.steps.drain(..) {
+            assert!(read.end.is_none(), "nothing follows the end");
+            read.logprobs.extend(step.token.iter().filter_map(|token| Some(token.logprob.as_ref()?.logprob)));
+            read.tokens.extend(step.token.iter().map(|token| token.id));
+            read.stats = stats;
+            read.end = step.finish.map(Ok);
+        }
+        arrival.notify_one();
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.deliver();
+        self.place.0.lock().end = Some(Err(error));
+        self.place.1.notify_one();
+    }
+}
+
+impl Reader {
+    fn new(engine: &Engine, prompt: Vec<u32>, params: SamplingParams) -> Result<Self> {
+        Reader::pausing(engine, prompt, params, &[], usize::MAX)
+    }
+
+    fn pausing(
+        engine: &Engine,
+        prompt: Vec<u32>,
+        params: SamplingParams,
+        eos_token_ids: &[u32],
+        pauses_after: usize,
+    ) -> Result<Self> {
+        let place = Arc::default();
+        let sink = Box::new(Sink { place: Arc::clone(&place), steps: Vec::new(), pauses_after });
+        let sequence = engine.generate(prompt, params, eos_token_ids, sink)?;
+        let ticket = sequence.ticket();
+        engine.submit(vec![sequence])?;
+        Ok(Reader { place, ticket })
+    }
+
+    /// Waits until so many tokens have come, or the end.
+    fn wait(&self, tokens: usize) {
+        let (read, arrival) = &*self.place;
+        let enough = |read: &mut Read| (read.tokens.len() >= tokens || read.end.is_some()).then_some(());
+        self.ticket.wait(read, arrival, &Cancel::never(), enough).unwrap();
+    }
+
+    /// Waits for the end; returns the tokens and the end.
+    fn end(&self) -> (Vec<u32>, Result<Finish>) {
+        self.wait(usize::MAX);
+        let mut read = self.place.0.lock();
+        assert_eq!(read.stats.completion_tokens, read.tokens.len());
+        (read.tokens.clone(), read.end.take().unwrap())
+    }
+}
+
+/// Runs a sequence to its end; returns its tokens and how it ended.
+fn run(engine: &Engine, prompt: Vec<u32>, params: SamplingParams, eos: &[u32]) -> (Vec<u32>, Finish) {
+    let (tokens, end) = Reader::pausing(engine, prompt, params, eos, usize::MAX).unwrap().end();
+    (tokens, end.unwrap())
+}
+
+/// The tokens that [`mixed`] generates after a prompt.
+fn reference(prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        tokens.push(mixed(&tokens));
+    }
+    tokens.split_off(prompt.len())
 }
 
 #[test]
 fn tokens_follow_until_the_length_is_reached() {
-    let Setup { engine, calls, freed } = setup(100);
-    let sequence = Sequence::new(&engine, vec![5, 6], params(3), &[]).unwrap();
-    assert_eq!(run(sequence), (vec![7, 8, 9], FinishReason::Length.into()));
-    let seq = freed.lock().unwrap()[0];
-    assert_eq!(*calls.lock().unwrap(), [(seq, 0, 2, 1), (seq, 2, 1, 1), (seq, 3, 1, 1)]);
-    assert_eq!(freed.lock().unwrap().len(), 1, "freed once");
+    let (engine, seen) = start(Counter::default(), 100);
+    assert_eq!(run(&engine, vec![5, 6], params(3), &[]), (vec![7, 8, 9], FinishReason::Length.into()));
+    assert_eq!(*seen.passes.lock(), [[(0, 2, 1)], [(2, 1, 1)], [(3, 1, 1)]]);
+    assert_eq!(*seen.blocks.lock(), 0, "blocks are free when the reader knows of the end");
 }
 
 #[test]
 fn eos_and_stop_tokens_end_a_sequence_and_are_reported() {
-    let Setup { engine, .. } = setup(100);
-    let new = |params| Sequence::new(&engine, vec![1], params, &[4]).unwrap();
-    assert_eq!(run(new(params(9))), (vec![2, 3, 4], FinishReason::Stop.into()));
+    let (engine, _) = start(Counter::default(), 100);
+    let run = |params| run(&engine, vec![1], params, &[4]);
+    assert_eq!(run(params(9)), (vec![2, 3, 4], FinishReason::Stop.into()));
     let ignoring = SamplingParams { ignore_eos: true, ..params(5) };
-    assert_eq!(run(new(ignoring)), (vec![2, 3, 4, 5, 6], FinishReason::Length.into()));
+    assert_eq!(run(ignoring), (vec![2, 3, 4, 5, 6], FinishReason::Length.into()));
     let stopping = SamplingParams { stop_token_ids: vec![3], ..params(9) };
     let stop = Some(StopReason::Token(3));
-    assert_eq!(run(new(stopping)), (vec![2, 3], Finish { reason: FinishReason::Stop, stop }));
+    assert_eq!(run(stopping), (vec![2, 3], Finish { reason: FinishReason::Stop, stop }));
     let at_least = SamplingParams { min_new_tokens: 4, ..params(9) };
-    let (tokens, _) = run(new(at_least));
+    let (tokens, _) = run(at_least);
     assert!(tokens.len() >= 4 && !tokens[..3].contains(&4), "{tokens:?}");
 }
 
 #[test]
 fn a_full_context_finishes_with_length_and_a_longer_prompt_is_an_error() {
-    let Setup { engine, .. } = setup(4);
-    let sequence = Sequence::new(&engine, vec![1, 2], params(9), &[]).unwrap();
-    assert_eq!(run(sequence), (vec![3, 4], FinishReason::Length.into()));
+    let (engine, _) = start(Counter::default(), 4);
+    assert_eq!(run(&engine, vec![1, 2], params(9), &[]), (vec![3, 4], FinishReason::Length.into()));
     for prompt in [vec![1; 4], vec![1; 9]] {
         let prompt_tokens = prompt.len();
-        match Sequence::new(&engine, prompt, params(1), &[]).err() {
+        match Reader::new(&engine, prompt, params(1)).err() {
             Some(Error::ContextLength { prompt_tokens: got, context_length: 4 }) => {
                 assert_eq!(got, prompt_tokens);
             }
             other => panic!("{other:?}"),
         }
     }
-    let truncating = SamplingParams { on_overflow: OnOverflow::TruncateLeft, ..params(2) };
-    let sequence = Sequence::new(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).unwrap();
-    assert_eq!(sequence.stats().prompt_tokens, 3);
-    assert_eq!(run(sequence).0, [3]);
-    let truncating = SamplingParams { on_overflow: OnOverflow::TruncateLeft, min_new_tokens: 2, ..params(2) };
-    let sequence = Sequence::new(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).unwrap();
-    assert_eq!(sequence.stats().prompt_tokens, 2);
-    assert_eq!(run(sequence).0, [3, 4]);
-}
-
-#[test]
-fn bad_prompts_are_refused() {
-    let Setup { engine, .. } = setup(100);
-    for prompt in [vec![], vec![VOCAB as u32], vec![1, u32::MAX]] {
-        assert!(matches!(Sequence::new(&engine, prompt, params(1), &[]), Err(Error::InvalidArgument { .. })));
+    for (min_new_tokens, tokens) in [(0, vec![3]), (2, vec![3, 4])] {
+        let on_overflow = OnOverflow::TruncateLeft;
+        let truncating = SamplingParams { on_overflow, min_new_tokens, ..params(2) };
+        assert_eq!(engine.used_tokens(5, &truncating), 4 - tokens.len());
+        assert_eq!(run(&engine, vec![9, 9, 9, 1, 2], truncating, &[]).0, tokens);
     }
 }
 
 #[test]
-fn long_prompts_are_prefilled_in_steps() {
-    let Setup { engine, calls, .. } = setup(5000);
+fn bad_prompts_are_refused() {
+    let (engine, _) = start(Counter::default(), 100);
+    for prompt in [vec![], vec![VOCAB as u32], vec![1, u32::MAX]] {
+        assert!(matches!(Reader::new(&engine, prompt, params(1)), Err(Error::InvalidArgument { .. })));
+    }
+}
+
+#[test]
+fn long_prompts_take_several_passes() {
+    let (engine, seen) = start(Counter::default(), 5000);
     let prompt: Vec<u32> = (0..1100).map(|i| i % VOCAB as u32).collect();
-    let (tokens, _) = run(Sequence::new(&engine, prompt.clone(), params(1), &[]).unwrap());
-    assert_eq!(tokens, [1100 % VOCAB as u32]);
-    let steps: Vec<_> =
-        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
-    assert_eq!(steps, [(0, 512, 0), (512, 512, 0), (1024, 76, 1)]);
+    let passes = || seen.passes.lock().drain(..).flatten().collect::<Pass>();
+    assert_eq!(run(&engine, prompt.clone(), params(1), &[]).0, [1100 % VOCAB as u32]);
+    assert_eq!(passes(), [(0, 512, 0), (512, 512, 0), (1024, 76, 1)]);
 
     let logits = engine.logits(&prompt, Some(90), &Cancel::never()).unwrap();
     assert_eq!(logits.rows(), 90);
     for (row, &token) in logits.values.chunks(VOCAB).zip(&prompt[1010..]) {
         assert_eq!(row[(token as usize + 1) % VOCAB], 9.0);
     }
-    let steps: Vec<_> =
-        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
-    assert_eq!(steps, [(0, 512, 0), (512, 498, 0), (1010, 90, 90)]);
+    assert_eq!(passes(), [(0, 512, 0), (512, 498, 0), (1010, 90, 90)]);
     assert_eq!(engine.logits(&prompt, None, &Cancel::never()).unwrap().rows(), 1100);
     for last in [0, 1101] {
         assert!(engine.logits(&prompt, Some(last), &Cancel::never()).is_err());
@@ -206,113 +346,10 @@ fn long_prompts_are_prefilled_in_steps() {
 }
 
 #[test]
-fn sequences_may_take_turns() {
-    let Setup { engine, freed, .. } = setup(100);
-    let mut one = Sequence::new(&engine, vec![1], params(3), &[]).unwrap();
-    let mut two = Sequence::new(&engine, vec![11], params(3), &[]).unwrap();
-    for step in 0..3 {
-        for (sequence, first) in [(&mut one, 2), (&mut two, 12)] {
-            let token = sequence.step(&Cancel::never()).unwrap().unwrap().token.unwrap();
-            assert_eq!(token.id, first + step);
-        }
-    }
-    assert_eq!(freed.lock().unwrap().len(), 2);
-}
-
-#[test]
-fn cancelling_and_a_timeout_end_a_sequence_with_their_reason() {
-    let Setup { engine, freed, .. } = setup_with(100, None, Duration::from_millis(15));
-    let flag = AtomicBool::new(false);
-    let mut sequence = Sequence::new(&engine, vec![1], params(50), &[]).unwrap();
-    sequence.step(&Cancel::new(&flag)).unwrap().unwrap();
-    flag.store(true, Ordering::Relaxed);
-    let step = sequence.step(&Cancel::new(&flag)).unwrap().unwrap();
-    assert_eq!(step, Step { token: None, finish: Some(FinishReason::Cancelled.into()) });
-
-    let late = SamplingParams { timeout: Some(Duration::from_millis(40)), ..params(50) };
-    let (tokens, finish) = run(Sequence::new(&engine, vec![1], late, &[]).unwrap());
-    assert_eq!(finish, FinishReason::Timeout.into());
-    assert!(tokens.len() < 10);
-    assert_eq!(freed.lock().unwrap().len(), 2);
-}
-
-#[test]
-fn steps_shorter_than_the_polling_interval_are_cancelled_too() {
-    let Setup { engine, .. } = setup_with(5000, None, Duration::from_millis(1));
-    let late = SamplingParams { timeout: Some(Duration::from_millis(40)), ..params(4000) };
-    let (tokens, finish) = run(Sequence::new(&engine, vec![1], late, &[]).unwrap());
-    assert_eq!(finish, FinishReason::Timeout.into());
-    assert!(tokens.len() <= 40);
-
-    let (flag, started) = (AtomicBool::new(false), Instant::now());
-    let poll = || started.elapsed() > Duration::from_millis(40);
-    let cancel = Cancel::with_poll(&flag, &poll);
-    let mut sequence = Sequence::new(&engine, vec![1], params(4000), &[]).unwrap();
-    let mut last = None;
-    while let Some(step) = sequence.step(&cancel).unwrap() {
-        last = step.finish;
-    }
-    assert_eq!(last, Some(FinishReason::Cancelled.into()));
-    assert!(started.elapsed() < Duration::from_secs(2));
-}
-
-#[test]
-fn a_failed_step_ends_the_sequence_and_leaves_the_engine_usable() {
-    let Setup { engine, freed, .. } = setup_with(100, Some(3), Duration::ZERO);
-    let mut sequence = Sequence::new(&engine, vec![1, 2], params(9), &[]).unwrap();
-    assert!(sequence.step(&Cancel::never()).is_ok());
-    assert!(sequence.step(&Cancel::never()).is_ok());
-    assert!(matches!(sequence.step(&Cancel::never()), Err(Error::Generation { .. })));
-    assert!(sequence.step(&Cancel::never()).unwrap().is_none());
-    assert_eq!(freed.lock().unwrap().len(), 1);
-    assert_eq!(run(Sequence::new(&engine, vec![1], params(1), &[]).unwrap()).0, [2]);
-}
-
-#[test]
-fn a_dropped_sequence_is_freed_even_while_the_model_is_busy() {
-    let Setup { engine, freed, .. } = setup_with(100, None, Duration::from_millis(50));
-    let mut sequence = Sequence::new(&engine, vec![1], params(9), &[]).unwrap();
-    sequence.step(&Cancel::never()).unwrap();
-    std::thread::scope(|scope| {
-        let busy = scope.spawn(|| engine.logits(&[1], None, &Cancel::never()).unwrap());
-        std::thread::sleep(Duration::from_millis(10));
-        let started = std::time::Instant::now();
-        drop(sequence);
-        assert!(started.elapsed() < Duration::from_millis(30), "dropping does not wait");
-        busy.join().unwrap();
-    });
-    engine.logits(&[1], None, &Cancel::never()).unwrap();
-    assert_eq!(freed.lock().unwrap().len(), 3);
-}
-
-#[test]
-fn a_closed_engine_refuses_further_steps() {
-    let Setup { engine, .. } = setup(100);
-    let mut sequence = Sequence::new(&engine, vec![1], params(9), &[]).unwrap();
-    sequence.step(&Cancel::never()).unwrap();
-    engine.close();
-    assert!(matches!(sequence.step(&Cancel::never()), Err(Error::Closed { .. })));
-    assert!(matches!(engine.logits(&[1], None, &Cancel::never()), Err(Error::Closed { .. })));
-}
-
-#[test]
-fn log_probabilities_come_from_the_model_s_logits() {
-    let Setup { engine, .. } = setup(100);
-    let asking = SamplingParams { logprobs: Some(2), repetition_penalty: 1.5, ..params(1) };
-    let mut sequence = Sequence::new(&engine, vec![1], asking, &[]).unwrap();
-    let token = sequence.step(&Cancel::never()).unwrap().unwrap().token.unwrap();
-    let logprob = token.logprob.unwrap();
-    let expected = 9.0 - (9.0_f64.exp() + (VOCAB - 1) as f64).ln();
-    assert!((f64::from(logprob.logprob) - expected).abs() < 1e-5);
-    assert_eq!((logprob.token_id, logprob.top.len()), (2, 2));
-}
-
-#[test]
 fn given_tokens_are_scored_each_after_those_before_it() {
-    let Setup { engine, calls, freed } = setup(6);
+    let (engine, seen) = start(Counter::default(), 6);
     let likely = 9.0 - (9.0_f64.exp() + (VOCAB - 1) as f64).ln();
-    let tokens = [3, 4, 5, 9, 10, 11, 12];
-    let scores = engine.score(&tokens, 2, &Cancel::never()).unwrap();
+    let scores = engine.score(&[3, 4, 5, 9, 10, 11, 12], 2, &Cancel::never()).unwrap();
     let expected = [likely, likely - 9.0, likely, likely, likely];
     assert_eq!(scores.len(), expected.len());
     for (score, expected) in scores.iter().zip(expected) {
@@ -320,10 +357,8 @@ fn given_tokens_are_scored_each_after_those_before_it() {
         assert_eq!(score.is_greedy, expected == likely);
     }
     // The model does not process the last token, so one more than the context holds can be scored.
-    let steps: Vec<_> =
-        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
-    assert_eq!(steps, [(0, 1, 0), (1, 5, 5)]);
-    assert_eq!(freed.lock().unwrap().len(), 1);
+    assert_eq!(*seen.passes.lock(), [[(0, 1, 0)], [(1, 5, 5)]]);
+    assert_eq!(*seen.blocks.lock(), 0);
     assert!(matches!(
         engine.score(&[1; 8], 1, &Cancel::never()),
         Err(Error::ContextLength { prompt_tokens: 8, context_length: 6 })
@@ -335,153 +370,283 @@ fn given_tokens_are_scored_each_after_those_before_it() {
 }
 
 #[test]
-fn scoring_is_cancelled_and_fails_like_generating() {
-    let tokens: Vec<u32> = (0..2000).map(|i| i % VOCAB as u32).collect();
-    let Setup { engine, calls, freed } = setup_with(5000, None, Duration::from_millis(15));
-    let (flag, started) = (AtomicBool::new(false), Instant::now());
-    let poll = || started.elapsed() > Duration::from_millis(20);
-    let result = engine.score(&tokens, 1, &Cancel::with_poll(&flag, &poll));
-    assert!(matches!(result, Err(Error::Cancelled)));
-    assert!(calls.lock().unwrap().len() < 4, "the remaining tokens are not processed");
-    assert_eq!(freed.lock().unwrap().len(), 1);
-
-    let Setup { engine, .. } = setup_with(5000, Some(600), Duration::ZERO);
-    assert!(matches!(engine.score(&tokens, 1, &Cancel::never()), Err(Error::Generation { .. })));
-    assert_eq!(engine.score(&tokens[..500], 1, &Cancel::never()).unwrap().len(), 499);
-    engine.close();
-    assert!(matches!(engine.score(&tokens, 1, &Cancel::never()), Err(Error::Closed { .. })));
+fn log_probabilities_come_from_the_model_s_logits() {
+    let (engine, _) = start(Counter::default(), 100);
+    let asking = SamplingParams { logprobs: Some(2), repetition_penalty: 1.5, ..params(1) };
+    let reader = Reader::new(&engine, vec![1], asking).unwrap();
+    assert_eq!(reader.end().0, [2]);
+    let expected = 9.0 - (9.0_f64.exp() + (VOCAB - 1) as f64).ln();
+    assert!((f64::from(reader.place.0.lock().logprobs[0]) - expected).abs() < 1e-5);
 }
 
 #[test]
-fn long_texts_are_scored_in_chunks_of_bounded_size() {
-    let Setup { engine, calls, .. } = setup(5000);
-    let tokens: Vec<u32> = (0..1501).map(|i| i % VOCAB as u32).collect();
-    let scores = engine.score(&tokens, 700, &Cancel::never()).unwrap();
-    assert_eq!(scores.len(), 801);
-    assert!(scores.iter().all(|score| score.is_greedy));
-    let steps: Vec<_> =
-        calls.lock().unwrap().drain(..).map(|(_, start, len, rows)| (start, len, rows)).collect();
-    assert_eq!(steps, [(0, 512, 0), (512, 187, 0), (699, 512, 512), (1211, 289, 289)]);
+fn cancelling_and_a_timeout_end_a_sequence_with_their_reason() {
+    let (engine, seen) = start(Counter { delay: Duration::from_millis(4), ..Counter::default() }, 1000);
+    let reader = Reader::new(&engine, vec![1], params(900)).unwrap();
+    let late = SamplingParams { timeout: Some(Duration::from_millis(60)), ..params(900) };
+    let late = Reader::new(&engine, vec![11], late).unwrap();
+    let alive = Reader::new(&engine, vec![21], params(40)).unwrap();
+    reader.wait(2);
+    reader.ticket.cancel();
+    assert_eq!(reader.end().1.unwrap(), FinishReason::Cancelled.into());
+    let (tokens, end) = late.end();
+    assert_eq!(end.unwrap(), FinishReason::Timeout.into());
+    assert!(tokens.len() < 20, "{}", tokens.len());
+    assert_eq!(alive.end().0, (22..62).map(|token| token % VOCAB as u32).collect::<Vec<_>>());
+    assert_eq!(*seen.blocks.lock(), 0);
 }
 
-/// Steps all sequences to their ends; returns the tokens of each.
-fn run_together(engine: &Engine, sequences: &mut [Sequence]) -> Vec<Vec<u32>> {
-    let mut tokens: Vec<Vec<u32>> = sequences.iter().map(|_| Vec::new()).collect();
-    let mut ended = 0;
-    while ended < sequences.len() {
-        let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
-        for (step, tokens) in engine.step(&mut all, &Cancel::never()).unwrap().into_iter().zip(&mut tokens) {
-            let Some(step) = step else { continue };
-            tokens.extend(step.token.map(|token| token.id));
-            ended += usize::from(step.finish.is_some());
+#[test]
+fn a_long_prompt_is_cancelled_within_its_pass() {
+    let (engine, seen) = start(Counter { delay: Duration::from_millis(5), ..Counter::default() }, 1000);
+    let started = Instant::now();
+    let poll = || started.elapsed() > Duration::from_millis(30);
+    for scores in [false, true] {
+        let flag = AtomicBool::new(false);
+        let cancel = Cancel::with_poll(&flag, &poll);
+        if scores {
+            assert!(matches!(engine.score(&[1; 500], 1, &cancel), Err(Error::Cancelled)));
+        } else {
+            let reader = Reader::new(&engine, vec![1; 500], params(1)).unwrap();
+            let (read, arrival) = &*reader.place;
+            let end = reader.ticket.wait(read, arrival, &cancel, |read| read.end.take()).unwrap();
+            assert_eq!(end.unwrap(), FinishReason::Cancelled.into());
         }
     }
-    tokens
+    assert!(started.elapsed() < Duration::from_secs(1));
+    assert_eq!(*seen.blocks.lock(), 0);
 }
 
 #[test]
-fn sequences_decoded_together_give_the_same_as_alone() {
-    let Setup { engine, calls, freed } = setup(1000);
-    let new =
-        |first: u32, count| Sequence::new(&engine, vec![first, first + 1], params(count), &[9]).unwrap();
-    // The first ends at once, the second by its EOS token, the third by its length.
-    let mut sequences = [new(20, 1), new(5, 20), new(30, 4)];
-    let tokens = run_together(&engine, &mut sequences);
-    assert_eq!(tokens, [vec![22], vec![7, 8, 9], vec![32, 33, 34, 35]]);
-    assert_eq!(freed.lock().unwrap().len(), 3);
-    for (sequence, tokens) in sequences.iter().zip(&tokens) {
-        let stats = sequence.stats();
-        assert_eq!((stats.prompt_tokens, stats.completion_tokens), (2, tokens.len()));
-        assert!(stats.time_to_first_token.is_some());
+fn an_error_ends_only_the_sequence_that_causes_it() {
+    let (engine, seen) = start(Counter { fails_at: Some(8), ..Counter::default() }, 1000);
+    let readers = [1, 5, 20].map(|first| Reader::new(&engine, vec![first], params(9)).unwrap());
+    let ends = readers.map(|reader| reader.end());
+    assert!(matches!(ends[1].1, Err(Error::Generation { .. })));
+    assert_eq!(ends[1].0, [6, 7, 8], "the token is generated; processing it fails");
+    assert!(matches!(ends[0].1, Err(Error::Generation { .. })));
+    assert_eq!(ends[2].0, (21..30).collect::<Vec<_>>());
+    assert!(matches!(engine.score(&[7, 8, 9], 1, &Cancel::never()), Err(Error::Generation { .. })));
+    assert_eq!(run(&engine, vec![1], params(1), &[]).0, [2], "the engine stays usable");
+    assert_eq!(*seen.blocks.lock(), 0);
+}
+
+#[test]
+fn a_panic_ends_all_sequences_and_later_calls_say_so() {
+    let (engine, _) = start(Counter { panics_at: Some(9), ..Counter::default() }, 1000);
+    let readers = [1, 7, 20].map(|first| Reader::new(&engine, vec![first], params(40)).unwrap());
+    for reader in readers {
+        assert!(matches!(reader.end().1, Err(Error::Internal { reason }) if reason.contains("out of luck")));
     }
-    let shapes: Vec<_> = calls.lock().unwrap().iter().map(|(_, start, len, _)| (*start, *len)).collect();
-    // Three prompts, then two steps of two sequences each, then one sequence alone.
-    assert_eq!(shapes, [(0, 2), (0, 2), (0, 2), (2, 1), (2, 1), (3, 1), (3, 1), (4, 1)]);
-}
-
-#[test]
-fn prompts_are_prefilled_together_shortest_first_and_512_tokens_at_a_time() {
-    let Setup { engine, calls, .. } = setup(1000);
-    let new = |len| Sequence::new(&engine, vec![7; len], params(1), &[]).unwrap();
-    let mut sequences = [new(400), new(3), new(500)];
-    let ids: Vec<SeqId> = sequences.iter().map(|sequence| sequence.decode_span().seq).collect();
-    assert_eq!(run_together(&engine, &mut sequences), [[8], [8], [8]]);
-    let expected = [(1, 0, 3, 1), (0, 0, 400, 1), (2, 0, 109, 0), (2, 109, 391, 1)];
-    let expected = expected.map(|(index, start, len, rows): (usize, _, _, _)| (ids[index], start, len, rows));
-    assert_eq!(*calls.lock().unwrap(), expected);
-}
-
-#[test]
-fn a_timeout_in_prefill_does_not_end_the_other_prompts() {
-    let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(30));
-    let late = SamplingParams { timeout: Some(Duration::from_millis(45)), ..params(5) };
-    let mut sequences = [
-        Sequence::new(&engine, vec![1, 2], params(2), &[]).unwrap(),
-        Sequence::new(&engine, vec![11, 12, 13], late, &[]).unwrap(),
-        Sequence::new(&engine, vec![21, 22, 23, 24], params(2), &[]).unwrap(),
-    ];
-    let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    let steps = engine.step(&mut all, &Cancel::never()).unwrap();
-    let ids = |steps: &[Option<Step>]| -> Vec<Option<u32>> {
-        steps.iter().map(|step| step.as_ref()?.token.as_ref().map(|token| token.id)).collect()
-    };
-    assert_eq!(ids(&steps), [Some(3), None, Some(25)]);
-    assert_eq!(steps[1].as_ref().unwrap().finish, Some(FinishReason::Timeout.into()));
-    assert_eq!(ids(&engine.step(&mut all, &Cancel::never()).unwrap()), [Some(4), None, Some(26)]);
-}
-
-#[test]
-fn a_timeout_in_decode_does_not_end_the_other_sequences() {
-    let Setup { engine, .. } = setup_with(1000, None, Duration::from_millis(4));
-    let late = SamplingParams { timeout: Some(Duration::from_millis(60)), ..params(50) };
-    let mut sequences = [
-        Sequence::new(&engine, vec![1], params(30), &[]).unwrap(),
-        Sequence::new(&engine, vec![11], late, &[]).unwrap(),
-    ];
-    let tokens = run_together(&engine, &mut sequences);
-    assert_eq!(tokens[0], (2..32).collect::<Vec<_>>());
-    assert!(tokens[1].len() < 20, "{}", tokens[1].len());
-}
-
-#[test]
-fn cancelling_or_an_error_ends_all_sequences_of_a_step() {
-    let flag = AtomicBool::new(false);
-    let Setup { engine, freed, .. } = setup_with(1000, Some(4), Duration::ZERO);
-    let pair = || [1, 11].map(|first| Sequence::new(&engine, vec![first, 5], params(9), &[]).unwrap());
-    let mut sequences = pair();
-    let mut step = |cancel: &Cancel| {
-        let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
-        engine.step(&mut all, cancel)
-    };
-    step(&Cancel::new(&flag)).unwrap();
-    flag.store(true, Ordering::Relaxed);
-    let cancelled = Some(Step { token: None, finish: Some(FinishReason::Cancelled.into()) });
-    assert_eq!(step(&Cancel::new(&flag)).unwrap(), [cancelled.clone(), cancelled]);
-    assert_eq!(step(&Cancel::never()).unwrap(), [None, None]);
-    assert_eq!(freed.lock().unwrap().len(), 2);
-
-    let mut sequences = pair();
-    let mut all: Vec<&mut Sequence> = sequences.iter_mut().collect();
-    for _ in 0..3 {
-        engine.step(&mut all, &Cancel::never()).unwrap();
+    for _ in 0..2 {
+        let error = engine.score(&[1, 2], 1, &Cancel::never()).unwrap_err();
+        assert!(matches!(error, Error::Internal { reason } if reason.contains("has ended")));
     }
-    assert!(matches!(engine.step(&mut all, &Cancel::never()), Err(Error::Generation { .. })));
-    assert_eq!(engine.step(&mut all, &Cancel::never()).unwrap(), [None, None]);
-    assert_eq!(freed.lock().unwrap().len(), 4);
-}
-
-#[test]
-fn a_sequence_is_admitted_if_all_have_room_to_grow() {
-    let Setup { engine, .. } = setup(1000);
-    let new = |tokens: usize| Sequence::new(&engine, vec![1; 10], params(tokens - 10), &[]).unwrap();
-    let admits = |running: &[&Sequence], tokens| engine.admits(running, tokens, &Cancel::never()).unwrap();
-    let (small, large) = (new(64), new(128));
-    assert!(admits(&[], 1_000_000), "a sequence alone is always admitted");
-    assert!(admits(&[&small], 3 * 64));
-    assert!(!admits(&[&small], 3 * 64 + 1), "four blocks in all");
-    assert!(!admits(&[&small, &large], 65));
-    assert!(admits(&[&small, &large], 64));
-    assert!(!admits(&[&small, &small, &small], 1), "max_num_seqs is three");
     engine.close();
-    assert!(matches!(engine.admits(&[&small], 1, &Cancel::never()), Err(Error::Closed { .. })));
+}
+
+#[test]
+fn a_closed_engine_ends_its_sequences_and_refuses_others() {
+    let (engine, _) = start(Counter { delay: Duration::from_millis(5), ..Counter::default() }, 1000);
+    let running = Reader::new(&engine, vec![1; 400], params(9)).unwrap();
+    let started = Instant::now();
+    engine.close();
+    assert!(started.elapsed() < Duration::from_secs(1), "the pass is interrupted");
+    assert!(matches!(running.end().1, Err(Error::Closed { .. })));
+    assert!(matches!(Reader::new(&engine, vec![1], params(1)), Err(Error::Closed { .. })));
+    assert!(matches!(engine.logits(&[1], None, &Cancel::never()), Err(Error::Closed { .. })));
+    assert!(matches!(engine.metrics(), Err(Error::Closed { .. })));
+}
+
+#[test]
+fn sequences_share_passes_and_give_the_same_as_alone() {
+    let (engine, seen) = start(Counter { next: mixed, ..Counter::default() }, 5000);
+    // While this prompt is processed, the others arrive.
+    let long = Reader::new(&engine, vec![3; 4000], params(5)).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..8).map(|first| vec![first; 10 + first as usize]).collect();
+    let readers: Vec<Reader> =
+        prompts.iter().map(|prompt| Reader::new(&engine, prompt.clone(), params(30)).unwrap()).collect();
+    for (reader, prompt) in readers.iter().zip(&prompts) {
+        assert_eq!(reader.end().0, reference(prompt, 30));
+        assert!(reader.place.0.lock().stats.time_to_first_token.is_some());
+    }
+    assert_eq!(long.end().0, reference(&[3; 4000], 5));
+    let passes = seen.passes.lock();
+    assert!(passes.iter().all(|pass| pass.len() <= 3), "max_num_seqs is three");
+    assert!(passes.iter().any(|pass| pass.len() > 1), "passes are shared");
+}
+
+#[test]
+fn a_prompt_runs_beside_decoding_sequences_in_small_parts() {
+    let (engine, seen) = start(Counter { delay: Duration::from_micros(100), ..Counter::default() }, 5000);
+    let running = Reader::new(&engine, vec![1], params(3000)).unwrap();
+    running.wait(20);
+    seen.passes.lock().clear();
+    assert_eq!(run(&engine, vec![7; 300], params(1), &[]).0, [8]);
+    running.ticket.cancel();
+    let passes = seen.passes.lock();
+    let beside: Vec<_> = passes.iter().filter(|pass| pass.len() > 1).collect();
+    assert!(beside.len() >= 4, "{passes:?}");
+    assert!(beside.iter().all(|pass| pass[0].1 == 1 && pass[1].1 < 100), "{passes:?}");
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one() {
+    let (engine, _) = start(Counter { delay: Duration::from_micros(200), ..Counter::default() }, 5000);
+    let long = Reader::new(&engine, vec![1; 4000], params(1)).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    let started = Instant::now();
+    assert_eq!(run(&engine, vec![7; 20], params(1), &[]).0, [8]);
+    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    assert!(long.place.0.lock().end.is_none());
+    long.ticket.cancel();
+}
+
+#[test]
+fn a_model_of_one_span_runs_its_sequences_in_turns() {
+    let (engine, seen) = start(Counter { next: mixed, max_spans: 1, ..Counter::default() }, 5000);
+    let prompts = [vec![1; 700], vec![2; 5], vec![3; 9]];
+    let readers = prompts.clone().map(|prompt| Reader::new(&engine, prompt, params(40)).unwrap());
+    for (reader, prompt) in readers.iter().zip(&prompts) {
+        assert_eq!(reader.end().0, reference(prompt, 40));
+    }
+    assert!(seen.passes.lock().iter().all(|pass| pass.len() == 1));
+}
+
+#[test]
+fn a_paused_sequence_leaves_its_place_and_continues_when_resumed() {
+    let (engine, _) = start(Counter { next: mixed, total_blocks: 4, ..Counter::default() }, 256);
+    let prompt = |first: u32| vec![first; 70];
+    let paused: Vec<Reader> =
+        (0..5).map(|first| Reader::pausing(&engine, prompt(first), params(20), &[], 6).unwrap()).collect();
+    paused.iter().for_each(|reader| reader.wait(6));
+    // More are paused than may run, and they hold all blocks: others run nevertheless.
+    assert_eq!(run(&engine, prompt(9), params(5), &[]).0, reference(&prompt(9), 5));
+    assert!(paused.iter().all(|reader| reader.place.0.lock().tokens.len() == 6));
+    for (first, reader) in paused.iter().enumerate() {
+        reader.ticket.resume();
+        assert_eq!(reader.end().0, reference(&prompt(first as u32), 20));
+    }
+    let metrics = engine.metrics().unwrap();
+    assert_eq!((metrics.running, metrics.waiting, metrics.blocks_used), (0, 0, 0));
+    assert!(metrics.preemptions > 0);
+}
+
+#[test]
+fn a_paused_sequence_times_out_and_can_be_cancelled() {
+    let (engine, seen) = start(Counter::default(), 256);
+    let late = SamplingParams { timeout: Some(Duration::from_millis(50)), ..params(20) };
+    let late = Reader::pausing(&engine, vec![1], late, &[], 3).unwrap();
+    let cancelled = Reader::pausing(&engine, vec![1], params(20), &[], 3).unwrap();
+    cancelled.wait(3);
+    cancelled.ticket.cancel();
+    let (tokens, end) = cancelled.end();
+    assert_eq!((tokens, end.unwrap()), (vec![2, 3, 4], FinishReason::Cancelled.into()));
+    assert_eq!(late.end().1.unwrap(), FinishReason::Timeout.into());
+    assert_eq!(*seen.blocks.lock(), 0);
+}
+
+#[test]
+fn equal_prompts_are_computed_once() {
+    let (engine, seen) =
+        start(Counter { next: mixed, prefixes: Some(Vec::new()), ..Counter::default() }, 999);
+    let prompt = vec![5; 300];
+    let readers = [0; 3].map(|_| Reader::new(&engine, prompt.clone(), params(4)).unwrap());
+    for reader in &readers {
+        assert_eq!(reader.end().0, reference(&prompt, 4));
+    }
+    let rows: usize = seen.passes.lock().iter().flatten().map(|(_, len, _)| len).sum();
+    assert!(rows <= 300 + 2 * (300 - 256) + 3 * 3, "{rows} rows for three prompts of 300");
+    let metrics = engine.metrics().unwrap();
+    assert_eq!((metrics.prefix_hits, metrics.tokens_cached, metrics.tokens_in), (2, 512, 900));
+    let again = Reader::new(&engine, prompt, params(1)).unwrap();
+    again.wait(1);
+    assert_eq!(again.place.0.lock().stats.cached_tokens, 256);
+}
+
+#[test]
+fn a_prompt_longer_than_the_cache_is_an_error_and_leaves_others_alone() {
+    let (engine, _) = start(Counter { total_blocks: 3, ..Counter::default() }, 5000);
+    let fits = Reader::new(&engine, vec![1; 100], params(9)).unwrap();
+    let long = Reader::new(&engine, vec![1; 200], params(9)).unwrap();
+    let grows = Reader::new(&engine, vec![1; 190], params(9)).unwrap();
+    assert!(matches!(long.end().1, Err(Error::Generation { reason }) if reason.contains("3 blocks")));
+    assert_eq!(fits.end().0.len(), 9);
+    let (tokens, end) = grows.end();
+    assert_eq!(tokens.len(), 3, "the newest token needs no room");
+    assert!(matches!(end, Err(Error::Generation { .. })));
+}
+
+/// A request of the property test.
+#[derive(Clone, Debug)]
+struct Arrival {
+    prompt: usize,
+    len: usize,
+    new: usize,
+    /// Microseconds before the next request.
+    pause: u64,
+    cancels_after: Option<usize>,
+    pauses_after: usize,
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let cancels = prop_oneof![3 => Just(None), 1 => (0_usize..20).prop_map(Some)];
+    let pauses = prop_oneof![3 => Just(usize::MAX), 1 => 1_usize..20];
+    let arrival = (0_usize..4, 1_usize..200, 1_usize..90, 0_u64..300, cancels, pauses).prop_map(
+        |(prompt, len, new, pause, cancels_after, pauses_after)| Arrival {
+            prompt,
+            len,
+            new,
+            pause,
+            cancels_after,
+            pauses_after,
+        },
+    );
+    prop::collection::vec(arrival, 1..14)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_requests_in_a_small_cache_give_the_same_as_alone(
+        arrivals in arrivals(), caches in any::<bool>()
+    ) {
+        let prefixes = caches.then(Vec::new);
+        let model = Counter { next: mixed, prefixes, total_blocks: 6, ..Counter::default() };
+        let (engine, seen) = start(model, 300);
+        let prompt = |arrival: &Arrival| -> Vec<u32> {
+            (0..arrival.len).map(|i| ((i * (arrival.prompt + 1)) % VOCAB) as u32).collect()
+        };
+        let readers: Vec<Reader> = arrivals
+            .iter()
+            .map(|arrival| {
+                std::thread::sleep(Duration::from_micros(arrival.pause));
+                let params = params(arrival.new);
+                Reader::pausing(&engine, prompt(arrival), params, &[], arrival.pauses_after).unwrap()
+            })
+            .collect();
+        for (reader, arrival) in readers.iter().zip(&arrivals) {
+            if let Some(count) = arrival.cancels_after {
+                reader.wait(count.min(arrival.pauses_after));
+                reader.ticket.cancel();
+            }
+            reader.wait(arrival.pauses_after);
+            reader.ticket.resume();
+        }
+        for (reader, arrival) in readers.iter().zip(&arrivals) {
+            let (tokens, end) = reader.end();
+            let expected = reference(&prompt(arrival), arrival.new.min(300 - arrival.len));
+            let reason = end.unwrap().reason;
+            if arrival.cancels_after.is_some() && reason == FinishReason::Cancelled {
+                prop_assert_eq!(&tokens[..], &expected[..tokens.len()]);
+            } else {
+                prop_assert_eq!(reason, FinishReason::Length);
+                prop_assert_eq!(tokens, expected);
+            }
+        }
+        let metrics = engine.metrics().unwrap();
+        prop_assert_eq!((metrics.running, metrics.waiting, metrics.blocks_used), (0, 0, 0));
+        prop_assert_eq!(*seen.blocks.lock(), 0);
+    }
 }

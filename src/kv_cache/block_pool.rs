@@ -92,6 +92,11 @@ impl BlockPool {
         self.shape
     }
 
+    /// The maximum number of blocks.
+    pub fn max_blocks(&self) -> usize {
+        self.max_blocks
+    }
+
     /// The number of blocks that can still be taken.
     pub fn free_blocks(&self) -> usize {
         self.max_blocks - self.blocks + self.free.len()

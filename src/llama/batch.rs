@@ -1,75 +1,77 @@
 //! Generates for several prompts at once.
 
 use super::{Completion, Llama, Prompt, TextStream};
-use crate::engine::Sequence;
+use crate::engine::FinishReason;
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::sampling::{SamplingOptions, SamplingParams};
+use crate::sampling::SamplingOptions;
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
 
-/// A prompt whose answer is being generated.
-struct Running {
-    /// Its index in the list of prompts.
-    index: usize,
-    stream: TextStream,
-    completion: Completion,
-}
+/// Maximum prompts of a list that the engine knows at a time.
+const MAX_SUBMITTED: usize = 1024;
 
 impl Llama {
-    /// Continues each prompt, with the same results as [`Llama::generate`], but several prompts run together.
-    /// Returns the completions in the order of the prompts. A cancellation ends the unfinished ones, with the
-    /// finish reason "cancelled". The timeout of a prompt counts while it is tokenised, and then from its
-    /// start on.
+    /// Continues each prompt with its own options. The results are those of [`Llama::generate`], in the
+    /// order of the prompts, but the engine runs many prompts together. An error of one prompt leaves the
+    /// others alone. A cancellation ends the unfinished ones, with the finish reason "cancelled".
+    ///
+    /// The timeout of a prompt counts while it is tokenised, and then from the moment that the engine knows
+    /// it. `progress` is called with the number of results from time to time.
     ///
     /// # Errors
-    /// Those of [`Llama::generate`]. All prompts are checked before the first one starts.
+    /// Those of [`Engine::check_open`](crate::engine::Engine::check_open); [`Error::Cancelled`] while prompts
+    /// are tokenised. With `all_or_none`, also the first error of a bad prompt or option, before any prompt
+    /// runs.
     pub fn generate_all(
         &self,
-        prompts: Vec<Prompt>,
-        options: &SamplingOptions,
+        prompts: Vec<(Prompt, SamplingOptions)>,
+        all_or_none: bool,
         cancel: &Cancel,
-    ) -> Result<Vec<Completion>> {
+        progress: &dyn Fn(usize),
+    ) -> Result<Vec<Result<Completion>>> {
         self.engine.check_open()?;
-        let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        let request = |prompt| self.request(prompt, &params, cancel);
-        let prompts = prompts.into_iter().map(request).collect::<Result<Vec<_>>>()?;
-        let mut known = prompts.iter().filter_map(|prompt| prompt.ids.as_ref());
-        known.try_for_each(|ids| Sequence::check(&self.engine, ids, &params))?;
-        let mut completions: Vec<Option<Completion>> = prompts.iter().map(|_| None).collect();
-        let mut waiting = prompts.into_iter().enumerate().peekable();
-        let mut running: Vec<Running> = Vec::new();
+        let mut requests = VecDeque::with_capacity(prompts.len());
+        for (prompt, options) in prompts {
+            match self.request(prompt, &options, cancel) {
+                Err(Error::Cancelled) => return Err(Error::Cancelled),
+                Err(error) if all_or_none => return Err(error),
+                request => requests.push_back(request),
+            }
+        }
+        let mut results = Vec::with_capacity(requests.len());
+        let mut streams: VecDeque<Result<TextStream>> = VecDeque::new();
         loop {
-            while let Some((_, prompt)) = waiting.peek() {
-                let sequences: Vec<&Sequence> = running.iter().map(|one| one.stream.sequence()).collect();
-                let prompt_tokens = prompt.ids.as_ref().map_or(0, Vec::len);
-                let tokens = prompt_tokens.saturating_add(params.max_new_tokens);
-                match self.engine.admits(&sequences, tokens, cancel) {
-                    Ok(true) => {}
-                    // After a cancellation the next step ends the running sequences.
-                    Ok(false) | Err(Error::Cancelled) => break,
-                    Err(error) => return Err(error),
-                }
-                let Some((index, prompt)) = waiting.next() else { break };
-                let stream = self.stream_request(prompt, params.clone())?;
-                running.push(Running { index, completion: Completion::new(&stream), stream });
+            let mut sequences = Vec::new();
+            while streams.len() < MAX_SUBMITTED
+                && let Some(request) = requests.pop_front()
+            {
+                let made = request.and_then(|request| match cancel.is_cancelled() {
+                    true => Ok((TextStream::ended(&request.params, Some(FinishReason::Cancelled)), None)),
+                    false => self.sequence(request),
+                });
+                streams.push_back(made.map(|(stream, sequence)| {
+                    stream.wait_for_whole();
+                    sequences.extend(sequence);
+                    stream
+                }));
             }
-            if running.is_empty() {
-                return Ok(completions.into_iter().flatten().collect());
+            self.engine.submit(sequences)?;
+            let Some(oldest) = streams.pop_front() else { return Ok(results) };
+            let flag = AtomicBool::new(false);
+            let poll = || {
+                let is_done =
+                    |stream: &&Result<TextStream>| stream.as_ref().map_or(true, TextStream::is_done);
+                progress(results.len() + streams.iter().filter(is_done).count());
+                cancel.is_cancelled()
+            };
+            let result = oldest.and_then(|stream| stream.complete(&Cancel::with_poll(&flag, &poll)));
+            if cancel.is_cancelled() {
+                // All end together, so that none waits for the others.
+                streams.iter().flatten().for_each(TextStream::cancel);
             }
-            let mut sequences: Vec<&mut Sequence> =
-                running.iter_mut().map(|one| one.stream.sequence_mut()).collect();
-            let steps = self.engine.step(&mut sequences, cancel)?;
-            let mut unfinished = Vec::with_capacity(running.len());
-            for (mut one, step) in running.into_iter().zip(steps) {
-                let chunk = step.map(|step| one.stream.chunk(step)).transpose()?;
-                let is_last = chunk.as_ref().is_some_and(|chunk| chunk.finish.is_some());
-                chunk.into_iter().for_each(|chunk| one.completion.add(chunk));
-                if is_last {
-                    completions[one.index] = Some(one.completion);
-                } else {
-                    unfinished.push(one);
-                }
-            }
-            running = unfinished;
+            results.push(result);
+            progress(results.len());
         }
     }
 }

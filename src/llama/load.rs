@@ -5,9 +5,9 @@ use super::memory::{self, MemoryEstimate};
 use super::opened::Opened;
 use super::options::{Choices, EngineKind, FloatType, LoadOptions};
 use crate::checkpoint::tied::LmHead;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
-use crate::kernels::{Cancel, Isa};
+use crate::kernels::{Cancel, Isa, KV_BLOCK_POSITIONS};
 use crate::model::candle::CandleModel;
 use crate::model::cpu::{CpuModel, CpuOptions};
 use crate::model::{Model, Storage};
@@ -70,22 +70,38 @@ fn context(
     if requested > own {
         warnings.push(format!("context_length {requested} is larger than the model's own {own}"));
     }
+    let block_bytes = opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX);
+    let mut limit = |requested: usize| match options.kv_cache_bytes {
+        Some(bytes) if !choices.tries_candle() => {
+            let held = (bytes / block_bytes as u64).max(1).saturating_mul(KV_BLOCK_POSITIONS as u64);
+            let held = usize::try_from(held).unwrap_or(usize::MAX);
+            if held < requested {
+                let message =
+                    format!("context_length is {held}, because kv_cache_bytes holds no more tokens");
+                if options.context_length.is_some() { warnings.push(message) } else { notes.push(message) }
+            }
+            held.min(requested)
+        }
+        _ => requested,
+    };
+    let requested = limit(requested);
     // Candle allocates a GPU's memory, so it is not checked here.
     let memory = if choices.device.is_cpu() { sys::memory() } else { None };
-    let Some(memory) = memory else { return Ok((requested, u64::MAX)) };
-    let min_context = options.context_length.unwrap_or(own.min(MIN_CONTEXT));
-    let needed = MemoryEstimate::new(opened, choices, min_context);
+    let Some(memory) = memory else {
+        return Ok((requested, options.kv_cache_bytes.unwrap_or(u64::MAX)));
+    };
+    let least = if options.context_length.is_some() { requested } else { requested.min(MIN_CONTEXT) };
+    let needed = MemoryEstimate::new(opened, choices, least);
     warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
-    let block_bytes = opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX);
     let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
     let fits = fits.max(MIN_CONTEXT);
-    let context_length = options.context_length.unwrap_or(own.min(fits));
+    let context_length = if options.context_length.is_some() { requested } else { requested.min(fits) };
     if context_length < requested {
         notes.push(format!(
             "context_length is {context_length}, not the model's own {own}, because memory is short"
         ));
     }
-    Ok((context_length, budget))
+    Ok((context_length, options.kv_cache_bytes.unwrap_or(budget)))
 }
 
 pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Llama> {
@@ -122,6 +138,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
 
     let eos_token_ids = eos_token_ids(&opened, tokenizer.get().map(Arc::as_ref), &mut notes);
 
+    let engine_options = EngineOptions { context_length, max_num_seqs: options.max_num_seqs };
     let cpu = kind == EngineKind::Cpu;
     let report = LoadReport {
         engine: kind.name(),
@@ -140,7 +157,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     };
     Ok(Llama {
         path: path.into(),
-        engine: Arc::new(Engine::new(model, context_length)),
+        engine: Arc::new(Engine::new(model, engine_options)?),
         tokenizer,
         config: opened.config,
         generation: opened.generation,

@@ -43,10 +43,11 @@ pub use options::{Compute, EngineKind, FloatType, LoadOptions, QuantizeType, Unk
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use roofline::roofline_peaks;
 pub use score::{LogLikelihood, Score};
-pub use text_stream::{Chunk, Completion, TextStream};
+use text_stream::Decoding;
+pub use text_stream::{Chunk, Completion, TextStream, Waker};
 
 use crate::config::{GenerationConfig, LlamaConfig};
-use crate::engine::{Engine, Sequence};
+use crate::engine::{Engine, FinishReason, Metrics, Sequence};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits};
 use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
@@ -55,7 +56,7 @@ use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A loaded model. Its methods may be called from several threads.
 pub struct Llama {
@@ -76,14 +77,14 @@ struct Notices {
     has_warned_of_bos: AtomicBool,
 }
 
-/// A prompt whose answer is to be generated.
-struct Request {
+/// A prompt whose answer is to be generated: tokenised and checked.
+pub struct Request {
     /// None if the timeout was over before they were known.
     ids: Option<Vec<u32>>,
     /// Whether the answer continues the prompt's text.
     continues: bool,
-    /// What is left of the timeout.
-    timeout: Option<Duration>,
+    /// With what is left of the timeout.
+    params: SamplingParams,
 }
 
 /// The input of a generation.
@@ -149,7 +150,7 @@ impl Llama {
     /// the prompt is tokenised; later, cancelling returns the tokens so far, with the finish reason
     /// "cancelled".
     pub fn generate(&self, prompt: Prompt, options: &SamplingOptions, cancel: &Cancel) -> Result<Completion> {
-        self.stream_unless_cancelled(prompt, options, cancel)?.complete(cancel)
+        self.start(self.request(prompt, options, cancel)?)?.complete(cancel)
     }
 
     /// Continues a prompt, chunk by chunk. The first chunk includes the prefill.
@@ -157,22 +158,7 @@ impl Llama {
     /// # Errors
     /// As [`Llama::generate`].
     pub fn stream(&self, prompt: Prompt, options: &SamplingOptions) -> Result<TextStream> {
-        self.stream_unless_cancelled(prompt, options, &Cancel::never())
-    }
-
-    /// As [`Llama::stream`], but tokenising stops soon after `cancel` fires.
-    ///
-    /// # Errors
-    /// As [`Llama::stream`]; [`Error::Cancelled`].
-    pub fn stream_unless_cancelled(
-        &self,
-        prompt: Prompt,
-        options: &SamplingOptions,
-        cancel: &Cancel,
-    ) -> Result<TextStream> {
-        self.engine.check_open()?;
-        let params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
-        self.stream_request(self.request(prompt, &params, cancel)?, params)
+        self.start(self.request(prompt, options, &Cancel::never())?)
     }
 
     /// Warnings about prompts that were used since the last call.
@@ -180,8 +166,13 @@ impl Llama {
         std::mem::take(&mut self.notices.pending.lock())
     }
 
-    /// Tokenises a prompt, which its timeout includes.
-    fn request(&self, prompt: Prompt, params: &SamplingParams, cancel: &Cancel) -> Result<Request> {
+    /// Tokenises and checks a prompt. Its timeout includes that.
+    ///
+    /// # Errors
+    /// As [`Llama::generate`]; [`Error::Cancelled`].
+    pub fn request(&self, prompt: Prompt, options: &SamplingOptions, cancel: &Cancel) -> Result<Request> {
+        self.engine.check_open()?;
+        let mut params = SamplingParams::resolve(options, &self.generation, self.engine.vocab_size())?;
         let continues = !matches!(prompt, Prompt::Conversation(_));
         let started = Instant::now();
         let is_late = || params.timeout.is_some_and(|timeout| started.elapsed() >= timeout);
@@ -190,14 +181,29 @@ impl Llama {
             Err(Error::Cancelled) if !cancel.is_cancelled() => None,
             ids => Some(ids?),
         };
-        let timeout = params.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
-        Ok(Request { ids, continues, timeout })
+        if let Some(ids) = &ids {
+            self.engine.check_prompt(ids, params.on_overflow)?;
+        }
+        params.timeout = params.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+        Ok(Request { ids, continues, params })
     }
 
-    fn stream_request(&self, request: Request, mut params: SamplingParams) -> Result<TextStream> {
-        params.timeout = request.timeout;
-        let Some(ids) = request.ids else {
-            return Ok(TextStream::new(Sequence::timed_out(&self.engine, params), None, Vec::new()));
+    /// Starts to generate. What is left of the timeout counts from now on.
+    ///
+    /// # Errors
+    /// Those of [`Engine::generate`], and of the tokenizer if stop strings need it.
+    pub fn start(&self, request: Request) -> Result<TextStream> {
+        let (stream, sequence) = self.sequence(request)?;
+        self.engine.submit(sequence.into_iter().collect())?;
+        Ok(stream)
+    }
+
+    /// The stream of a request and its sequence, which is not submitted yet. There is none if the timeout was
+    /// over before.
+    fn sequence(&self, request: Request) -> Result<(TextStream, Option<Sequence>)> {
+        let Request { ids, continues, mut params } = request;
+        let Some(ids) = ids else {
+            return Ok((TextStream::ended(&params, Some(FinishReason::Timeout)), None));
         };
         // A prompt of ids needs no tokenizer, unless stop strings must be found in the output.
         let tokenizer = if params.stop.is_empty() { self.tokenizer().ok() } else { Some(self.tokenizer()?) };
@@ -209,15 +215,18 @@ impl Llama {
             };
             Some((id, stop.clone()))
         };
-        let specials: Vec<(u32, String)> = params.stop.iter().filter_map(special).collect();
-        params.stop_token_ids.extend(specials.iter().map(|(id, _)| *id));
+        let special_stops: Vec<(u32, String)> = params.stop.iter().filter_map(special).collect();
+        params.stop_token_ids.extend(special_stops.iter().map(|(id, _)| *id));
         let given = ids.len();
         let decoder = tokenizer.map(|tokenizer| {
             let decoder = tokenizer.decode_stream(params.skip_special_tokens);
-            if request.continues { decoder.continuing(&ids) } else { decoder }
+            if continues { decoder.continuing(&ids) } else { decoder }
         });
-        let sequence = Sequence::new(&self.engine, ids, params, &self.eos_token_ids)?;
-        let kept = sequence.stats().prompt_tokens;
+        let kept = self.engine.used_tokens(given, &params);
+        let decoding = Decoding { decoder, special_stops };
+        let (stream, sequence) = TextStream::new(&params.clone(), kept, decoding, |sink| {
+            self.engine.generate(ids, params, &self.eos_token_ids, sink)
+        })?;
         if kept < given {
             self.notices.pending.lock().push(format!(
                 "the prompt's first {} of {given} tokens were cut, because on_overflow is \"truncate_left\": \
@@ -226,7 +235,15 @@ impl Llama {
                 self.context_length() - kept
             ));
         }
-        Ok(TextStream::new(sequence, decoder, specials))
+        Ok((stream, Some(sequence)))
+    }
+
+    /// What the engine does and has done.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Forked`] and [`Error::Internal`], as every method.
+    pub fn metrics(&self) -> Result<Metrics> {
+        self.engine.metrics()
     }
 
     /// The logits of the last `last` rows of `token_ids` (None: of all).
@@ -237,7 +254,7 @@ impl Llama {
         self.engine.logits(token_ids, last, cancel)
     }
 
-    /// Waits for the running step, then frees the weights and the KV cache.
+    /// Interrupts the running forward pass, ends all sequences, and frees the weights and the KV cache.
     pub fn close(&self) {
         self.engine.close();
     }

@@ -165,6 +165,12 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Maximum positions of a sequence; None is the model's own context, or less if memory is short.
     pub context_length: Option<usize>,
+    /// Maximum sequences that run together; None is what pays.
+    pub max_num_seqs: Option<usize>,
+    /// Maximum bytes of keys and values; None is bounded by free memory.
+    pub kv_cache_bytes: Option<u64>,
+    /// Do not reuse the keys and values of equal prefixes.
+    pub no_prefix_cache: bool,
     /// Refuse models that would otherwise load with a warning.
     pub strict: bool,
 }

@@ -53,9 +53,34 @@ pub struct Span<'a> {
 }
 
 impl Span<'_> {
-    fn wanted(&self) -> usize {
+    /// The number of rows whose logits are wanted.
+    pub(crate) fn wanted(&self) -> usize {
         self.rows.count(self.tokens.len())
     }
+}
+
+/// A sequence that begins, announced before its first span.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning<'a> {
+    /// All tokens known so far: the prompt, and what was generated after it if the sequence was preempted.
+    pub tokens: &'a [u32],
+    /// Length of the prompt. RoPE and the choice of kernels may depend on it.
+    pub prompt_tokens: usize,
+    /// How many leading tokens need not be computed again if their keys and values are cached.
+    pub reusable: usize,
+    /// Only sequences with equal salts share keys and values.
+    pub salt: &'a str,
+}
+
+/// KV blocks, of [`crate::kernels::KV_BLOCK_POSITIONS`] positions each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBlocks {
+    /// All that there may be.
+    pub total: usize,
+    /// Those that can be taken, unused or cached.
+    pub free: usize,
+    /// Those of `free` whose keys and values a later sequence may reuse.
+    pub cached: usize,
 }
 
 /// Logits of some rows.
@@ -69,7 +94,10 @@ pub struct Logits {
 
 impl Logits {
     /// No rows yet, with capacity for `rows` rows.
-    fn with_capacity(rows: usize, vocab_size: usize) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Generation`] if there is no memory.
+    pub(crate) fn with_capacity(rows: usize, vocab_size: usize) -> Result<Self> {
         let mut values = Vec::new();
         let reserved = rows.checked_mul(vocab_size).map(|len| values.try_reserve_exact(len));
         if !matches!(reserved, Some(Ok(()))) {
@@ -106,9 +134,11 @@ pub trait Model: Send {
     /// an error the same spans may be run again.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
-    /// Announces the length of a sequence's prompt before its first token: RoPE and the choice of kernels
-    /// may depend on it. Without this call the first span counts as the prompt.
-    fn begin(&mut self, _seq: SeqId, _prompt_tokens: usize) {}
+    /// Announces a sequence. Returns the number of leading tokens whose keys and values are there already: a
+    /// multiple of the block size, at most `reusable`. The first span starts there.
+    fn begin(&mut self, _seq: SeqId, _beginning: &Beginning) -> usize {
+        0
+    }
 
     /// Frees a sequence's keys and values. An unknown sequence is ignored.
     fn free(&mut self, seq: SeqId);
@@ -116,15 +146,30 @@ pub trait Model: Send {
     /// The length of a row of logits.
     fn vocab_size(&self) -> usize;
 
-    /// The largest number of sequences that is worth decoding together.
+    /// The number of sequences that is worth running together. Here none gains from it, but none waits for
+    /// the whole of another.
     fn max_num_seqs(&self) -> usize {
+        8
+    }
+
+    /// The most spans in a call of [`Model::forward`].
+    fn max_spans(&self) -> usize {
         1
     }
 
-    /// The number of KV blocks, of [`crate::kernels::KV_BLOCK_POSITIONS`] positions each, that can still be
-    /// allocated.
-    fn free_blocks(&self) -> usize {
-        usize::MAX
+    /// The fewest rows of a prompt in a call that are not much slower per row than many.
+    fn min_prompt_rows(&self) -> usize {
+        512
+    }
+
+    /// Whether a sequence may reuse what was computed for another one.
+    fn shares_prefixes(&self) -> bool {
+        false
+    }
+
+    /// The state of the KV cache, if it has a limit.
+    fn kv_blocks(&self) -> KvBlocks {
+        KvBlocks { total: usize::MAX, free: usize::MAX, cached: 0 }
     }
 
     /// The weights in memory, by storage type.

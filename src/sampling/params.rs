@@ -11,6 +11,8 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 const MAX_PENALTY: f64 = 2.0;
 /// About thirty years, so that a deadline does not overflow the clock.
 const MAX_TIMEOUT_SECONDS: f64 = 1e9;
+/// A longer `cache_salt` is refused, because the cache keeps it.
+const MAX_SALT_BYTES: usize = 1024;
 
 /// What to do with a prompt that is longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +83,8 @@ pub struct SamplingOptions {
     pub on_overflow: Option<OnOverflow>,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: Option<bool>,
+    /// Only calls with equal salts share cached prefixes.
+    pub cache_salt: Option<String>,
 }
 
 impl SamplingOptions {
@@ -139,6 +143,8 @@ pub struct SamplingParams {
     pub on_overflow: OnOverflow,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// Only calls with equal salts share cached prefixes.
+    pub cache_salt: String,
 }
 
 impl SamplingParams {
@@ -201,8 +207,17 @@ impl SamplingParams {
             timeout: given.timeout.map(timeout).transpose()?,
             on_overflow: given.on_overflow.unwrap_or_default(),
             skip_special_tokens: given.skip_special_tokens.unwrap_or(true),
+            cache_salt: cache_salt(given.cache_salt.as_deref().unwrap_or_default())?,
         })
     }
+}
+
+fn cache_salt(given: &str) -> Result<String> {
+    if given.len() > MAX_SALT_BYTES {
+        let (got, range) = (format!("{} bytes", given.len()), format!("at most {MAX_SALT_BYTES}"));
+        return Err(out_of_range("cache_salt", got, &range, Source::Caller));
+    }
+    Ok(given.to_owned())
 }
 
 /// Where a value came from, so that an error does not blame the caller for a bad default.

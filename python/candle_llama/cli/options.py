@@ -108,6 +108,7 @@ _READERS: dict[str, dict[str, Any]] = {
     "int": {"type": int},
     "seed": {"type": int},
     "float": {"type": float},
+    "text": {"type": str},
     "strings": {"type": _unescaped, "action": "append"},
     "ints": {"type": _ids},
     "bias": {"type": _bias, "action": "append"},

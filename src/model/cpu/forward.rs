@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{
     AttentionSpan, GemmScratch, Output, QuantizedRows, ScratchShape, grown, thread_scratch_bytes,
 };
-use crate::model::{Cancel, Logits, Model, Rows, Span};
+use crate::model::{Beginning, Cancel, Logits, Model, Rows, Span};
 use crate::sys::reserve;
 
 /// Maximum number of rows that go through the layers together.
@@ -88,7 +88,9 @@ impl CpuModel {
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         for span in spans {
             if !self.sequences.contains_key(&span.seq) {
-                self.begin(span.seq, span.start + span.tokens.len());
+                let prompt_tokens = span.start + span.tokens.len();
+                let beginning = Beginning { tokens: span.tokens, prompt_tokens, reusable: 0, salt: "" };
+                self.begin(span.seq, &beginning);
             }
             let sequence = self.sequences.get_mut(&span.seq).expect("it has begun");
             sequence.kv.reserve(span.start + span.tokens.len(), &mut self.block_pool)?;

@@ -17,7 +17,7 @@ use crate::config::LlamaConfig;
 use crate::error::Result;
 use crate::kernels::{Isa, Kernels, WeightType};
 use crate::kv_cache::{BlockPool, KvShape, PagedKv};
-use crate::model::{Cancel, Logits, Model, SeqId, Span, Storage};
+use crate::model::{Beginning, Cancel, KvBlocks, Logits, Model, SeqId, Span, Storage};
 use crate::sys::reserve;
 use forward::Scratch;
 pub use forward::scratch_bytes;
@@ -48,6 +48,9 @@ pub struct CpuOptions {
 /// The maximum number of sequences that are decoded together. More gain nothing: products are then bound by
 /// arithmetic.
 const MAX_NUM_SEQS: usize = 32;
+
+/// The fewest rows of a prompt that are worth a pass.
+const MIN_PROMPT_ROWS: usize = 24;
 
 /// A Llama on our kernels.
 pub struct CpuModel {
@@ -131,12 +134,14 @@ impl Model for CpuModel {
         self.forward_chunks(spans, cancel)
     }
 
-    fn begin(&mut self, seq: SeqId, prompt_tokens: usize) {
+    fn begin(&mut self, seq: SeqId, beginning: &Beginning) -> usize {
         let CpuModel { config, sequences, .. } = self;
+        let prompt_tokens = beginning.prompt_tokens;
         let rope = &config.rope;
         let inv_freq = rope.is_dynamic().then(|| rope.inv_freq(config.head_dim, prompt_tokens));
         let sequence = sequences.entry(seq).or_default();
         (sequence.prompt_tokens, sequence.inv_freq) = (prompt_tokens, inv_freq);
+        0
     }
 
     fn free(&mut self, seq: SeqId) {
@@ -153,8 +158,17 @@ impl Model for CpuModel {
         MAX_NUM_SEQS
     }
 
-    fn free_blocks(&self) -> usize {
-        self.block_pool.free_blocks()
+    fn max_spans(&self) -> usize {
+        usize::MAX
+    }
+
+    fn min_prompt_rows(&self) -> usize {
+        MIN_PROMPT_ROWS
+    }
+
+    fn kv_blocks(&self) -> KvBlocks {
+        let free = self.block_pool.free_blocks();
+        KvBlocks { total: self.block_pool.max_blocks(), free, cached: 0 }
     }
 
     fn storage(&self) -> Vec<Storage> {

@@ -1,0 +1,156 @@
+"""Reads completions in an event loop, without a thread for each.
+
+The engine posts the numbers of the streams that have something to read to one mailbox per event loop. The
+loop watches the mailbox's pipe, and wakes the readers of all posted streams at once. Where a loop cannot
+watch a pipe, a thread waits in its place.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from types import TracebackType
+from typing import NoReturn, Self
+
+from candle_llama import _core
+from candle_llama.stream import NOT_PICKLED, chunk, completion
+from candle_llama.types import Chunk, Completion
+
+
+class _Wakeups:
+    """Wakes the tasks of one event loop whose streams have something to read."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: dict[int, asyncio.Event] = {}
+        self._numbers = itertools.count()
+        self._mailbox: _core.Mailbox | None = None
+        self._watches_pipe = False
+
+    @contextlib.contextmanager
+    def watch(self, stream: _core.Stream, whole: bool) -> Iterator[asyncio.Event]:
+        """Sets the event whenever the stream has something to read, or only at its end."""
+        mailbox = self._mailbox or self._open()
+        number, event = next(self._numbers), asyncio.Event()
+        self._events[number] = event
+        stream.post_to(mailbox, number, whole)
+        try:
+            yield event
+        finally:
+            stream.close()
+            del self._events[number]
+            if not self._events:
+                self._close()
+
+    def _open(self) -> _core.Mailbox:
+        mailbox = self._mailbox = _core.Mailbox()
+        try:
+            descriptor = mailbox.fileno()
+            if descriptor is None:
+                raise NotImplementedError
+            self._loop.add_reader(descriptor, self._wake, mailbox)
+            self._watches_pipe = True
+        except NotImplementedError:
+            self._watches_pipe = False
+            threading.Thread(target=self._wait, args=(mailbox,), daemon=True).start()
+        return mailbox
+
+    def _close(self) -> None:
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is None:
+            return
+        descriptor = mailbox.fileno()
+        if self._watches_pipe and descriptor is not None and not self._loop.is_closed():
+            self._loop.remove_reader(descriptor)
+        mailbox.close()
+
+    def _wake(self, mailbox: _core.Mailbox) -> None:
+        for number in mailbox.take():
+            if event := self._events.get(number):
+                event.set()
+
+    def _wait(self, mailbox: _core.Mailbox) -> None:
+        while mailbox.wait():
+            done = threading.Event()
+
+            def wake(done: threading.Event = done) -> None:
+                self._wake(mailbox)
+                done.set()
+
+            try:
+                self._loop.call_soon_threadsafe(wake)
+            except RuntimeError:
+                return  # The loop is closed.
+            # Until the mailbox is empty, waiting for it would return at once.
+            while not done.wait(1.0):
+                if self._loop.is_closed():
+                    return
+
+
+_WAKEUPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakeups] = weakref.WeakKeyDictionary()
+
+
+def _wakeups() -> _Wakeups:
+    """Returns those of the running event loop."""
+    loop = asyncio.get_running_loop()
+    if (found := _WAKEUPS.get(loop)) is None:
+        found = _WAKEUPS[loop] = _Wakeups(loop)
+    return found
+
+
+async def whole(stream: _core.Stream) -> Completion:
+    """Waits for the end of a stream. Cancelling the task stops the work."""
+    with _wakeups().watch(stream, True) as ended:
+        while True:
+            await ended.wait()
+            ended.clear()
+            if (fields := stream.try_whole()) is not None:
+                return completion(fields)
+
+
+class AsyncStream(AsyncIterator[Chunk]):
+    """The chunks of a completion, as they are generated, for `async for`.
+
+    It ends with the completion. `aclose`, leaving an `async with` block, cancelling the task that reads it,
+    or deleting the object stops it early. A reader that is slower than the model gets larger chunks. While
+    nobody reads, the generation pauses after about 64 tokens.
+    """
+
+    def __init__(self, core: _core.Stream) -> None:
+        self._core = core
+        self._chunks = _chunks(core)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        """Stops generating; the stream then ends. Closing twice is fine."""
+        self._core.close()
+        await self._chunks.aclose()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_PICKLED)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def _chunks(stream: _core.Stream) -> AsyncGenerator[Chunk]:
+    with _wakeups().watch(stream, False) as readable:
+        while True:
+            await readable.wait()
+            readable.clear()
+            if (fields := stream.try_next()) is not None:
+                yield chunk(fields)
+            if stream.has_ended():
+                return
