@@ -58,9 +58,9 @@ class _Bar:
     def __init__(self, total: int, shown: bool) -> None:
         self._bar: Any = None
         if shown and sys.stderr is not None and sys.stderr.isatty():
-            import tqdm.auto
+            from tqdm import auto  # type: ignore[import-untyped]
 
-            self._bar = tqdm.auto.tqdm(total=total, unit="prompt")
+            self._bar = auto.tqdm(total=total, unit="prompt")
 
     def reach(self, count: int) -> None:
         """Shows that so many prompts are done."""
