@@ -113,7 +113,7 @@ impl Rope {
             RopeScaling::Default => plain.collect(),
             &RopeScaling::Linear { factor } => plain.map(|inv_freq| inv_freq / factor as f32).collect(),
             &RopeScaling::Dynamic { factor, original_max_position_embeddings: original } => {
-                let grown = factor as f32 * prompt_tokens.max(original) as f32 / original as f32;
+                let grown = factor as f32 * self.stretched_tokens(prompt_tokens) as f32 / original as f32;
                 let dim = head_dim as f64;
                 let base = theta * (grown - (factor - 1.0) as f32).powf((dim / (dim - 2.0)) as f32);
                 pos_freqs(base).map(|pos_freq| 1.0 / pos_freq).collect()
@@ -158,6 +158,17 @@ impl Rope {
             *inv_freq /= factor;
         }
         inv_freq
+    }
+
+    /// The length that [`Self::inv_freq`] stretches the frequencies for, 0 if it does not depend on the
+    /// prompt. Equal lengths give equal frequencies.
+    pub fn stretched_tokens(&self, prompt_tokens: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { original_max_position_embeddings: original, .. } => {
+                prompt_tokens.max(original)
+            }
+            _ => 0,
+        }
     }
 
     /// The borders as indices of pairs: frequencies below the first are kept, those above the second are
