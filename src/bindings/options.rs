@@ -28,7 +28,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for LoadOptions {
                 "context_length" => options.context_length = value.value.extract()?,
                 "max_num_seqs" => options.max_num_seqs = value.value.extract()?,
                 "kv_cache_bytes" => options.kv_cache_bytes = value.value.extract()?,
-                "prefix_cache" => options.no_prefix_cache = !value.value.extract::<bool>()?,
+                "prefix_cache" => options.prefix_cache = Some(value.value.extract()?),
                 "strict" => options.strict = value.value.extract()?,
                 _ => return Err(PyTypeError::new_err(format!("unknown option {name:?}"))),
             }

@@ -1,8 +1,20 @@
-//! KV blocks of 64 positions: allocated when first needed, returned to the pool when a sequence ends.
+//! The pool of KV blocks of 64 positions: allocated when first needed, counted, cached and evicted.
+//!
+//! A block is in one of three states:
+//!
+//! - in use: one or more sequences refer to it
+//! - cached: no sequence refers to it, but it is in the [`PrefixIndex`], where later sequences find it
+//! - unused: anything may be in it
+//!
+//! A block that is released becomes cached if it is in the index, else unused. A sequence that needs a block
+//! gets an unused one, then new memory up to the limit, then the cached block that was released first.
 
+use super::prefix::{Key, NodeId, PrefixIndex};
 use crate::error::{Error, Result};
 use crate::kernels::{Arena, KV_BLOCK_POSITIONS, KvBlock, Piece, WeightType};
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The shape and type of a model's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +44,7 @@ impl KvShape {
 /// The keys and values of 64 positions in all layers. Layout, layer by layer: keys
 /// `(kv_heads, head_dim, 64)`, then values `(kv_heads, 64, head_dim)`.
 #[derive(Debug)]
-pub struct Block {
+struct Block {
     bytes: Piece,
     part_bytes: usize,
     dtype: WeightType,
@@ -45,21 +57,48 @@ impl Block {
     }
 
     /// One layer, for the attention kernel.
-    pub fn layer(&self, layer: usize) -> KvBlock<'_> {
+    fn layer(&self, layer: usize) -> KvBlock<'_> {
         let keys = self.keys_range(layer);
         let values = keys.end..keys.end + self.part_bytes;
         KvBlock { dtype: self.dtype, keys: &self.bytes[keys], values: &self.bytes[values] }
     }
 
     /// The keys and the values of one layer, for writing.
-    pub(super) fn layer_mut(&mut self, layer: usize) -> (&mut [u8], &mut [u8]) {
+    fn layer_mut(&mut self, layer: usize) -> (&mut [u8], &mut [u8]) {
         let keys = self.keys_range(layer);
         let end = keys.end + self.part_bytes;
         self.bytes[keys.start..end].split_at_mut(self.part_bytes)
     }
 }
 
-/// Hands out blocks up to a limit, and reuses those that are returned.
+/// The number of a block in its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BlockId(usize);
+
+/// Numbers of KV blocks, of [`KV_BLOCK_POSITIONS`] positions each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBlocks {
+    /// All that there may be.
+    pub total: usize,
+    /// Those that can be taken, unused or cached.
+    pub free: usize,
+    /// Those of `free` whose keys and values a later sequence may reuse.
+    pub cached: usize,
+}
+
+/// A block and who needs it.
+#[derive(Debug)]
+struct Slot {
+    block: Block,
+    /// Number of sequences that refer to the block.
+    references: usize,
+    /// Where the block is in the index; None if it is not there.
+    key: Option<Arc<Key>>,
+    /// When the block was last released.
+    released: u64,
+}
+
+/// Owns all blocks, up to a limit, and knows which of them sequences share.
 #[derive(Debug)]
 pub struct BlockPool {
     shape: KvShape,
@@ -67,10 +106,15 @@ pub struct BlockPool {
     block_bytes: usize,
     /// The memory that blocks are allocated from.
     arena: Arena,
-    free: Vec<Block>,
-    /// Number of blocks allocated so far, in use or free.
-    blocks: usize,
     max_blocks: usize,
+    /// All blocks allocated so far, by number.
+    slots: Vec<Slot>,
+    unused: Vec<BlockId>,
+    /// The cached blocks, by the time of their release.
+    cached: BTreeMap<u64, BlockId>,
+    index: PrefixIndex,
+    /// Number of releases so far.
+    releases: u64,
 }
 
 impl BlockPool {
@@ -83,8 +127,18 @@ impl BlockPool {
             return Err(Error::unsupported("KV cache", format!("{shape:?} is too large")));
         };
         let max_blocks = usize::try_from(max_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
-        let (arena, free) = (Arena::default(), Vec::new());
-        Ok(BlockPool { shape, part_bytes, block_bytes, arena, free, blocks: 0, max_blocks })
+        Ok(BlockPool {
+            shape,
+            part_bytes,
+            block_bytes,
+            arena: Arena::default(),
+            max_blocks,
+            slots: Vec::new(),
+            unused: Vec::new(),
+            cached: BTreeMap::new(),
+            index: PrefixIndex::default(),
+            releases: 0,
+        })
     }
 
     /// The shape of the cache.
@@ -92,42 +146,141 @@ impl BlockPool {
         self.shape
     }
 
-    /// The maximum number of blocks.
-    pub fn max_blocks(&self) -> usize {
-        self.max_blocks
+    /// How many blocks there are and how many are free.
+    pub fn blocks(&self) -> KvBlocks {
+        let cached = self.cached.len();
+        let in_use = self.slots.len() - self.unused.len() - cached;
+        KvBlocks { total: self.max_blocks, free: self.max_blocks - in_use, cached }
     }
 
-    /// The number of blocks that can still be taken.
-    pub fn free_blocks(&self) -> usize {
-        self.max_blocks - self.blocks + self.free.len()
-    }
-
-    /// Takes a block. It may still contain the data of an earlier sequence.
+    /// Takes a block that nobody refers to. It may still contain the data of an earlier sequence.
     ///
     /// # Errors
-    /// [`Error::Generation`] if the limit is reached or the system has no memory.
-    pub fn take(&mut self) -> Result<Block> {
-        if let Some(block) = self.free.pop() {
-            return Ok(block);
-        }
-        let full = |what: &str| Error::Generation {
-            reason: format!(
-                "no room for more keys and values: {} blocks of {} positions, {} bytes each, are in use; \
-                 {what}",
-                self.blocks, KV_BLOCK_POSITIONS, self.block_bytes,
-            ),
+    /// [`Error::Generation`] if all blocks up to the limit are in use, or if the system has no memory.
+    pub(super) fn take(&mut self) -> Result<BlockId> {
+        let id = match self.unused.pop() {
+            Some(id) => id,
+            None => match self.allocate().or_else(|| self.evict()) {
+                Some(id) => id,
+                None => return Err(self.full()),
+            },
         };
-        if self.blocks >= self.max_blocks {
-            return Err(full("close other streams, or load with a smaller context_length"));
-        }
-        let bytes =
-            self.arena.piece(self.block_bytes).ok_or_else(|| full("the system has no memory left"))?;
-        self.blocks += 1;
-        Ok(Block { bytes, part_bytes: self.part_bytes, dtype: self.shape.dtype })
+        self.slots[id.0].references = 1;
+        Ok(id)
     }
 
-    /// Returns blocks to the pool.
-    pub fn give_back(&mut self, blocks: impl IntoIterator<Item = Block>) {
-        self.free.extend(blocks);
+    /// A new block; None at the limit or if the system has no memory.
+    fn allocate(&mut self) -> Option<BlockId> {
+        if self.slots.len() >= self.max_blocks {
+            return None;
+        }
+        let bytes = self.arena.piece(self.block_bytes)?;
+        let block = Block { bytes, part_bytes: self.part_bytes, dtype: self.shape.dtype };
+        self.slots.push(Slot { block, references: 0, key: None, released: 0 });
+        Some(BlockId(self.slots.len() - 1))
+    }
+
+    /// The cached block that was released first, no longer cached.
+    fn evict(&mut self) -> Option<BlockId> {
+        let (_, id) = self.cached.pop_first()?;
+        self.forget(id);
+        Some(id)
+    }
+
+    fn full(&self) -> Error {
+        let advice = if self.slots.len() >= self.max_blocks {
+            "close other streams, or load with a smaller context_length"
+        } else {
+            "the system has no memory left"
+        };
+        let reason = format!(
+            "no room for more keys and values: {} blocks of {KV_BLOCK_POSITIONS} positions, {} bytes each, \
+             are in use; {advice}",
+            self.slots.len(),
+            self.block_bytes,
+        );
+        Error::Generation { reason }
+    }
+
+    /// Adds a reference to the block with this key, if there is one.
+    pub(super) fn find(&mut self, key: &Key) -> Option<(BlockId, NodeId)> {
+        let (id, node) = self.index.get(key)?;
+        let slot = &mut self.slots[id.0];
+        if slot.references == 0 {
+            self.cached.remove(&slot.released);
+        }
+        slot.references += 1;
+        Some((id, node))
+    }
+
+    /// Lets later sequences find a block, which must be full. If an equal block is known already, returns
+    /// that one instead, and releases `id`.
+    pub(super) fn publish(&mut self, id: BlockId, key: Key) -> (BlockId, NodeId) {
+        debug_assert!(self.slots[id.0].key.is_none(), "a block is in the index once");
+        if let Some(known) = self.find(&key) {
+            self.release(id);
+            return known;
+        }
+        let key = Arc::new(key);
+        self.slots[id.0].key = Some(Arc::clone(&key));
+        (id, self.index.insert(key, id))
+    }
+
+    /// Takes a block out of the index.
+    fn forget(&mut self, id: BlockId) {
+        if let Some(key) = self.slots[id.0].key.take() {
+            self.index.remove(&key);
+        }
+    }
+
+    /// A block with the contents of `id` that may be written, in place of one reference to `id`. If there are
+    /// no other references, that is `id` itself, which no later sequence finds any more.
+    ///
+    /// # Errors
+    /// As [`BlockPool::take`]. The reference to `id` remains then.
+    pub(super) fn make_writable(&mut self, id: BlockId) -> Result<BlockId> {
+        if self.slots[id.0].references == 1 {
+            self.forget(id);
+            return Ok(id);
+        }
+        let copy = self.take()?;
+        let [from, to] = self
+            .slots
+            .get_disjoint_mut([id.0, copy.0])
+            .expect("the copy is a block that nobody referred to, so not `id`");
+        to.block.bytes.copy_from_slice(&from.block.bytes);
+        self.release(id);
+        Ok(copy)
+    }
+
+    /// Drops one reference to a block.
+    pub(super) fn release(&mut self, id: BlockId) {
+        let slot = &mut self.slots[id.0];
+        slot.references -= 1;
+        if slot.references > 0 {
+            return;
+        }
+        if slot.key.is_some() {
+            self.releases += 1;
+            slot.released = self.releases;
+            self.cached.insert(self.releases, id);
+        } else {
+            self.unused.push(id);
+        }
+    }
+
+    /// One layer of a block, for the attention kernel.
+    pub(super) fn layer(&self, id: BlockId, layer: usize) -> KvBlock<'_> {
+        self.slots[id.0].block.layer(layer)
+    }
+
+    /// The keys and the values of one layer of a block, for writing.
+    ///
+    /// # Panics
+    /// If the block is shared or a later sequence may find it.
+    pub(super) fn layer_mut(&mut self, id: BlockId, layer: usize) -> (&mut [u8], &mut [u8]) {
+        let slot = &mut self.slots[id.0];
+        assert!(slot.references == 1 && slot.key.is_none(), "a shared block is never written");
+        slot.block.layer_mut(layer)
     }
 }

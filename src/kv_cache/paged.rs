@@ -1,27 +1,119 @@
-//! The keys and values of one sequence, in KV blocks.
+//! The keys and values of one sequence, in KV blocks that it may share with other sequences.
 
-use super::block_pool::{Block, BlockPool, KvShape};
+use super::block_pool::{BlockId, BlockPool, KvShape};
+use super::prefix::{Context, Key, NodeId, Parent};
 use crate::error::Result;
 use crate::kernels::{KV_BLOCK_POSITIONS, KvBlock, WeightType};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
+use std::ops::Range;
+use std::sync::Arc;
 
-/// The blocks of one sequence, in the order of their positions.
+/// The blocks of one sequence, in the order of their positions. The default shares none.
 #[derive(Debug, Default)]
 pub struct PagedKv {
-    blocks: Vec<Block>,
+    blocks: Vec<BlockId>,
+    /// None if the sequence shares no blocks.
+    prefix: Option<Prefix>,
+}
+
+/// The part of a sequence that it shares.
+#[derive(Debug)]
+struct Prefix {
+    context: Arc<Context>,
+    /// Number of leading tokens whose keys and values may be shared.
+    max_shared: usize,
+    /// The tokens whose keys and values are in the blocks.
+    tokens: Vec<u32>,
+    /// The nodes of the leading blocks that are in the index.
+    nodes: Vec<NodeId>,
+}
+
+impl Prefix {
+    /// The key of the first block that is not in the index. None if it is not full, or not to be shared.
+    fn next_key(&self, tokens: &[u32]) -> Option<Key> {
+        let start = self.nodes.len() * KV_BLOCK_POSITIONS;
+        let shared = &tokens[..tokens.len().min(self.max_shared)];
+        let tokens = *shared.get(start..)?.first_chunk()?;
+        let parent = match self.nodes.last() {
+            Some(&node) => Parent::Node(node),
+            None => Parent::Context(Arc::clone(&self.context)),
+        };
+        Some(Key { parent, tokens })
+    }
 }
 
 impl PagedKv {
-    /// Takes blocks until all positions below `positions` have room.
+    /// The keys and values of a new sequence, which shares blocks with others of the same context.
+    ///
+    /// - `max_shared`: how many leading tokens may be shared
+    /// - `tokens`: the leading tokens whose keys and values need not be computed if they are known
+    pub fn shared(context: Context, max_shared: usize, tokens: &[u32], pool: &mut BlockPool) -> Self {
+        let context = Arc::new(context);
+        let mut prefix = Prefix { context, max_shared, tokens: Vec::new(), nodes: Vec::new() };
+        let mut blocks = Vec::new();
+        while let Some((block, node)) = prefix.next_key(tokens).and_then(|key| pool.find(&key)) {
+            blocks.push(block);
+            prefix.nodes.push(node);
+        }
+        prefix.tokens.extend_from_slice(&tokens[..blocks.len() * KV_BLOCK_POSITIONS]);
+        PagedKv { blocks, prefix: Some(prefix) }
+    }
+
+    /// The number of leading tokens whose keys and values a new sequence has: a multiple of
+    /// [`KV_BLOCK_POSITIONS`].
+    pub fn cached_tokens(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.tokens.len())
+    }
+
+    /// Drops the keys and values from `position` on, and releases the blocks that hold nothing else.
+    pub fn truncate(&mut self, position: usize, pool: &mut BlockPool) {
+        let kept = position.div_ceil(KV_BLOCK_POSITIONS).min(self.blocks.len());
+        // The last block first, so that it is the first of them to be evicted.
+        self.blocks.drain(kept..).rev().for_each(|block| pool.release(block));
+        if let Some(prefix) = &mut self.prefix {
+            prefix.tokens.truncate(position);
+            prefix.nodes.truncate(position / KV_BLOCK_POSITIONS);
+        }
+    }
+
+    /// Makes room for keys and values at these positions, after [`Self::truncate`] at their start.
     ///
     /// # Errors
-    /// As [`BlockPool::take`]. The blocks taken so far are kept.
-    pub fn reserve(&mut self, positions: usize, pool: &mut BlockPool) -> Result<()> {
-        while self.blocks.len() * KV_BLOCK_POSITIONS < positions {
+    /// [`crate::error::Error::Generation`] if the limit is reached or the system has no memory. The blocks
+    /// taken so far are kept.
+    pub fn reserve(&mut self, positions: Range<usize>, pool: &mut BlockPool) -> Result<()> {
+        if let Some(first) = self.blocks.get_mut(positions.start / KV_BLOCK_POSITIONS) {
+            *first = pool.make_writable(*first)?;
+        }
+        while self.blocks.len() * KV_BLOCK_POSITIONS < positions.end {
             self.blocks.push(pool.take()?);
         }
         Ok(())
+    }
+
+    /// Records that the keys and values of `tokens` are complete, from position `start` on.
+    pub fn complete(&mut self, start: usize, tokens: &[u32]) {
+        let Some(prefix) = &mut self.prefix else { return };
+        if start > prefix.tokens.len() {
+            // The caller left out positions, and what is at them is unknown.
+            self.prefix = None;
+            return;
+        }
+        prefix.tokens.truncate(start);
+        prefix.tokens.extend_from_slice(tokens);
+    }
+
+    /// Lets later sequences find the blocks that are full now. Takes an equal block for each that is known
+    /// already. All writes must be complete.
+    pub fn share(&mut self, pool: &mut BlockPool) {
+        let Some(prefix) = &mut self.prefix else { return };
+        while let Some(key) = prefix.next_key(&prefix.tokens) {
+            let block = &mut self.blocks[prefix.nodes.len()];
+            let node;
+            (*block, node) = pool.publish(*block, key);
+            prefix.nodes.push(node);
+        }
     }
 
     /// Writes the keys and values of one layer for the positions from `position` on.
@@ -29,20 +121,21 @@ impl PagedKv {
     /// - `keys`, `values`: `(rows, kv_heads, head_dim)`
     ///
     /// # Panics
-    /// If there is no room ([`Self::reserve`]) or the lengths disagree with the shape.
-    pub fn write(&mut self, shape: &KvShape, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+    /// If there is no room ([`Self::reserve`]), if a block is shared, or if the lengths disagree with the
+    /// shape.
+    pub fn write(&self, pool: &mut BlockPool, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
         assert_eq!(keys.len(), values.len(), "as many values as keys");
-        match shape.dtype {
-            WeightType::F32 => self.write_as(shape, layer, position, keys, values),
+        match pool.shape().dtype {
+            WeightType::F32 => self.write_as(pool, layer, position, keys, values),
             WeightType::F16 => self.write_as(
-                shape,
+                pool,
                 layer,
                 position,
                 &Vec::<f16>::from_f32_slice(keys),
                 &Vec::<f16>::from_f32_slice(values),
             ),
             WeightType::BF16 => self.write_as(
-                shape,
+                pool,
                 layer,
                 position,
                 &Vec::<bf16>::from_f32_slice(keys),
@@ -54,29 +147,26 @@ impl PagedKv {
 
     /// As [`Self::write`], for numbers that are already converted to the cache's type.
     fn write_as<T: bytemuck::NoUninit>(
-        &mut self,
-        shape: &KvShape,
+        &self,
+        pool: &mut BlockPool,
         layer: usize,
         position: usize,
         keys: &[T],
         values: &[T],
     ) {
+        let shape = pool.shape();
         let width = shape.kv_heads * shape.head_dim;
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (position, (keys, values)) in (position..).zip(rows) {
-            let (block_keys, block_values) = self.blocks[position / KV_BLOCK_POSITIONS].layer_mut(layer);
-            scatter(block_keys, block_values, shape, position % KV_BLOCK_POSITIONS, keys, values);
+            let block = self.blocks[position / KV_BLOCK_POSITIONS];
+            let (block_keys, block_values) = pool.layer_mut(block, layer);
+            scatter(block_keys, block_values, &shape, position % KV_BLOCK_POSITIONS, keys, values);
         }
     }
 
     /// One layer of every block, in the order of positions.
-    pub fn layer(&self, layer: usize) -> Vec<KvBlock<'_>> {
-        self.blocks.iter().map(|block| block.layer(layer)).collect()
-    }
-
-    /// Returns all blocks to the pool.
-    pub fn release(self, pool: &mut BlockPool) {
-        pool.give_back(self.blocks);
+    pub fn layer<'a>(&self, pool: &'a BlockPool, layer: usize) -> Vec<KvBlock<'a>> {
+        self.blocks.iter().map(|&block| pool.layer(block, layer)).collect()
     }
 }
 
@@ -101,63 +191,6 @@ fn scatter<T: bytemuck::NoUninit>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape(dtype: WeightType) -> KvShape {
-        KvShape { layers: 2, kv_heads: 2, head_dim: 4, dtype }
-    }
-
-    #[test]
-    fn keys_are_written_transposed_and_values_are_not() {
-        for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16] {
-            let shape = shape(dtype);
-            let mut pool = BlockPool::new(shape, u64::MAX).unwrap();
-            let mut kv = PagedKv::default();
-            kv.reserve(70, &mut pool).unwrap();
-            // Small integers, which the 16-bit types hold exactly.
-            let keys: Vec<f32> = (0..10 * 8).map(|i| i as f32).collect();
-            let values: Vec<f32> = keys.iter().map(|k| -k).collect();
-            kv.write(&shape, 1, 60, &keys, &values);
-            let number = |bytes: &[u8], at: usize| match dtype {
-                WeightType::F32 => f32::from_le_bytes(bytes[4 * at..4 * at + 4].try_into().unwrap()),
-                WeightType::BF16 => bf16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
-                _ => f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f32(),
-            };
-            for row in 0..10 {
-                let (block, at) = ((60 + row) / 64, (60 + row) % 64);
-                let layer = kv.layer(1)[block];
-                for head in 0..2 {
-                    for d in 0..4 {
-                        let expected = (row * 8 + head * 4 + d) as f32;
-                        assert_eq!(number(layer.keys, (head * 4 + d) * 64 + at), expected);
-                        assert_eq!(number(layer.values, (head * 64 + at) * 4 + d), -expected);
-                    }
-                }
-            }
-            assert!(kv.layer(0).iter().all(|layer| layer.keys.iter().all(|&byte| byte == 0)));
-        }
-    }
-
-    #[test]
-    fn the_pool_is_bounded_and_reuses_returned_blocks() {
-        let shape = shape(WeightType::F16);
-        let block = shape.block_bytes().unwrap() as u64;
-        let mut pool = BlockPool::new(shape, 2 * block).unwrap();
-        let mut kv = PagedKv::default();
-        kv.reserve(128, &mut pool).unwrap();
-        assert!(kv.reserve(129, &mut pool).is_err());
-        assert_eq!(kv.layer(0).len(), 2, "a failed reserve keeps the blocks");
-        kv.release(&mut pool);
-        assert_eq!(pool.free_blocks(), 2);
-        PagedKv::default().reserve(128, &mut pool).unwrap();
-        assert_eq!(pool.free_blocks(), 0);
-    }
-
-    #[test]
-    fn a_shape_that_overflows_is_refused() {
-        let shape =
-            KvShape { layers: usize::MAX, kv_heads: 1 << 20, head_dim: 1 << 20, dtype: WeightType::F32 };
-        assert!(BlockPool::new(shape, 1).is_err());
-    }
-}
+mod random_tests;
+#[cfg(test)]
+mod tests;

@@ -235,6 +235,7 @@ fn load_model(
         exact: choices.exact,
         kv_dtype: choices.kv_dtype().weight_type(),
         kv_bytes,
+        prefix_cache: choices.prefix_cache,
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;
     warnings.extend(unused_tensors(model.unused_tensors()));

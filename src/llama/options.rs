@@ -169,8 +169,8 @@ pub struct LoadOptions {
     pub max_num_seqs: Option<usize>,
     /// Maximum bytes of keys and values; None is bounded by free memory.
     pub kv_cache_bytes: Option<u64>,
-    /// Do not reuse the keys and values of equal prefixes.
-    pub no_prefix_cache: bool,
+    /// Whether prompts reuse the keys and values of earlier ones with the same beginning; None is true.
+    pub prefix_cache: Option<bool>,
     /// Refuse models that would otherwise load with a warning.
     pub strict: bool,
 }
@@ -200,6 +200,7 @@ pub(super) struct Choices {
     pub(super) engine: Option<EngineKind>,
     pub(super) device: Device,
     pub(super) threads: usize,
+    pub(super) prefix_cache: bool,
 }
 
 impl Choices {
@@ -228,7 +229,8 @@ impl Choices {
             return Err(Error::argument("engine", format!("\"cpu\" does not run on device {name}")));
         }
         let threads = threads(options.threads)?;
-        Ok(Choices { dtype, quantize, exact, kv_dtype, engine, device, threads })
+        let prefix_cache = options.prefix_cache.unwrap_or(true);
+        Ok(Choices { dtype, quantize, exact, kv_dtype, engine, device, threads, prefix_cache })
     }
 
     /// The cpu engine's types of the weights in memory.

@@ -11,10 +11,28 @@ pub mod cpu;
 use crate::error::{Error, Result};
 
 pub use crate::kernels::Cancel;
+pub use crate::kv_cache::KvBlocks;
 
 /// Identifies a sequence. A model keeps its keys and values until [`Model::free`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
+
+/// The longest salt in bytes. A sequence with a longer one shares nothing: the prefix cache keeps salts, and
+/// its memory must be bounded.
+pub const MAX_SALT_BYTES: usize = 1024;
+
+/// A sequence that begins, announced before its first span.
+#[derive(Clone, Copy, Debug)]
+pub struct Beginning<'a> {
+    /// All tokens known so far: the prompt, and what was generated after it if the sequence was preempted.
+    pub tokens: &'a [u32],
+    /// Length of the prompt. RoPE and the choice of kernels may depend on it.
+    pub prompt_tokens: usize,
+    /// How many leading tokens need not be computed again if their keys and values are cached.
+    pub reusable: usize,
+    /// Only sequences with equal salts share keys and values.
+    pub salt: &'a str,
+}
 
 /// The rows of a span whose logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,30 +75,6 @@ impl Span<'_> {
     pub(crate) fn wanted(&self) -> usize {
         self.rows.count(self.tokens.len())
     }
-}
-
-/// A sequence that begins, announced before its first span.
-#[derive(Clone, Copy, Debug)]
-pub struct Beginning<'a> {
-    /// All tokens known so far: the prompt, and what was generated after it if the sequence was preempted.
-    pub tokens: &'a [u32],
-    /// Length of the prompt. RoPE and the choice of kernels may depend on it.
-    pub prompt_tokens: usize,
-    /// How many leading tokens need not be computed again if their keys and values are cached.
-    pub reusable: usize,
-    /// Only sequences with equal salts share keys and values.
-    pub salt: &'a str,
-}
-
-/// KV blocks, of [`crate::kernels::KV_BLOCK_POSITIONS`] positions each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvBlocks {
-    /// All that there may be.
-    pub total: usize,
-    /// Those that can be taken, unused or cached.
-    pub free: usize,
-    /// Those of `free` whose keys and values a later sequence may reuse.
-    pub cached: usize,
 }
 
 /// Logits of some rows.
@@ -134,8 +128,11 @@ pub trait Model: Send {
     /// an error the same spans may be run again.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
-    /// Announces a sequence. Returns the number of leading tokens whose keys and values are there already: a
-    /// multiple of the block size, at most `reusable`. The first span starts there.
+    /// Announces a sequence before its first span. If it has keys and values, frees them. Without this call
+    /// the first span counts as the prompt, and nothing is shared.
+    ///
+    /// Returns the number of leading tokens whose keys and values are there already: a multiple of the block
+    /// size, at most `reusable`. The first span starts there.
     fn begin(&mut self, _seq: SeqId, _beginning: &Beginning) -> usize {
         0
     }
@@ -167,7 +164,8 @@ pub trait Model: Send {
         false
     }
 
-    /// The state of the KV cache, if it has a limit.
+    /// The numbers of KV blocks, if there is a limit. A sequence that begins takes the cached blocks that it
+    /// reuses; they are no longer free.
     fn kv_blocks(&self) -> KvBlocks {
         KvBlocks { total: usize::MAX, free: usize::MAX, cached: 0 }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
+use crate::model::MAX_SALT_BYTES;
 
 /// `max_new_tokens` if neither the caller nor the model sets it.
 const DEFAULT_MAX_NEW_TOKENS: usize = 256;
@@ -11,8 +12,6 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 256;
 const MAX_PENALTY: f64 = 2.0;
 /// About thirty years, so that a deadline does not overflow the clock.
 const MAX_TIMEOUT_SECONDS: f64 = 1e9;
-/// A longer `cache_salt` is refused, because the cache keeps it.
-const MAX_SALT_BYTES: usize = 1024;
 
 /// What to do with a prompt that is longer than the context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

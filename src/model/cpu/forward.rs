@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{
     AttentionSpan, GemmScratch, Output, QuantizedRows, ScratchShape, grown, thread_scratch_bytes,
 };
-use crate::model::{Beginning, Cancel, Logits, Model, Rows, Span};
+use crate::model::{Cancel, Logits, Rows, Span};
 use crate::sys::reserve;
 
 /// Maximum number of rows that go through the layers together.
@@ -86,15 +86,7 @@ fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u64 {
 impl CpuModel {
     /// Cuts the spans into chunks of one phase, runs them in order and collects the wanted logits.
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
-        for span in spans {
-            if !self.sequences.contains_key(&span.seq) {
-                let prompt_tokens = span.start + span.tokens.len();
-                let beginning = Beginning { tokens: span.tokens, prompt_tokens, reusable: 0, salt: "" };
-                self.begin(span.seq, &beginning);
-            }
-            let sequence = self.sequences.get_mut(&span.seq).expect("it has begun");
-            sequence.kv.reserve(span.start + span.tokens.len(), &mut self.block_pool)?;
-        }
+        self.reserve(spans)?;
         let wanted = spans.iter().map(Span::wanted).sum();
         let mut logits = Logits::with_capacity(wanted, self.config.vocab_size)?;
         let mut chunk = Vec::new();
@@ -121,6 +113,7 @@ impl CpuModel {
             }
         }
         self.forward_chunk(&chunk, phase, &mut logits, cancel)?;
+        self.complete(spans);
         Ok(logits)
     }
 
@@ -135,13 +128,12 @@ impl CpuModel {
         if spans.is_empty() {
             return Ok(());
         }
-        let CpuModel { config, kernels, exact, weights, inv_freq, block_pool, sequences, scratch } = self;
+        let CpuModel { config, kernels, exact, weights, inv_freq, block_pool, sequences, scratch, .. } = self;
         let attention_factor = config.rope.attention_factor();
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let epsilon = config.rms_norm_eps as f32;
         let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let shape = block_pool.shape();
 
         // Buffers that grow, here and in the kernels' threads, cannot report that there is no memory.
         let _held = if rows > scratch.largest[phase as usize] {
@@ -197,9 +189,9 @@ impl CpuModel {
             check()?;
             let mut first = 0;
             for span in spans {
-                let kv = &mut sequences.get_mut(&span.seq).expect("reserved by forward_chunks").kv;
                 let part = first * kv_heads * head_dim..(first + span.tokens.len()) * kv_heads * head_dim;
-                kv.write(&shape, index, span.start, &keys[part.clone()], &values[part]);
+                let kv = &sequences[&span.seq].kv;
+                kv.write(block_pool, index, span.start, &keys[part.clone()], &values[part]);
                 first += span.tokens.len();
             }
             let attention: Vec<AttentionSpan> = spans
@@ -207,7 +199,7 @@ impl CpuModel {
                 .map(|span| AttentionSpan {
                     rows: span.tokens.len(),
                     position: span.start,
-                    kv_blocks: sequences[&span.seq].kv.layer(index),
+                    kv_blocks: sequences[&span.seq].kv.layer(block_pool, index),
                 })
                 .collect();
             let bits16 = projector.arithmetic.attention_bits16;

@@ -16,9 +16,10 @@ use crate::checkpoint::tied::LmHead;
 use crate::config::LlamaConfig;
 use crate::error::Result;
 use crate::kernels::{Isa, Kernels, WeightType};
-use crate::kv_cache::{BlockPool, KvShape, PagedKv};
-use crate::model::{Beginning, Cancel, KvBlocks, Logits, Model, SeqId, Span, Storage};
+use crate::kv_cache::{BlockPool, Context, KvShape, PagedKv};
+use crate::model::{Beginning, Cancel, KvBlocks, Logits, MAX_SALT_BYTES, Model, SeqId, Span, Storage};
 use crate::sys::reserve;
+use arithmetic::Phase;
 use forward::Scratch;
 pub use forward::scratch_bytes;
 use std::collections::HashMap;
@@ -43,6 +44,9 @@ pub struct CpuOptions {
     pub kv_dtype: WeightType,
     /// Maximum bytes of the keys and values of all sequences together.
     pub kv_bytes: u64,
+    /// Whether sequences reuse the keys and values of earlier ones that begin with the same tokens. A reused
+    /// block has the same bits as one that is computed again.
+    pub prefix_cache: bool,
 }
 
 /// The maximum number of sequences that are decoded together. More gain nothing: products are then bound by
@@ -61,17 +65,25 @@ pub struct CpuModel {
     /// RoPE frequencies, `(head_dim / 2,)`.
     inv_freq: Vec<f32>,
     block_pool: BlockPool,
+    prefix_cache: bool,
     sequences: HashMap<SeqId, Sequence>,
     scratch: Scratch,
 }
 
-#[derive(Default)]
 struct Sequence {
     kv: PagedKv,
     /// Length of the prompt; tokens from this position on are generated.
     prompt_tokens: usize,
     /// RoPE frequencies of this sequence, if they depend on the length of its prompt.
     inv_freq: Option<Vec<f32>>,
+}
+
+impl Sequence {
+    fn new(config: &LlamaConfig, prompt_tokens: usize, kv: PagedKv) -> Self {
+        let rope = &config.rope;
+        let inv_freq = rope.is_dynamic().then(|| rope.inv_freq(config.head_dim, prompt_tokens));
+        Sequence { kv, prompt_tokens, inv_freq }
+    }
 }
 
 impl CpuModel {
@@ -101,6 +113,7 @@ impl CpuModel {
         Ok(CpuModel {
             inv_freq: config.rope.inv_freq(config.head_dim, 0),
             block_pool: BlockPool::new(shape, options.kv_bytes)?,
+            prefix_cache: options.prefix_cache,
             sequences: HashMap::new(),
             scratch: Scratch::default(),
             config,
@@ -113,6 +126,55 @@ impl CpuModel {
     /// Names of the checkpoint's tensors that a Llama of this config does not have.
     pub fn unused_tensors(&self) -> &[String] {
         &self.weights.unused
+    }
+
+    /// What the keys and values of a sequence depend on besides its tokens. None if it shares nothing.
+    fn context(&self, beginning: &Beginning) -> Option<Context> {
+        (self.prefix_cache && beginning.salt.len() <= MAX_SALT_BYTES).then(|| Context {
+            arithmetic: (!self.exact).then(|| Phase::of(0, beginning.prompt_tokens) as u8),
+            rope_tokens: self.config.rope.stretched_tokens(beginning.prompt_tokens),
+            salt: beginning.salt.into(),
+        })
+    }
+
+    /// Makes room for the keys and values of the spans. After an error, the sequences have no more blocks
+    /// than their earlier positions need.
+    fn reserve(&mut self, spans: &[Span]) -> Result<()> {
+        for span in spans {
+            if !self.sequences.contains_key(&span.seq) {
+                let prompt_tokens = span.start + span.tokens.len();
+                self.sequences
+                    .insert(span.seq, Sequence::new(&self.config, prompt_tokens, PagedKv::default()));
+            }
+        }
+        self.truncate(spans);
+        let CpuModel { block_pool, sequences, .. } = self;
+        let reserved = spans.iter().try_for_each(|span| {
+            let kv = &mut sequences.get_mut(&span.seq).expect("it has begun").kv;
+            kv.reserve(span.start..span.start + span.tokens.len(), block_pool)
+        });
+        if reserved.is_err() {
+            self.truncate(spans);
+        }
+        reserved
+    }
+
+    /// Drops keys and values from the start of each span on.
+    fn truncate(&mut self, spans: &[Span]) {
+        for span in spans {
+            let kv = &mut self.sequences.get_mut(&span.seq).expect("it has begun").kv;
+            kv.truncate(span.start, &mut self.block_pool);
+        }
+    }
+
+    /// Records that the spans went through all layers, and shares the blocks that are full now.
+    fn complete(&mut self, spans: &[Span]) {
+        for span in spans {
+            self.sequences.get_mut(&span.seq).expect("it has begun").kv.complete(span.start, span.tokens);
+        }
+        for span in spans {
+            self.sequences.get_mut(&span.seq).expect("it has begun").kv.share(&mut self.block_pool);
+        }
     }
 }
 
@@ -135,18 +197,25 @@ impl Model for CpuModel {
     }
 
     fn begin(&mut self, seq: SeqId, beginning: &Beginning) -> usize {
-        let CpuModel { config, sequences, .. } = self;
-        let prompt_tokens = beginning.prompt_tokens;
-        let rope = &config.rope;
-        let inv_freq = rope.is_dynamic().then(|| rope.inv_freq(config.head_dim, prompt_tokens));
-        let sequence = sequences.entry(seq).or_default();
-        (sequence.prompt_tokens, sequence.inv_freq) = (prompt_tokens, inv_freq);
-        0
+        self.free(seq);
+        let &Beginning { tokens, prompt_tokens, reusable, .. } = beginning;
+        let kv = match self.context(beginning) {
+            Some(context) => {
+                // In exact mode, tokens that were read equal those that were generated.
+                let max_shared = if self.exact { usize::MAX } else { prompt_tokens };
+                let tokens = &tokens[..reusable.min(tokens.len())];
+                PagedKv::shared(context, max_shared, tokens, &mut self.block_pool)
+            }
+            None => PagedKv::default(),
+        };
+        let cached_tokens = kv.cached_tokens();
+        self.sequences.insert(seq, Sequence::new(&self.config, prompt_tokens, kv));
+        cached_tokens
     }
 
     fn free(&mut self, seq: SeqId) {
-        if let Some(sequence) = self.sequences.remove(&seq) {
-            sequence.kv.release(&mut self.block_pool);
+        if let Some(mut sequence) = self.sequences.remove(&seq) {
+            sequence.kv.truncate(0, &mut self.block_pool);
         }
     }
 
@@ -166,9 +235,12 @@ impl Model for CpuModel {
         MIN_PROMPT_ROWS
     }
 
+    fn shares_prefixes(&self) -> bool {
+        self.prefix_cache
+    }
+
     fn kv_blocks(&self) -> KvBlocks {
-        let free = self.block_pool.free_blocks();
-        KvBlocks { total: self.block_pool.max_blocks(), free, cached: 0 }
+        self.block_pool.blocks()
     }
 
     fn storage(&self) -> Vec<Storage> {
