@@ -60,14 +60,19 @@ pub(crate) const HEAD_DIM: usize = HIDDEN / HEADS;
 
 /// Hugging Face's names, shapes and seeded values of a tiny Llama without `lm_head.weight`.
 pub(crate) fn llama_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    llama_weights_with(HEAD_DIM)
+}
+
+/// As [`llama_weights`], with another `head_dim` than the config's default.
+pub(crate) fn llama_weights_with(head_dim: usize) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN])];
     for layer in 0..LAYERS {
         let inside = [
             ("input_layernorm", vec![HIDDEN]),
-            ("self_attn.q_proj", vec![HEADS * HEAD_DIM, HIDDEN]),
-            ("self_attn.k_proj", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-            ("self_attn.v_proj", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HEADS * HEAD_DIM]),
+            ("self_attn.q_proj", vec![HEADS * head_dim, HIDDEN]),
+            ("self_attn.k_proj", vec![KV_HEADS * head_dim, HIDDEN]),
+            ("self_attn.v_proj", vec![KV_HEADS * head_dim, HIDDEN]),
+            ("self_attn.o_proj", vec![HIDDEN, HEADS * head_dim]),
             ("post_attention_layernorm", vec![HIDDEN]),
             ("mlp.gate_proj", vec![INTERMEDIATE, HIDDEN]),
             ("mlp.up_proj", vec![INTERMEDIATE, HIDDEN]),

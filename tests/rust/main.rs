@@ -7,6 +7,7 @@ mod examples;
 mod gguf_writer;
 mod hostile;
 mod llama;
+mod prefix_cache;
 mod quantize;
 mod split_gguf;
 mod tied;
