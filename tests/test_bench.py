@@ -14,7 +14,7 @@ import pytest
 
 import tiny
 from candle_llama import _core, bench
-from candle_llama.bench import command, runner, worker
+from candle_llama.bench import command, contest, process, runner, setting, worker
 from candle_llama.bench.engines import ENGINES
 from candle_llama.bench.report import table
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
@@ -69,8 +69,8 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Replaces the worker by the scripted one; returns the folder of its log and of the controlling files."""
     script = tmp_path / "worker.py"
     script.write_text(SCRIPTED_WORKER.format(folder=str(tmp_path), read_rate=READ_RATE))
-    monkeypatch.setattr(runner, "worker_module", SimpleNamespace(__file__=str(script)))
-    monkeypatch.setattr(runner, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(process, "worker_module", SimpleNamespace(__file__=str(script)))
+    monkeypatch.setattr(contest, "SETTLE_SECONDS", 0)
     return tmp_path
 
 
@@ -81,7 +81,7 @@ def log(scripted: Path) -> list[str]:
 def set_available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
     doctor = _core.doctor()
     monkeypatch.setattr(
-        runner, "_core", SimpleNamespace(doctor=lambda: {**doctor, "memory_available": available})
+        setting, "_core", SimpleNamespace(doctor=lambda: {**doctor, "memory_available": available})
     )
 
 
@@ -121,7 +121,7 @@ def test_real_engines_read_gguf(tmp_path: Path) -> None:
 
 def test_engines_alternate_and_each_round_begins_with_another_one(folder: Path, scripted: Path) -> None:
     bench.run_bench(folder, against=["numpy", "candle", "numpy"], new_tokens=8, runs=3, threads=7)
-    warm_up = runner.WARM_UP_TOKENS
+    warm_up = setting.WARM_UP_TOKENS
     assert [line.split()[0:3] for line in log(scripted)] == [
         step
         for engine in ("cpu", "numpy", "candle")
@@ -136,11 +136,11 @@ def test_engines_alternate_and_each_round_begins_with_another_one(folder: Path, 
 def test_engines_that_do_not_fit_together_take_turns(
     folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES * 3 // 2)
+    set_available_memory(monkeypatch, setting.OVERHEAD_BYTES * 3 // 2)
     result = bench.run_bench(folder, against=["numpy"], new_tokens=8, runs=2)
     assert not result.together
     assert "took turns" in table(result)
-    turn = ["load 0", f"run {runner.WARM_UP_TOKENS}", "run 8"]
+    turn = ["load 0", f"run {setting.WARM_UP_TOKENS}", "run 8"]
     assert [line.rsplit(" ", 1)[0] for line in log(scripted)] == [
         f"{engine} {step}" for engine in ("cpu", "numpy", "numpy", "cpu") for step in turn
     ]
@@ -149,7 +149,7 @@ def test_engines_that_do_not_fit_together_take_turns(
 def test_an_engine_that_does_not_fit_at_all_is_skipped(
     folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES - 1)
+    set_available_memory(monkeypatch, setting.OVERHEAD_BYTES - 1)
     result = bench.run_bench(folder, against=["numpy"])
     assert result.engine("numpy").skipped == "needs about 1.1 GB of memory, 1.1 GB are free"
     assert not (scripted / "log").exists()
@@ -174,7 +174,7 @@ def test_figures_are_computed_from_the_measurements(folder: Path, scripted: Path
         ("numpy-load-fails", "RuntimeError: no luck"),
         ("numpy-run-fails", "RuntimeError: no luck"),
         ("numpy-run-dies", "its process ended: last words"),
-        ("numpy-is-short", "gave 7 new tokens, not 8"),
+        ("numpy-is-short", "gave 3 new tokens, not 4"),
     ],
 )
 def test_an_engine_that_fails_does_not_end_the_others(
@@ -197,9 +197,9 @@ def test_when_the_first_engine_fails_the_next_is_the_reference(folder: Path, scr
 
 
 def test_no_process_outlives_an_interrupt(folder: Path, scripted: Path) -> None:
-    started: list[runner.WorkerProcess] = []
+    started: list[process.WorkerProcess] = []
 
-    class Recording(runner.WorkerProcess):
+    class Recording(process.WorkerProcess):
         def __init__(self, engine: str, threads: int) -> None:
             super().__init__(engine, threads)
             started.append(self)
@@ -209,7 +209,7 @@ def test_no_process_outlives_an_interrupt(folder: Path, scripted: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "WorkerProcess", Recording)
+        patch.setattr(contest, "WorkerProcess", Recording)
         with pytest.raises(KeyboardInterrupt):
             bench.run_bench(folder, against=["numpy"], note=interrupt)
     assert [process.process.returncode is not None for process in started] == [True, True]
@@ -322,7 +322,7 @@ def test_the_buffer_for_the_peaks_counts_as_memory(
     folder: Path, scripted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The buffer would take a quarter of this.
-    set_available_memory(monkeypatch, runner.OVERHEAD_BYTES * 5 // 4)
+    set_available_memory(monkeypatch, setting.OVERHEAD_BYTES * 5 // 4)
     assert bench.run_bench(folder, against=[], new_tokens=8, runs=1).together
     assert not bench.run_bench(folder, against=[], new_tokens=8, runs=1, roofline=True).together
 

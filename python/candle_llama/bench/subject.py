@@ -59,6 +59,12 @@ class Subject:
             tensors=tensors,
         )
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token, in 16 bits."""
+        keys = [t.shape[:1] for name, t in self.tensors.items() if name.endswith(".k_proj.weight")]
+        return 2 * 2 * sum(map(sum, keys))
+
     def prompt(self, length: int, seed: Sequence[int]) -> list[int]:
         """Draws a prompt of ordinary tokens; the same for the same seed."""
         drawn: list[int] = np.random.default_rng(seed).choice(self.token_ids, size=length).tolist()
