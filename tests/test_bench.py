@@ -585,6 +585,7 @@ def test_table_without_decoding_or_without_results() -> None:
 
 def run_command(*words: str) -> int:
     parser = argparse.ArgumentParser()
+    parser.set_defaults(parser=parser)
     bench.add_arguments(parser)
     return bench.main(parser.parse_args(words))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from candle_llama import hub
 from candle_llama.bench.engines import OPPONENTS
+from candle_llama.bench.llama_bench import FORMATS, run_llama_bench
 from candle_llama.bench.report import table
 from candle_llama.bench.runner import run_bench
 from candle_llama.bench.shapes import SHAPES
@@ -35,14 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-tokens", metavar="N", type=_positive, default=512, help="length of a prompt (default: 512)"
     )
     parser.add_argument(
-        "--new-tokens", metavar="N", type=_positive, default=64, help="tokens to generate (default: 64)"
+        "--new-tokens",
+        metavar="N",
+        type=_positive,
+        help="tokens to generate (default: 64; with --format 128)",
     )
     parser.add_argument(
         "--against",
         metavar="NAMES",
         type=_opponents,
-        default=OPPONENTS,
-        help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)})",
+        help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)}; "
+        "with --format none)",
     )
     parser.add_argument(
         "--roofline",
@@ -54,7 +58,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=_positive, help="for every engine (default: the cores allowed)"
     )
-    parser.add_argument("--json", metavar="FILE", help='write the result as JSON, to stdout if FILE is "-"')
+    parser.add_argument(
+        "--depth", metavar="N", type=_whole, help="with --format: tokens of context before those measured"
+    )
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--json", metavar="FILE", help='write the result as JSON, to stdout if FILE is "-"')
+    forms.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        help="measure a prompt (pp512) and new tokens (tg128) separately, as llama-bench does, and print "
+        "only its table",
+    )
     parser.add_argument(
         "--cache-dir", metavar="DIR", type=Path, help="where downloads or synthetic checkpoints are kept"
     )
@@ -66,15 +80,28 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if an engine or the measurement of the peaks failed. A skipped engine is no failure.
     """
+    _check_usage(args)
     if args.synthetic:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
     else:
         path = hub.resolve(args.model, cache_dir=args.cache_dir)
+    return _llama_bench(path, args) if args.format else _bench(path, args)
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    """Refuses flags that have no meaning together."""
+    if args.format and args.roofline:
+        args.parser.error("argument --format: not allowed with argument --roofline")
+    if args.depth is not None and not args.format:
+        args.parser.error("--depth needs --format")
+
+
+def _bench(path: Path, args: argparse.Namespace) -> int:
     result = run_bench(
         path,
-        against=args.against,
+        against=OPPONENTS if args.against is None else args.against,
         prompt_tokens=args.prompt_tokens,
-        new_tokens=args.new_tokens,
+        new_tokens=args.new_tokens or 64,
         runs=args.runs,
         threads=args.threads,
         roofline=args.roofline,
@@ -97,6 +124,27 @@ def main(args: argparse.Namespace) -> int:
     return 1 if any(failed) else 0
 
 
+def _llama_bench(path: Path, args: argparse.Namespace) -> int:
+    result = run_llama_bench(
+        path,
+        against=args.against or (),
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens or 128,
+        depth=args.depth or 0,
+        runs=args.runs,
+        threads=args.threads,
+        note=_note,
+    )
+    if result.speeds:
+        print(FORMATS[args.format](result))
+    # stdout holds nothing but the table.
+    for engine, reason in result.skipped.items():
+        print(f"{engine} was skipped: {reason}", file=sys.stderr)
+    for engine, reason in result.failed.items():
+        print(f"{engine} failed: {reason}", file=sys.stderr)
+    return 1 if result.failed else 0
+
+
 def _note(line: str) -> None:
     # Notes are only for a user at a terminal.
     if sys.stderr.isatty():
@@ -104,12 +152,20 @@ def _note(line: str) -> None:
 
 
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _whole(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, not {text!r}")
     return value
 
 
