@@ -387,6 +387,7 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(
         ENGINES["llama-cpp-python"].reason_to_skip(file)
         == "llama_cpp not installed: pip install llama-cpp-python"
     )
+    assert ENGINES["xllamacpp"].reason_to_skip(file) == "xllamacpp not installed: pip install xllamacpp"
     installed |= {"torch", "transformers", "gguf", "llama_cpp"}
     assert ENGINES["transformers"].reason_to_skip(directory) is None
     assert ENGINES["transformers"].reason_to_skip(file) == "accelerate not installed: pip install accelerate"
@@ -453,15 +454,15 @@ def test_storage_type_is_that_of_most_weights(tmp_path: Path) -> None:
     assert Subject.open(path).storage_type == "Q4_1"
 
 
-def test_arrivals_separate_the_first_tokens_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrivals_count_the_tokens_that_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 11.0, 14.0])
     monkeypatch.setattr(worker.time, "perf_counter", lambda: next(clock))
     arrivals = worker.Arrivals()
     for token_ids in ([], [4, 5], [], [6], [7]):
         arrivals(token_ids)
     assert arrivals.token_ids == [4, 5, 6, 7]
-    assert arrivals.first_count == 2
-    assert (arrivals.started, arrivals.first, arrivals.last) == (10.0, 10.5, 14.0)
+    assert arrivals.started == 10.0
+    assert arrivals.chunks == [(10.5, 2), (11.0, 1), (14.0, 1)]
 
 
 def test_peak_memory_grows_with_what_is_touched() -> None:
@@ -483,7 +484,8 @@ def test_importing_the_package_does_not_import_the_benchmark() -> None:
         "import sys, candle_llama\n"
         "assert not [name for name in sys.modules if name.startswith('candle_llama.bench')]\n"
         "import candle_llama.bench\n"
-        "assert not {'torch', 'transformers', 'llama_cpp', 'gguf'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'llama_cpp', 'xllamacpp', 'gguf', 'matplotlib'} "
+        "& set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 from candle_llama import hub
-from candle_llama.bench.engines import OPPONENTS
+from candle_llama.bench.engines import OPPONENTS, PARALLEL_OPPONENTS
 from candle_llama.bench.llama_bench import FORMATS, run_llama_bench
-from candle_llama.bench.report import table
+from candle_llama.bench.parallel import ParallelResult, run_parallel
+from candle_llama.bench.report import parallel_table, table
+from candle_llama.bench.result import BenchResult
 from candle_llama.bench.runner import run_bench
 from candle_llama.bench.shapes import SHAPES
 from candle_llama.bench.synthetic import GGUF_TYPES, find_shape, write_synthetic
+
+RUNS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="NAMES",
-        type=_opponents,
+        type=_names,
         help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)}; "
-        "with --format none)",
+        f"with --parallel {','.join(PARALLEL_OPPONENTS)}; with --format none)",
     )
     parser.add_argument(
         "--roofline",
@@ -54,9 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure, in each round, the peak memory bandwidth and peak arithmetic of those threads, "
         "and show each engine's decode and prefill speed as fractions of them",
     )
-    parser.add_argument("--runs", metavar="N", type=_positive, default=3, help="rounds (default: 3)")
+    parser.add_argument("--runs", metavar="N", type=_positive, help=f"rounds (default: {RUNS})")
     parser.add_argument(
         "--threads", metavar="N", type=_positive, help="for every engine (default: the cores allowed)"
+    )
+    parser.add_argument(
+        "--parallel",
+        metavar="N",
+        type=_positive,
+        help="measure N clients at the same time; each sends its next request when its last one has ended",
+    )
+    parser.add_argument(
+        "--requests", metavar="N", type=_positive, help="with --parallel: of each client (default: 4)"
     )
     parser.add_argument(
         "--depth", metavar="N", type=_whole, help="with --format: tokens of context before those measured"
@@ -85,15 +98,33 @@ def main(args: argparse.Namespace) -> int:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
     else:
         path = hub.resolve(args.model, cache_dir=args.cache_dir)
-    return _llama_bench(path, args) if args.format else _bench(path, args)
+    if args.format:
+        return _llama_bench(path, args)
+    return _parallel(path, args) if args.parallel else _bench(path, args)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
-    """Refuses flags that have no meaning together."""
-    if args.format and args.roofline:
-        args.parser.error("argument --format: not allowed with argument --roofline")
+    """Refuses flags that have no meaning together, and engines that a benchmark does not know."""
+    given = {
+        "--parallel": args.parallel,
+        "--format": args.format,
+        "--runs": args.runs,
+        "--roofline": args.roofline,
+    }
+    without = {"--parallel": ("--format", "--runs", "--roofline"), "--format": ("--roofline",)}
+    for flag, others in without.items():
+        for other in others:
+            if given[flag] and given[other]:
+                args.parser.error(f"argument {flag}: not allowed with argument {other}")
+    if args.requests and not args.parallel:
+        args.parser.error("--requests needs --parallel")
     if args.depth is not None and not args.format:
         args.parser.error("--depth needs --format")
+    known = PARALLEL_OPPONENTS if args.parallel else OPPONENTS
+    for name in args.against or ():
+        if name not in known:
+            mode = " with --parallel" if args.parallel else ""
+            args.parser.error(f"argument --against: {name!r} is none of {', '.join(known)}{mode}")
 
 
 def _bench(path: Path, args: argparse.Namespace) -> int:
@@ -102,7 +133,7 @@ def _bench(path: Path, args: argparse.Namespace) -> int:
         against=OPPONENTS if args.against is None else args.against,
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens or 64,
-        runs=args.runs,
+        runs=args.runs or RUNS,
         threads=args.threads,
         roofline=args.roofline,
         note=_note,
@@ -114,14 +145,36 @@ def _bench(path: Path, args: argparse.Namespace) -> int:
         # The JSON holds the warnings too, but they must not be overlooked.
         for warning in roofline.warnings:
             print(f"warning: {warning}", file=sys.stderr)
+    _write(result, args)
+    failed = [engine.failed for engine in result.engines] + [roofline.failed if roofline else None]
+    return 1 if any(failed) else 0
+
+
+def _parallel(path: Path, args: argparse.Namespace) -> int:
+    result = run_parallel(
+        path,
+        clients=args.parallel,
+        requests=args.requests or 4,
+        against=PARALLEL_OPPONENTS if args.against is None else args.against,
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens or 64,
+        threads=args.threads,
+        note=_note,
+    )
+    if args.json != "-":
+        print(parallel_table(result))
+    _write(result, args)
+    return 1 if any(engine.failed for engine in result.engines) else 0
+
+
+def _write(result: BenchResult | ParallelResult, args: argparse.Namespace) -> None:
+    """Writes the files that were asked for."""
     if args.json:
         text = json.dumps(dataclasses.asdict(result), indent=2)
         if args.json == "-":
             print(text)
         else:
             Path(args.json).write_text(text + "\n", encoding="utf-8")
-    failed = [engine.failed for engine in result.engines] + [roofline.failed if roofline else None]
-    return 1 if any(failed) else 0
 
 
 def _llama_bench(path: Path, args: argparse.Namespace) -> int:
@@ -131,7 +184,7 @@ def _llama_bench(path: Path, args: argparse.Namespace) -> int:
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens or 128,
         depth=args.depth or 0,
-        runs=args.runs,
+        runs=args.runs or RUNS,
         threads=args.threads,
         note=_note,
     )
@@ -177,8 +230,5 @@ def _synthetic(text: str) -> str:
     return text
 
 
-def _opponents(text: str) -> tuple[str, ...]:
-    names = () if text == "none" else tuple(text.split(","))
-    if unknown := [name for name in names if name not in OPPONENTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(OPPONENTS)}")
-    return names
+def _names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))

@@ -121,4 +121,6 @@ def noting_failure(contestant: Contestant) -> Iterator[None]:
 
 def _new_tokens(answer: dict[str, Any]) -> list[int]:
     """Returns the number of new tokens of each prompt in an answer."""
-    return [len(answer["token_ids"])] if "token_ids" in answer else []
+    if "token_ids" in answer:
+        return [len(answer["token_ids"])]
+    return [sum(count for _, count in served["chunks"]) for served in answer.get("requests", [])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from candle_llama.bench.subject import Subject
 
-__all__ = ["ENGINES", "OPPONENTS", "Engine"]
+__all__ = ["ENGINES", "OPPONENTS", "PARALLEL_OPPONENTS", "Engine"]
 
 # Packages whose name differs from that of their module.
 PACKAGES = {"llama_cpp": "llama-cpp-python"}
@@ -28,6 +28,8 @@ class Engine:
     """Whether all weights of a folder become float32 in memory, whatever their stored type."""
     float32_from_gguf: bool = False
     """The same for GGUF files."""
+    one_at_a_time: bool = False
+    """Whether a model object serves one request at a time, so that clients wait for each other."""
 
     def reason_to_skip(self, subject: Subject) -> str | None:
         """Returns why the engine cannot run this checkpoint here, and how to change that; None if it can."""
@@ -59,9 +61,13 @@ ENGINES = {
             gguf_modules=("gguf", "accelerate"),
             float32_from_gguf=True,
         ),
-        Engine("llama-cpp-python", modules=("llama_cpp",), reads_folders=False),
+        Engine("llama-cpp-python", modules=("llama_cpp",), reads_folders=False, one_at_a_time=True),
+        Engine("xllamacpp", modules=("xllamacpp",), reads_folders=False),
     )
 }
 
-OPPONENTS = tuple(name for name in ENGINES if name != "cpu")
-"""The engines that the default engine, `cpu`, can be compared with."""
+OPPONENTS = ("candle", "numpy", "transformers", "llama-cpp-python")
+"""The engines that the default engine, `cpu`, can be compared with, prompt by prompt."""
+
+PARALLEL_OPPONENTS = ("xllamacpp", "llama-cpp-python")
+"""Those with which it can be compared while several clients use them at the same time."""

@@ -1,8 +1,9 @@
-"""Formats a benchmark as a plain-text table."""
+"""Formats benchmarks as plain-text tables."""
 
 import textwrap
 from collections.abc import Sequence
 
+from candle_llama.bench.parallel import ParallelEngineResult, ParallelResult, Percentiles
 from candle_llama.bench.result import BenchResult, EngineResult, Spread
 from candle_llama.bench.roofline import Roofline
 
@@ -19,6 +20,19 @@ HEADINGS = (
     ("peak", "MB"),
     ("same", "tokens"),
 )
+PARALLEL_HEADINGS = (
+    ("", "engine"),
+    ("", "weights"),
+    ("requests", "/s"),
+    ("output", "tok/s"),
+    ("first token", "median s"),
+    ("", "p90"),
+    ("", "p99"),
+    ("token gap", "median s"),
+    ("", "p90"),
+    ("", "p99"),
+    ("peak", "MB"),
+)
 # Columns that are shown only if the machine's peaks were measured.
 OF_PEAKS = (5, 7)
 _WIDTH = 100
@@ -29,15 +43,11 @@ def table(result: BenchResult) -> str:
 
     Speeds are medians; the slowest and the fastest run are beneath them, if they differ.
     """
-    machine = result.machine
-    lines = [
-        f"{result.model}: {_number(result.parameters / 1e6)} M parameters, "
-        f"{_number(result.checkpoint_bytes / 1e6)} MB",
+    lines = _head(
+        result,
         f"{_count(result.prompt_tokens, 'prompt token')}, {result.new_tokens} new, "
-        f"{_count(result.rounds, 'run')}, {_count(result.threads, 'thread')}; "
-        f"{machine['cpu']}, {machine['isa']}",
-        f"candle-llama {machine['version']}, Python {machine['python']}, {machine['platform']}",
-    ]
+        f"{_count(result.rounds, 'run')}, {_count(result.threads, 'thread')}",
+    )
     if not result.together:
         lines.append(
             "memory is too small for all engines together: they took turns, and loaded in every round"
@@ -54,17 +64,92 @@ def table(result: BenchResult) -> str:
         if not (result.roofline and result.roofline.best):
             rows = [tuple(cell for i, cell in enumerate(row) if i not in OF_PEAKS) for row in rows]
         lines += _aligned(rows)
-    for engine in result.engines:
-        if engine.skipped:
-            lines.append(f"{engine.engine} was skipped: {engine.skipped}")
-        elif engine.failed:
-            lines.append(f"{engine.engine} failed: {engine.failed}")
+    lines += _without_result(result.engines)
     if result.roofline:
         lines += [f"warning: {warning}" for warning in result.roofline.warnings]
     if ran and ran[0].engine == "cpu" and len(ran) > 1:
         lines.append("")
         lines += [_comparison(ran[0], other) for other in ran[1:]]
     return "\n".join(lines)
+
+
+def parallel_table(result: ParallelResult) -> str:
+    """Formats the results with clients: the setup, a row per engine, and how `cpu` compares with the others.
+
+    All times are in seconds.
+    """
+    lines = _head(
+        result,
+        f"{_count(result.clients, 'client')}, each {_count(result.requests_per_client, 'request')} one after "
+        f"the other; {_count(result.prompt_tokens, 'prompt token')}, {result.new_tokens} new, "
+        f"{_count(result.threads, 'thread')}",
+    )
+    lines.append("every request has another prompt, so that prefix caches do not help")
+    lines = [part for line in lines for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ")]
+    lines.append("")
+    ran = [engine for engine in result.engines if engine.requests]
+    if ran:
+        lines += _aligned([*zip(*PARALLEL_HEADINGS, strict=True), *map(_parallel_row, ran)])
+    lines += [
+        f"{engine.engine} serves one request at a time: its clients wait for each other"
+        for engine in ran
+        if engine.one_at_a_time and result.clients > 1
+    ]
+    lines += _without_result(result.engines)
+    if ran and ran[0].engine == "cpu" and len(ran) > 1:
+        lines.append("")
+        lines += [_parallel_comparison(ran[0], other) for other in ran[1:]]
+    return "\n".join(lines)
+
+
+def _head(result: BenchResult | ParallelResult, settings: str) -> list[str]:
+    machine = result.machine
+    return [
+        f"{result.model}: {_number(result.parameters / 1e6)} M parameters, "
+        f"{_number(result.checkpoint_bytes / 1e6)} MB",
+        f"{settings}; {machine['cpu']}, {machine['isa']}",
+        f"candle-llama {machine['version']}, Python {machine['python']}, {machine['platform']}",
+    ]
+
+
+def _without_result(engines: Sequence[EngineResult] | Sequence[ParallelEngineResult]) -> list[str]:
+    lines = []
+    for engine in engines:
+        if engine.skipped:
+            lines.append(f"{engine.engine} was skipped: {engine.skipped}")
+        elif engine.failed:
+            lines.append(f"{engine.engine} failed: {engine.failed}")
+    return lines
+
+
+def _parallel_row(engine: ParallelEngineResult) -> tuple[str, ...]:
+    def numbers(percentiles: Percentiles | None) -> tuple[str, str, str]:
+        if percentiles is None:
+            return "", "", ""
+        return _number(percentiles.median), _number(percentiles.p90), _number(percentiles.p99)
+
+    return (
+        engine.engine,
+        engine.weights or "",
+        _number(engine.requests_per_second or 0.0),
+        _number(engine.output_tokens_per_second or 0.0),
+        *numbers(engine.time_to_first_token),
+        *numbers(engine.token_gap),
+        f"{engine.peak_memory / 1e6:.0f}" if engine.peak_memory else "",
+    )
+
+
+def _parallel_comparison(ours: ParallelEngineResult, other: ParallelEngineResult) -> str:
+    parts = []
+    if ours.output_tokens_per_second and other.output_tokens_per_second:
+        parts.append(f"output {_number(ours.output_tokens_per_second / other.output_tokens_per_second)}x")
+    for name, a, b in (
+        ("first token", ours.time_to_first_token, other.time_to_first_token),
+        ("token gap", ours.token_gap, other.token_gap),
+    ):
+        if a and b and b.median:
+            parts.append(f"{name} {_number(a.median / b.median)}x")
+    return f"cpu relative to {other.engine}: {', '.join(parts)}"
 
 
 def _rows(engine: EngineResult, new_tokens: int) -> list[tuple[str, ...]]:

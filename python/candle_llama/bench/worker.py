@@ -3,8 +3,9 @@
 This file is run by its path and imports nothing of this package at the top, so that the process of another
 engine holds only that engine. Requests come on stdin; one answer to each goes to the original stdout:
 
-    {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "context_length": 640}
+    {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "clients": 1, "context_length": 640}
     {"do": "run", "prompt": [1, 2, 3], "new_tokens": 64}
+    {"do": "serve", "clients": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], "new_tokens": 64}
     {"do": "peaks", "threads": 2, "buffer_bytes": 536870912}
 
 A request that fails is answered by {"error": "..."}. The process ends when stdin does.
@@ -15,14 +16,19 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 Arrived = Callable[[Sequence[int]], None]
 """Called with new token ids as soon as the engine's user could see them."""
+
+UNKNOWN_ID = -1
+"""Stands for the id of a token that an engine counts without telling its id."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,10 @@ class Task:
 
     path: Path
     threads: int
+    clients: int
+    """Threads that call `run` at the same time."""
     context_length: int
+    """Positions of each client's sequence."""
 
 
 class Adapter(Protocol):
@@ -46,7 +55,8 @@ class Adapter(Protocol):
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Continues `prompt` greedily by `new_tokens` tokens, beyond end-of-sequence tokens.
 
-        The engine must not reuse its cache of earlier prompts.
+        The engine must not reuse its cache of earlier prompts. If `clients` is more than 1, several threads
+        call this at the same time.
         """
 
 
@@ -159,12 +169,13 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp through llama-cpp-python."""
+    """llama.cpp through llama-cpp-python, whose model object holds one sequence: clients wait for it."""
 
     versioned: tuple[str, ...] = ("llama_cpp",)
 
     def __init__(self) -> None:
         self.module = importlib.import_module("llama_cpp")
+        self.free = threading.Lock()
 
     def load(self, task: Task) -> dict[str, str]:
         """Maps the file."""
@@ -180,12 +191,72 @@ class LlamaCpp:
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Takes tokens from `generate`, which never ends by itself."""
-        # Otherwise the common prefix of this prompt and the last one would stay in the cache.
-        self.llama.reset()
-        stream = self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0)
-        for _, token in zip(range(new_tokens), stream, strict=False):
-            arrived([token])
-        stream.close()
+        with self.free:
+            # Otherwise the common prefix of this prompt and the last one would stay in the cache.
+            self.llama.reset()
+            stream = self.llama.generate(prompt, temp=0.0, repeat_penalty=1.0)
+            for _, token in zip(range(new_tokens), stream, strict=False):
+                arrived([token])
+            stream.close()
+
+
+class XLlamaCpp:
+    """llama.cpp's server in this process, through xllamacpp, with a slot for each client."""
+
+    versioned: tuple[str, ...] = ("xllamacpp",)
+
+    def __init__(self) -> None:
+        self.module = importlib.import_module("xllamacpp")
+
+    def load(self, task: Task) -> dict[str, str]:
+        """Maps the file and starts the server's thread."""
+        params = self.module.CommonParams()
+        params.model.path = str(task.path)
+        params.n_parallel = task.clients
+        # The slots share this number equally; nothing may shrink it.
+        params.n_ctx = task.clients * task.context_length
+        params.kv_unified = False
+        params.fit_params = False
+        # Copies of earlier prompts would be kept for later ones.
+        params.cache_ram_mib = 0
+        params.n_gpu_layers = 0
+        for pool in (params.cpuparams, params.cpuparams_batch):
+            pool.n_threads = task.threads
+        # Errors only.
+        params.verbosity = 1
+        self.server = self.module.Server(params)
+        return {"isa": self.module.get_system_info().strip()}
+
+    def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
+        """Streams a completion; the server tells how many tokens there are, also while it holds text back.
+
+        Raises:
+            RuntimeError: If the server refuses the request.
+        """
+        counted, errors = 0, []
+
+        def receive(chunk: dict[str, Any]) -> None:
+            # An exception would be lost here.
+            nonlocal counted
+            if "timings" not in chunk:
+                errors.append(chunk)
+                return
+            total = int(chunk["timings"]["predicted_n"])
+            arrived([UNKNOWN_ID] * (total - counted))
+            counted = total
+
+        request = {
+            "prompt": prompt,
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "timings_per_token": True,
+            "stream": True,
+        }
+        self.server.handle_completions(request, receive)
+        if errors:
+            raise RuntimeError(str(errors[0].get("error", errors[0])))
 
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
@@ -194,6 +265,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "numpy": Numpy,
     "transformers": Transformers,
     "llama-cpp-python": LlamaCpp,
+    "xllamacpp": XLlamaCpp,
 }
 
 
@@ -202,18 +274,15 @@ class Arrivals:
 
     def __init__(self) -> None:
         self.token_ids: list[int] = []
-        self.first_count = 0
-        self.started = self.first = self.last = time.perf_counter()
+        self.chunks: list[tuple[float, int]] = []
+        """The time and the number of tokens of each arrival."""
+        self.started = time.perf_counter()
 
     def __call__(self, token_ids: Sequence[int]) -> None:
         """Records that these tokens have just arrived; there may be none."""
-        if not token_ids:
-            return
-        self.last = time.perf_counter()
-        if not self.token_ids:
-            self.first = self.last
-            self.first_count = len(token_ids)
-        self.token_ids.extend(token_ids)
+        if token_ids:
+            self.chunks.append((time.perf_counter(), len(token_ids)))
+            self.token_ids.extend(token_ids)
 
 
 class Worker:
@@ -226,7 +295,7 @@ class Worker:
         began = time.perf_counter()
         self.adapter = ADAPTERS[request["engine"]]()
         imported = time.perf_counter()
-        task = Task(Path(request["path"]), request["threads"], request["context_length"])
+        task = Task(Path(request["path"]), request["threads"], request["clients"], request["context_length"])
         facts = self.adapter.load(task)
         loaded = time.perf_counter()
         return {
@@ -240,12 +309,43 @@ class Worker:
         """Measures one prompt."""
         arrivals = Arrivals()
         self.adapter.run(request["prompt"], request["new_tokens"], arrivals)
+        first, first_count = arrivals.chunks[0] if arrivals.chunks else (arrivals.started, 0)
+        last, _ = arrivals.chunks[-1] if arrivals.chunks else (first, 0)
         return {
-            "time_to_first_token": arrivals.first - arrivals.started,
-            "first_count": arrivals.first_count,
-            "decode_seconds": arrivals.last - arrivals.first,
+            "time_to_first_token": first - arrivals.started,
+            "first_count": first_count,
+            "decode_seconds": last - first,
             "token_ids": arrivals.token_ids,
         }
+
+    def serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Measures clients at the same time; each sends its next prompt when its last one has ended.
+
+        All times are those of `time.perf_counter`.
+        """
+        failed = threading.Event()
+
+        def client(number: int, prompts: list[list[int]]) -> list[dict[str, Any]]:
+            served = []
+            for prompt in prompts:
+                # Whatever the others still measured would be thrown away.
+                if failed.is_set():
+                    break
+                arrivals = Arrivals()
+                try:
+                    self.adapter.run(prompt, request["new_tokens"], arrivals)
+                except BaseException:
+                    failed.set()
+                    raise
+                times = {"started": arrivals.started, "ended": time.perf_counter()}
+                served.append({"client": number, **times, "chunks": arrivals.chunks})
+            return served
+
+        clients = request["clients"]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            began = time.perf_counter()
+            served = [*pool.map(client, range(len(clients)), clients)]
+        return {"began": began, "requests": [one for requests in served for one in requests]}
 
 
 def peaks(request: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +380,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Worker()
-    actions = {"load": worker.load, "run": worker.run, "peaks": peaks}
+    actions = {"load": worker.load, "run": worker.run, "serve": worker.serve, "peaks": peaks}
     for line in sys.stdin:
         request = json.loads(line)
         try:
