@@ -10,6 +10,7 @@ from candle_llama import hub
 from candle_llama.bench.engines import OPPONENTS, PARALLEL_OPPONENTS
 from candle_llama.bench.llama_bench import FORMATS, run_llama_bench
 from candle_llama.bench.parallel import ParallelResult, run_parallel
+from candle_llama.bench.plot import SUFFIXES, plot, require_matplotlib
 from candle_llama.bench.report import parallel_table, table
 from candle_llama.bench.result import BenchResult
 from candle_llama.bench.runner import run_bench
@@ -83,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "only its table",
     )
     parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=_chart,
+        help=f'also draw a chart ({" or ".join(SUFFIXES)}); needs matplotlib, the extra "plot"',
+    )
+    parser.add_argument(
         "--cache-dir", metavar="DIR", type=Path, help="where downloads or synthetic checkpoints are kept"
     )
 
@@ -94,6 +101,9 @@ def main(args: argparse.Namespace) -> int:
         0, or 1 if an engine or the measurement of the peaks failed. A skipped engine is no failure.
     """
     _check_usage(args)
+    if args.plot:
+        # Otherwise this would be found out after the measurement.
+        require_matplotlib()
     if args.synthetic:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
     else:
@@ -110,8 +120,9 @@ def _check_usage(args: argparse.Namespace) -> None:
         "--format": args.format,
         "--runs": args.runs,
         "--roofline": args.roofline,
+        "--plot": args.plot,
     }
-    without = {"--parallel": ("--format", "--runs", "--roofline"), "--format": ("--roofline",)}
+    without = {"--parallel": ("--format", "--runs", "--roofline"), "--format": ("--roofline", "--plot")}
     for flag, others in without.items():
         for other in others:
             if given[flag] and given[other]:
@@ -175,6 +186,8 @@ def _write(result: BenchResult | ParallelResult, args: argparse.Namespace) -> No
             print(text)
         else:
             Path(args.json).write_text(text + "\n", encoding="utf-8")
+    if args.plot:
+        plot(result, args.plot)
 
 
 def _llama_bench(path: Path, args: argparse.Namespace) -> int:
@@ -232,3 +245,12 @@ def _synthetic(text: str) -> str:
 
 def _names(text: str) -> tuple[str, ...]:
     return () if text == "none" else tuple(text.split(","))
+
+
+def _chart(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(SUFFIXES)}, not {text!r}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    return path
