@@ -7,7 +7,8 @@
 //! - unused: anything may be in it
 //!
 //! A block that is released becomes cached if it is in the index, else unused. A sequence that needs a block
-//! gets an unused one, then new memory up to the limit, then the cached block that was released first.
+//! gets an unused one, then new memory up to the limit, then the cached block that was released first. There
+//! is a limit for cached blocks too: beyond it, the one that was released first becomes unused.
 
 use super::prefix::{Key, NodeId, PrefixIndex};
 use crate::error::{Error, Result};
@@ -107,6 +108,7 @@ pub struct BlockPool {
     /// The memory that blocks are allocated from.
     arena: Arena,
     max_blocks: usize,
+    max_cached: usize,
     /// All blocks allocated so far, by number.
     slots: Vec<Slot>,
     unused: Vec<BlockId>,
@@ -118,21 +120,23 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of at most `max_bytes`, or of one block if that is larger. Allocates nothing yet.
+    /// A pool of at most `max_bytes`, or of one block if that is larger. Of these, at most `cached_bytes` stay
+    /// cached. Allocates nothing yet.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if a single block is too large to address.
-    pub fn new(shape: KvShape, max_bytes: u64) -> Result<Self> {
+    pub fn new(shape: KvShape, max_bytes: u64, cached_bytes: u64) -> Result<Self> {
         let (Some(part_bytes), Some(block_bytes)) = (shape.part_bytes(), shape.block_bytes()) else {
             return Err(Error::unsupported("KV cache", format!("{shape:?} is too large")));
         };
-        let max_blocks = usize::try_from(max_bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX).max(1);
+        let blocks = |bytes: u64| usize::try_from(bytes / block_bytes.max(1) as u64).unwrap_or(usize::MAX);
         Ok(BlockPool {
             shape,
             part_bytes,
             block_bytes,
             arena: Arena::default(),
-            max_blocks,
+            max_blocks: blocks(max_bytes).max(1),
+            max_cached: blocks(cached_bytes),
             slots: Vec::new(),
             unused: Vec::new(),
             cached: BTreeMap::new(),
@@ -264,6 +268,10 @@ impl BlockPool {
             self.releases += 1;
             slot.released = self.releases;
             self.cached.insert(self.releases, id);
+            if self.cached.len() > self.max_cached {
+                let oldest = self.evict();
+                self.unused.extend(oldest);
+            }
         } else {
             self.unused.push(id);
         }

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn keys_with_equal_hashes_are_told_apart() {
         let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 1, dtype: crate::kernels::WeightType::F32 };
-        let mut pool = BlockPool::new(shape, u64::MAX).unwrap();
+        let mut pool = BlockPool::new(shape, u64::MAX, u64::MAX).unwrap();
         let context = |arithmetic, rope_tokens, salt: &str| {
             Parent::Context(Arc::new(Context { arithmetic, rope_tokens, salt: salt.into() }))
         };
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn an_id_is_never_used_again() {
         let shape = KvShape { layers: 1, kv_heads: 1, head_dim: 1, dtype: crate::kernels::WeightType::F32 };
-        let block = BlockPool::new(shape, u64::MAX).unwrap().take().unwrap();
+        let block = BlockPool::new(shape, u64::MAX, u64::MAX).unwrap().take().unwrap();
         let mut index = PrefixIndex::<RandomState>::default();
         let key = Arc::new(Key { parent: Parent::Node(NodeId(0)), tokens: [0; KV_BLOCK_POSITIONS] });
         let first = index.insert(Arc::clone(&key), block);

@@ -53,7 +53,20 @@ pub struct LoadReport {
 /// The context is never reduced below this, however little memory is left.
 const MIN_CONTEXT: usize = 512;
 
-/// Chooses the context length, and the maximum bytes of all sequences' keys and values.
+/// Keys and values that no sequence needs may take this much, or as much as the weights. Otherwise a small
+/// model would in time take all memory for prompts that may never come again.
+const CACHED_KV_BYTES: u64 = 256 << 20;
+
+/// The context length, and how much memory keys and values may take.
+struct Context {
+    context_length: usize,
+    /// Maximum bytes of all sequences' keys and values.
+    kv_bytes: u64,
+    /// Maximum bytes of those that no sequence needs.
+    cached_kv_bytes: u64,
+}
+
+/// Chooses the context length, and the memory of keys and values.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`] if there is not enough memory for the model with the requested context, or with
@@ -64,7 +77,7 @@ fn context(
     choices: &Choices,
     warnings: &mut Vec<String>,
     notes: &mut Vec<String>,
-) -> Result<(usize, u64)> {
+) -> Result<Context> {
     let own = opened.config.context_length();
     let requested = opened.requested_context(options)?;
     if requested > own {
@@ -88,7 +101,8 @@ fn context(
     // Candle allocates a GPU's memory, so it is not checked here.
     let memory = if choices.device.is_cpu() { sys::memory() } else { None };
     let Some(memory) = memory else {
-        return Ok((requested, options.kv_cache_bytes.unwrap_or(u64::MAX)));
+        let kv_bytes = options.kv_cache_bytes.unwrap_or(u64::MAX);
+        return Ok(Context { context_length: requested, kv_bytes, cached_kv_bytes: kv_bytes });
     };
     let least = if options.context_length.is_some() { requested } else { requested.min(MIN_CONTEXT) };
     let needed = MemoryEstimate::new(opened, choices, least);
@@ -101,7 +115,13 @@ fn context(
             "context_length is {context_length}, not the model's own {own}, because memory is short"
         ));
     }
-    Ok((context_length, options.kv_cache_bytes.unwrap_or(budget)))
+    Ok(match options.kv_cache_bytes {
+        Some(kv_bytes) => Context { context_length, kv_bytes, cached_kv_bytes: kv_bytes },
+        None => {
+            let cached_kv_bytes = needed.weights.max(CACHED_KV_BYTES);
+            Context { context_length, kv_bytes: budget, cached_kv_bytes }
+        }
+    })
 }
 
 pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Llama> {
@@ -116,9 +136,8 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
     }
 
-    let (context_length, kv_bytes) = context(&opened, options, &choices, &mut warnings, &mut notes)?;
-    let (model, kind, kv_dtype) =
-        load_model(&opened, &choices, context_length, kv_bytes, &mut notes, &mut warnings, cancel)?;
+    let context = context(&opened, options, &choices, &mut warnings, &mut notes)?;
+    let (model, kind, kv_dtype) = load_model(&opened, &choices, &context, &mut notes, &mut warnings, cancel)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
@@ -138,7 +157,8 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
 
     let eos_token_ids = eos_token_ids(&opened, tokenizer.get().map(Arc::as_ref), &mut notes);
 
-    let engine_options = EngineOptions { context_length, max_num_seqs: options.max_num_seqs };
+    let engine_options =
+        EngineOptions { context_length: context.context_length, max_num_seqs: options.max_num_seqs };
     let cpu = kind == EngineKind::Cpu;
     let report = LoadReport {
         engine: kind.name(),
@@ -207,14 +227,13 @@ fn detect_isa() -> Result<Isa> {
 fn load_model(
     opened: &Opened,
     choices: &Choices,
-    context_length: usize,
-    kv_bytes: u64,
+    context: &Context,
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
 ) -> Result<(Box<dyn Model>, EngineKind, FloatType)> {
     if choices.tries_candle() {
-        match load_candle(opened, choices, context_length, notes) {
+        match load_candle(opened, choices, context.context_length, notes) {
             Ok((model, dtype)) => {
                 warnings.extend(unused_tensors(model.unused_tensors()));
                 return Ok((Box::new(model), EngineKind::Candle, dtype));
@@ -234,7 +253,8 @@ fn load_model(
         types: choices.types(opened),
         exact: choices.exact,
         kv_dtype: choices.kv_dtype().weight_type(),
-        kv_bytes,
+        kv_bytes: context.kv_bytes,
+        cached_kv_bytes: context.cached_kv_bytes,
         prefix_cache: choices.prefix_cache,
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;

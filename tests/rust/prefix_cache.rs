@@ -66,6 +66,7 @@ impl Setup {
             kv_dtype,
             kv_bytes: (self.kv_blocks * shape.block_bytes().unwrap()) as u64,
             prefix_cache: self.prefix_cache,
+            cached_kv_bytes: u64::MAX,
         };
         let config = LlamaConfig::from_folder(self.dir.path()).unwrap();
         let checkpoint = Checkpoint::open(self.dir.path()).unwrap();

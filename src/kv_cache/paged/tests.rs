@@ -11,7 +11,7 @@ fn shape(dtype: WeightType) -> KvShape {
 
 /// A pool of at most `blocks` blocks.
 pub(super) fn pool(blocks: usize) -> BlockPool {
-    BlockPool::new(SHAPE, (blocks * SHAPE.block_bytes().unwrap()) as u64).unwrap()
+    BlockPool::new(SHAPE, (blocks * SHAPE.block_bytes().unwrap()) as u64, u64::MAX).unwrap()
 }
 
 pub(super) fn context(salt: &str) -> Context {
@@ -73,7 +73,7 @@ fn tokens(first: u32, len: usize) -> Vec<u32> {
 #[test]
 fn keys_are_written_transposed_and_values_are_not() {
     for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16] {
-        let mut pool = BlockPool::new(shape(dtype), u64::MAX).unwrap();
+        let mut pool = BlockPool::new(shape(dtype), u64::MAX, 0).unwrap();
         let mut kv = PagedKv::default();
         kv.reserve(0..70, &mut pool).unwrap();
         // Small integers, which the 16-bit types hold exactly.
@@ -114,9 +114,26 @@ fn the_pool_is_bounded_and_reuses_returned_blocks() {
 }
 
 #[test]
+fn cached_blocks_are_bounded_and_the_oldest_go_first() {
+    let two_blocks = 2 * SHAPE.block_bytes().unwrap() as u64;
+    let mut pool = BlockPool::new(SHAPE, u64::MAX, two_blocks).unwrap();
+    for first in [1000, 2000, 3000] {
+        run(&tokens(first, 64), &mut pool).truncate(0, &mut pool);
+    }
+    assert_eq!(pool.blocks().cached, 2);
+    let cached = [1000, 2000, 3000].map(|first| {
+        let mut kv = begin(&tokens(first, 64), &mut pool);
+        let cached_tokens = kv.cached_tokens();
+        kv.truncate(0, &mut pool);
+        cached_tokens
+    });
+    assert_eq!(cached, [0, 64, 64]);
+}
+
+#[test]
 fn a_shape_that_overflows_is_refused() {
     let shape = KvShape { layers: usize::MAX, kv_heads: 1 << 20, head_dim: 1 << 20, dtype: WeightType::F32 };
-    assert!(BlockPool::new(shape, 1).is_err());
+    assert!(BlockPool::new(shape, 1, 1).is_err());
 }
 
 #[test]

@@ -44,9 +44,11 @@ pub struct CpuOptions {
     pub kv_dtype: WeightType,
     /// Maximum bytes of the keys and values of all sequences together.
     pub kv_bytes: u64,
-    /// Whether sequences reuse the keys and values of earlier ones that begin with the same tokens. A reused
-    /// block has the same bits as one that is computed again.
+    /// Whether sequences reuse the keys and values of others that begin with the same tokens. A reused block
+    /// has the same bits as one that is computed again.
     pub prefix_cache: bool,
+    /// Maximum bytes of keys and values that no sequence needs, and that are kept for later ones.
+    pub cached_kv_bytes: u64,
 }
 
 /// The maximum number of sequences that are decoded together. More gain nothing: products are then bound by
@@ -112,7 +114,7 @@ impl CpuModel {
         };
         Ok(CpuModel {
             inv_freq: config.rope.inv_freq(config.head_dim, 0),
-            block_pool: BlockPool::new(shape, options.kv_bytes)?,
+            block_pool: BlockPool::new(shape, options.kv_bytes, options.cached_kv_bytes)?,
             prefix_cache: options.prefix_cache,
             sequences: HashMap::new(),
             scratch: Scratch::default(),
