@@ -13,10 +13,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The most sequences that wait for their turn.
 const MAX_WAITING: usize = 1 << 16;
+/// How long the engine's thread spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(100);
 
 /// How an engine runs its model.
 #[derive(Clone, Copy, Debug)]
@@ -53,13 +55,15 @@ pub(super) struct Shared {
     is_closed: AtomicBool,
     /// Whether the inbox has sequences.
     has_submitted: AtomicBool,
+    /// Whether the state of a known sequence has changed.
+    is_woken: AtomicBool,
+    /// Whether the engine's thread waits for `arrival`.
+    is_asleep: AtomicBool,
 }
 
 #[derive(Default)]
 struct Inbox {
     submitted: Vec<Sequence>,
-    /// Whether the state of a known sequence has changed.
-    is_woken: bool,
     /// Why the engine's thread has ended, if it has.
     ended: Option<Ended>,
 }
@@ -85,8 +89,11 @@ impl Shared {
     /// Makes the engine's thread look at its sequences. Returns at once.
     pub(super) fn wake(&self) {
         if self.process.is_current() {
-            self.inbox.lock().is_woken = true;
-            self.arrival.notify_one();
+            self.is_woken.store(true, Ordering::SeqCst);
+            if self.is_asleep.load(Ordering::SeqCst) {
+                let _inbox = self.inbox.lock();
+                self.arrival.notify_one();
+            }
         }
     }
 
@@ -110,20 +117,41 @@ impl Shared {
         self.has_submitted.load(Ordering::Relaxed)
     }
 
-    /// The sequences submitted since the last call. Without `is_idle` it returns at once; else it waits until
-    /// something changes, or until `wake_at`.
-    fn next(&self, is_idle: bool, wake_at: Option<Instant>) -> Vec<Sequence> {
+    /// The sequences submitted since the last call. If the scheduler is idle, waits until something changes.
+    fn next(&self, scheduler: &Scheduler) -> Vec<Sequence> {
+        if scheduler.is_idle() {
+            if scheduler.has_running() {
+                self.spin();
+            }
+            self.sleep(scheduler.next_deadline());
+        }
+        self.is_woken.store(false, Ordering::SeqCst);
         let mut inbox = self.inbox.lock();
-        while is_idle && !inbox.is_woken && inbox.submitted.is_empty() && !self.is_closed() {
+        self.has_submitted.store(false, Ordering::Relaxed);
+        std::mem::take(&mut inbox.submitted)
+    }
+
+    /// Waits a little for a reader that has its token and will ask for the next: to sleep and to be woken
+    /// would take longer.
+    fn spin(&self) {
+        let end = Instant::now() + SPIN;
+        while !self.is_woken.load(Ordering::Relaxed) && Instant::now() < end {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Waits until something changes, or until `wake_at`.
+    fn sleep(&self, wake_at: Option<Instant>) {
+        let mut inbox = self.inbox.lock();
+        self.is_asleep.store(true, Ordering::SeqCst);
+        while !self.is_woken.load(Ordering::SeqCst) && inbox.submitted.is_empty() && !self.is_closed() {
             match wake_at {
                 None => self.arrival.wait(&mut inbox),
                 Some(end) if self.arrival.wait_until(&mut inbox, end).timed_out() => break,
                 Some(_) => {}
             }
         }
-        inbox.is_woken = false;
-        self.has_submitted.store(false, Ordering::Relaxed);
-        std::mem::take(&mut inbox.submitted)
+        self.is_asleep.store(false, Ordering::SeqCst);
     }
 
     /// Refuses further sequences. Returns those that were never seen.
@@ -134,11 +162,10 @@ impl Shared {
     }
 
     /// The work of the engine's thread.
-    fn run(&self, model: Box<dyn Model>, options: EngineOptions) {
-        let mut scheduler = Scheduler::new(model, options);
+    fn run(&self, mut scheduler: Scheduler) {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             while !self.is_closed() {
-                let submitted = self.next(scheduler.is_idle(), scheduler.next_deadline());
+                let submitted = self.next(&scheduler);
                 scheduler.add(submitted);
                 match reserve::refill() {
                     Ok(()) => scheduler.step(self),
@@ -165,18 +192,21 @@ impl Engine {
     /// [`Error::Generation`] if its thread cannot be started.
     pub fn new(model: Box<dyn Model>, options: EngineOptions) -> Result<Self> {
         reserve::check_threads(1)?;
+        let (vocab_size, context_length) = (model.vocab_size(), options.context_length);
+        let scheduler = Scheduler::new(model, options);
         let shared = Arc::new(Shared {
             process: Process::current(),
             inbox: Mutex::default(),
             arrival: Condvar::new(),
-            metrics: Mutex::default(),
+            metrics: Mutex::new(scheduler.metrics()),
             is_closed: AtomicBool::new(false),
             has_submitted: AtomicBool::new(false),
+            is_woken: AtomicBool::new(false),
+            is_asleep: AtomicBool::new(false),
         });
-        let (vocab_size, context_length) = (model.vocab_size(), options.context_length);
         let thread = std::thread::Builder::new().name("candle-llama-engine".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.run(model, options)
+            move || shared.run(scheduler)
         });
         let thread = thread
             .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;

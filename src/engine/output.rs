@@ -57,12 +57,15 @@ pub struct Ticket {
     shared: Arc<Shared>,
     is_cancelled: AtomicBool,
     resumes: AtomicBool,
+    /// Whether somebody waits for the next token.
+    is_awaited: AtomicBool,
 }
 
 impl Ticket {
     pub(super) fn new(shared: &Arc<Shared>) -> Arc<Self> {
         let shared = Arc::clone(shared);
-        Arc::new(Ticket { shared, is_cancelled: AtomicBool::new(false), resumes: AtomicBool::new(false) })
+        let [is_cancelled, resumes, is_awaited] = [const { AtomicBool::new(false) }; 3];
+        Arc::new(Ticket { shared, is_cancelled, resumes, is_awaited })
     }
 
     /// Ends the sequence, soon. Returns at once.
@@ -76,6 +79,14 @@ impl Ticket {
     pub fn resume(&self) {
         self.resumes.store(true, Ordering::Relaxed);
         self.shared.wake();
+    }
+
+    /// Says whether somebody waits for what comes next. The engine runs only while somebody waits, but then it
+    /// runs all sequences.
+    pub fn set_awaited(&self, is_awaited: bool) {
+        if self.is_awaited.swap(is_awaited, Ordering::Relaxed) != is_awaited && is_awaited {
+            self.shared.wake();
+        }
     }
 
     /// Checks that this is the process that made the engine. In another one, locks may be held forever.
@@ -115,6 +126,10 @@ impl Ticket {
                 _ => {}
             }
         }
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

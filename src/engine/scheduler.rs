@@ -77,14 +77,21 @@ impl Scheduler {
         self.waiting.sort_by_key(|sequence| sequence.seq);
     }
 
-    /// Whether there is nothing to do until a sequence is submitted, resumed or stopped.
+    /// Whether nobody waits for a sequence, so that there is nothing to do until one is submitted, awaited,
+    /// resumed or stopped.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        !self.waiting.iter().chain(&self.running).any(|sequence| sequence.ticket.is_awaited())
     }
 
-    /// When the next of the paused sequences times out.
+    /// Whether a reader will probably wait again soon.
+    pub(super) fn has_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// When the next sequence times out.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.paused.iter().filter_map(|sequence| sequence.deadline).min()
+        let all = self.waiting.iter().chain(&self.running).chain(&self.paused);
+        all.filter_map(|sequence| sequence.deadline).min()
     }
 
     /// Counts, and the state of the KV cache.
@@ -127,8 +134,11 @@ impl Scheduler {
         let started = Instant::now();
         self.end_stopped(started);
         self.resume();
-        self.begin();
-        let parts = self.choose_with_room();
+        let mut parts = Vec::new();
+        if !self.is_idle() {
+            self.begin();
+            parts = self.choose_with_room();
+        }
         let seqs: Vec<SeqId> = parts.iter().map(|part| self.running[part.index].seq).collect();
         if !parts.is_empty() {
             match self.forward(&parts, shared) {

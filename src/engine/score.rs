@@ -104,6 +104,7 @@ impl Engine {
         let task = Task::Rows { first, max, sink };
         let sequence = self.sequence(tokens.to_vec(), task, Arc::from(""));
         let ticket = sequence.ticket();
+        ticket.set_awaited(true);
         self.submit(vec![sequence])?;
         let (collected, arrival) = &*place;
         ticket.wait(collected, arrival, cancel, |collected| {

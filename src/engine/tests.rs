@@ -238,6 +238,7 @@ impl Reader {
         let sink = Box::new(Sink { place: Arc::clone(&place), steps: Vec::new(), pauses_after });
         let sequence = engine.generate(prompt, params, eos_token_ids, sink)?;
         let ticket = sequence.ticket();
+        ticket.set_awaited(true);
         engine.submit(vec![sequence])?;
         Ok(Reader { place, ticket })
     }
@@ -530,6 +531,25 @@ fn a_paused_sequence_leaves_its_place_and_continues_when_resumed() {
     let metrics = engine.metrics().unwrap();
     assert_eq!((metrics.running, metrics.waiting, metrics.blocks_used), (0, 0, 0));
     assert!(metrics.preemptions > 0);
+}
+
+#[test]
+fn the_engine_runs_only_while_somebody_waits() {
+    let (engine, seen) = start(Counter::default(), 1000);
+    let [slow, other] = [5, 20].map(|first| Reader::new(&engine, vec![first], params(900)).unwrap());
+    slow.wait(3);
+    slow.ticket.set_awaited(false);
+    other.ticket.cancel();
+    other.end().1.unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let count = || (seen.passes.lock().len(), slow.place.0.lock().tokens.len());
+    let before = count();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(count(), before, "nobody waits");
+    assert_eq!(run(&engine, vec![1], params(3), &[]).0, [2, 3, 4]);
+    assert!(count().1 > before.1, "it takes part in the passes of others");
+    slow.ticket.set_awaited(true);
+    assert_eq!(slow.end().0.len(), 900);
 }
 
 #[test]

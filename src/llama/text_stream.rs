@@ -292,7 +292,7 @@ impl TextStream {
         let take = |unread: &mut Unread| unread.is_ready().then(|| self.take(unread));
         match &self.ticket {
             None => self.take(&mut self.outbox.unread.lock()),
-            Some(ticket) => match ticket.wait(&self.outbox.unread, &self.outbox.arrival, cancel, take) {
+            Some(ticket) => match self.wait(ticket, cancel, take) {
                 Err(Error::Cancelled) => {
                     let mut unread = self.outbox.unread.lock();
                     unread.chunks.push_back(self.last_chunk(FinishReason::Cancelled));
@@ -304,6 +304,25 @@ impl TextStream {
                 taken => taken?,
             },
         }
+    }
+
+    fn wait<T>(
+        &self,
+        ticket: &Ticket,
+        cancel: &Cancel,
+        take: impl FnMut(&mut Unread) -> Option<T>,
+    ) -> Result<T> {
+        let wants_whole = {
+            ticket.check_process()?;
+            let unread = self.outbox.unread.lock();
+            if !unread.is_ready() {
+                ticket.set_awaited(true);
+            }
+            unread.wants_whole
+        };
+        let found = ticket.wait(&self.outbox.unread, &self.outbox.arrival, cancel, take);
+        ticket.set_awaited(wants_whole);
+        found
     }
 
     /// What there is to read by now, joined to one chunk, without waiting.
@@ -360,6 +379,7 @@ impl TextStream {
         let mut unread = self.outbox.unread.lock();
         unread.wants_whole = true;
         unread.join();
+        self.ticket.iter().for_each(|ticket| ticket.set_awaited(true));
         if std::mem::take(&mut unread.is_paused)
             && let Some(ticket) = &self.ticket
         {
@@ -374,6 +394,7 @@ impl TextStream {
         if unread.is_ready() {
             waker();
         }
+        self.ticket.iter().for_each(|ticket| ticket.set_awaited(true));
         unread.waker = Some(waker);
     }
 

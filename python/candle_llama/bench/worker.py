@@ -77,6 +77,8 @@ class CandleLlama:
             engine=self.engine,
             threads=task.threads,
             context_length=task.context_length,
+            # Rounds repeat their prompts, and the time of a cached prompt would say nothing.
+            prefix_cache=False,
             progress=False,
         )
         report = self.llm.load_report
