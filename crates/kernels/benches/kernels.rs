@@ -74,10 +74,10 @@ fn packed(criterion: &mut Criterion) {
                 };
                 let weight = kernels.pack(dtype, features, COLS, &Cancel::never(), &fill);
                 let weight = weight.expect("there is memory").expect("these types can be packed");
-                let mut quantized = QuantizedRows::default();
+                let (mut quantized, precisions) = (QuantizedRows::default(), vec![Precision::Bits8; rows]);
                 group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
                     bencher.iter(|| {
-                        kernels.quantize(&x, rows, Precision::Bits8, &mut quantized, &Cancel::never());
+                        kernels.quantize(&x, &precisions, &mut quantized, &Cancel::never());
                         let product = PackedProduct { weight: &weight, out: &mut out, output: Output::Set };
                         kernels.matmul_packed(&quantized, &mut [product], &Cancel::never());
                     });
@@ -140,6 +140,7 @@ fn attention(criterion: &mut Criterion) {
             let spans = [AttentionSpan {
                 rows,
                 position,
+                bits16: rows == PROMPT,
                 kv_blocks: keys.chunks_exact(len).zip(values.chunks_exact(len)).map(block).collect(),
             }];
             group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
@@ -150,7 +151,6 @@ fn attention(criterion: &mut Criterion) {
                         HEADS,
                         KV_HEADS,
                         HEAD_DIM,
-                        rows == PROMPT,
                         &mut out,
                         &Cancel::never(),
                     );

@@ -27,6 +27,9 @@ pub struct AttentionSpan<'a> {
     pub rows: usize,
     /// The position of the first row.
     pub position: usize,
+    /// Whether queries, keys, weights and values may be rounded to about 16 bits. This is faster with AVX-512
+    /// or AMX tiles if head_dim is a multiple of 32.
+    pub bits16: bool,
     /// KV blocks for all positions up to the last row's, inclusive.
     pub kv_blocks: Vec<KvBlock<'a>>,
 }
@@ -51,11 +54,9 @@ impl Kernels {
     /// Causal attention: `out = softmax(q · kᵀ / sqrt(head_dim)) · v` for every row and head.
     ///
     /// - `queries`, `out`: `(rows, query_heads, head_dim)`, the rows of the spans after each other
-    /// - `bits16`: whether queries, keys, weights and values may be rounded to about 16 bits. This is faster
-    ///   with AVX-512 or AMX tiles if head_dim is a multiple of 32
     ///
-    /// A row's output depends only on its query, its keys, its values and `bits16`, bit for bit. If
-    /// `cancel` fires, `out` is incomplete.
+    /// A row's output depends only on its query, its keys, its values and its span's `bits16`, bit for bit.
+    /// If `cancel` fires, `out` is incomplete.
     ///
     /// # Panics
     /// If a length disagrees with these shapes or with [`AttentionSpan`].
@@ -67,7 +68,6 @@ impl Kernels {
         query_heads: usize,
         kv_heads: usize,
         head_dim: usize,
-        bits16: bool,
         out: &mut [f32],
         cancel: &Cancel,
     ) {
@@ -79,12 +79,35 @@ impl Kernels {
         assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
         assert_eq!(queries.len(), out.len(), "out has the shape of queries");
         check_kv_blocks(spans, kv_heads * head_dim);
+        let (mut queries, mut out) = (queries, out);
+        for spans in spans.chunk_by(|a, b| a.bits16 == b.bits16) {
+            let rows: usize = spans.iter().map(|span| span.rows).sum();
+            let (these, later_queries) = queries.split_at(rows * query_heads * head_dim);
+            let (outputs, later_outputs) = std::mem::take(&mut out).split_at_mut(these.len());
+            (queries, out) = (later_queries, later_outputs);
+            self.attend(these, spans, query_heads, kv_heads, head_dim, outputs, cancel);
+        }
+    }
+
+    /// [`Kernels::attention`] of spans with the same `bits16`, whose lengths have been checked.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        queries: &[f32],
+        spans: &[AttentionSpan],
+        query_heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        out: &mut [f32],
+        cancel: &Cancel,
+    ) {
         if queries.is_empty() {
             return;
         }
         let group = query_heads / kv_heads;
+        let rows = queries.len() / (query_heads * head_dim);
         let rounding = self.table.attention_bits16.as_ref();
-        let rounding = rounding.filter(|rounding| bits16 && (rounding.takes)(head_dim));
+        let rounding = rounding.filter(|rounding| spans[0].bits16 && (rounding.takes)(head_dim));
         let run = rounding.map_or(self.table.attention, |rounding| rounding.run);
         let threads = self.pool().threads();
         let task_queries = rounding.map_or(TASK_QUERIES, |rounding| {

@@ -69,9 +69,9 @@ impl Cache {
         }
     }
 
-    fn span(&self, position: usize, rows: usize) -> AttentionSpan<'_> {
+    fn span(&self, position: usize, rows: usize, bits16: bool) -> AttentionSpan<'_> {
         let blocks = self.blocks.iter().map(|(keys, values)| KvBlock { dtype: self.dtype, keys, values });
-        AttentionSpan { rows, position, kv_blocks: blocks.collect() }
+        AttentionSpan { rows, position, bits16, kv_blocks: blocks.collect() }
     }
 }
 
@@ -104,10 +104,10 @@ fn attention_is_softmax_of_scores_times_values() {
             let mut queries = random.floats(rows * heads * head_dim);
             queries.iter_mut().for_each(|q| *q *= 4.0);
             let mut out = vec![0.0; queries.len()];
-            let span = [cache.span(first, rows)];
+            let span = [cache.span(first, rows, bits16)];
             let never = Cancel::never();
             let kernels = kernels(isa, 2);
-            kernels.attention(&queries, &span, heads, kv_heads, head_dim, bits16, &mut out, &never);
+            kernels.attention(&queries, &span, heads, kv_heads, head_dim, &mut out, &never);
             // Values are below 1 and the weights add up to 1. So the error is that of exp in f32, or that of
             // scores of up to 8 and weights in 16 bits.
             // AMX computes with sums of two bf16, AVX-512 with scaled 16-bit integers.
@@ -166,10 +166,10 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
                 let queries = spans.iter().map(rows).collect::<Vec<_>>().concat();
                 let mut out = vec![0.0; queries.len()];
                 let spans: Vec<_> =
-                    spans.iter().map(|&(position, rows)| cache.span(position, rows)).collect();
+                    spans.iter().map(|&(position, rows)| cache.span(position, rows, bits16)).collect();
                 let kernels = kernels(isa, threads);
                 let never = Cancel::never();
-                kernels.attention(&queries, &spans, heads, kv_heads, head_dim, bits16, &mut out, &never);
+                kernels.attention(&queries, &spans, heads, kv_heads, head_dim, &mut out, &never);
                 out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let whole = run(&cache, &queries, 1, &[(0, positions)]);
@@ -202,6 +202,30 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
 }
 
 #[test]
+fn a_row_of_attention_does_not_depend_on_the_rounding_of_other_spans() {
+    let (positions, kv_heads, heads, head_dim) = (600, 2, 6, 64);
+    let mut random = Random(7);
+    let cache = Cache::new(&mut random, WeightType::F16, positions, kv_heads, head_dim);
+    let queries = random.floats(positions * heads * head_dim);
+    let spans = [(0, 1, false), (1, 2, false), (3, 500, true), (503, 20, false), (523, 77, true)];
+    let span = |(position, rows, bits16)| cache.span(position, rows, bits16);
+    for isa in isas() {
+        let kernels = kernels(isa, 2);
+        let run = |queries: &[f32], spans: &[AttentionSpan]| {
+            let mut out = vec![0.0; queries.len()];
+            kernels.attention(queries, spans, heads, kv_heads, head_dim, &mut out, &Cancel::never());
+            out
+        };
+        let together = run(&queries, &spans.map(span));
+        for (position, rows, bits16) in spans {
+            let numbers = position * heads * head_dim..(position + rows) * heads * head_dim;
+            let alone = run(&queries[numbers.clone()], &[span((position, rows, bits16))]);
+            assert_eq!(together[numbers], alone, "{position} {}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn a_value_that_is_not_finite_reaches_the_rows_that_see_it() {
     let mut random = Random(6);
     for (isa, bits16) in modes() {
@@ -210,8 +234,8 @@ fn a_value_that_is_not_finite_reaches_the_rows_that_see_it() {
         let queries = random.floats(positions * head_dim);
         let run = |cache: &Cache| {
             let mut out = vec![0.0; queries.len()];
-            let span = [cache.span(0, positions)];
-            kernels(isa, 2).attention(&queries, &span, 1, 1, head_dim, bits16, &mut out, &Cancel::never());
+            let span = [cache.span(0, positions, bits16)];
+            kernels(isa, 2).attention(&queries, &span, 1, 1, head_dim, &mut out, &Cancel::never());
             out
         };
         let finite = run(&cache);

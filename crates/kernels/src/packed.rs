@@ -51,18 +51,14 @@ impl Kernels {
         Ok((!cancel.is_cancelled()).then_some(packed))
     }
 
-    /// Quantises activations, `(rows, cols)`, with one scale for every 32 columns of a row.
+    /// Quantises activations, `(rows, cols)`, with one scale for every 32 columns of a row. `precisions` has
+    /// each row's. Rows of the same precision should be neighbours: a panel with residuals has room for them
+    /// in all of its rows.
     ///
     /// # Panics
     /// If `x` has another length, or `cols` is not a multiple of 32.
-    pub fn quantize(
-        &self,
-        x: &[f32],
-        rows: usize,
-        precision: Precision,
-        out: &mut QuantizedRows,
-        cancel: &Cancel,
-    ) {
+    pub fn quantize(&self, x: &[f32], precisions: &[Precision], out: &mut QuantizedRows, cancel: &Cancel) {
+        let rows = precisions.len();
         let cols = x.len().checked_div(rows).unwrap_or(0);
         assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
         let panel_rows = match rows {
@@ -82,10 +78,10 @@ impl Kernels {
         }
         self.pool.for_each_chunk(&mut out.words, whole, cancel, &|panel, words| {
             let first = panel * panel_rows;
-            let rows = panel_rows.min(rows - first);
-            let x = &x[first * cols..][..rows * cols];
+            let precisions = &precisions[first..][..panel_rows.min(rows - first)];
+            let x = &x[first * cols..][..precisions.len() * cols];
             // SAFETY: the table was chosen for this CPU.
-            unsafe { (self.table.quantize)(x, rows, precision, words) }
+            unsafe { (self.table.quantize)(x, precisions, words) }
         });
     }
 

@@ -28,7 +28,7 @@ const PRECISIONS: [Precision; 3] = [Precision::Bits8, Precision::Mixed, Precisio
 
 fn quantized(kernels: &Kernels, x: &[f32], rows: usize, precision: Precision) -> QuantizedRows {
     let mut out = QuantizedRows::default();
-    kernels.quantize(x, rows, precision, &mut out, &Cancel::never());
+    kernels.quantize(x, &vec![precision; rows], &mut out, &Cancel::never());
     out
 }
 
@@ -321,6 +321,38 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
                         let expected = &whole[rows.start * weight_rows..rows.end * weight_rows];
                         assert_eq!(run(threads, rows.clone()), expected, "{dtype} {rows:?} {}", isa.name());
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_packed_product_does_not_depend_on_the_precision_of_others() {
+    let mut random = Random(20);
+    let weight_rows = 70;
+    for isa in isas() {
+        let kernels = kernels(isa, 2);
+        for dtype in types() {
+            let cols = 96_usize.next_multiple_of(dtype.block_len());
+            let bytes = random.weights(dtype, weight_rows * cols);
+            let packed = pack(&kernels, WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap());
+            // One panel, two panels, many, and enough for strips that are unpacked together.
+            for counts in [[1, 2, 1], [2, 5, 3], [8, 24, 5], [32, 70, 16]] {
+                let rows: usize = counts.iter().sum();
+                let mut x = random.floats(rows * cols);
+                x.iter_mut().step_by(7 * 32 + 1).for_each(|x| *x *= 100.0);
+                let mut quantized = QuantizedRows::default();
+                let precisions = PRECISIONS.iter().zip(counts).flat_map(|(p, count)| vec![*p; count]);
+                let precisions: Vec<_> = precisions.collect();
+                kernels.quantize(&x, &precisions, &mut quantized, &Cancel::never());
+                let together = product(&kernels, &quantized, &packed);
+                for (row, precision) in precisions.into_iter().enumerate() {
+                    let x = &x[row * cols..][..cols];
+                    kernels.quantize(x, &[precision], &mut quantized, &Cancel::never());
+                    let alone = product(&kernels, &quantized, &packed);
+                    let got = &together[row * weight_rows..][..weight_rows];
+                    assert_eq!(got, alone, "{dtype} row {row} of {counts:?} {}", isa.name());
                 }
             }
         }

@@ -18,8 +18,8 @@ pub(crate) struct KernelTable {
     pub(crate) packed: unsafe fn(&PackedTask),
     /// Rows of a panel that `packed` is fastest with.
     pub(crate) panel_rows: usize,
-    /// Quantises a panel: `x` as `(rows, cols)`, the number of rows, the precision, the panel.
-    pub(crate) quantize: unsafe fn(&[f32], usize, Precision, &mut [u32]),
+    /// Quantises a panel: `x` as `(rows, cols)`, the precision of each row, the panel.
+    pub(crate) quantize: unsafe fn(&[f32], &[Precision], &mut [u32]),
     /// Products of f32 numbers.
     pub(crate) gemm: Gemm,
     /// Products of bf16. AVX-512 uses it only where [`bf16_dot_is_fast`](crate::dispatch::bf16_dot_is_fast).
@@ -94,8 +94,8 @@ macro_rules! kernel_table {
         use $crate::generic::storage::{Storage, with_storage};
         use $crate::lanes::{LANES, Lanes};
         #[$attribute]
-        fn quantize(x: &[f32], rows: usize, precision: $crate::quantized_rows::Precision, panel: &mut [u32]) {
-            generic::quantize::quantize(x, rows, precision, panel);
+        fn quantize(x: &[f32], precisions: &[$crate::quantized_rows::Precision], panel: &mut [u32]) {
+            generic::quantize::quantize(x, precisions, panel);
         }
         #[$attribute]
         #[inline(never)]

@@ -194,16 +194,17 @@ impl CpuModel {
                 kv.write(block_pool, index, span.start, &keys[part.clone()], &values[part]);
                 first += span.tokens.len();
             }
+            let bits16 = projector.arithmetic.attention_bits16;
             let attention: Vec<AttentionSpan> = spans
                 .iter()
                 .map(|span| AttentionSpan {
                     rows: span.tokens.len(),
                     position: span.start,
+                    bits16,
                     kv_blocks: sequences[&span.seq].kv.layer(block_pool, index),
                 })
                 .collect();
-            let bits16 = projector.arithmetic.attention_bits16;
-            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, bits16, attended, cancel);
+            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
             projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);

@@ -74,7 +74,7 @@ impl Projector<'_> {
         if product == ProductKind::Gemm(GemmInput::Bf16) && kernels.has_gemm_packed() {
             kernels.gemm_packed(x, rows, &mut packed_products, self.gemm, cancel);
         } else {
-            kernels.quantize(x, rows, precision, self.quantized, cancel);
+            kernels.quantize(x, &vec![precision; rows], self.quantized, cancel);
             kernels.matmul_packed(self.quantized, &mut packed_products, cancel);
         }
     }

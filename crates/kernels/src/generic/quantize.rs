@@ -15,16 +15,19 @@ const LARGEST: f32 = 1e33;
 /// row. Normally distributed rows have none. docs/experiments.md compares factors.
 const OUTLIER_FACTOR: f32 = 15.0;
 
-/// Writes one panel: `x`, `(rows, cols)`.
+/// Writes one panel: `x`, `(rows, cols)`, with the precision of each row.
 ///
 /// The largest number of a block becomes 127. If one is not finite, the scale is not finite either, so every
 /// product with the row is not finite, as it would be without quantising.
 #[inline(always)]
-pub(crate) fn quantize(x: &[f32], rows: usize, precision: Precision, panel: &mut [u32]) {
+pub(crate) fn quantize(x: &[f32], precisions: &[Precision], panel: &mut [u32]) {
+    let rows = precisions.len();
     let cols = x.len() / rows;
     // A block whose largest number is not above its row's value has no residual.
     let mut residual_above = [0.0; MAX_PANEL_ROWS];
-    for (residual_above, row) in residual_above.iter_mut().zip(x.chunks_exact(cols)) {
+    for ((residual_above, row), precision) in
+        residual_above.iter_mut().zip(x.chunks_exact(cols)).zip(precisions)
+    {
         *residual_above = match precision {
             Precision::Bits8 => f32::INFINITY,
             Precision::Mixed => SMALLEST.max(OUTLIER_FACTOR * mean_magnitude(row)),
