@@ -18,70 +18,14 @@
 use super::CpuModel;
 use super::arithmetic::{Arithmetic, Phase};
 use super::projector::{Projection, Projector, project, project_onto};
-use crate::config::LlamaConfig;
+use super::scratch::step_bytes;
 use crate::error::{Error, Result};
-use crate::kernels::{
-    AttentionSpan, GemmScratch, Output, QuantizedRows, ScratchShape, grown, thread_scratch_bytes,
-};
+use crate::kernels::{AttentionSpan, Output, grown};
 use crate::model::{Cancel, Logits, Rows, Span};
 use crate::sys::reserve;
 
 /// Maximum number of rows that go through the layers together.
-const CHUNK_ROWS: usize = 512;
-
-/// Buffers for one chunk; they grow to the largest chunk seen and stay.
-#[derive(Default)]
-pub(super) struct Scratch {
-    /// `(rows, hidden_size)`: the residual stream
-    x: Vec<f32>,
-    /// `(rows, hidden_size)`
-    normed: Vec<f32>,
-    /// `(rows, num_attention_heads, head_dim)`
-    queries: Vec<f32>,
-    /// `(rows, num_key_value_heads, head_dim)`
-    keys: Vec<f32>,
-    /// As `keys`.
-    values: Vec<f32>,
-    /// As `queries`.
-    attended: Vec<f32>,
-    /// `(rows, intermediate_size)`
-    gate: Vec<f32>,
-    /// As `gate`.
-    up: Vec<f32>,
-    /// `(rows, head_dim / 2)`
-    cos: Vec<f32>,
-    /// As `cos`.
-    sin: Vec<f32>,
-    /// The input of a product, quantised to 8 bits.
-    quantized: QuantizedRows,
-    gemm: GemmScratch,
-    /// The most rows of a chunk so far, for each [`Phase`]: different kernels have different buffers.
-    largest: [usize; 4],
-}
-
-/// An upper bound for the buffers of a step on `threads` threads in bytes, including one row of logits and a
-/// copy of it.
-pub fn scratch_bytes(config: &LlamaConfig, threads: usize) -> u64 {
-    step_bytes(config, threads, CHUNK_ROWS)
-}
-
-/// As [`scratch_bytes`], for a step of `rows` rows.
-fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u64 {
-    let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    // Keys and values are also converted to the KV cache's type.
-    let heads = 2 * query_heads + 3 * kv_heads + 1;
-    // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
-    let widest = hidden.max(inner).max(query_heads * head_dim);
-    let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
-    let row = 2 * hidden + heads * head_dim + 2 * inner + inputs;
-    // Kernels add rows of zeros to fill their last panel.
-    let elements = (rows.next_multiple_of(32) as u64).saturating_mul(row as u64);
-    let own = elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64);
-    let shape = ScratchShape { rows, cols: widest, head_dim, group: query_heads / kv_heads };
-    let per_thread = thread_scratch_bytes(shape) as u64;
-    own.saturating_add(per_thread.saturating_mul(threads as u64))
-}
+pub(super) const CHUNK_ROWS: usize = 512;
 
 impl CpuModel {
     /// Cuts the spans into chunks of one phase, runs them in order and collects the wanted logits.

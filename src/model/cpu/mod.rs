@@ -4,10 +4,12 @@
 //! - `forward.rs`: the whole decoder stack, for a chunk of rows at a time
 //! - `arithmetic.rs`: which kernel computes a chunk's products, and how activations are rounded
 //! - `projector.rs`: runs those products
+//! - `scratch.rs`: the buffers of a chunk
 
 mod arithmetic;
 mod forward;
 mod projector;
+mod scratch;
 mod weights;
 
 use crate::checkpoint::Checkpoint;
@@ -20,8 +22,8 @@ use crate::kv_cache::{BlockPool, Context, KvShape, PagedKv};
 use crate::model::{Beginning, Cancel, KvBlocks, Logits, MAX_SALT_BYTES, Model, SeqId, Span, Storage};
 use crate::sys::reserve;
 use arithmetic::Phase;
-use forward::Scratch;
-pub use forward::scratch_bytes;
+use scratch::Scratch;
+pub use scratch::scratch_bytes;
 use std::collections::HashMap;
 pub use weights::Types;
 use weights::Weights;

@@ -1,0 +1,60 @@
+//! The buffers of a chunk, and how much memory they take.
+
+use super::forward::CHUNK_ROWS;
+use crate::config::LlamaConfig;
+use crate::kernels::{GemmScratch, QuantizedRows, ScratchShape, thread_scratch_bytes};
+
+/// Buffers for one chunk; they grow to the largest chunk seen and stay.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// `(rows, hidden_size)`: the residual stream
+    pub(super) x: Vec<f32>,
+    /// `(rows, hidden_size)`
+    pub(super) normed: Vec<f32>,
+    /// `(rows, num_attention_heads, head_dim)`
+    pub(super) queries: Vec<f32>,
+    /// `(rows, num_key_value_heads, head_dim)`
+    pub(super) keys: Vec<f32>,
+    /// As `keys`.
+    pub(super) values: Vec<f32>,
+    /// As `queries`.
+    pub(super) attended: Vec<f32>,
+    /// `(rows, intermediate_size)`
+    pub(super) gate: Vec<f32>,
+    /// As `gate`.
+    pub(super) up: Vec<f32>,
+    /// `(rows, head_dim / 2)`
+    pub(super) cos: Vec<f32>,
+    /// As `cos`.
+    pub(super) sin: Vec<f32>,
+    /// The input of a product, quantised to 8 bits.
+    pub(super) quantized: QuantizedRows,
+    pub(super) gemm: GemmScratch,
+    /// The most rows of a chunk so far, for each [`Phase`](super::arithmetic::Phase): different kernels have
+    /// different buffers.
+    pub(super) largest: [usize; 4],
+}
+
+/// An upper bound for the buffers of a step on `threads` threads in bytes, including one row of logits and a
+/// copy of it.
+pub fn scratch_bytes(config: &LlamaConfig, threads: usize) -> u64 {
+    step_bytes(config, threads, CHUNK_ROWS)
+}
+
+/// As [`scratch_bytes`], for a step of `rows` rows.
+pub(super) fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u64 {
+    let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    // Keys and values are also converted to the KV cache's type.
+    let heads = 2 * query_heads + 3 * kv_heads + 1;
+    // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
+    let widest = hidden.max(inner).max(query_heads * head_dim);
+    let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
+    let row = 2 * hidden + heads * head_dim + 2 * inner + inputs;
+    // Kernels add rows of zeros to fill their last panel.
+    let elements = (rows.next_multiple_of(32) as u64).saturating_mul(row as u64);
+    let own = elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64);
+    let shape = ScratchShape { rows, cols: widest, head_dim, group: query_heads / kv_heads };
+    let per_thread = thread_scratch_bytes(shape) as u64;
+    own.saturating_add(per_thread.saturating_mul(threads as u64))
+}
