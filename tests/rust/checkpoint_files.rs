@@ -60,29 +60,33 @@ pub(crate) const HEAD_DIM: usize = HIDDEN / HEADS;
 
 /// Hugging Face's names, shapes and seeded values of a tiny Llama without `lm_head.weight`.
 pub(crate) fn llama_weights() -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    llama_weights_with(HEAD_DIM)
+    llama_weights_with(HIDDEN, INTERMEDIATE, HEAD_DIM)
 }
 
-/// As [`llama_weights`], with another `head_dim` than the config's default.
-pub(crate) fn llama_weights_with(head_dim: usize) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN])];
+/// As [`llama_weights`], with other sizes.
+pub(crate) fn llama_weights_with(
+    hidden: usize,
+    intermediate: usize,
+    head_dim: usize,
+) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let mut shapes = vec![("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden])];
     for layer in 0..LAYERS {
         let inside = [
-            ("input_layernorm", vec![HIDDEN]),
-            ("self_attn.q_proj", vec![HEADS * head_dim, HIDDEN]),
-            ("self_attn.k_proj", vec![KV_HEADS * head_dim, HIDDEN]),
-            ("self_attn.v_proj", vec![KV_HEADS * head_dim, HIDDEN]),
-            ("self_attn.o_proj", vec![HIDDEN, HEADS * head_dim]),
-            ("post_attention_layernorm", vec![HIDDEN]),
-            ("mlp.gate_proj", vec![INTERMEDIATE, HIDDEN]),
-            ("mlp.up_proj", vec![INTERMEDIATE, HIDDEN]),
-            ("mlp.down_proj", vec![HIDDEN, INTERMEDIATE]),
+            ("input_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![HEADS * head_dim, hidden]),
+            ("self_attn.k_proj", vec![KV_HEADS * head_dim, hidden]),
+            ("self_attn.v_proj", vec![KV_HEADS * head_dim, hidden]),
+            ("self_attn.o_proj", vec![hidden, HEADS * head_dim]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("mlp.gate_proj", vec![intermediate, hidden]),
+            ("mlp.up_proj", vec![intermediate, hidden]),
+            ("mlp.down_proj", vec![hidden, intermediate]),
         ];
         shapes.extend(
             inside.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)),
         );
     }
-    shapes.push(("model.norm.weight".to_owned(), vec![HIDDEN]));
+    shapes.push(("model.norm.weight".to_owned(), vec![hidden]));
     let with_values = |(seed, (name, shape)): (usize, (String, Vec<usize>))| {
         let values = seeded(seed as u64 + 1, shape.iter().product());
         // Norms are around 1, as in trained models.

@@ -4,6 +4,7 @@ mod checkpoint;
 mod checkpoint_files;
 mod config;
 mod examples;
+mod forward;
 mod gguf_writer;
 mod hostile;
 mod llama;

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use crate::checkpoint_files::{
-    Entry, KV_HEADS, LAYERS, VOCAB, llama_config, llama_weights_with, write_safetensors,
+    Entry, HIDDEN, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, llama_config, llama_weights_with, write_safetensors,
 };
 
 /// Attention has kernels of its own for multiples of 32.
@@ -36,7 +36,7 @@ impl Setup {
     /// `more` is added to the config.
     fn with_config(exact: bool, more: serde_json::Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let weights = llama_weights_with(WIDE_HEAD);
+        let weights = llama_weights_with(HIDDEN, INTERMEDIATE, WIDE_HEAD);
         let entries: Vec<_> =
             weights.iter().map(|(name, shape, values)| Entry::f32(name, shape, values)).collect();
         write_safetensors(&dir.path().join("model.safetensors"), &entries);
@@ -49,7 +49,9 @@ impl Setup {
 
     /// With all matrices in this type.
     fn quantized(exact: bool, dtype: WeightType) -> Self {
-        let matrices = llama_weights_with(WIDE_HEAD).into_iter().filter(|(_, shape, _)| shape.len() == 2);
+        let matrices = llama_weights_with(HIDDEN, INTERMEDIATE, WIDE_HEAD)
+            .into_iter()
+            .filter(|(_, shape, _)| shape.len() == 2);
         let quantize = matrices.map(|(name, ..)| (name, dtype)).collect();
         Setup { types: Types { quantize, ..Types::default() }, ..Setup::new(exact) }
     }

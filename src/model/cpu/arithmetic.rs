@@ -1,9 +1,10 @@
-//! How the products of a chunk are computed: which kernel, and how activations are rounded.
+//! How the products of a row are computed: which kernel, and how activations are rounded.
 //!
 //! Only the row's place in its sequence decides (prompt or generated, length of the prompt), never the batch,
 //! so that a result does not depend on other sequences. docs/kernels.md has the table and the errors.
 
 use crate::kernels::{GemmInput, Precision};
+use std::ops::Range;
 
 /// Prompts of up to this many tokens use the decode kernel, which is the fastest for so few rows.
 const PHRASE: usize = 16;
@@ -46,7 +47,13 @@ pub(super) enum ProductKind {
     Gemm(GemmInput),
 }
 
-/// How the products of a chunk are computed.
+impl ProductKind {
+    /// All kinds.
+    pub(super) const ALL: [ProductKind; 3] =
+        [ProductKind::Matmul, ProductKind::Gemm(GemmInput::Bf16Pairs), ProductKind::Gemm(GemmInput::Bf16)];
+}
+
+/// How the products of a row are computed.
 #[derive(Clone, Copy)]
 pub(super) struct Arithmetic {
     /// The kernel for weights in rows.
@@ -84,4 +91,18 @@ impl Arithmetic {
             _ => Arithmetic { precision: Precision::Bits16, ..Arithmetic::of_layers(phase, exact) },
         }
     }
+}
+
+/// Divides `rows` where `key` changes. Gives the ranges, each with the key of its rows.
+pub(super) fn runs<K: PartialEq>(
+    rows: &[Arithmetic],
+    key: impl Fn(&Arithmetic) -> K,
+) -> impl Iterator<Item = (Range<usize>, K)> {
+    let mut end = 0;
+    std::iter::from_fn(move || {
+        let start = end;
+        let first = key(rows.get(start)?);
+        end += rows[start..].iter().take_while(|row| key(row) == first).count();
+        Some((start..end, first))
+    })
 }

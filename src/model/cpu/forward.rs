@@ -10,15 +10,16 @@
 //!
 //! where a projection may add a bias, and `silu` is the config's `hidden_act`.
 //!
-//! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows of one [`Phase`], so that memory does not grow
-//! with the prompt. The result of a row does not depend on where the cuts are.
+//! Spans are cut into chunks of at most [`CHUNK_ROWS`] rows, so that memory does not grow with the prompt. A
+//! chunk may have rows of several [`Phase`]s, and each phase has its own arithmetic. Packed weights are still
+//! read once for the whole chunk. The result of a row does not depend on the rest of its chunk.
 //!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
 use super::arithmetic::{Arithmetic, Phase};
 use super::projector::{Projection, Projector, project, project_onto};
-use super::scratch::step_bytes;
+use super::scratch::{BufferRows, step_bytes};
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, Output, grown};
 use crate::model::{Cancel, Logits, Rows, Span};
@@ -28,24 +29,27 @@ use crate::sys::reserve;
 pub(super) const CHUNK_ROWS: usize = 512;
 
 impl CpuModel {
-    /// Cuts the spans into chunks of one phase, runs them in order and collects the wanted logits.
+    /// Cuts the spans into chunks, runs them in order and collects the wanted logits.
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         self.reserve(spans)?;
         let wanted = spans.iter().map(Span::wanted).sum();
         let mut logits = Logits::with_capacity(wanted, self.config.vocab_size)?;
         let mut chunk = Vec::new();
-        let (mut rows, mut phase) = (0, Phase::Decode);
+        let mut rows = 0;
         for span in spans {
             let prompt_tokens = self.sequences[&span.seq].prompt_tokens;
             let mut rest = *span;
             while !rest.tokens.is_empty() {
-                let next_phase = Phase::of(rest.start, prompt_tokens);
-                if rows == CHUNK_ROWS || next_phase != phase {
-                    self.forward_chunk(&chunk, phase, &mut logits, cancel)?;
+                if rows == CHUNK_ROWS {
+                    self.forward_chunk(&chunk, &mut logits, cancel)?;
                     chunk.clear();
-                    (rows, phase) = (0, next_phase);
+                    rows = 0;
                 }
-                let left = if phase == Phase::Decode { usize::MAX } else { prompt_tokens - rest.start };
+                // The prompt ends a span of a chunk, because the phase changes there.
+                let left = match prompt_tokens.saturating_sub(rest.start) {
+                    0 => usize::MAX,
+                    left => left,
+                };
                 let taken = rest.tokens.len().min(CHUNK_ROWS - rows).min(left);
                 let (tokens, later) = rest.tokens.split_at(taken);
                 // Only the last row is wanted, and it is in a later chunk.
@@ -56,19 +60,14 @@ impl CpuModel {
                 rows += taken;
             }
         }
-        self.forward_chunk(&chunk, phase, &mut logits, cancel)?;
+        self.forward_chunk(&chunk, &mut logits, cancel)?;
         self.complete(spans);
         Ok(logits)
     }
 
-    /// Runs at most `CHUNK_ROWS` rows of one phase through all layers, and appends their logits.
-    fn forward_chunk(
-        &mut self,
-        spans: &[Span],
-        phase: Phase,
-        logits: &mut Logits,
-        cancel: &Cancel,
-    ) -> Result<()> {
+    /// Runs at most `CHUNK_ROWS` rows through all layers, and appends their logits. Each span has rows of one
+    /// phase.
+    fn forward_chunk(&mut self, spans: &[Span], logits: &mut Logits, cancel: &Cancel) -> Result<()> {
         if spans.is_empty() {
             return Ok(());
         }
@@ -76,11 +75,26 @@ impl CpuModel {
         let attention_factor = config.rope.attention_factor();
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let epsilon = config.rms_norm_eps as f32;
-        let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
 
+        // The arithmetic of each row in the layers, and of each wanted row in the head.
+        let (mut arithmetic, mut head) = (Vec::with_capacity(rows), Vec::new());
+        let mut rounds_attention = Vec::with_capacity(spans.len());
+        for span in spans {
+            let prompt_tokens = sequences[&span.seq].prompt_tokens;
+            let phase = Phase::of(span.start, prompt_tokens);
+            let end = span.start + span.tokens.len();
+            let of_layers = Arithmetic::of_layers(phase, *exact);
+            arithmetic.extend(span.tokens.iter().map(|_| of_layers));
+            rounds_attention.push(of_layers.attention_bits16);
+            let wanted = end - span.wanted()..end;
+            head.extend(wanted.map(|at| Arithmetic::of_head(phase, *exact, at + 1 == prompt_tokens)));
+        }
+
         // Buffers that grow, here and in the kernels' threads, cannot report that there is no memory.
-        let _held = if rows > scratch.largest[phase as usize] {
+        let largest = scratch.largest.max(BufferRows::of_chunk(&arithmetic, &head));
+        let _held = if largest != scratch.largest {
             let bytes = step_bytes(config, kernels.pool().threads(), rows);
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             Some(reserve::hold("the scratch buffers of a step", bytes)?)
@@ -95,13 +109,8 @@ impl CpuModel {
         let attended = grown(&mut scratch.attended, rows * query_heads * head_dim);
         let cos = grown(&mut scratch.cos, rows * head_dim / 2);
         let sin = grown(&mut scratch.sin, rows * head_dim / 2);
-        let mut projector = Projector {
-            kernels,
-            arithmetic: Arithmetic::of_layers(phase, *exact),
-            quantized: &mut scratch.quantized,
-            gemm: &mut scratch.gemm,
-            cancel,
-        };
+        let mut projector =
+            Projector { kernels, quantized: &mut scratch.quantized, gemm: &mut scratch.gemm, cancel };
 
         let ids = spans.iter().flat_map(|span| span.tokens);
         for (x, &id) in x.chunks_exact_mut(hidden).zip(ids) {
@@ -126,7 +135,7 @@ impl CpuModel {
                 project(&layer.k_proj, keys),
                 project(&layer.v_proj, values),
             ];
-            projector.run(normed, rows, projections);
+            projector.run(normed, &arithmetic, projections);
             kernels.rope(queries, head_dim, cos, sin, cancel);
             kernels.rope(keys, head_dim, cos, sin, cancel);
             // A cancelled product leaves its output unfinished, which must not reach the KV cache.
@@ -138,10 +147,10 @@ impl CpuModel {
                 kv.write(block_pool, index, span.start, &keys[part.clone()], &values[part]);
                 first += span.tokens.len();
             }
-            let bits16 = projector.arithmetic.attention_bits16;
             let attention: Vec<AttentionSpan> = spans
                 .iter()
-                .map(|span| AttentionSpan {
+                .zip(&rounds_attention)
+                .map(|(span, &bits16)| AttentionSpan {
                     rows: span.tokens.len(),
                     position: span.start,
                     bits16,
@@ -149,49 +158,31 @@ impl CpuModel {
                 })
                 .collect();
             kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
-            projector.run(attended, rows, [project_onto(&layer.o_proj, x)]);
+            projector.run(attended, &arithmetic, [project_onto(&layer.o_proj, x)]);
 
             kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
-            if !projector.run_mlp(normed, rows, layer, config.hidden_act, x) {
-                let gate = grown(&mut scratch.gate, rows * inner);
-                let up = grown(&mut scratch.up, rows * inner);
-                let projections = [project(&layer.gate_proj, gate), project(&layer.up_proj, up)];
-                projector.run(normed, rows, projections);
-                kernels.gate_mul(config.hidden_act, gate, up, cancel);
-                projector.run(gate, rows, [project_onto(&layer.down_proj, x)]);
-            }
+            let buffers = [&mut scratch.gate, &mut scratch.up];
+            projector.run_mlp(normed, &arithmetic, layer, config.hidden_act, buffers, x);
         }
         check()?;
 
-        // Move the rows whose logits are wanted to the front. Note for each whether it is the last of its
-        // prompt, because the head computes that row more precisely.
-        let mut ends_prompt = Vec::new();
-        let mut first = 0;
+        // Move the rows whose logits are wanted to the front.
+        let (mut first, mut moved) = (0, 0);
         for span in spans {
             let last = first + span.tokens.len();
-            let wanted = last - span.wanted()..last;
-            x.copy_within(wanted.start * hidden..wanted.end * hidden, ends_prompt.len() * hidden);
-            let prompt_tokens = sequences[&span.seq].prompt_tokens;
-            ends_prompt.extend(wanted.map(|row| span.start + row - first + 1 == prompt_tokens));
+            let wanted = span.wanted();
+            x.copy_within((last - wanted) * hidden..last * hidden, moved * hidden);
+            moved += wanted;
             first = last;
         }
-        let wanted = ends_prompt.len();
-        let normed = &mut normed[..wanted * hidden];
-        kernels.rms_norm(&x[..wanted * hidden], &weights.norm, epsilon, normed, cancel);
+        let normed = &mut normed[..head.len() * hidden];
+        kernels.rms_norm(&x[..head.len() * hidden], &weights.norm, epsilon, normed, cancel);
         let before = logits.values.len();
-        logits.values.resize(before + wanted * config.vocab_size, 0.0);
-        let (mut normed, mut out) = (&normed[..], &mut logits.values[before..]);
-        for group in ends_prompt.chunk_by(PartialEq::eq) {
-            let (x, later_rows) = normed.split_at(group.len() * hidden);
-            let (logits, later_logits) =
-                std::mem::take(&mut out).split_at_mut(group.len() * config.vocab_size);
-            (normed, out) = (later_rows, later_logits);
-            projector.arithmetic = Arithmetic::of_head(phase, *exact, group[0]);
-            let lm_head =
-                Projection { weight: weights.lm_head(), bias: None, out: logits, output: Output::Set };
-            projector.run(x, group.len(), [lm_head]);
-        }
-        scratch.largest[phase as usize] = scratch.largest[phase as usize].max(rows);
+        logits.values.resize(before + head.len() * config.vocab_size, 0.0);
+        let out = &mut logits.values[before..];
+        let lm_head = Projection { weight: weights.lm_head(), bias: None, out, output: Output::Set };
+        projector.run(normed, &head, [lm_head]);
+        scratch.largest = largest;
         check()
     }
 }

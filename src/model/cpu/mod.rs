@@ -2,7 +2,7 @@
 //!
 //! - `weights.rs`: the checkpoint's tensors, checked against the config
 //! - `forward.rs`: the whole decoder stack, for a chunk of rows at a time
-//! - `arithmetic.rs`: which kernel computes a chunk's products, and how activations are rounded
+//! - `arithmetic.rs`: which kernel computes a row's products, and how activations are rounded
 //! - `projector.rs`: runs those products
 //! - `scratch.rs`: the buffers of a chunk
 

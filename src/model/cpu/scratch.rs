@@ -1,5 +1,6 @@
 //! The buffers of a chunk, and how much memory they take.
 
+use super::arithmetic::{Arithmetic, ProductKind, runs};
 use super::forward::CHUNK_ROWS;
 use crate::config::LlamaConfig;
 use crate::kernels::{GemmScratch, QuantizedRows, ScratchShape, thread_scratch_bytes};
@@ -30,9 +31,8 @@ pub(super) struct Scratch {
     /// The input of a product, quantised to 8 bits.
     pub(super) quantized: QuantizedRows,
     pub(super) gemm: GemmScratch,
-    /// The most rows of a chunk so far, for each [`Phase`](super::arithmetic::Phase): different kernels have
-    /// different buffers.
-    pub(super) largest: [usize; 4],
+    /// The most rows so far.
+    pub(super) largest: BufferRows,
 }
 
 /// An upper bound for the buffers of a step on `threads` threads in bytes, including one row of logits and a
@@ -57,4 +57,30 @@ pub(super) fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u
     let shape = ScratchShape { rows, cols: widest, head_dim, group: query_heads / kv_heads };
     let per_thread = thread_scratch_bytes(shape) as u64;
     own.saturating_add(per_thread.saturating_mul(threads as u64))
+}
+
+/// What the size of the buffers of a step depends on, because each kernel has buffers of its own.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) struct BufferRows {
+    /// All rows.
+    all: usize,
+    /// The most consecutive rows with each of [`ProductKind::ALL`].
+    of_kind: [usize; ProductKind::ALL.len()],
+}
+
+impl BufferRows {
+    /// Those of a chunk. Its rows go through the layers, some of them also through the head.
+    pub(super) fn of_chunk(layers: &[Arithmetic], head: &[Arithmetic]) -> Self {
+        let of_kind = ProductKind::ALL.map(|kind| {
+            let runs = [layers, head].into_iter().flat_map(|rows| runs(rows, |row| row.product));
+            runs.filter(|(_, of)| *of == kind).map(|(rows, _)| rows.len()).max().unwrap_or(0)
+        });
+        BufferRows { all: layers.len(), of_kind }
+    }
+
+    /// The larger number of each.
+    pub(super) fn max(self, other: Self) -> Self {
+        let of_kind = std::array::from_fn(|kind| self.of_kind[kind].max(other.of_kind[kind]));
+        BufferRows { all: self.all.max(other.all), of_kind }
+    }
 }

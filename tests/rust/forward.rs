@@ -1,0 +1,167 @@
+//! A forward pass of several sequences gives each row the bits that it has in a pass of its sequence alone.
+
+use candle_llama::checkpoint::Checkpoint;
+use candle_llama::checkpoint::tied::LmHead;
+use candle_llama::config::LlamaConfig;
+use candle_llama::kernels::{Isa, WeightType};
+use candle_llama::model::cpu::{CpuModel, CpuOptions, Types};
+use candle_llama::model::{Beginning, Cancel, Model, Rows, SeqId, Span};
+use tempfile::TempDir;
+
+use crate::checkpoint_files::{Entry, HEADS, VOCAB, llama_config, llama_weights_with, write_safetensors};
+
+/// K types have blocks of 256.
+const HIDDEN: usize = 256;
+const INTERMEDIATE: usize = 512;
+
+/// The weights of a Llama whose activations have outliers, for which a long prompt keeps residuals.
+fn folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut weights = llama_weights_with(HIDDEN, INTERMEDIATE, HIDDEN / HEADS);
+    weights[0].2.iter_mut().step_by(3 * HIDDEN + 5).for_each(|number| *number *= 100.0);
+    let entries: Vec<_> =
+        weights.iter().map(|(name, shape, values)| Entry::f32(name, shape, values)).collect();
+    write_safetensors(&dir.path().join("model.safetensors"), &entries);
+    let mut config = llama_config();
+    config["hidden_size"] = HIDDEN.into();
+    config["intermediate_size"] = INTERMEDIATE.into();
+    config["max_position_embeddings"] = 1024.into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// A Llama with its matrices in this type.
+fn load(dir: &TempDir, dtype: WeightType, isa: Isa, exact: bool) -> CpuModel {
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let types = if dtype.block_len() == 1 {
+        Types { dtype: Some(dtype), ..Types::default() }
+    } else {
+        let names = checkpoint.infos().into_iter().filter(|info| info.shape.len() == 2);
+        Types { quantize: names.map(|info| (info.name, dtype)).collect(), ..Types::default() }
+    };
+    let kv_dtype = if exact { WeightType::F32 } else { WeightType::F16 };
+    let lm_head = LmHead::Tied;
+    let options = CpuOptions {
+        isa,
+        threads: 2,
+        lm_head,
+        types,
+        exact,
+        kv_dtype,
+        kv_bytes: 64 << 20,
+        prefix_cache: false,
+        cached_kv_bytes: 0,
+    };
+    let config = LlamaConfig::from_folder(dir.path()).unwrap();
+    CpuModel::new(config, &checkpoint, &options, &Cancel::never()).unwrap()
+}
+
+/// A sequence: the tokens before the pass, those of the pass, and one after it.
+struct Sequence {
+    tokens: Vec<u32>,
+    prompt: usize,
+    pass: std::ops::Range<usize>,
+    rows: Rows,
+}
+
+/// A sequence whose tokens `pass` are in the pass.
+fn sequence(seed: usize, prompt: usize, pass: std::ops::Range<usize>, rows: Rows) -> Sequence {
+    let tokens = (0..=pass.end).map(|at| ((at * 7 + at * at * seed + seed) % VOCAB) as u32).collect();
+    Sequence { tokens, prompt, pass, rows }
+}
+
+/// Sequences of every part of a sequence that has kernels of its own.
+fn sequences() -> Vec<Sequence> {
+    vec![
+        // Generated tokens, after a long prompt and after a short one.
+        sequence(1, 150, 150..151, Rows::Last),
+        sequence(2, 5, 9..10, Rows::Last),
+        // A long prompt's middle and another's end.
+        sequence(3, 400, 64..112, Rows::All),
+        sequence(4, 140, 107..140, Rows::All),
+        // A phrase, a short prompt, and a generated token after them.
+        sequence(5, 7, 0..7, Rows::Last),
+        sequence(6, 40, 0..40, Rows::All),
+        sequence(7, 20, 20..21, Rows::Last),
+        // A span that begins in the prompt.
+        sequence(8, 131, 125..140, Rows::All),
+        sequence(9, 300, 0..30, Rows::None),
+    ]
+}
+
+fn bits(model: &mut CpuModel, spans: &[Span]) -> Vec<u32> {
+    let logits = model.forward(spans, &Cancel::never()).unwrap();
+    logits.values.into_iter().map(f32::to_bits).collect()
+}
+
+/// Runs the sequences in passes of at most `together` of them, and returns the logits: those of the passes,
+/// then those of the next tokens.
+fn run(model: &mut CpuModel, sequences: &[Sequence], order: &[usize], together: usize) -> [Vec<Vec<u32>>; 2] {
+    for &index in order {
+        let Sequence { tokens, prompt, pass, .. } = &sequences[index];
+        let seq = SeqId(index as u64);
+        model.free(seq);
+        let beginning = Beginning { tokens, prompt_tokens: *prompt, reusable: 0, salt: "" };
+        model.begin(seq, &beginning);
+        if pass.start > 0 {
+            let span = Span { seq, tokens: &tokens[..pass.start], start: 0, rows: Rows::None };
+            model.forward(&[span], &Cancel::never()).unwrap();
+        }
+    }
+    let mut run_passes = |next: bool| {
+        let mut logits = vec![Vec::new(); sequences.len()];
+        for pass in order.chunks(together) {
+            let spans: Vec<Span> = pass
+                .iter()
+                .map(|&index| {
+                    let Sequence { tokens, pass, rows, .. } = &sequences[index];
+                    let (pass, rows) =
+                        if next { (pass.end..pass.end + 1, Rows::All) } else { (pass.clone(), *rows) };
+                    Span { seq: SeqId(index as u64), tokens: &tokens[pass.clone()], start: pass.start, rows }
+                })
+                .collect();
+            let all = bits(model, &spans);
+            let mut later = &all[..];
+            for (&index, span) in pass.iter().zip(&spans) {
+                let rows = match span.rows {
+                    Rows::None => 0,
+                    Rows::Last => 1,
+                    Rows::All => span.tokens.len(),
+                };
+                let (own, rest) = later.split_at(rows * VOCAB);
+                (logits[index], later) = (own.to_vec(), rest);
+            }
+            assert!(later.is_empty());
+        }
+        logits
+    };
+    [run_passes(false), run_passes(true)]
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_other_sequences_of_a_pass() {
+    use WeightType::{BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
+    let dir = folder();
+    let sequences = sequences();
+    let in_order: Vec<usize> = (0..sequences.len()).collect();
+    // Spans of one kind after each other, or in turns.
+    let orders = [in_order.clone(), vec![8, 3, 0, 5, 1, 4, 2, 6, 7], vec![2, 0], vec![4, 1, 6]];
+    for isa in Isa::available() {
+        for dtype in [Q4_0, Q8_0, Q4_K, Q6_K, BF16, F16, F32] {
+            for exact in [false, true] {
+                let mut model = load(&dir, dtype, isa, exact);
+                let alone = run(&mut model, &sequences, &in_order, 1);
+                assert!(alone[0][2].iter().all(|&bits| f32::from_bits(bits).is_finite()));
+                for order in &orders {
+                    let together = run(&mut model, &sequences, order, order.len());
+                    for &index in order {
+                        let place =
+                            format!("{dtype} exact: {exact}, sequence {index} of {order:?}, {}", isa.name());
+                        assert!(together[0][index] == alone[0][index], "{place}");
+                        assert!(together[1][index] == alone[1][index], "the next token: {place}");
+                    }
+                }
+            }
+        }
+    }
+}
