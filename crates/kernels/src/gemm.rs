@@ -1,6 +1,5 @@
 //! The facade for products with many rows of float activations.
 
-use crate::dispatch::{self, Isa};
 use crate::generic::gemm_task::{GatedTask, GemmTask};
 use crate::kernels::{Kernels, Product};
 use crate::mlp::Mlp;
@@ -76,7 +75,7 @@ impl Kernels {
 
     /// Whether [`Kernels::gemm_packed`] is available.
     pub fn has_gemm_packed(&self) -> bool {
-        self.gemm_bf16().is_some_and(|gemm| gemm.takes_packed)
+        self.gemm_bf16.is_some_and(|gemm| gemm.takes_packed)
     }
 
     /// Like [`Kernels::gemm`] with [`GemmInput::Bf16`], for packed weights.
@@ -91,7 +90,7 @@ impl Kernels {
         scratch: &mut GemmScratch,
         cancel: &Cancel,
     ) {
-        let gemm = self.gemm_bf16().filter(|gemm| gemm.takes_packed).expect("the ISA has this kernel");
+        let gemm = self.gemm_bf16.filter(|gemm| gemm.takes_packed).expect("the ISA has this kernel");
         for product in products.iter() {
             assert_eq!(x.len(), rows * product.weight.cols(), "x is (rows, in_features)");
             assert_eq!(product.out.len(), rows * product.weight.rows(), "out is (rows, out_features)");
@@ -162,7 +161,7 @@ impl Kernels {
     /// The kernel for `input`, if the ISA has one.
     fn gemm_for(&self, input: GemmInput) -> Option<&'static Gemm> {
         match input {
-            GemmInput::Bf16 => self.gemm_bf16(),
+            GemmInput::Bf16 => self.gemm_bf16,
             GemmInput::Bf16Pairs => self.table.gemm_bf16_pairs.as_ref(),
         }
     }
@@ -171,11 +170,6 @@ impl Kernels {
         let gemm = self.gemm_for(input)?;
         let takes_all = [mlp.gate, mlp.up, mlp.down].into_iter().all(|weight| gemm.takes_weight(weight));
         Some((gemm, gemm.run_gated.filter(|_| takes_all)?))
-    }
-
-    fn gemm_bf16(&self) -> Option<&'static Gemm> {
-        let is_fast = self.isa == Isa::Amx || dispatch::bf16_dot_is_fast();
-        self.table.gemm_bf16.as_ref().filter(|_| is_fast)
     }
 
     /// Writes activations in `gemm`'s layout to `words`. There is at least one row.

@@ -1,14 +1,14 @@
 //! The facade: the kernels of one ISA and their threads. Lengths are checked here, before a kernel runs.
 
 use crate::blocks::WeightType;
-use crate::dispatch::Isa;
+use crate::dispatch::{self, Isa};
 use crate::generic::matmul::MatmulTask;
 use crate::lanes::{self, LANES};
 use crate::mlp::Activation;
 use crate::output::{Output, SharedOut};
 use crate::pages::Arena;
 use crate::pool::{Cancel, Pool};
-use crate::table::KernelTable;
+use crate::table::{Gemm, KernelTable};
 use crate::weight::WeightRows;
 
 /// The most f32 numbers of dequantised weights in one task: 512 KiB, which fits into L2.
@@ -56,6 +56,9 @@ impl Product<'_> {
 pub struct Kernels {
     pub(crate) isa: Isa,
     pub(crate) table: &'static KernelTable,
+    /// The table's products of bf16, where they are faster than those of floats. Virtual machines take long
+    /// to answer which CPU this is, so they are asked once.
+    pub(crate) gemm_bf16: Option<&'static Gemm>,
     pub(crate) pool: Pool,
     /// Memory of the packed weights.
     pub(crate) arena: Arena,
@@ -70,7 +73,10 @@ impl Kernels {
     /// # Panics
     /// If this CPU does not have the ISA.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
-        Ok(Kernels { isa, table: isa.table(), pool: Pool::new(threads)?, arena: Arena::default() })
+        let table = isa.table();
+        let bf16_is_fast = isa == Isa::Amx || dispatch::bf16_dot_is_fast();
+        let gemm_bf16 = table.gemm_bf16.as_ref().filter(|_| bf16_is_fast);
+        Ok(Kernels { isa, table, gemm_bf16, pool: Pool::new(threads)?, arena: Arena::default() })
     }
 
     /// The ISA in use.
