@@ -120,7 +120,7 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of at most `max_bytes`, or of one block if that is larger. Of these, at most `cached_bytes` stay
+    /// A pool of at most `max_bytes`, or of one block if that is larger. At most `cached_bytes` of these stay
     /// cached. Allocates nothing yet.
     ///
     /// # Errors
