@@ -53,6 +53,21 @@ pub fn address_space_left() -> Option<u64> {
     Some(limit.saturating_sub(kibibytes(&status, "VmSize")?))
 }
 
+/// Whether this is the process's first thread, on which Python runs signal handlers; true where the system
+/// does not say.
+pub fn is_main_thread() -> bool {
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code)]
+    // SAFETY: both calls take nothing and cannot fail.
+    return unsafe { libc::gettid() == libc::getpid() };
+    #[cfg(target_os = "macos")]
+    #[allow(unsafe_code)]
+    // SAFETY: the call takes nothing and cannot fail.
+    return unsafe { libc::pthread_main_np() != 0 };
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    true
+}
+
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn address_space_limit() -> Option<u64> {

@@ -3,7 +3,7 @@
 use super::error::{internal_error, to_python};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use crate::sys::{panics, reserve};
+use crate::sys::{self, panics, reserve};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,10 @@ pub(super) fn detach_engine<T: Send>(
     let is_exhausted = AtomicBool::new(false);
     let result = py.detach(|| {
         let flag = AtomicBool::new(false);
-        let poll = || match Python::attach(|py| py.check_signals()) {
+        // Only the main thread handles signals. Another would wait for the GIL for nothing.
+        let handles_signals = sys::is_main_thread();
+        let check = || if handles_signals { Python::attach(|py| py.check_signals()) } else { Ok(()) };
+        let poll = || match check() {
             Ok(()) if reserve::is_exhausted() => {
                 is_exhausted.store(true, Ordering::Relaxed);
                 true

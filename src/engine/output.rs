@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a caller waits before it checks again whether it was cancelled.
-const WAIT_SLICE: Duration = Duration::from_millis(20);
+const WAIT_SLICE: Duration = Duration::from_millis(100);
 /// How long a caller that was cancelled waits for the engine to end its sequence.
-const LAST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_millis(50);
 
 /// What a sink wants after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -382,6 +382,7 @@ impl Scheduler {
         let rows = lens.sum::<usize>() - decoding;
         let mut ended = Vec::new();
         self.take_rows(parts, &mut logits, started, &mut ended);
+        self.model.reclaim(logits);
         self.pace.record(decoding, rows, started.elapsed());
         self.end_all(ended);
     }

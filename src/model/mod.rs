@@ -128,6 +128,9 @@ pub trait Model: Send {
     /// an error the same spans may be run again.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
+    /// Takes logits back that are no longer needed, so that the next call need not allocate as many.
+    fn reclaim(&mut self, _logits: Logits) {}
+
     /// Announces a sequence before its first span. If it has keys and values, frees them. Without this call
     /// the first span counts as the prompt, and nothing is shared.
     ///

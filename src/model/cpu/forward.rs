@@ -33,7 +33,8 @@ impl CpuModel {
     pub(super) fn forward_chunks(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         self.reserve(spans)?;
         let wanted = spans.iter().map(Span::wanted).sum();
-        let mut logits = Logits::with_capacity(wanted, self.config.vocab_size)?;
+        let mut logits = self.logits(wanted)?;
+        let mut out = logits.values.as_mut_slice();
         let mut chunk = Vec::new();
         let mut rows = 0;
         for span in spans {
@@ -41,7 +42,7 @@ impl CpuModel {
             let mut rest = *span;
             while !rest.tokens.is_empty() {
                 if rows == CHUNK_ROWS {
-                    self.forward_chunk(&chunk, &mut logits, cancel)?;
+                    out = self.forward_chunk(&chunk, out, cancel)?;
                     chunk.clear();
                     rows = 0;
                 }
@@ -60,16 +61,34 @@ impl CpuModel {
                 rows += taken;
             }
         }
-        self.forward_chunk(&chunk, &mut logits, cancel)?;
+        self.forward_chunk(&chunk, out, cancel)?;
         self.complete(spans);
         Ok(logits)
     }
 
-    /// Runs at most `CHUNK_ROWS` rows through all layers, and appends their logits. Each span has rows of one
-    /// phase.
-    fn forward_chunk(&mut self, spans: &[Span], logits: &mut Logits, cancel: &Cancel) -> Result<()> {
+    /// `rows` rows of logits, which hold anything. Takes the spare ones if they are large enough: to get some
+    /// megabytes from the system for each step takes longer than to fill them.
+    fn logits(&mut self, rows: usize) -> Result<Logits> {
+        let vocab_size = self.config.vocab_size;
+        let mut values = std::mem::take(&mut self.spare_logits);
+        let len = rows.saturating_mul(vocab_size);
+        if values.capacity() < len {
+            values = Logits::with_capacity(rows, vocab_size)?.values;
+        }
+        values.resize(len, 0.0);
+        Ok(Logits { values, vocab_size })
+    }
+
+    /// Runs at most `CHUNK_ROWS` rows through all layers, and writes their logits to the beginning of `out`.
+    /// Returns the rest of `out`. Each span has rows of one phase.
+    fn forward_chunk<'a>(
+        &mut self,
+        spans: &[Span],
+        out: &'a mut [f32],
+        cancel: &Cancel,
+    ) -> Result<&'a mut [f32]> {
         if spans.is_empty() {
-            return Ok(());
+            return Ok(out);
         }
         let CpuModel { config, kernels, exact, weights, inv_freq, block_pool, sequences, scratch, .. } = self;
         let attention_factor = config.rope.attention_factor();
@@ -177,12 +196,11 @@ impl CpuModel {
         }
         let normed = &mut normed[..head.len() * hidden];
         kernels.rms_norm(&x[..head.len() * hidden], &weights.norm, epsilon, normed, cancel);
-        let before = logits.values.len();
-        logits.values.resize(before + head.len() * config.vocab_size, 0.0);
-        let out = &mut logits.values[before..];
+        let (out, later) = out.split_at_mut(head.len() * config.vocab_size);
         let lm_head = Projection { weight: weights.lm_head(), bias: None, out, output: Output::Set };
         projector.run(normed, &head, [lm_head]);
         scratch.largest = largest;
-        check()
+        check()?;
+        Ok(later)
     }
 }

@@ -72,6 +72,8 @@ pub struct CpuModel {
     prefix_cache: bool,
     sequences: HashMap<SeqId, Sequence>,
     scratch: Scratch,
+    /// Logits that were given back.
+    spare_logits: Vec<f32>,
 }
 
 struct Sequence {
@@ -120,6 +122,7 @@ impl CpuModel {
             prefix_cache: options.prefix_cache,
             sequences: HashMap::new(),
             scratch: Scratch::default(),
+            spare_logits: Vec::new(),
             config,
             kernels,
             exact: options.exact,
@@ -198,6 +201,13 @@ impl Model for CpuModel {
         // If a mapped file was cut short since, reading the missing part would kill the process.
         self.weights.files.check()?;
         self.forward_chunks(spans, cancel)
+    }
+
+    fn reclaim(&mut self, logits: Logits) {
+        // The logits of whole prompts may be much larger, and are seldom wanted.
+        if logits.rows() <= MAX_NUM_SEQS {
+            self.spare_logits = logits.values;
+        }
     }
 
     fn begin(&mut self, seq: SeqId, beginning: &Beginning) -> usize {
