@@ -81,7 +81,7 @@ impl Ticket {
         self.shared.wake();
     }
 
-    /// Says whether somebody waits for what comes next. The engine runs only while somebody waits, but then it
+    /// Says whether somebody waits for what comes next. The engine runs only while somebody waits; then it
     /// runs all sequences.
     pub fn set_awaited(&self, is_awaited: bool) {
         if self.is_awaited.swap(is_awaited, Ordering::Relaxed) != is_awaited && is_awaited {
