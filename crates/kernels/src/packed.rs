@@ -6,7 +6,7 @@ use crate::kernels::Kernels;
 use crate::output::{Output, SharedOut};
 use crate::pack::{NoMemory, PackedRows};
 use crate::pool::Cancel;
-use crate::quantized_rows::{MAX_PANEL_ROWS, Precision, QuantizedRows, panel_words};
+use crate::quantized_rows::{MAX_PANEL_ROWS, Precision, QuantizedRows};
 use crate::tile::{TILE_COLS, TILE_ROWS};
 
 /// Tasks per thread of one product, at least, so that all threads end at the same time.
@@ -61,28 +61,27 @@ impl Kernels {
         let rows = precisions.len();
         let cols = x.len().checked_div(rows).unwrap_or(0);
         assert!(x.len() == rows * cols && cols.is_multiple_of(TILE_COLS), "(rows, cols), whole blocks");
-        let panel_rows = match rows {
-            0..=MAX_PANEL_ROWS => rows.max(1),
-            // As few panels as possible, of about the same size: a panel of one or two rows takes nearly as
-            // long as a larger one.
-            _ => rows.div_ceil(rows.div_ceil(self.table.panel_rows)),
+        // As few panels as possible. They are even, because small panels take longer per row: reading the
+        // weights takes as long for one row as for several.
+        let panels = match rows {
+            _ if x.is_empty() => 0,
+            ..=MAX_PANEL_ROWS => 1,
+            _ => rows.div_ceil(self.table.panel_rows),
         };
-        (out.rows, out.cols, out.panel_rows) = (rows, cols, panel_rows);
-        let whole = panel_words(panel_rows, cols);
-        let left = rows % panel_rows;
-        let last = if left > 0 { panel_words(left, cols) } else { 0 };
-        out.words.resize(rows / panel_rows * whole + last, 0);
-        if x.is_empty() {
-            out.words.clear();
-            return;
-        }
-        self.pool.for_each_chunk(&mut out.words, whole, cancel, &|panel, words| {
-            let first = panel * panel_rows;
-            let precisions = &precisions[first..][..panel_rows.min(rows - first)];
-            let x = &x[first * cols..][..precisions.len() * cols];
+        (out.rows, out.cols, out.panel_count) = (rows, cols, panels);
+        let len = if panels > 0 { out.panel(panels - 1).1.end } else { 0 };
+        let mut words = std::mem::take(&mut out.words);
+        words.resize(len, 0);
+        let shared = SharedOut::new(&mut words);
+        self.pool.run(panels, cancel, &|panel| {
+            let (rows, words) = out.panel(panel);
+            // SAFETY: every panel comes once, and the words of panels do not overlap.
+            let words = unsafe { shared.slice_mut(words.start, words.len()) };
+            let x = &x[rows.start * cols..rows.end * cols];
             // SAFETY: the table was chosen for this CPU.
-            unsafe { (self.table.quantize)(x, precisions, words) }
+            unsafe { (self.table.quantize)(x, &precisions[rows], words) }
         });
+        out.words = words;
     }
 
     /// Computes `out = x · wᵀ` for several packed weights that share an input.

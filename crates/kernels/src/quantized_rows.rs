@@ -24,6 +24,7 @@
 //! One scale per 32 columns rounds 2 to 7 times more finely than one per row.
 
 use crate::tile::TILE_COLS;
+use std::ops::Range;
 
 /// Groups of 4 elements in 32 columns.
 pub(super) const GROUPS: usize = TILE_COLS / 4;
@@ -70,8 +71,8 @@ pub enum Precision {
 pub struct QuantizedRows {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Rows of every panel but the last, which has the remaining ones.
-    pub(super) panel_rows: usize,
+    /// The number of panels. Their rows are as even as possible: the first panels may have one more.
+    pub(super) panel_count: usize,
     /// All panels. Each takes as many words as [`panel_words`] says.
     pub(super) words: Vec<u32>,
 }
@@ -113,11 +114,24 @@ impl QuantizedRows {
 
     #[inline(always)]
     pub(super) fn panels(&self) -> impl Iterator<Item = Panel<'_>> {
-        let panels = self.words.chunks(panel_words(self.panel_rows, self.cols));
-        panels.enumerate().map(|(index, words)| {
-            let first = index * self.panel_rows;
-            let rows = self.panel_rows.min(self.rows - first);
-            Panel { first, rows, blocks: &words[1..][..words[0] as usize * block_words(rows)] }
+        (0..self.panel_count).map(|index| {
+            let (rows, words) = self.panel(index);
+            let words = &self.words[words];
+            let blocks = &words[1..][..words[0] as usize * block_words(rows.len())];
+            Panel { first: rows.start, rows: rows.len(), blocks }
         })
+    }
+
+    /// The rows of panel `index`, and where its words are.
+    #[inline(always)]
+    pub(super) fn panel(&self, index: usize) -> (Range<usize>, Range<usize>) {
+        let (rows, larger) = (self.rows / self.panel_count, self.rows % self.panel_count);
+        let (words, larger_words) = (panel_words(rows, self.cols), panel_words(rows + 1, self.cols));
+        let begins = |index: usize| {
+            let before = index.min(larger);
+            (index * rows + before, (index - before) * words + before * larger_words)
+        };
+        let ((row, word), (row_end, word_end)) = (begins(index), begins(index + 1));
+        (row..row_end, word..word_end)
     }
 }

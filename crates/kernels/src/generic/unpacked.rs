@@ -107,7 +107,7 @@ pub(crate) fn for_each_cached(
     let layout = task.weight.layout();
     let scales = layout.scales * if layout.has_mins { 2 } else { 1 };
     let strip_bytes = task.x.cols() / TILE_COLS * (scales + GROUPS) * size_of::<Line>();
-    let cached = match task.x.panels().count() {
+    let cached = match task.x.panel_count {
         ..=FEW_PANELS => strips,
         _ => UNPACKED_BYTES / strip_bytes / strips * strips,
     };
@@ -174,7 +174,7 @@ pub(crate) fn multiply<
     let strip = |strip: usize| UnpackedStrip(&tiles[(strip - first) * blocks..][..blocks]);
     let next = unpacked.strips.end..(unpacked.strips.end + unpacked.strips.len()).min(task.strips.end);
     let next = task.weight.strips_bytes(next);
-    let panels = task.x.panels().count();
+    let panels = task.x.panel_count;
     let lines = if panels > FEW_PANELS { 0 } else { next.len().div_ceil(panels * blocks * 64) };
     let prefetch = |call: usize| {
         for line in call * lines..(call + 1) * lines {
