@@ -13,8 +13,10 @@ const NEWEST: f64 = 0.2;
 /// Measures passes, and predicts how long they take.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The fewest rows of prompts that are worth a pass.
+    /// The fewest rows that are worth a pass.
     min_rows: usize,
+    /// The model processes a multiple of so many rows at a time.
+    step: usize,
     /// Seconds of a pass that decodes so many sequences: entry i is for up to 2^i. 0 is unknown.
     decode: [f64; 12],
     /// Seconds per row of a prompt, in passes that also decode or are as short; 0 is unknown.
@@ -22,9 +24,10 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Of a model for which prompts of `min_rows` rows are not much slower per row than long ones.
-    pub(super) fn new(min_rows: usize) -> Self {
-        Pace { min_rows: min_rows.clamp(1, MAX_ROWS), decode: [0.0; 12], per_row: 0.0 }
+    /// Of a model for which passes of `min_rows` rows are not much slower per row than longer ones, and which
+    /// processes a multiple of `step` rows at a time.
+    pub(super) fn new(min_rows: usize, step: usize) -> Self {
+        Pace { min_rows: min_rows.clamp(1, MAX_ROWS), step: step.max(1), decode: [0.0; 12], per_row: 0.0 }
     }
 
     /// Records a pass over `decoding` sequences and `rows` rows of prompts.
@@ -32,7 +35,7 @@ impl Pace {
         let seconds = took.as_secs_f64();
         if rows == 0 {
             average(&mut self.decode[bucket(decoding)], seconds);
-        } else if rows >= self.min_rows {
+        } else if decoding + rows >= self.min_rows {
             average(&mut self.per_row, seconds / rows as f64);
         }
     }
@@ -45,12 +48,12 @@ impl Pace {
     /// Maximum rows of prompts in a pass for which `decoding` sequences, or a short prompt, wait.
     pub(super) fn rows_beside(&self, decoding: usize) -> usize {
         let known = self.decode[..=bucket(decoding.max(1))].iter().rev().find(|&&seconds| seconds > 0.0);
-        match known {
-            Some(&step) if self.per_row > 0.0 => {
-                ((SLOWDOWN * step / self.per_row) as usize).clamp(self.min_rows, MAX_ROWS)
-            }
-            _ => self.min_rows,
-        }
+        let rows = match known {
+            Some(&step) if self.per_row > 0.0 => (SLOWDOWN * step / self.per_row) as usize,
+            _ => 0,
+        };
+        let all = (rows + decoding).clamp(self.min_rows.max(decoding + self.step), MAX_ROWS + decoding);
+        all / self.step * self.step - decoding
     }
 }
 
@@ -67,16 +70,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_get_the_rows_that_slow_a_pass_down_threefold() {
-        let mut pace = Pace::new(16);
-        assert_eq!(pace.rows_beside(1), 16, "nothing is known yet");
+    fn prompts_get_the_rows_that_slow_a_pass_down() {
+        let mut pace = Pace::new(16, 1);
+        assert_eq!(pace.rows_beside(1), 15, "nothing is known yet");
         pace.record(1, 0, Duration::from_millis(10));
         pace.record(0, 100, Duration::from_millis(100));
-        assert_eq!(pace.rows_beside(1), 30);
-        assert_eq!(pace.rows_beside(8), 30, "a pass over 8 sequences takes at least as long");
+        let expected = (SLOWDOWN * 10.0) as usize;
+        assert_eq!(pace.rows_beside(1), expected);
+        assert_eq!(pace.rows_beside(8), expected, "a pass over 8 sequences takes at least as long");
         pace.record(8, 0, Duration::from_millis(20));
-        assert_eq!(pace.rows_beside(8), 60);
-        assert_eq!(pace.rows_beside(0), 30);
+        assert_eq!(pace.rows_beside(8), (SLOWDOWN * 20.0) as usize);
+        assert_eq!(pace.rows_beside(0), expected);
         for _ in 0..100 {
             pace.record(1, 0, Duration::from_secs(1));
         }
@@ -84,15 +88,27 @@ mod tests {
         for _ in 0..100 {
             pace.record(1, 0, Duration::from_micros(1));
         }
-        assert_eq!(pace.rows_beside(1), 16);
+        assert_eq!(pace.rows_beside(1), 15);
+    }
+
+    #[test]
+    fn a_pass_has_a_multiple_of_the_rows_that_are_processed_together() {
+        let mut pace = Pace::new(24, 6);
+        assert_eq!((pace.rows_beside(1), pace.rows_beside(8), pace.rows_beside(32)), (23, 16, 4));
+        pace.record(1, 0, Duration::from_millis(10));
+        pace.record(0, 100, Duration::from_millis(100));
+        for decoding in [1, 2, 5, 8, 32] {
+            assert_eq!((pace.rows_beside(decoding) + decoding) % 6, 0, "{decoding}");
+        }
     }
 
     #[test]
     fn passes_of_few_rows_do_not_count_as_the_speed_of_prompts() {
-        let mut pace = Pace::new(16);
+        let mut pace = Pace::new(16, 1);
         pace.record(1, 0, Duration::from_millis(10));
         pace.record(1, 32, Duration::from_millis(32));
+        let before = pace.rows_beside(1);
         pace.record(1, 1, Duration::from_millis(10));
-        assert_eq!(pace.rows_beside(1), 30);
+        assert_eq!(pace.rows_beside(1), before);
     }
 }

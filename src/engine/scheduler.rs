@@ -57,7 +57,7 @@ impl Scheduler {
         let EngineOptions { context_length, max_num_seqs } = options;
         Scheduler {
             max_num_seqs: max_num_seqs.unwrap_or_else(|| model.max_num_seqs()).max(1),
-            pace: Pace::new(model.min_prompt_rows()),
+            pace: Pace::new(model.min_rows(), model.rows_together()),
             model,
             context_length,
             waiting: Vec::new(),

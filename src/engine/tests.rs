@@ -145,7 +145,7 @@ impl Model for Counter {
         self.max_spans
     }
 
-    fn min_prompt_rows(&self) -> usize {
+    fn min_rows(&self) -> usize {
         16
     }
 

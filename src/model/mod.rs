@@ -157,9 +157,14 @@ pub trait Model: Send {
         1
     }
 
-    /// The fewest rows of a prompt in a call that are not much slower per row than many.
-    fn min_prompt_rows(&self) -> usize {
+    /// The fewest rows in a call that are not much slower per row than many.
+    fn min_rows(&self) -> usize {
         512
+    }
+
+    /// Rows that are processed together. A call with a multiple of this number is the fastest per row.
+    fn rows_together(&self) -> usize {
+        1
     }
 
     /// Whether a sequence may reuse what was computed for another one.

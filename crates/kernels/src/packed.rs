@@ -51,6 +51,11 @@ impl Kernels {
         Ok((!cancel.is_cancelled()).then_some(packed))
     }
 
+    /// Rows of a full panel: products with packed weights are the fastest per row for a multiple of it.
+    pub fn panel_rows(&self) -> usize {
+        self.table.panel_rows
+    }
+
     /// Quantises activations, `(rows, cols)`, with one scale for every 32 columns of a row. `precisions` has
     /// each row's. Rows of the same precision should be neighbours: a panel with residuals has room for them
     /// in all of its rows.

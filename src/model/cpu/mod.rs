@@ -57,8 +57,9 @@ pub struct CpuOptions {
 /// arithmetic.
 const MAX_NUM_SEQS: usize = 32;
 
-/// The fewest rows of a prompt that are worth a pass.
-const MIN_PROMPT_ROWS: usize = 24;
+/// The fewest rows in a pass that are not much slower per row than many: reading and unpacking the weights is
+/// then a small part of it.
+const MIN_ROWS: usize = 24;
 
 /// A Llama on our kernels.
 pub struct CpuModel {
@@ -245,8 +246,12 @@ impl Model for CpuModel {
         usize::MAX
     }
 
-    fn min_prompt_rows(&self) -> usize {
-        MIN_PROMPT_ROWS
+    fn min_rows(&self) -> usize {
+        MIN_ROWS
+    }
+
+    fn rows_together(&self) -> usize {
+        self.kernels.panel_rows()
     }
 
     fn shares_prefixes(&self) -> bool {
