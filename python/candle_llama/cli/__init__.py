@@ -16,6 +16,7 @@ from candle_llama.cli import output
 COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model",
+    "serve": "serve a model over HTTP, with the interface of OpenAI",
     "bench": "compare speed and memory with other engines",
     "quantize": "write a model as a GGUF file, quantised or not",
     "inspect": "show what is in a model, without loading its weights",

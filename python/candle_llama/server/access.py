@@ -1,0 +1,56 @@
+"""Who may use the server, and counting its responses."""
+
+import hmac
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from candle_llama.server import errors
+from candle_llama.server.errors import ApiError
+from candle_llama.server.metrics import Metrics
+
+_OPEN = ("/health",)
+
+
+class Access:
+    """Asks for the API key, except at /health, and counts responses.
+
+    Args:
+        app: What is protected.
+        api_key: The key; None lets everybody in.
+        metrics: Where responses are counted.
+        paths: The paths by which they are counted; others count as one.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, paths: frozenset[str]) -> None:
+        self._app = app
+        self._key = None if api_key is None else api_key.encode()
+        self._metrics = metrics
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"]
+                self._metrics.response(path if path in self._paths else "other", message["status"])
+            await send(message)
+
+        if self._may_enter(scope):
+            await self._app(scope, receive, counted)
+            return
+        error = ApiError(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
+        await errors.response(error)(scope, receive, counted)
+
+    def _may_enter(self, scope: Scope) -> bool:
+        if self._key is None or scope["path"] in _OPEN:
+            return True
+        headers: list[Any] = scope["headers"]
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, key = given.partition(b" ")
+        # In constant time: the time of an answer tells nothing about the key.
+        return hmac.compare_digest(key.strip(), self._key) and scheme.lower() == b"bearer"

@@ -1,0 +1,174 @@
+"""The application: its routes, and how errors become responses."""
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from candle_llama import __version__
+from candle_llama.errors import CandleLlamaError
+from candle_llama.llama import Llama
+from candle_llama.server import chat, completions, errors, models, tokens
+from candle_llama.server.access import Access
+from candle_llama.server.errors import ApiError, JsonResponse
+from candle_llama.server.limits import Limits, Queue
+from candle_llama.server.metrics import Metrics
+from candle_llama.server.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Strict,
+    TokenizeRequest,
+)
+from candle_llama.server.state import DisconnectedError, State
+
+_REF = "#/components/schemas/{model}"
+# A client that is gone reads no status; the log shows it.
+_CLIENT_GONE = 499
+
+_Post = Callable[[State, Request], Awaitable[Response]]
+_POSTS: dict[str, tuple[_Post, type[Strict], str]] = {
+    "/v1/chat/completions": (chat.create, ChatRequest, "Answer a conversation"),
+    "/v1/completions": (completions.create, CompletionRequest, "Continue a text"),
+    "/tokenize": (tokens.tokenize, TokenizeRequest, "Convert a text or a conversation to token ids"),
+    "/detokenize": (tokens.detokenize, DetokenizeRequest, "Convert token ids to text"),
+}
+
+
+def build_app(
+    llm: Llama,
+    *,
+    api_key: str | None = None,
+    served_model_name: str | None = None,
+    max_body_bytes: int = 16 * 1024**2,
+    max_prompt_tokens: int | None = None,
+    max_choices: int = 128,
+    max_queue: int = 256,
+) -> FastAPI:
+    """Makes a server with OpenAI's interface, for a model that is loaded; it needs the extra `server`.
+
+    Run it with uvicorn, or mount it in an application of your own. Closing the model is up to the caller.
+
+    Args:
+        llm: The model.
+        api_key: The key that clients must send; None lets everybody in.
+        served_model_name: The model's name for clients; None is its hub id, file or folder.
+        max_body_bytes: Most bytes of a request's body.
+        max_prompt_tokens: Most tokens of a prompt; None allows as many as the context holds.
+        max_choices: Most answers to one prompt (`n`).
+        max_queue: Most answers that run or wait; further requests get status 429.
+
+    Returns:
+        The application. Its attribute `state.server` is what `serve` shuts down.
+
+    Raises:
+        ValueError: The key is empty, or a limit is not a positive int.
+
+    Example:
+        >>> import candle_llama
+        >>> from candle_llama.server import build_app
+        >>> app = build_app(candle_llama.load("demo"), served_model_name="smol")
+        >>> app.state.server.name
+        'smol'
+    """
+    if api_key is not None and not api_key.strip():
+        raise ValueError("api_key is empty; None lets everybody in")
+    limits = Limits(max_body_bytes, max_prompt_tokens, max_choices, max_queue)
+    name = served_model_name or _name(llm)
+    state = State(llm, name, int(time.time()), limits, Queue(limits), Metrics(llm, name))
+    app = FastAPI(title="candle-llama", version=__version__, description="OpenAI's interface to a Llama.")
+    app.state.server = state
+    for path, (create, kind, summary) in _POSTS.items():
+        _add_post(app, state, path, create, kind, summary)
+    _add_gets(app, state)
+    _add_errors(app, state)
+    paths = frozenset(getattr(route, "path", "") for route in app.routes)
+    app.add_middleware(Access, api_key=api_key, metrics=state.metrics, paths=paths)
+    _describe(app)
+    return app
+
+
+def _name(llm: Llama) -> str:
+    """Returns the model's name for clients, who need not know the server's folders."""
+    source = llm._source
+    is_path = source.startswith((".", "~")) or os.path.isabs(source) or source.endswith(".gguf")
+    return Path(source).name or "model" if is_path else source
+
+
+def _add_post(app: FastAPI, state: State, path: str, create: _Post, kind: type[Strict], summary: str) -> None:
+    async def endpoint(request: Request) -> Response:
+        return await create(state, request)
+
+    schema = {"$ref": _REF.format(model=kind.__name__)}
+    content = {"required": True, "content": {"application/json": {"schema": schema}}}
+    app.post(
+        path,
+        summary=summary,
+        response_class=JsonResponse,
+        openapi_extra={"requestBody": content},
+        operation_id=kind.__name__,
+    )(endpoint)
+
+
+def _add_gets(app: FastAPI, state: State) -> None:
+    @app.get("/v1/models", summary="List the model", response_class=JsonResponse)
+    async def list_models() -> Response:
+        return JsonResponse(models.listed(state))
+
+    @app.get("/v1/models/{name:path}", summary="Describe the model", response_class=JsonResponse)
+    async def one_model(name: str) -> Response:
+        return JsonResponse(models.one(state, name))
+
+    @app.get("/health", summary="Say whether requests can be answered", response_class=JsonResponse)
+    async def health() -> Response:
+        state.check_ready()
+        return JsonResponse({"status": "ok"})
+
+    @app.get("/metrics", summary="Counts, for Prometheus")
+    async def metrics() -> Response:
+        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_errors(app: FastAPI, state: State) -> None:
+    @app.exception_handler(ApiError)
+    async def api_error(request: Request, error: ApiError) -> Response:
+        return errors.response(error)
+
+    @app.exception_handler(CandleLlamaError)
+    async def engine_error(request: Request, error: CandleLlamaError) -> Response:
+        state.note(error)
+        return errors.response(errors.of_engine(error))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{error.detail}: {request.method} {errors.shown(request.url.path)}"
+        return errors.response(ApiError(error.status_code, message, headers=error.headers))
+
+    @app.exception_handler(DisconnectedError)
+    @app.exception_handler(ClientDisconnect)
+    async def disconnected(request: Request, error: Exception) -> Response:
+        return Response(status_code=_CLIENT_GONE)
+
+    @app.exception_handler(Exception)
+    async def other_error(request: Request, error: Exception) -> Response:
+        return errors.response(errors.of_engine(error))
+
+
+def _describe(app: FastAPI) -> None:
+    """Adds the requests' fields to the OpenAPI description: the routes read their bodies themselves."""
+    _, found = models_json_schema([(kind, "validation") for _, kind, _ in _POSTS.values()], ref_template=_REF)
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = original()
+        description.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]

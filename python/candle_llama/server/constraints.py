@@ -1,0 +1,78 @@
+"""Which form an answer must have: the one place where requests' grammars reach the engine."""
+
+import inspect
+from typing import Any
+
+from candle_llama.llama import Llama
+from candle_llama.server import errors
+from candle_llama.server.schema import ChatRequest, NamedTool, ResponseFormat, Sampling, Tool
+
+_IS_SUPPORTED = "json_schema" in inspect.signature(Llama.agenerate).parameters
+
+
+def constraint(body: Sampling) -> dict[str, Any]:
+    """Returns the engine's keyword for the form of the answer; empty if it is free.
+
+    Raises:
+        ApiError: A field asks for a form that the engine cannot enforce, or two fields ask for one.
+    """
+    asked: dict[str, dict[str, Any]] = {
+        name: {name: value} for name in ("regex", "grammar") if (value := getattr(body, name)) is not None
+    }
+    if isinstance(body, ChatRequest):
+        asked |= _of_format(body.response_format) | _of_tools(body)
+    for name in asked:
+        if not _IS_SUPPORTED:
+            raise errors.refused(name, "this version does not constrain answers", "unsupported_parameter")
+    if len(asked) > 1:
+        raise errors.refused(list(asked)[1], f"{' and '.join(asked)} exclude each other")
+    return next(iter(asked.values()), {})
+
+
+def _of_format(response_format: ResponseFormat | None) -> dict[str, dict[str, Any]]:
+    if response_format is None or response_format.type == "text":
+        return {}
+    if response_format.type == "json_object":
+        return {"response_format": {"json_schema": {"type": "object"}}}
+    if response_format.json_schema is None:
+        raise errors.refused("response_format.json_schema", "missing")
+    return {"response_format": {"json_schema": response_format.json_schema.schema_ or {}}}
+
+
+def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
+    tools, choice = body.tools or [], body.tool_choice
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+        if not (named := [tool for tool in tools if tool.function.name == name]):
+            raise errors.refused("tool_choice", f"tools has no function {errors.shown(name)!r}")
+        return {"tool_choice": {"json_schema": _call(named)}}
+    if choice == "required":
+        if not tools:
+            raise errors.refused("tool_choice", "tools is empty")
+        return {"tool_choice": {"json_schema": _call(tools)}}
+    for index, tool in enumerate(tools):
+        # A call that begins in free text cannot be constrained.
+        if tool.function.strict and choice != "none":
+            raise errors.refused(
+                f"tools.{index}.function.strict",
+                'strict needs tool_choice "required" or the name of a function',
+                "unsupported_parameter",
+            )
+    return {}
+
+
+def _call(tools: list[Tool]) -> dict[str, Any]:
+    """A schema of one call of one of the tools, in the form that `tools.py` reads."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": tool.function.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}

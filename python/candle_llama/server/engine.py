@@ -1,0 +1,81 @@
+"""Starts answers in the model's engine, and reads them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeAlias
+
+from candle_llama import async_stream
+from candle_llama.async_stream import AsyncStream
+from candle_llama.server import errors
+from candle_llama.server.state import State
+from candle_llama.types import Chunk, Completion
+
+_LONG_BODY = 20_000
+"""Longer requests are tokenised in a thread, so that the other requests do not wait for it."""
+
+Start: TypeAlias = Callable[[], list[AsyncStream]]
+
+
+async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream]:
+    """Starts the answers of a request.
+
+    Raises:
+        ApiError: The engine does not accept the request.
+    """
+    try:
+        return await asyncio.to_thread(begin) if body_bytes > _LONG_BODY else begin()
+    except (ValueError, TypeError) as error:
+        raise errors.of_request(error) from None
+
+
+async def whole(streams: Sequence[AsyncStream]) -> list[Completion]:
+    """Waits for the ends of all answers. Cancelling the task, or an error of one, stops all."""
+    # A task for each: an answer that nobody waits for would pause.
+    tasks = [asyncio.create_task(async_stream.whole(stream._core)) for stream in streams]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
+async def pieces(streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Chunk]]:
+    """Yields the pieces of all answers as they come, each with the index of its answer.
+
+    Closing the iterator stops all answers. A slow reader slows them down.
+    """
+    if len(streams) == 1:
+        async with contextlib.aclosing(streams[0]) as stream:
+            async for chunk in stream:
+                yield 0, chunk
+        return
+    queue: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue(1)
+
+    async def read(index: int, stream: AsyncStream) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for chunk in stream:
+                    await queue.put((index, chunk))
+            await queue.put((index, None))
+        except Exception as error:
+            await queue.put((index, error))
+
+    tasks = [asyncio.create_task(read(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(streams)
+        while running:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield index, item
+    finally:
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[object]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

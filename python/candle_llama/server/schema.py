@@ -1,0 +1,214 @@
+"""The requests' fields, by OpenAI's names, and which others are ignored or refused.
+
+Each field of OpenAI's that is missing in a model is a key of its `IGNORED` or `REFUSED`. Every other field
+is an error.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_NO_TOOLS_OF_ITS_OWN = "this server has no tools of its own; describe functions in tools"
+_HARMLESS = "no effect: it concerns OpenAI's service"
+
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+Bias: TypeAlias = dict[str, float]
+Stop: TypeAlias = str | list[str]
+TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Strict(BaseModel):
+    """JSON with exactly these fields and types."""
+
+    # Strict: the text "1" is no number, and 1.5 is no int.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    IGNORED: ClassVar[dict[str, str]] = {}
+    REFUSED: ClassVar[dict[str, str]] = {}
+
+
+class StreamOptions(Strict):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class Sampling(Strict):
+    """The fields that say how to generate; those from `top_k` on are extensions."""
+
+    model: str | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Bias | None = None
+    n: Count | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: list[int] | None = None
+    cache_salt: str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Strict):
+    """The function that a call names, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Strict):
+    """A call in an earlier answer."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+class ChatMessage(Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    # Answers are sent back with these.
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class Function(Strict):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A function, in OpenAI's envelope."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Strict):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """Demands a call of this function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class JsonSchema(Strict):
+    """A JSON schema for the answer."""
+
+    name: str
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(Sampling):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    logprobs: bool | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: list[Tool] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "metadata": _HARMLESS,
+        "prediction": "a hint for speed, which changes no answer",
+        "prompt_cache_key": "equal beginnings of prompts are found by their tokens; see cache_salt",
+        "prompt_cache_options": "as prompt_cache_key",
+        "prompt_cache_retention": "as prompt_cache_key",
+        "reasoning_effort": "Llama models have no such setting; see chat_template_kwargs",
+        "safety_identifier": _HARMLESS,
+        "service_tier": _HARMLESS,
+        "store": "nothing is stored",
+        "user": _HARMLESS,
+        "verbosity": "Llama models have no such setting",
+    }
+    REFUSED: ClassVar[dict[str, str]] = {
+        "audio": "this server writes text only",
+        "function_call": "deprecated by OpenAI; use tool_choice",
+        "functions": "deprecated by OpenAI; use tools",
+        "modalities": 'this server writes text only: leave it out, or give ["text"]',
+        "moderation": "this server does not moderate",
+        "web_search_options": _NO_TOOLS_OF_ITS_OWN,
+    }
+
+
+class CompletionRequest(Sampling):
+    """The body of POST /v1/completions."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    IGNORED: ClassVar[dict[str, str]] = {"user": _HARMLESS}
+    REFUSED: ClassVar[dict[str, str]] = {
+        "best_of": "this server returns all answers that it generates; use n",
+        "suffix": "the model continues a text; it does not fill gaps",
+    }
+
+
+class TokenizeRequest(Strict):
+    """The body of POST /tokenize: a text, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(Strict):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[TokenId]
