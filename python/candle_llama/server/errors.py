@@ -22,7 +22,8 @@ _CODES = {
 }
 _MAX_SHOWN = 100
 _KIND = re.compile(r"^(str|literal|list)$|[\[A-Z]")
-_ENGINE_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_OUR_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "token_ids": "prompt"}
+_ENGINE_NAME = re.compile(rf"\b({'|'.join(_OUR_NAMES)})\b")
 
 
 class ApiError(Exception):
@@ -81,13 +82,17 @@ def refused(param: str, message: str, code: str | None = None) -> ApiError:
 def of_validation(error: pydantic.ValidationError) -> ApiError:
     """Converts pydantic's first complaint; an unknown field comes before others."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
-    # Pydantic names the kinds of a union too, such as "str" and "list[TextPart]"; they are no fields.
-    fields = [str(part) for part in first["loc"] if not (isinstance(part, str) and _KIND.search(part))]
-    param = shown(".".join(fields))
+    # Of the kinds of a union, the one that fits best fails at the innermost field.
+    first = max(found, key=lambda one: (one["type"] == "extra_forbidden", len(_fields(one["loc"]))))
+    param = shown(".".join(_fields(first["loc"])))
     if first["type"] == "extra_forbidden":
         return refused(param, "unknown field", "unknown_parameter")
     return refused(param, first["msg"])
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """Returns the names and indices without those of a union's kinds, such as "str" and "list[TextPart]"."""
+    return [str(part) for part in location if not (isinstance(part, str) and _KIND.search(part))]
 
 
 def of_request(error: Exception) -> ApiError:
@@ -96,9 +101,7 @@ def of_request(error: Exception) -> ApiError:
         return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
     if isinstance(error, CandleLlamaError):
         return of_engine(error)
-    message = shown(str(error), 2000)
-    for name, ours in _ENGINE_NAMES.items():
-        message = message.replace(name, ours)
+    message = _ENGINE_NAME.sub(lambda match: _OUR_NAMES[match[0]], shown(str(error), 2000))
     name = message.partition(":")[0]
     return ApiError(400, message, param=name if name.replace("_", "").isalnum() else None)
 

@@ -35,6 +35,11 @@ class JsonCall:
         self._ready: list[str] = []
         self._held: str | None = None
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether this is a call: its name is known, and its arguments have begun or are left out."""
+        return self.name is not None and (bool(self._ready) or self.is_done)
+
     def feed(self, text: str) -> int:
         """Reads up to the end of the object, and returns how many characters belong to it.
 

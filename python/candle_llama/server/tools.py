@@ -87,6 +87,8 @@ class ToolParser:
     def finish(self) -> list[Event]:
         """Reads the end of the answer: what was held back is text, or part of a call."""
         self._work(True)
+        if self._held is not None:
+            self._hold(len(self._rest))
         self._leave()
         return self._take()
 
@@ -100,7 +102,7 @@ class ToolParser:
             if self._call is not None:
                 self._read_call(self._call)
             elif self._held is not None:
-                self._between(is_end)
+                self._between()
             elif self._at_begin:
                 self._begin(is_end)
             else:
@@ -133,7 +135,7 @@ class ToolParser:
         self._held, self._rest, self._in_tag = held, rest, in_tag
         self._has_calls = False
 
-    def _between(self, is_end: bool) -> None:
+    def _between(self) -> None:
         """Reads what is before, between and after calls."""
         skipped = len(self._rest) - len(self._rest.lstrip(_BETWEEN))
         self._hold(skipped)
@@ -142,7 +144,7 @@ class ToolParser:
         elif self._in_tag and self._rest.startswith(_CLOSE):
             self._hold(len(_CLOSE))
             self._leave()
-        elif self._rest and (is_end or not self._in_tag or not _CLOSE.startswith(self._rest)):
+        elif self._rest and not (self._in_tag and _CLOSE.startswith(self._rest)):
             self._leave()
 
     def _hold(self, count: int) -> None:
@@ -161,11 +163,12 @@ class ToolParser:
         except NotACallError:
             self._not_a_call()
             return
-        if call.name is None:
+        is_new = self._certain is not call
+        if is_new and not call.is_certain:
             self._hold(count)
             return
         self._rest = self._rest[count:]
-        if self._certain is not call:
+        if is_new and call.name is not None:
             self._events.append(CallStart(self.calls, "call_" + secrets.token_hex(12), call.name))
             self.calls += 1
             self._has_calls = True

@@ -1,0 +1,222 @@
+"""What the server refuses, and how: fields, limits, keys, hostile bodies."""
+
+import json
+
+import openai
+import pytest
+
+import candle_llama
+from candle_llama.server import build_app
+from candle_llama.server.schema import ChatRequest, CompletionRequest
+from serving import CHAT, HELLO, is_idle, running, until
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def server(llm):
+    with running(llm, served_model_name="tiny", max_body_bytes=200_000, max_queue=8) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+def refused(client, path, body, status=400):
+    """Posts a body, and returns OpenAI's error object."""
+    content = body if isinstance(body, str | bytes) else json.dumps(body)
+    answer = client.post(path, content=content, headers=JSON)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages.0.mood"),
+        ({"messages": HELLO, "mood": 1}, "mood"),
+        ({"messages": HELLO, "temperature": "1"}, "temperature"),
+        ({"messages": HELLO, "temperature": True}, "temperature"),
+        ({"messages": HELLO, "temperature": -1}, "temperature"),
+        ({"messages": HELLO, "top_p": 0}, "top_p"),
+        ({"messages": HELLO, "n": 0}, "n"),
+        ({"messages": HELLO, "n": 9}, "n"),
+        ({"messages": HELLO, "n": 1.5}, "n"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"messages": HELLO, "top_logprobs": 3}, "top_logprobs"),
+        ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"messages": HELLO, "logit_bias": {"99999999": 1}}, "logit_bias"),
+        ({"messages": HELLO, "seed": 2**64}, "seed"),
+        ({"messages": HELLO, "stop": ["a"] * 65}, "stop"),
+        ({"messages": HELLO, "min_tokens": 2**70}, "min_tokens"),
+        ({"messages": HELLO, "functions": []}, "functions"),
+        ({"messages": HELLO, "modalities": ["audio"]}, "modalities"),
+        ({"messages": HELLO, "tools": [{"type": "custom"}]}, "tools.0.type"),
+        ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": HELLO, "chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs.tools"),
+    ],
+)
+def test_a_bad_field_of_a_chat_is_named(client, body, param):
+    assert refused(client, CHAT, body)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [-1]}, "prompt.0"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs"),
+        ({"prompt": ["a"] * 9}, "prompt"),
+    ],
+)
+def test_a_bad_field_of_a_completion_is_named(client, body, param):
+    assert refused(client, "/v1/completions", body)["param"] == param
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
+def test_fields_without_effect_are_accepted_and_refused_ones_may_be_null(client, kind):
+    path = CHAT if kind is ChatRequest else "/v1/completions"
+    body = {"messages": HELLO} if kind is ChatRequest else {"prompt": "hello"}
+    extra = dict.fromkeys(kind.IGNORED, "x") | dict.fromkeys([*kind.REFUSED, "n", "stop"])
+    answer = client.post(path, json={**body, **extra, "max_tokens": 1})
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_form_of_an_answer_is_refused_until_it_can_be_enforced(client):
+    for extra in (
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        {"regex": "a+"},
+        {"grammar": "start: /a/"},
+    ):
+        error = refused(client, CHAT, {"messages": HELLO, **extra})
+        assert error["param"] == next(iter(extra))
+        assert error["code"] == "unsupported_parameter"
+    body = {"messages": HELLO, "max_tokens": 1, "response_format": {"type": "text"}}
+    assert client.post(CHAT, json=body).status_code == 200
+
+
+HOSTILE = {
+    "deep": b'{"messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}",
+    "deep in a free field": b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": '
+    + b"[" * 400
+    + b"]" * 400
+    + b"}}",
+    "a long number": b'{"messages": [], "seed": ' + b"9" * 10_000 + b"}",
+    "an infinite number": b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
+    "not a number": b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
+    "a surrogate": b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    "a surrogate as a name": b'{"\\ud800": 1}',
+    "a surrogate to stop at": b'{"messages": [{"role": "user", "content": "a"}], "stop": "\\ud800"}',
+    "no UTF-8": b'{"messages": "\xff"}',
+    "UTF-16": '{"messages": []}'.encode("utf-16"),
+    "nothing": b"",
+    "a list": b"[]",
+    "a number": b"1",
+    "cut off": b'{"messages": [',
+    "a long name": b'{"' + b"x" * 100_000 + b'": 1}',
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+def test_a_hostile_body_is_refused(client, path, body):
+    assert len(refused(client, path, body)["message"]) < 500
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(client, llm):
+    length = llm.config.context_length
+    prompt = [5] * (length + 10)
+    error = refused(client, "/v1/completions", {"prompt": prompt})
+    assert error["code"] == "context_length_exceeded"
+    assert str(length) in error["message"]
+    assert str(length + 10) in error["message"]
+    long = [{"role": "user", "content": "x y " * length}]
+    assert refused(client, CHAT, {"messages": long})["code"] == "context_length_exceeded"
+    assert is_idle(llm)
+
+
+def test_other_statuses(client):
+    assert refused(client, CHAT, {"messages": HELLO, "model": "other"}, 404)["code"] == "model_not_found"
+    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+    assert client.get(CHAT).status_code == 405
+    assert client.post(CHAT, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 400
+    assert client.post(CHAT, content=b"{}").status_code == 400
+
+
+def test_a_large_body_is_refused(client):
+    assert refused(client, CHAT, b" " * 200_001, 413)["code"] == "request_too_large"
+    answer = client.post(CHAT, content=(b" " * 1000 for _ in range(300)), headers=JSON)
+    assert answer.status_code == 413
+    assert client.get("/health").status_code == 200
+
+
+def test_there_is_no_cors(client):
+    answer = client.options(CHAT, headers={"Origin": "http://a", "Access-Control-Request-Method": "POST"})
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_a_full_queue_is_status_429(server, client, llm):
+    body = {"messages": HELLO, "max_tokens": 900, "ignore_eos": True, "stream": True, "n": 8}
+    with client.stream("POST", CHAT, json=body) as first:
+        assert first.status_code == 200
+        error = refused(client, CHAT, {"messages": HELLO}, 429)
+        assert error["code"] == "rate_limit_exceeded"
+        again = client.post(CHAT, json={"messages": HELLO})
+        assert int(again.headers["retry-after"]) > 0
+    until(lambda: server.state.queue.length == 0 and is_idle(llm))
+    assert client.post(CHAT, json={"messages": HELLO, "max_tokens": 1}).status_code == 200
+
+
+def test_the_key_is_needed_everywhere_but_for_health(llm):
+    with running(llm, api_key="sécret", max_prompt_tokens=5) as server, server.client() as client:
+        assert client.get("/health").status_code == 200
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+            for path in ("/v1/models", "/metrics", "/docs", "/nothing"):
+                answer = client.get(path, headers=header)
+                assert answer.status_code == 401
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+        right = {"Authorization": b"Bearer " + "sécret".encode()}
+        assert client.get("/v1/models", headers=right).status_code == 200
+        body = {"messages": HELLO}
+        answer = client.post(CHAT, json=body, headers=right)
+        assert answer.status_code == 400
+        assert "accepts 5" in answer.json()["error"]["message"]
+
+
+def test_the_client_raises_its_own_errors(server):
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    with client, pytest.raises(openai.BadRequestError, match="mood") as caught:
+        client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"mood": 1})
+    assert caught.value.param == "mood"
+
+
+def test_a_model_that_has_failed_turns_health_red(tiny):
+    with candle_llama.load(tiny) as llm, running(llm) as server, server.client() as client:
+        assert client.get("/health").status_code == 200
+        server.state.note(candle_llama.InternalError("the engine has failed"))
+        assert client.get("/health").status_code == 503
+        assert client.post(CHAT, json={"messages": HELLO}).status_code == 503
+
+
+@pytest.mark.parametrize("options", [{"api_key": " "}, {"max_queue": 0}, {"max_body_bytes": 1.5}])
+def test_build_app_checks_its_options(llm, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        build_app(llm, **options)
