@@ -9,11 +9,12 @@ from candle_llama.server import errors
 from candle_llama.server.errors import ApiError
 from candle_llama.server.metrics import Metrics
 
-_OPEN = ("/health",)
+# The page holds no secrets; it asks for the key.
+_OPEN = ("/", "/health")
 
 
 class Access:
-    """Asks for the API key, except at /health, and counts responses.
+    """Asks for the API key, except at / and /health, and counts responses.
 
     Args:
         app: What is protected.

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from candle_llama import __version__
 from candle_llama.errors import CandleLlamaError
 from candle_llama.llama import Llama
-from candle_llama.server import chat, completions, errors, models, tokens
+from candle_llama.server import chat, completions, errors, models, page, tokens
 from candle_llama.server.access import Access
 from candle_llama.server.errors import ApiError, JsonResponse
 from candle_llama.server.limits import Limits, Queue
@@ -118,6 +118,10 @@ def _add_post(app: FastAPI, state: State, path: str, create: _Post, kind: type[S
 
 
 def _add_gets(app: FastAPI, state: State) -> None:
+    @app.get("/", include_in_schema=False)
+    async def chat_page() -> Response:
+        return page.response()
+
     @app.get("/v1/models", summary="List the model", response_class=JsonResponse)
     async def list_models() -> Response:
         return JsonResponse(models.listed(state))
