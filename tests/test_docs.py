@@ -1,5 +1,6 @@
 """Checks docs/ against the code: runs every call that it shows, and finds every message that it quotes."""
 
+import argparse
 import asyncio
 import builtins
 import inspect
@@ -16,10 +17,13 @@ import pytest
 import candle_llama
 import tiny as checkpoints
 from candle_llama import cli, hub
+from candle_llama.cli import serve
 from candle_llama.sampling import FIELDS
+from candle_llama.server.schema import ChatRequest, CompletionRequest
 
 ROOT = Path(__file__).parent.parent
 MIGRATING = ROOT / "docs" / "migrating.md"
+SERVER = ROOT / "docs" / "server.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 
 
@@ -113,7 +117,7 @@ def test_commands_of_the_migration_page_work(line, at_home, monkeypatch, capsys)
 
 def test_the_migration_page_names_every_command_and_every_sampling_parameter():
     commands = {code.split()[1] for code in codes(MIGRATING.read_text(encoding="utf-8")) if code in COMMANDS}
-    assert commands | {"doctor"} == set(cli.COMMANDS)
+    assert commands | {"doctor", "serve"} == set(cli.COMMANDS)
     (parameters,) = (rows for section, rows in tables(MIGRATING) if section == "Sampling parameters")
     named = [name for row in parameters for name in codes(row["candle-llama"])]
     assert sorted(named) == sorted([*FIELDS, "max_tokens"])
@@ -121,7 +125,6 @@ def test_the_migration_page_names_every_command_and_every_sampling_parameter():
 
 # Features that do not exist, and the names they would get. If one of them is added, the page must change.
 ABSENT = {
-    "a server with OpenAI's interface": {"serve"},
     "embeddings": {"embed", "embeddings"},
     "LoRA adapters": {"lora", "adapter"},
     "grammars, JSON schemas, regular expressions": {"grammar", "json_schema", "regex", "choice"},
@@ -150,6 +153,23 @@ def test_features_that_the_migration_page_calls_absent_do_not_exist():
         *cli.COMMANDS,
     }
     assert not here & set().union(*ABSENT.values())
+
+
+def test_the_server_page_names_every_field_and_every_flag():
+    fields = [row for section, rows in tables(SERVER) if section == "Fields" for row in rows]
+    words = {name: row[""] for row in fields for name in codes(row["field"])}
+    for kind in (ChatRequest, CompletionRequest):
+        assert all("ignored" in words[name] for name in kind.IGNORED)
+        assert all("refused" in words[name] for name in kind.REFUSED)
+        assert all("ignored" not in words[name].split(":")[0] for name in kind.model_fields)
+    ours = [{*kind.model_fields, *kind.IGNORED, *kind.REFUSED} for kind in (ChatRequest, CompletionRequest)]
+    assert set(words) == set.union(*ours)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    (group,) = (group for group in parser._action_groups if group.title == "serving")
+    flags = [action.option_strings[0] for action in group._group_actions]
+    (rows,) = (rows for section, rows in tables(SERVER) if section == "Start it")
+    assert [row["flag"] for row in rows] == [f"`{flag}`" for flag in flags]
 
 
 def messages() -> list[str]:
