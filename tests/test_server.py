@@ -7,8 +7,9 @@ import openai
 import pytest
 from openai.resources.chat.completions import Completions as ChatResource
 from openai.resources.completions import Completions as CompletionResource
+from openai.resources.responses import Responses as ResponsesResource
 
-from candle_llama.server.schema import ChatRequest, CompletionRequest
+from candle_llama.server.schema import ChatRequest, CompletionRequest, ResponsesRequest
 from serving import HELLO, is_idle, running, until
 
 MODEL = "tiny"
@@ -217,7 +218,12 @@ def test_an_answer_can_be_sent_back(client):
 
 
 @pytest.mark.parametrize(
-    ("resource", "kind"), [(ChatResource, ChatRequest), (CompletionResource, CompletionRequest)]
+    ("resource", "kind"),
+    [
+        (ChatResource, ChatRequest),
+        (CompletionResource, CompletionRequest),
+        (ResponsesResource, ResponsesRequest),
+    ],
 )
 def test_every_field_of_the_client_is_known(resource, kind):
     ours = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}

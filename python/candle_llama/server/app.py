@@ -15,7 +15,7 @@ from starlette.responses import Response
 from candle_llama import __version__
 from candle_llama.errors import CandleLlamaError
 from candle_llama.llama import Llama
-from candle_llama.server import chat, completions, errors, models, page, tokens
+from candle_llama.server import chat, completions, errors, models, page, responses, tokens
 from candle_llama.server.access import Access
 from candle_llama.server.errors import ApiError, JsonResponse
 from candle_llama.server.limits import Limits, Queue
@@ -24,6 +24,7 @@ from candle_llama.server.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    ResponsesRequest,
     Strict,
     TokenizeRequest,
 )
@@ -37,6 +38,7 @@ _Post = Callable[[State, Request], Awaitable[Response]]
 _POSTS: dict[str, tuple[_Post, type[Strict], str]] = {
     "/v1/chat/completions": (chat.create, ChatRequest, "Answer a conversation"),
     "/v1/completions": (completions.create, CompletionRequest, "Continue a text"),
+    "/v1/responses": (responses.create, ResponsesRequest, "Answer a conversation (Responses API)"),
     "/tokenize": (tokens.tokenize, TokenizeRequest, "Convert a text or a conversation to token ids"),
     "/detokenize": (tokens.detokenize, DetokenizeRequest, "Convert token ids to text"),
 }

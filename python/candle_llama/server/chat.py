@@ -18,7 +18,7 @@ from candle_llama.server.state import State
 from candle_llama.server.streaming import EventStream, event
 from candle_llama.server.tools import CallArguments, CallStart, Event, Text, ToolParser
 from candle_llama.server.usage import Usage
-from candle_llama.types import Chunk, Completion
+from candle_llama.types import Chunk, Completion, Stats
 
 
 async def create(state: State, request: Request) -> Response:
@@ -93,7 +93,7 @@ class Answers:
         for index, completion in enumerate(completions):
             usage.add(completion.stats, index == 0)
             message, reason = self._message(completion)
-            self._count(reason, completion)
+            self.count(reason, completion.stats)
             choices.append(
                 {
                     "index": index,
@@ -153,8 +153,9 @@ class Answers:
             return None
         return {"content": logprobs.chat(answer.logprobs, self._state.token_text), "refusal": None}
 
-    def _count(self, reason: str, answer: Completion | Chunk) -> None:
-        self._state.metrics.answer(reason, answer.stats, time.monotonic() - self._started)
+    def count(self, reason: str, stats: Stats | None) -> None:
+        """Counts an answer that has ended."""
+        self._state.metrics.answer(reason, stats, time.monotonic() - self._started)
 
 
 class _Writer:
@@ -187,7 +188,7 @@ class _Writer:
             if parser is not None and parser.calls and reason == "stop":
                 reason = "tool_calls"
             choices.append(self.choice({}, reason))
-            self._answers._count(reason, chunk)
+            self._answers.count(reason, chunk.stats)
         return choices
 
     def choice(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from candle_llama import async_stream
 from candle_llama.async_stream import AsyncStream
+from candle_llama.errors import ContextLengthError
 from candle_llama.server import errors
 from candle_llama.server.state import State
 from candle_llama.types import Chunk, Completion
@@ -25,7 +26,7 @@ async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream
     """
     try:
         return await asyncio.to_thread(begin) if body_bytes > _LONG_BODY else begin()
-    except (ValueError, TypeError) as error:
+    except (ContextLengthError, ValueError, TypeError) as error:
         raise errors.of_request(error) from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pydantic
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from candle_llama.errors import CandleLlamaError, ContextLengthError, InternalError
@@ -80,14 +81,19 @@ def refused(param: str, message: str, code: str | None = None) -> ApiError:
 
 
 def of_validation(error: pydantic.ValidationError) -> ApiError:
-    """Converts pydantic's first complaint; an unknown field comes before others."""
+    """Converts one of pydantic's complaints; an unknown field comes before others."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    # Of the kinds of a union, the one that fits best fails at the innermost field.
-    first = max(found, key=lambda one: (one["type"] == "extra_forbidden", len(_fields(one["loc"]))))
+    first = max(found, key=_weight)
     param = shown(".".join(_fields(first["loc"])))
     if first["type"] == "extra_forbidden":
         return refused(param, "unknown field", "unknown_parameter")
     return refused(param, first["msg"])
+
+
+def _weight(complaint: ErrorDetails) -> tuple[bool, int, bool]:
+    """Ranks complaints: of the kinds of a union, the one that fits best fails at the innermost field."""
+    kind = complaint["type"]
+    return kind == "extra_forbidden", len(_fields(complaint["loc"])), kind == "literal_error"
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

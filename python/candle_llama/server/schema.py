@@ -212,3 +212,136 @@ class DetokenizeRequest(Strict):
 
     model: str | None = None
     tokens: list[TokenId]
+
+
+class InputText(Strict):
+    """A part of a message of the Responses API."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    # Answers are sent back with these.
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputMessage(Strict):
+    """A turn of a conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class InputCall(Strict):
+    """A call in an earlier answer."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class InputResult(Strict):
+    """What a function has returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+
+
+class InputReasoning(Strict):
+    """Reasoning in an earlier answer, which models do not need again."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[Any] | None = None
+    content: list[Any] | None = None
+    encrypted_content: str | None = None
+    status: str | None = None
+
+
+class FlatTool(Function):
+    """A function, without the envelope of chat completions."""
+
+    type: Literal["function"]
+
+
+class FlatNamedTool(Strict):
+    """Demands a call of this function."""
+
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Strict):
+    """The form of the answer, without the envelope of chat completions."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextOptions(Strict):
+    """How to write; `verbosity` has no effect."""
+
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ResponsesRequest(Strict):
+    """The body of POST /v1/responses; the fields from `seed` on are extensions."""
+
+    model: str | None = None
+    input: str | Annotated[list[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    metadata: dict[str, str] | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    text: TextOptions | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
+    tools: list[FlatTool] | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    cache_salt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    IGNORED: ClassVar[dict[str, str]] = {
+        "include": "there is nothing more to include",
+        "prompt_cache_key": "equal beginnings of prompts are found by their tokens; see cache_salt",
+        "prompt_cache_options": "as prompt_cache_key",
+        "prompt_cache_retention": "as prompt_cache_key",
+        "reasoning": "Llama models have no such setting; see chat_template_kwargs",
+        "safety_identifier": _HARMLESS,
+        "service_tier": _HARMLESS,
+        "store": "nothing is stored",
+        "stream_options": "streams are not padded, and always have usage",
+        "user": _HARMLESS,
+    }
+    REFUSED: ClassVar[dict[str, str]] = {
+        "access_programs": "this server has none",
+        "background": "this server stores nothing: read the answer, or stream it",
+        "background_options": "as background",
+        "context_management": "a prompt is never changed",
+        "conversation": "this server stores nothing: send the whole conversation as input",
+        "image": "this server reads text only",
+        "max_tool_calls": _NO_TOOLS_OF_ITS_OWN,
+        "moderation": "this server does not moderate",
+        "previous_response_id": "this server stores nothing: send the whole conversation as input",
+        "prompt": "this server has no stored prompts",
+        "top_logprobs": "use /v1/chat/completions for log-probabilities",
+        "truncation": "a prompt is never truncated",
+    }

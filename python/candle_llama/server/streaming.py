@@ -23,6 +23,11 @@ def event(content: dict[str, Any]) -> bytes:
     return f"data: {_ENCODE(content)}\n\n".encode("ascii")
 
 
+def named_event(content: dict[str, Any]) -> bytes:
+    """Returns an event of the Responses API, which has its type as a name too."""
+    return f"event: {content['type']}\ndata: {_ENCODE(content)}\n\n".encode("ascii")
+
+
 class EventStream(Response):
     """Sends events until they end, the client disconnects, or the server stops.
 

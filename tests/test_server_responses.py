@@ -1,0 +1,135 @@
+"""The Responses API with the official openai client: texts, functions, the events of streams."""
+
+import json
+
+import openai
+import pytest
+
+from serving import HELLO, is_idle, running, until
+from test_server_tools import FORMS, TOOLS, examples
+
+GREEDY = {"model": "demo", "temperature": 0, "max_output_tokens": 60}
+FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
+
+
+@pytest.fixture(scope="module")
+def server(demo_llm):
+    with running(demo_llm, served_model_name="demo") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_a_text_is_answered(client, demo_llm):
+    response = client.responses.create(input="hello", instructions="Be brief.", metadata={"a": "b"}, **GREEDY)
+    turns = [{"role": "system", "content": "Be brief."}, *HELLO]
+    expected = demo_llm.chat(turns, temperature=0, max_tokens=60)
+    assert response.output_text == expected.text
+    assert response.status == "completed"
+    assert response.usage.input_tokens == expected.prompt_tokens
+    assert response.usage.output_tokens == len(expected.token_ids)
+    assert response.metadata == {"a": "b"}
+    assert response.output[0].status == "completed"
+
+
+def test_an_answer_that_is_cut_off_is_incomplete(client):
+    response = client.responses.create(input="hello", **{**GREEDY, "max_output_tokens": 2})
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+def test_a_stream_has_the_events_of_openai(client):
+    events = list(client.responses.create(input="hello", stream=True, **GREEDY))
+    kinds = list(dict.fromkeys(event.type for event in events))
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text
+    assert text == client.responses.create(input="hello", **GREEDY).output_text
+
+
+def test_the_clients_own_stream_helper_understands_it(client):
+    with client.responses.stream(input="hello", **GREEDY) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_of_a_function(client, form):
+    options = {"input": examples(form), "tools": FUNCTIONS, **GREEDY}
+    (call,) = client.responses.create(**options).output
+    assert (call.type, call.name, json.loads(call.arguments)) == (
+        "function_call",
+        "get_weather",
+        {"city": "Rome"},
+    )
+    events = list(client.responses.create(stream=True, **options))
+    assert events[2].type == "response.output_item.added"
+    assert (events[2].item.name, events[2].item.arguments) == ("get_weather", "")
+    pieces = [one.delta for one in events if one.type == "response.function_call_arguments.delta"]
+    assert json.loads("".join(pieces)) == {"city": "Rome"}
+    assert events[-1].response.output[0].arguments == "".join(pieces)
+
+
+def test_a_conversation_goes_on_after_a_call(client):
+    first = client.responses.create(input=examples(FORMS[0]), tools=FUNCTIONS, **GREEDY)
+    result = {"type": "function_call_output", "call_id": first.output[0].call_id, "output": "sunny"}
+    response = client.responses.create(
+        input=[*examples(FORMS[0]), *first.output, result], tools=FUNCTIONS, **GREEDY
+    )
+    assert response.usage.input_tokens > first.usage.input_tokens
+
+
+def test_an_answer_can_be_sent_back(client):
+    first = client.responses.create(input=HELLO, **GREEDY)
+    again = [*HELLO, *first.output, {"role": "user", "content": [{"type": "input_text", "text": "and"}]}]
+    assert client.responses.create(input=again, **GREEDY).output_text
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"previous_response_id": "a"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"input": []}, "input"),
+        ({"input": [{"type": "image", "image": "x"}]}, "input.0"),
+        ({"input": "x " * 30_000}, "input"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"temperature": -1}, "temperature"),
+        ({"extra_body": {"mood": 1}}, "mood"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_is_refused_is_named(client, extra, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(**{"input": "hello", **GREEDY, **extra})
+    assert caught.value.param.startswith(param)
+
+
+def test_a_server_that_stops_ends_the_stream(server, client, demo_llm):
+    stream = client.responses.create(
+        input="hello", stream=True, model="demo", max_output_tokens=900, extra_body={"seed": 1}, temperature=2
+    )
+    next(stream)
+    server.call(server.state.stop)
+    *_, last = stream
+    server.state.is_stopping = False
+    assert last.type == "response.failed"
+    assert last.response.error.code == "server_error"
+    until(lambda: is_idle(demo_llm))
