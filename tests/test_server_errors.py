@@ -4,11 +4,14 @@ import json
 
 import openai
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 import candle_llama
 from candle_llama.server import build_app
 from candle_llama.server.schema import ChatRequest, CompletionRequest
 from serving import CHAT, HELLO, is_idle, running, until
+from tiny import write_checkpoint
 
 JSON = {"Content-Type": "application/json"}
 
@@ -201,6 +204,17 @@ def test_the_key_is_needed_everywhere_but_for_health(llm):
         assert "accepts 5" in answer.json()["error"]["message"]
 
 
+def test_a_server_can_be_mounted(llm):
+    app = FastAPI()
+    app.mount("/llm", build_app(llm, api_key="k"))
+    with TestClient(app) as client:
+        assert client.get("/llm/health").status_code == 200
+        assert client.get("/llm/v1/models").status_code == 401
+        key = {"Authorization": "Bearer k"}
+        assert client.get("/llm/v1/models", headers=key).status_code == 200
+        assert 'path="/v1/models",status="401"' in client.get("/llm/metrics", headers=key).text
+
+
 def test_the_client_raises_its_own_errors(server):
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     with client, pytest.raises(openai.BadRequestError, match="mood") as caught:
@@ -214,6 +228,12 @@ def test_a_model_that_has_failed_turns_health_red(tiny):
         server.state.note(candle_llama.InternalError("the engine has failed"))
         assert client.get("/health").status_code == 503
         assert client.post(CHAT, json={"messages": HELLO}).status_code == 503
+
+
+def test_a_model_without_a_tokenizer_cannot_be_served(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", tokenizer=False)
+    with candle_llama.load(folder) as llm, pytest.raises(FileNotFoundError):
+        build_app(llm)
 
 
 @pytest.mark.parametrize("options", [{"api_key": " "}, {"max_queue": 0}, {"max_body_bytes": 1.5}])

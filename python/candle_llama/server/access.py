@@ -1,7 +1,6 @@
 """Who may use the server, and counting its responses."""
 
 import hmac
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,22 +34,23 @@ class Access:
             await self._app(scope, receive, send)
             return
 
+        # Where the application is mounted, the path begins with that place.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = scope["path"]
                 self._metrics.response(path if path in self._paths else "other", message["status"])
             await send(message)
 
-        if self._may_enter(scope):
+        if self._may_enter(path, scope["headers"]):
             await self._app(scope, receive, counted)
             return
         error = ApiError(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
         await errors.response(error)(scope, receive, counted)
 
-    def _may_enter(self, scope: Scope) -> bool:
-        if self._key is None or scope["path"] in _OPEN:
+    def _may_enter(self, path: str, headers: list[tuple[bytes, bytes]]) -> bool:
+        if self._key is None or path in _OPEN:
             return True
-        headers: list[Any] = scope["headers"]
         given = next((value for name, value in headers if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
         # In constant time: the time of an answer tells nothing about the key.

@@ -72,6 +72,7 @@ def build_app(
 
     Raises:
         ValueError: The key is empty, or a limit is not a positive int.
+        FileNotFoundError: The model has no tokenizer.
 
     Example:
         >>> import candle_llama
@@ -82,6 +83,8 @@ def build_app(
     """
     if api_key is not None and not api_key.strip():
         raise ValueError("api_key is empty; None lets everybody in")
+    # Without a tokenizer nothing could be answered, so that is an error here.
+    _ = llm.tokenizer
     limits = Limits(max_body_bytes, max_prompt_tokens, max_choices, max_queue)
     name = served_model_name or _name(llm)
     state = State(llm, name, int(time.time()), limits, Queue(limits), Metrics(llm, name))

@@ -98,7 +98,7 @@ class Answers:
                 {
                     "index": index,
                     "message": message,
-                    "logprobs": self._logprobs(completion),
+                    "logprobs": self.logprobs(completion),
                     "finish_reason": reason,
                 }
             )
@@ -145,10 +145,11 @@ class Answers:
             message["content"] = text
             if calls:
                 message |= {"content": text or None, "tool_calls": calls}
-                reason = "tool_calls" if reason == "stop" else reason
+                reason = "tool_calls" if reason == "stop" or parser.is_done else reason
         return message, reason
 
-    def _logprobs(self, answer: Completion | Chunk) -> dict[str, Any] | None:
+    def logprobs(self, answer: Completion | Chunk) -> dict[str, Any] | None:
+        """Returns the log-probabilities of an answer or a piece of it, if they are asked for."""
         if answer.logprobs is None:
             return None
         return {"content": logprobs.chat(answer.logprobs, self._state.token_text), "refusal": None}
@@ -171,7 +172,7 @@ class _Writer:
     def read(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Returns the choices of the next events."""
         if chunk.logprobs:
-            found = self._answers._logprobs(chunk)
+            found = self._answers.logprobs(chunk)
             self._logprobs += found["content"] if found else []
         parser = self._parser
         deltas: list[dict[str, Any]]
@@ -185,7 +186,7 @@ class _Writer:
         choices = [self.choice(delta) for delta in deltas]
         if chunk.finish_reason is not None:
             reason = finish_reason(chunk.finish_reason)
-            if parser is not None and parser.calls and reason == "stop":
+            if parser is not None and parser.calls and (reason == "stop" or parser.is_done):
                 reason = "tool_calls"
             choices.append(self.choice({}, reason))
             self._answers.count(reason, chunk.stats)
