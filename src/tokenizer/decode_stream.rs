@@ -47,6 +47,12 @@ impl DecodeStream {
         self
     }
 
+    /// Keeps a space at the beginning of the text: the text then has the bytes of [`Tokenizer::token_bytes`].
+    pub fn verbatim(mut self) -> Self {
+        (self.state.strip_start, self.state.is_first) = (0, false);
+        self
+    }
+
     /// Takes the next id and returns the text that is now certain, which may be empty. An id that the
     /// tokenizer does not know adds nothing, because a model's vocabulary may be padded.
     ///
@@ -207,6 +213,24 @@ impl Decoder {
         Ok(())
     }
 
+    /// The bytes that a token adds inside a text; None if that depends on other tokens.
+    pub(super) fn bytes(&self, token: String) -> Result<Option<Vec<u8>>> {
+        Ok(match self {
+            Decoder::ByteLevel => {
+                let mut bytes = Vec::new();
+                byte_level::push_bytes(&token, &mut bytes);
+                Some(bytes)
+            }
+            Decoder::Pieces(pieces) => {
+                let piece = pieces.piece(token)?;
+                let byte = fallback_byte(&piece).filter(|_| pieces.byte_fallback);
+                Some(byte.map_or_else(|| piece.into_bytes(), |byte| vec![byte]))
+            }
+            Decoder::Metaspace { replacement, .. } => Some(token.replace(*replacement, " ").into_bytes()),
+            Decoder::Words | Decoder::Whole(_) => None,
+        })
+    }
+
     /// Ends the sequence: appends the text that was held back to `text` and resets `state`.
     pub(super) fn finish(&self, state: &mut State, text: &mut String) -> Result<()> {
         let mut ended = std::mem::replace(state, self.start());
@@ -248,15 +272,18 @@ impl Pieces {
         steps.next().is_none().then_some(Pieces { each, byte_fallback, sentence_piece: false, strip })
     }
 
-    fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
+    /// The text of a token, or the name of a byte.
+    fn piece(&self, token: String) -> Result<String> {
         let mut pieces = vec![token];
         for step in &self.each {
             pieces = catching(|| step.decode_chain(pieces)).map_err(decoder_failed)?;
         }
-        let mut piece = pieces.concat();
-        if self.sentence_piece {
-            piece = piece.replace(SPACE, " ");
-        }
+        let piece = pieces.concat();
+        Ok(if self.sentence_piece { piece.replace(SPACE, " ") } else { piece })
+    }
+
+    fn push(&self, state: &mut State, token: String, text: &mut String) -> Result<()> {
+        let piece = self.piece(token)?;
         if self.byte_fallback
             && let Some(byte) = fallback_byte(&piece)
         {

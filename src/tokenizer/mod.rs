@@ -205,6 +205,15 @@ impl Tokenizer {
         DecodeStream::new(Arc::clone(self), skip_special_tokens)
     }
 
+    /// The bytes that `id` adds inside a text, none for a special token. None if the tokenizer's decoder makes
+    /// text of several tokens together, so that one alone has none.
+    ///
+    /// # Errors
+    /// [`Error::Text`] if the tokenizer's decoder fails.
+    pub fn token_bytes(&self, id: u32) -> Result<Option<Vec<u8>>> {
+        self.visible_token(id, true).map_or(Ok(Some(Vec::new())), |token| self.decoder.bytes(token))
+    }
+
     /// The token of `id`; None if there is none or it is skipped.
     fn visible_token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
         self.parts
