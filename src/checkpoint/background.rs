@@ -13,8 +13,25 @@ use crate::sys::reserve;
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// The most threads that may still run after their time was over.
 const MAX_LATE: usize = 8;
+/// The stack that a thread has by default.
+const STACK_BYTES: usize = 2 << 20;
 /// Threads that still run although their time is over.
 static LATE: AtomicUsize = AtomicUsize::new(0);
+
+/// The limits of work.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// The longest time to wait for it.
+    pub(crate) time: Duration,
+    /// The size of its thread's stack.
+    pub(crate) stack_bytes: usize,
+}
+
+impl From<Duration> for Limits {
+    fn from(time: Duration) -> Self {
+        Limits { time, stack_bytes: STACK_BYTES }
+    }
+}
 
 /// Runs `work` and waits for its result. If the caller is cancelled meanwhile, `work` continues on its own
 /// and its result is dropped.
@@ -29,25 +46,26 @@ pub(crate) fn run<T: Send + 'static>(
     wait(cancel, None, work)
 }
 
-/// As [`run`], but waits at most for `limit`.
+/// As [`run`], but within `limits`. `what` names the work in messages.
 ///
 /// # Errors
 /// As [`run`]; [`Error::Text`] if the time is over, or if earlier work whose time was over still runs in
 /// several threads.
 pub(crate) fn run_within<T: Send + 'static>(
-    limit: Duration,
+    what: &'static str,
+    limits: impl Into<Limits>,
     cancel: &Cancel,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let late = LATE.load(Ordering::Relaxed);
     if late >= MAX_LATE {
-        let reason = format!("the tokenizer is still busy with {late} earlier texts that were given up");
+        let reason = format!("{what} is still busy with {late} earlier texts that were given up");
         return Err(Error::Text { reason });
     }
     // The second of the two threads that sets this knows that the work was given up and has ended.
     let over = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&over);
-    let waited = wait(cancel, Some(limit), move || {
+    let waited = wait(cancel, Some((what, limits.into())), move || {
         let result = work();
         if ended.swap(true, Ordering::AcqRel) {
             LATE.fetch_sub(1, Ordering::Relaxed);
@@ -65,14 +83,18 @@ pub(crate) fn run_within<T: Send + 'static>(
 
 fn wait<T: Send + 'static>(
     cancel: &Cancel,
-    limit: Option<Duration>,
+    limits: Option<(&'static str, Limits)>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
+    let stack_bytes = limits.map_or(STACK_BYTES, |(_, limits)| limits.stack_bytes);
+    if stack_bytes > STACK_BYTES {
+        reserve::hold("a thread's stack", stack_bytes)?;
+    }
     reserve::check_threads(1)?;
     let (sender, receiver) = channel();
     // Sending fails if the caller no longer waits: nobody needs the result then.
     let work = move || _ = sender.send(work());
-    std::thread::Builder::new().spawn(work).map_err(no_thread)?;
+    std::thread::Builder::new().stack_size(stack_bytes).spawn(work).map_err(no_thread)?;
     let started = Instant::now();
     loop {
         match receiver.recv_timeout(POLL_EVERY) {
@@ -83,11 +105,9 @@ fn wait<T: Send + 'static>(
                 return Err(Error::Internal { reason: "a background thread panicked".into() });
             }
         }
-        if let Some(limit) = limit.filter(|limit| started.elapsed() >= *limit) {
-            let seconds = limit.as_secs_f64();
-            return Err(Error::Text {
-                reason: format!("the tokenizer did not finish within {seconds:.0} s"),
-            });
+        if let Some((what, limits)) = limits.filter(|(_, limits)| started.elapsed() >= limits.time) {
+            let seconds = limits.time.as_secs_f64();
+            return Err(Error::Text { reason: format!("{what} did not finish within {seconds:.0} s") });
         }
     }
 }
@@ -126,7 +146,9 @@ mod tests {
         let mut start = || {
             let (release, wait) = channel::<()>();
             releases.push(release);
-            run_within(limit, &Cancel::never(), move || wait.recv().is_ok()).unwrap_err().to_string()
+            run_within("the work", limit, &Cancel::never(), move || wait.recv().is_ok())
+                .unwrap_err()
+                .to_string()
         };
         for _ in 0..MAX_LATE {
             assert!(start().contains("did not finish"));
@@ -136,6 +158,6 @@ mod tests {
         while LATE.load(Ordering::Relaxed) > 0 {
             std::thread::yield_now();
         }
-        assert_eq!(run_within(Duration::from_secs(9), &Cancel::never(), || 7).unwrap(), 7);
+        assert_eq!(run_within("the work", Duration::from_secs(9), &Cancel::never(), || 7).unwrap(), 7);
     }
 }

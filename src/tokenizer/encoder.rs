@@ -109,7 +109,7 @@ impl Encoder {
                 let _held = held;
                 encoder.encode_here(&text, add_special_tokens, split_special_tokens)
             };
-            background::run_within(limit, cancel, work)?
+            background::run_within("the tokenizer", limit, cancel, work)?
         };
         encoded.map_err(|reason| Error::Text { reason: format!("the tokenizer failed: {reason}") })
     }

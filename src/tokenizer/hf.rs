@@ -118,7 +118,7 @@ fn parse_tokenizer(bytes: Vec<u8>) -> Result<std::result::Result<Parsed, String>
     // The largest files take some seconds. Regular expressions are compiled, which cannot be interrupted.
     let limit = Duration::from_secs(4) + Duration::from_micros(2) * bytes.len() as u32;
     let build = move || catching(|| tokenizers::Tokenizer::from_bytes(&bytes));
-    let tokenizer = match background::run_within(limit, &Cancel::never(), build)? {
+    let tokenizer = match background::run_within("the tokenizer", limit, &Cancel::never(), build)? {
         Ok(tokenizer) => tokenizer,
         Err(reason) => return Ok(Err(reason)),
     };
