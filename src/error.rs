@@ -176,6 +176,12 @@ pub enum Error {
         /// What failed and why.
         reason: String,
     },
+    /// A function of the caller failed, with an error of its own.
+    #[error("a function of the caller failed: {source}")]
+    Callback {
+        /// Its error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The work was cancelled by its caller.
     #[error("cancelled")]
     Cancelled,

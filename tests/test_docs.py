@@ -127,8 +127,6 @@ def test_the_migration_page_names_every_command_and_every_sampling_parameter():
 ABSENT = {
     "embeddings": {"embed", "embeddings"},
     "LoRA adapters": {"lora", "adapter"},
-    "grammars, JSON schemas, regular expressions": {"grammar", "json_schema", "regex", "choice"},
-    "logits processors, samplers of one's own": {"logits_processors"},
     "beam search": {"num_beams"},
     "several answers to a prompt": {"n", "num_return_sequences"},
     "speculative decoding with a draft model": {"draft_model"},

@@ -10,9 +10,9 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from candle_llama import _core
 from candle_llama.stream import NOT_PICKLED, chunk, completion
@@ -100,14 +100,14 @@ def _wakeups() -> _Wakeups:
     return found
 
 
-async def whole(stream: _core.Stream) -> Completion:
-    """Waits for the end of a stream. Cancelling the task stops the work."""
+async def whole(stream: _core.Stream, given: Mapping[str, Any]) -> Completion:
+    """Waits for the end of a stream. Cancelling the task stops the work. `given` has its parameters."""
     with _wakeups().watch(stream, True) as ended:
         while True:
             await ended.wait()
             ended.clear()
             if (fields := stream.try_whole()) is not None:
-                return completion(fields)
+                return completion(fields, given)
 
 
 class AsyncStream(AsyncIterator[Chunk]):

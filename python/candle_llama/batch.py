@@ -91,22 +91,36 @@ def run(
         bar.reach(len(requests))
     finally:
         bar.close()
-    merged = (request if isinstance(request, Exception) else next(results) for request in requests)
-    return [one if isinstance(one, Exception) else completion(one) for one in merged]
+    return [
+        request if isinstance(request, Exception) else _completed(next(results), request[1])
+        for request in requests
+    ]
+
+
+def _completed(result: dict[str, Any] | Exception, given: dict[str, Any]) -> Completion | Exception:
+    """Converts a result. An answer that its pydantic model refuses gives the model's error."""
+    if isinstance(result, Exception):
+        return result
+    try:
+        return completion(result, given)
+    except ValueError as error:
+        return error
 
 
 async def gather(
     prepare: Callable[[Request], Awaitable[_core.Request]],
-    start: Callable[[_core.Request], Awaitable[Completion]],
+    start: Callable[[_core.Request, dict[str, Any]], Awaitable[Completion]],
     requests: list[Request | Exception],
     return_exceptions: bool,
     progress: bool,
 ) -> list[Completion | Exception]:
     """Does what `run` does, in an event loop."""
-    prepared: list[_core.Request | Exception] = []
+    prepared: list[tuple[_core.Request, dict[str, Any]] | Exception] = []
     for request in requests:
         try:
-            prepared.append(request if isinstance(request, Exception) else await prepare(request))
+            prepared.append(
+                request if isinstance(request, Exception) else (await prepare(request), request[1])
+            )
         except Exception as error:
             if not return_exceptions:
                 raise
@@ -117,13 +131,13 @@ async def gather(
     slots = asyncio.Semaphore(_MOST_STARTED)
     done = 0
 
-    async def one(request: _core.Request | Exception) -> Completion | Exception:
+    async def one(request: tuple[_core.Request, dict[str, Any]] | Exception) -> Completion | Exception:
         nonlocal done
         try:
             if isinstance(request, Exception):
                 return request
             async with slots:
-                return await start(request)
+                return await start(*request)
         except Exception as error:
             return error
         finally:

@@ -226,7 +226,7 @@ class Llama:
             given = sampling.merge(batch.single(params, return_exceptions, progress), options)
             fields = self._core.generate(_prompt(prompt, "prompt"), given, False)
             self._warn()
-            return completion(fields)
+            return completion(fields, given)
         requests = batch.requests(prompt, params, options, _prompt, return_exceptions)
         found = batch.run(self._core, requests, return_exceptions, progress)
         self._warn()
@@ -281,7 +281,7 @@ class Llama:
             given = sampling.merge(batch.single(params, return_exceptions, progress), options)
             request = await self._request((_prompt(prompt, "prompt"), given))
             self._warn()
-            return await self._whole(request)
+            return await self._whole(request, given)
         requests = batch.requests(prompt, params, options, _prompt, return_exceptions)
         found = await batch.gather(self._request, self._whole, requests, return_exceptions, progress)
         self._warn()
@@ -370,7 +370,7 @@ class Llama:
         ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
         fields = self._core.generate(ids, given, is_answer)
         self._warn()
-        return completion(fields)
+        return completion(fields, given)
 
     def stream_chat(
         self,
@@ -426,7 +426,7 @@ class Llama:
         ids, is_answer = self._chat_ids(messages, tools, chat_template, template_variables)
         stream = self._start(ids, given, is_answer)
         self._warn()
-        return await async_stream.whole(stream)
+        return await async_stream.whole(stream, given)
 
     def astream_chat(
         self,
@@ -617,8 +617,8 @@ class Llama:
             return await asyncio.to_thread(self._core.request, prompt, given, False)
         return self._core.request(prompt, given, False)
 
-    async def _whole(self, request: _core.Request) -> Completion:
-        return await async_stream.whole(self._core.start(request))
+    async def _whole(self, request: _core.Request, given: dict[str, Any]) -> Completion:
+        return await async_stream.whole(self._core.start(request), given)
 
     def _chat_ids(
         self,

@@ -4,12 +4,21 @@ import dataclasses
 import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
 
 from candle_llama import _core
 from candle_llama.options import check_text, shown, suggestion
+from candle_llama.structured import check_one, json_schema
 
 OnOverflow = Literal["error", "truncate_left"]
+
+LogitsProcessor: TypeAlias = Callable[
+    [npt.NDArray[np.int64], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None
+]
+"""A function `f(token_ids, logits)`; see `SamplingParams.logits_processors`."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -36,6 +45,11 @@ class SamplingOptions(TypedDict, total=False):
     on_overflow: OnOverflow | None
     skip_special_tokens: bool | None
     cache_salt: str | None
+    json_schema: Mapping[str, Any] | type[Any] | str | None
+    regex: str | None
+    grammar: str | None
+    choice: Sequence[str] | None
+    logits_processors: Sequence[LogitsProcessor] | None
 
 
 _ELSEWHERE = {
@@ -47,6 +61,11 @@ _ELSEWHERE = {
     "max_length": "max_new_tokens counts the new tokens alone",
     "repeat_penalty": "it is repetition_penalty here",
     "eos_token_id": "stop_token_ids gives further tokens to stop at",
+    "response_format": "json_schema takes a schema or a pydantic model",
+    "guided_json": "it is json_schema here",
+    "guided_regex": "it is regex here",
+    "guided_grammar": "it is grammar here, in Lark",
+    "guided_choice": "it is choice here",
     "tools": "llm.chat(messages, tools=...) takes them",
     "messages": "llm.chat(messages) takes them",
 }
@@ -63,7 +82,11 @@ class SamplingParams:
 
     A parameter that is None takes its value from the model's `generation_config.json`, or else from the
     defaults: greedy, 256 new tokens, no filter, no penalty. Logits are processed in this order: penalties,
-    `logit_bias`, `temperature`, `top_k`, `top_p`, `min_p`.
+    `logit_bias`, `logits_processors`, the constraint, `temperature`, `top_k`, `top_p`, `min_p`.
+
+    `json_schema`, `regex`, `grammar` and `choice` constrain the answer; at most one may be given. A
+    constrained answer is complete unless its `finish_reason` is "length", "timeout" or "cancelled".
+    docs/structured.md says what is supported.
 
     Args:
         **options: The attributes below, by name; `max_tokens` is another name of `max_new_tokens`.
@@ -94,6 +117,16 @@ class SamplingParams:
             True).
         cache_salt: Only calls with equal salts share the keys and values of equal beginnings of prompts. With
             a secret salt for each user, nobody can learn from the time of an answer what others asked.
+        json_schema: The answer is JSON that is valid under this schema: a dict, JSON, or a pydantic model
+            (the class). Properties come in the schema's order. `Completion.parsed` has the object.
+        regex: The regular expression, in the syntax of Rust's crate `regex`, matches the whole answer.
+        grammar: The answer follows this context-free grammar, in llguidance's dialect of Lark.
+        choice: The answer is one of these texts.
+        logits_processors: Functions `f(token_ids, logits)` that change the logits before a token is drawn.
+            They get the ids of prompt and output, int64, and the logits of the next token, float32 of shape
+            (vocab_size,). They change the logits in place or return others of the same shape; -inf excludes
+            a token. They run on the model's thread with the GIL, and every request waits for them. Their
+            exception ends their own request, which raises it.
 
     Example:
         >>> from candle_llama import SamplingParams
@@ -152,9 +185,21 @@ class SamplingParams:
     cache_salt: str | None = _parameter(
         "text", "share cached beginnings of prompts only with calls of this salt", metavar="TEXT"
     )
+    json_schema: Mapping[str, Any] | type[Any] | str | None = _parameter(
+        "schema", "answer with JSON that follows this schema, which is JSON too", metavar="JSON"
+    )
+    regex: str | None = _parameter(
+        "text", "answer with a text that this regular expression matches as a whole", metavar="REGEX"
+    )
+    grammar: str | None = _parameter("text", "answer with a text of this grammar, in Lark", metavar="LARK")
+    choice: Sequence[str] | None = _parameter(
+        "texts", "answer with this text, or with another --choice", metavar="TEXT"
+    )
+    logits_processors: Sequence[LogitsProcessor] | None = _parameter("functions", "")
 
     def __init__(self, **options: Unpack[SamplingOptions]) -> None:
         values = _checked(options)
+        check_one(values)
         for name in FIELDS:
             object.__setattr__(self, name, values.get(name))
         _core.check_sampling(_plain(self.given()))
@@ -198,6 +243,7 @@ def merge(params: SamplingParams | None, options: SamplingOptions) -> dict[str, 
             merged[name] = -1
         else:
             merged.pop(name, None)
+    check_one(merged)
     return _plain(merged)
 
 
@@ -287,6 +333,21 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(_str(f"{name}[{index}]", item) for index, item in enumerate(value))
 
 
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise _wrong(name, "a list of str", value)
+    return _strings(name, value)
+
+
+def _functions(name: str, value: Any) -> tuple[LogitsProcessor, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, "a list of functions", value)
+    for index, function in enumerate(value):
+        if not callable(function):
+            raise _wrong(f"{name}[{index}]", "a function", function)
+    return tuple(value)
+
+
 def _ints(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple):
         raise _wrong(name, "a list of int", value)
@@ -307,6 +368,9 @@ _CONVERTERS: dict[str, Callable[[str, Any], Any]] = {
     "choice": _str,
     "text": _str,
     "strings": _strings,
+    "texts": _texts,
+    "schema": json_schema,
+    "functions": _functions,
     "ints": _ints,
     "bias": _bias,
 }

@@ -1,10 +1,10 @@
 """Converts the extension's dicts to records: a whole completion, or a stream of chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from candle_llama import _core
+from candle_llama import _core, structured
 from candle_llama.types import Chunk, Completion, Stats, TokenLogprob
 
 NOT_PICKLED = (
@@ -48,10 +48,11 @@ def _logprobs(entries: list[dict[str, Any]] | None) -> list[TokenLogprob] | None
     return None if entries is None else [TokenLogprob(**entry) for entry in entries]
 
 
-def completion(fields: dict[str, Any]) -> Completion:
-    """Converts the extension's dict to a completion."""
+def completion(fields: dict[str, Any], given: Mapping[str, Any]) -> Completion:
+    """Converts the extension's dict to a completion. `given` has the sampling parameters."""
     return Completion(
-        **{**fields, "logprobs": _logprobs(fields["logprobs"]), "stats": Stats(**fields["stats"])}
+        **{**fields, "logprobs": _logprobs(fields["logprobs"]), "stats": Stats(**fields["stats"])},
+        parsed=structured.parsed(given, fields),
     )
 
 

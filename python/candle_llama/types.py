@@ -59,12 +59,14 @@ class Completion:
     Attributes:
         text: The generated text, without the stop string or token that ended it.
         token_ids: The generated tokens, with the token that ended them.
-        finish_reason: "stop" (end of sequence, stop string or stop token), "length", "timeout" or
-            "cancelled".
+        finish_reason: "stop" (end of sequence, stop string or stop token, or a constrained answer is
+            complete), "length", "timeout" or "cancelled".
         stop_reason: The element of `stop` or `stop_token_ids` that ended it; None for an end token.
         prompt_tokens: Tokens in the prompt.
         logprobs: One entry for each of `token_ids`, if `logprobs` was given.
         stats: Counts and times.
+        parsed: What a complete answer stands for: with `json_schema` the JSON value, or the instance of the
+            pydantic model; with `choice` the text. None without them, and if `finish_reason` is not "stop".
     """
 
     text: str
@@ -74,6 +76,7 @@ class Completion:
     prompt_tokens: int
     logprobs: list[TokenLogprob] | None
     stats: Stats
+    parsed: Any = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 //! Converts JSON values and our records to Python's, and back.
 
 use super::error::to_python;
+use super::processor::logits_processor;
 use crate::engine::{Finish, Metrics, Stats, StopReason};
 use crate::llama::{Chunk, Completion, LogLikelihood, MemoryEstimate, Score};
 use crate::sampling::{OnOverflow, SamplingOptions, TokenLogprob};
@@ -98,6 +99,14 @@ pub(super) fn sampling_options(given: &Bound<'_, PyDict>) -> PyResult<SamplingOp
                 options.on_overflow = Some(parsed.map_err(|error| to_python(py, error))?);
             }
             "cache_salt" => options.cache_salt = Some(value.extract()?),
+            "json_schema" => options.json_schema = Some(value.extract()?),
+            "regex" => options.regex = Some(value.extract()?),
+            "grammar" => options.grammar = Some(value.extract()?),
+            "choice" => options.choice = Some(value.extract()?),
+            "logits_processors" => {
+                let functions: Vec<Py<PyAny>> = value.extract()?;
+                options.logits_processors = functions.into_iter().map(logits_processor).collect();
+            }
             "skip_special_tokens" => options.skip_special_tokens = Some(value.extract()?),
             other => return Err(PyTypeError::new_err(format!("unknown sampling parameter {other:?}"))),
         }

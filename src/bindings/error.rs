@@ -9,8 +9,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// The exception for an error, with the facts as attributes. A `MemoryError` if Python has no memory for it:
-/// pyo3 panics then.
+/// pyo3 panics then. An exception that a function of the caller raised stays what it is.
 pub(super) fn to_python(py: Python<'_>, error: Error) -> PyErr {
+    let error = match error {
+        Error::Callback { source } => match source.downcast::<PyErr>() {
+            Ok(raised) => return *raised,
+            Err(source) => Error::Callback { source },
+        },
+        error => error,
+    };
     let convert = AssertUnwindSafe(|| exception(py, &error));
     catch_unwind(convert).unwrap_or_else(|_| PyMemoryError::new_err(()))
 }
@@ -94,7 +101,9 @@ fn exception(py: Python<'_>, error: &Error) -> PyErr {
             count("available", *available);
             "DeviceError"
         }
-        Error::Generation { .. } | Error::Cancelled | Error::Forked => "GenerationError",
+        Error::Generation { .. } | Error::Callback { .. } | Error::Cancelled | Error::Forked => {
+            "GenerationError"
+        }
         Error::Internal { .. } => "InternalError",
     };
     raise(py, class, message, &facts)

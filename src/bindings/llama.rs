@@ -61,6 +61,13 @@ impl From<PyPrompt> for Prompt {
     }
 }
 
+impl Drop for PyLlama {
+    /// Waits for the engine's thread without the GIL, which a logits processor may need to end.
+    fn drop(&mut self) {
+        Python::try_attach(|py| py.detach(|| self.0.close()));
+    }
+}
+
 #[pymethods]
 impl PyLlama {
     #[new]

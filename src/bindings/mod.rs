@@ -4,6 +4,7 @@
 //! - `detach.rs`: runs work without the GIL, and stops it on Ctrl-C
 //! - `error.rs`: converts our errors to the classes of `candle_llama.errors`
 //! - `convert.rs`: converts JSON values and our records to Python's and back
+//! - `processor.rs`: calls logits processors, on the engine's thread
 //! - `options.rs`: converts keyword arguments to `LoadOptions`
 //! - `llama.rs`, `stream.rs`, `tokenizer.rs`: the classes
 //! - `quantize.rs`, `roofline.rs`, `system.rs`: the functions
@@ -13,6 +14,7 @@ mod detach;
 mod error;
 mod llama;
 mod options;
+mod processor;
 mod quantize;
 mod roofline;
 mod stream;

@@ -6,13 +6,13 @@ use super::scheduler::Scheduler;
 use super::sequence::{Generate, Sequence, Stats, Task};
 use crate::error::{Error, Result};
 use crate::model::{Model, SeqId};
-use crate::sampling::{OnOverflow, Sampler, SamplingParams};
+use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenMask};
 use crate::sys::{Process, panics, reserve};
 use parking_lot::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// The most sequences that wait for their turn.
@@ -40,6 +40,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// None once [`Engine::close`] has waited for it.
     thread: Mutex<Option<JoinHandle<()>>>,
+    thread_id: ThreadId,
     vocab_size: usize,
     context_length: usize,
     next_seq: AtomicU64,
@@ -210,8 +211,9 @@ impl Engine {
         });
         let thread = thread
             .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;
+        let thread_id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        Ok(Engine { shared, thread, vocab_size, context_length, next_seq: AtomicU64::new(0) })
+        Ok(Engine { shared, thread, thread_id, vocab_size, context_length, next_seq: AtomicU64::new(0) })
     }
 
     /// The length of a row of logits.
@@ -250,9 +252,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process; [`Error::Internal`]
-    /// after a panic.
+    /// after a panic; [`Error::Generation`] on the engine's own thread, which would wait for itself.
     pub fn check_open(&self) -> Result<()> {
         self.shared.check_process()?;
+        if self.thread_id == std::thread::current().id() {
+            let reason = "a logits processor cannot use its own model: the model waits for it".into();
+            return Err(Error::Generation { reason });
+        }
         if self.shared.is_closed() {
             return Err(Ended::Closed.error());
         }
@@ -294,12 +300,13 @@ impl Engine {
         mut prompt: Vec<u32>,
         params: SamplingParams,
         eos_token_ids: &[u32],
+        mask: Option<Box<dyn TokenMask>>,
         sink: Box<dyn TokenSink>,
     ) -> Result<Sequence> {
         self.check_prompt(&prompt, params.on_overflow)?;
         prompt.drain(..prompt.len() - self.used_tokens(prompt.len(), &params));
         let eos_token_ids = if params.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
-        let sampler = Sampler::new(&params).with_eos_token_ids(&eos_token_ids);
+        let sampler = Sampler::new(&params).with_eos_token_ids(&eos_token_ids).with_mask(mask);
         let (timeout, salt) = (params.timeout, Arc::from(params.cache_salt.as_str()));
         let task = Task::Generate(Box::new(Generate { params, sampler, eos_token_ids, sink }));
         let mut sequence = self.sequence(prompt, task, salt);

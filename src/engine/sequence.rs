@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Why a sequence ended, in OpenAI's and vLLM's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An EOS token, a stop token or a stop string was generated.
+    /// An EOS token, a stop token or a stop string was generated, or a constrained text is complete.
     Stop,
     /// `max_new_tokens` or the end of the context was reached.
     Length,
@@ -275,7 +275,7 @@ impl Generate {
     /// Draws the next token from a row of logits.
     ///
     /// # Errors
-    /// Those of [`Sampler::sample`].
+    /// Those of [`Sampler::sample`] and [`Sampler::accept`].
     pub(super) fn sample(
         &mut self,
         logits: &mut [f32],
@@ -285,22 +285,28 @@ impl Generate {
     ) -> Result<Step> {
         // Log-probabilities are reported from the model's logits, before sampling parameters change them.
         let unprocessed = self.params.logprobs.map(|top| (logits.to_vec(), top));
-        let (prompt, output) = tokens.split_at(prompt_tokens);
-        let id = self.sampler.sample(logits, prompt, output)?;
+        let id = self.sampler.sample(logits, tokens, prompt_tokens)?;
         let logprob = unprocessed.map(|(logits, top)| token_logprob(&logits, id, top));
         tokens.push(id);
-        let finish = self.finish_after(id, tokens.len() - prompt_tokens, tokens.len() >= context_length);
-        let is_stop = finish.as_ref().is_some_and(|finish| finish.reason == FinishReason::Stop);
+        let stop = self.stop_at(id);
+        let is_stop = stop.is_some();
+        let finish = match stop {
+            Some(finish) => Some(finish),
+            None if self.sampler.accept(id)? => Some(FinishReason::Stop.into()),
+            None => {
+                let count = tokens.len() - prompt_tokens;
+                let is_last = count >= self.params.max_new_tokens || tokens.len() >= context_length;
+                is_last.then(|| FinishReason::Length.into())
+            }
+        };
         Ok(Step { token: Some(Token { id, logprob, is_stop }), finish })
     }
 
-    fn finish_after(&self, id: u32, count: usize, is_full: bool) -> Option<Finish> {
+    /// How the sequence ends if `id` is an EOS or stop token.
+    fn stop_at(&self, id: u32) -> Option<Finish> {
         if self.params.stop_token_ids.contains(&id) {
             return Some(Finish { reason: FinishReason::Stop, stop: Some(StopReason::Token(id)) });
         }
-        if self.eos_token_ids.contains(&id) {
-            return Some(FinishReason::Stop.into());
-        }
-        (count >= self.params.max_new_tokens || is_full).then(|| FinishReason::Length.into())
+        self.eos_token_ids.contains(&id).then(|| FinishReason::Stop.into())
     }
 }

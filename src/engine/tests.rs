@@ -236,7 +236,7 @@ impl Reader {
     ) -> Result<Self> {
         let place = Arc::default();
         let sink = Box::new(Sink { place: Arc::clone(&place), steps: Vec::new(), pauses_after });
-        let sequence = engine.generate(prompt, params, eos_token_ids, sink)?;
+        let sequence = engine.generate(prompt, params, eos_token_ids, None, sink)?;
         let ticket = sequence.ticket();
         ticket.set_awaited(true);
         engine.submit(vec![sequence])?;

@@ -184,6 +184,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         eos_token_ids,
         report,
         notices: Default::default(),
+        grammars: Default::default(),
     })
 }
 

@@ -5,6 +5,7 @@
 //! - `load.rs`: chooses engine, device, types and context, and loads the model
 //! - `text_stream.rs`: turns tokens into text, chunk by chunk
 //! - `batch.rs`: generates for several prompts at once
+//! - `grammar/`: answers that follow a JSON schema, a regular expression or a grammar
 //! - `stop_strings.rs`: finds stop strings that are split over tokens
 //! - `score.rs`: log-probabilities of given text
 //! - `memory.rs`: the memory a model needs, and whether it is available
@@ -25,6 +26,8 @@
 //! ```
 
 mod batch;
+#[cfg_attr(not(feature = "grammar"), path = "grammar/unsupported.rs")]
+mod grammar;
 mod inspect;
 mod load;
 mod memory;
@@ -36,6 +39,7 @@ mod score;
 mod stop_strings;
 mod text_stream;
 
+use grammar::{GrammarMask, Grammars};
 pub use inspect::{Inspection, inspect};
 pub use load::LoadReport;
 pub use memory::{MemoryEstimate, estimate_memory};
@@ -50,7 +54,7 @@ use crate::config::{GenerationConfig, LlamaConfig};
 use crate::engine::{Engine, FinishReason, Metrics, Sequence};
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits};
-use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
+use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams, TokenMask};
 use crate::tokenizer::Tokenizer;
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
@@ -68,6 +72,7 @@ pub struct Llama {
     eos_token_ids: Vec<u32>,
     report: LoadReport,
     notices: Notices,
+    grammars: Grammars,
 }
 
 /// Warnings about prompts, for the caller.
@@ -85,6 +90,8 @@ pub struct Request {
     continues: bool,
     /// With what is left of the timeout.
     params: SamplingParams,
+    /// The beginning of a constrained text.
+    mask: Option<GrammarMask>,
 }
 
 /// The input of a generation.
@@ -184,8 +191,12 @@ impl Llama {
         if let Some(ids) = &ids {
             self.engine.check_prompt(ids, params.on_overflow)?;
         }
+        let mask = params.constraint.as_ref().map(|constraint| {
+            self.grammars.begin(constraint, self.tokenizer()?.as_ref(), &self.eos_token_ids, cancel)
+        });
+        let mask = mask.transpose()?;
         params.timeout = params.timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
-        Ok(Request { ids, continues, params })
+        Ok(Request { ids, continues, params, mask })
     }
 
     /// Starts to generate. What is left of the timeout counts from now on.
@@ -201,7 +212,7 @@ impl Llama {
     /// The stream of a request and its sequence, which is not submitted yet. There is none if the timeout was
     /// over before.
     fn sequence(&self, request: Request) -> Result<(TextStream, Option<Sequence>)> {
-        let Request { ids, continues, mut params } = request;
+        let Request { ids, continues, mut params, mask } = request;
         let Some(ids) = ids else {
             return Ok((TextStream::ended(&params, Some(FinishReason::Timeout)), None));
         };
@@ -220,12 +231,17 @@ impl Llama {
         let given = ids.len();
         let decoder = tokenizer.map(|tokenizer| {
             let decoder = tokenizer.decode_stream(params.skip_special_tokens);
-            if continues { decoder.continuing(&ids) } else { decoder }
+            match (&mask, continues) {
+                (Some(_), _) => decoder.verbatim(),
+                (None, true) => decoder.continuing(&ids),
+                (None, false) => decoder,
+            }
         });
+        let mask = mask.map(|mask| -> Box<dyn TokenMask> { Box::new(mask) });
         let kept = self.engine.used_tokens(given, &params);
         let decoding = Decoding { decoder, special_stops };
         let (stream, sequence) = TextStream::new(&params.clone(), kept, decoding, |sink| {
-            self.engine.generate(ids, params, &self.eos_token_ids, sink)
+            self.engine.generate(ids, params, &self.eos_token_ids, mask, sink)
         })?;
         if kept < given {
             self.notices.pending.lock().push(format!(

@@ -248,7 +248,11 @@ impl TextStream {
         let mut stream = TextStream::ended(params, None);
         let sink = TextSink {
             decoding,
-            stops: StopStrings::new(params.stop.clone(), params.include_stop_str),
+            // A stop string would cut a constrained text before it is complete.
+            stops: match params.constraint {
+                Some(_) => StopStrings::new(Vec::new(), false),
+                None => StopStrings::new(params.stop.clone(), params.include_stop_str),
+            },
             include_stop_str: params.include_stop_str,
             has_logprobs: stream.has_logprobs,
             made: Chunk::default(),

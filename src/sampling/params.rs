@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::constraint::{Constraint, SharedProcessor};
 use crate::config::GenerationConfig;
 use crate::error::{Error, Result};
 use crate::model::MAX_SALT_BYTES;
@@ -84,6 +85,16 @@ pub struct SamplingOptions {
     pub skip_special_tokens: Option<bool>,
     /// Only calls with equal salts share cached prefixes.
     pub cache_salt: Option<String>,
+    /// A JSON schema, as JSON, that the answer must follow.
+    pub json_schema: Option<String>,
+    /// A regular expression that must match the answer as a whole.
+    pub regex: Option<String>,
+    /// A grammar, in llguidance's dialect of Lark, that the answer must follow.
+    pub grammar: Option<String>,
+    /// Texts, of which the answer must be one.
+    pub choice: Option<Vec<String>>,
+    /// Functions that change logits before a token is drawn, in this order.
+    pub logits_processors: Vec<SharedProcessor>,
 }
 
 impl SamplingOptions {
@@ -144,6 +155,10 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// Only calls with equal salts share cached prefixes.
     pub cache_salt: String,
+    /// What the answer must be.
+    pub constraint: Option<Constraint>,
+    /// Functions that change logits before a token is drawn, in this order.
+    pub logits_processors: Vec<SharedProcessor>,
 }
 
 impl SamplingParams {
@@ -207,8 +222,26 @@ impl SamplingParams {
             on_overflow: given.on_overflow.unwrap_or_default(),
             skip_special_tokens: given.skip_special_tokens.unwrap_or(true),
             cache_salt: cache_salt(given.cache_salt.as_deref().unwrap_or_default())?,
+            constraint: constraint(given)?,
+            logits_processors: given.logits_processors.clone(),
         })
     }
+}
+
+fn constraint(given: &SamplingOptions) -> Result<Option<Constraint>> {
+    let given = [
+        given.json_schema.clone().map(Constraint::JsonSchema),
+        given.regex.clone().map(Constraint::Regex),
+        given.grammar.clone().map(Constraint::Grammar),
+        given.choice.clone().map(Constraint::Choice),
+    ];
+    let mut given = given.into_iter().flatten();
+    let first = given.next();
+    if let (Some(first), Some(second)) = (&first, given.next()) {
+        let reason = format!("cannot be combined with {}", second.name());
+        return Err(Error::argument(first.name(), reason));
+    }
+    first.map(Constraint::check).transpose()
 }
 
 fn cache_salt(given: &str) -> Result<String> {

@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::RngCore;
 
-use super::SamplingParams;
 use super::processors::{self, more_likely_first};
+use super::{SamplingParams, TokenMask};
 use crate::error::{Error, Result};
 
 /// Tokens per part of the vocabulary in [`draw`]. The exponentials of all parts are computed once, to sum
@@ -17,10 +17,10 @@ const DRAW_PART: usize = 256;
 const PCG_STREAM: u128 = 0xa02_bdbf_7bb3_c0a7_ac28_fa16_a64a_bf96;
 
 /// Draws the tokens of one sequence. The same parameters, seed and logits give the same tokens.
-#[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     end_token_ids: Vec<u32>,
+    mask: Option<Box<dyn TokenMask>>,
     random: Pcg64,
 }
 
@@ -34,6 +34,7 @@ impl Sampler {
         Sampler {
             end_token_ids: params.stop_token_ids.clone(),
             params: params.clone(),
+            mask: None,
             random: Pcg64::new(u128::from(seed), PCG_STREAM),
         }
     }
@@ -48,16 +49,35 @@ impl Sampler {
         self
     }
 
-    /// Draws the next token of a sequence. `prompt` is its prompt, `output` the tokens generated so far.
-    /// Applies penalties, bias, temperature, top_k, top_p and min_p in this order.
+    /// Allows only the tokens of a constrained text. Tokens that end a text are drawn only where it may end.
+    #[must_use]
+    pub fn with_mask(mut self, mask: Option<Box<dyn TokenMask>>) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Takes the token that was drawn, unless it ended the text. Returns whether the text is complete,
+    /// because its constraint allows nothing to follow.
+    ///
+    /// # Errors
+    /// Those of [`TokenMask::accept`].
+    pub fn accept(&mut self, token: u32) -> Result<bool> {
+        self.mask.as_mut().map_or(Ok(false), |mask| mask.accept(token))
+    }
+
+    /// Draws the next token of a sequence: `tokens` has its prompt, of `prompt_tokens` tokens, and the tokens
+    /// generated so far. Applies penalties, bias, logits processors, the constraint's mask, temperature,
+    /// top_k, top_p and min_p in this order. The mask comes after everything that could undo it.
     ///
     /// - `logits`: `(vocab_size,)`; overwritten, so keep a copy for log-probabilities
     ///
     /// # Errors
-    /// [`Error::Generation`] if a logit is NaN or positive infinity, or if no token is left to draw.
-    pub fn sample(&mut self, logits: &mut [f32], prompt: &[u32], output: &[u32]) -> Result<u32> {
+    /// [`Error::Generation`] if a logit is NaN or positive infinity, or if no token is left to draw; the
+    /// errors of logits processors.
+    pub fn sample(&mut self, logits: &mut [f32], tokens: &[u32], prompt_tokens: usize) -> Result<u32> {
         let params = &self.params;
-        check(logits)?;
+        let (prompt, output) = tokens.split_at(prompt_tokens);
+        check(logits, "the model", "its weights or activations overflow")?;
         if params.repetition_penalty != 1.0 {
             processors::repetition_penalty(logits, &[prompt, output], params.repetition_penalty);
         }
@@ -70,7 +90,20 @@ impl Sampler {
             );
         }
         processors::logit_bias(logits, &params.logit_bias);
-        if output.len() < params.min_new_tokens {
+        for processor in &params.logits_processors {
+            processor.0.process(tokens, logits)?;
+            check(logits, "a logits processor", "it may return finite numbers and -inf")?;
+        }
+        let mut may_end = output.len() >= params.min_new_tokens;
+        if let Some(mask) = &self.mask {
+            let ends: Vec<(u32, f32)> =
+                self.end_token_ids.iter().filter_map(|&id| Some((id, *logits.get(id as usize)?))).collect();
+            may_end &= mask.apply(logits);
+            for (id, logit) in ends {
+                logits[id as usize] = logit;
+            }
+        }
+        if !may_end {
             processors::mask(logits, &self.end_token_ids);
         }
         if params.temperature == 0.0 {
@@ -91,25 +124,25 @@ impl Sampler {
     }
 }
 
-fn check(logits: &[f32]) -> Result<()> {
+/// Refuses logits that no arithmetic can use. `origin` returned them, and `cause` says why that may be.
+fn check(logits: &[f32], origin: &str, cause: &str) -> Result<()> {
     if processors::are_below_infinity(logits) {
         return Ok(());
     }
     match logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY) {
         None => Ok(()),
         Some(id) => Err(Error::Generation {
-            reason: format!(
-                "the model returned a logit of {} for token {id}: its weights or activations overflow",
-                logits[id]
-            ),
+            reason: format!("{origin} returned a logit of {} for token {id}: {cause}", logits[id]),
         }),
     }
 }
 
 fn nothing_left() -> Error {
     Error::Generation {
-        reason: "no token is left to draw: the logits, logit_bias and min_new_tokens exclude all of them"
-            .into(),
+        reason:
+            "no token is left to draw: the logits, logit_bias, logits processors, min_new_tokens and the \
+                 constraint exclude all of them"
+                .into(),
     }
 }
 
@@ -204,7 +237,7 @@ pub struct TokenScore {
 /// # Errors
 /// [`Error::Generation`] if a logit is NaN or positive infinity, or all are negative infinity.
 pub fn score_token(logits: &[f32], token: u32) -> Result<TokenScore> {
-    check(logits)?;
+    check(logits, "the model", "its weights or activations overflow")?;
     let best = processors::argmax(logits).ok_or_else(nothing_left)?;
     let logit = logits.get(token as usize).map_or(f64::NEG_INFINITY, |&logit| logit.into());
     Ok(TokenScore { logprob: (logit - log_sum_exp(logits)) as f32, is_greedy: token == best })
@@ -231,25 +264,25 @@ mod tests {
     }
 
     fn draws(sampler: &mut Sampler, logits: &[f32], count: usize) -> Vec<u32> {
-        (0..count).map(|_| sampler.sample(&mut logits.to_vec(), &[], &[]).unwrap()).collect()
+        (0..count).map(|_| sampler.sample(&mut logits.to_vec(), &[], 0).unwrap()).collect()
     }
 
     #[test]
     fn greedy_takes_the_first_maximum() {
         let mut sampler = sampler(SamplingOptions::default());
-        assert_eq!(sampler.sample(&mut [0.0, 5.0, 5.0, -1.0], &[], &[]).unwrap(), 1);
+        assert_eq!(sampler.sample(&mut [0.0, 5.0, 5.0, -1.0], &[], 0).unwrap(), 1);
     }
 
     #[test]
     fn nan_and_infinite_logits_are_an_error() {
         for (temperature, bad) in [(0.0, f32::NAN), (1.0, f32::NAN), (1.0, f32::INFINITY)] {
-            let error = sampler(sampled(temperature, 0)).sample(&mut [0.0, bad], &[], &[]).unwrap_err();
+            let error = sampler(sampled(temperature, 0)).sample(&mut [0.0, bad], &[], 0).unwrap_err();
             assert!(matches!(error, Error::Generation { .. }), "{error}");
         }
         for temperature in [0.0, 1.0] {
-            let error = sampler(sampled(temperature, 0)).sample(&mut [f32::NEG_INFINITY; 3], &[], &[]);
+            let error = sampler(sampled(temperature, 0)).sample(&mut [f32::NEG_INFINITY; 3], &[], 0);
             assert!(matches!(error, Err(Error::Generation { .. })));
-            assert!(sampler(sampled(temperature, 0)).sample(&mut [], &[], &[]).is_err());
+            assert!(sampler(sampled(temperature, 0)).sample(&mut [], &[], 0).is_err());
         }
     }
 
@@ -352,14 +385,74 @@ mod tests {
     fn only_the_repetition_penalty_counts_the_prompt() {
         let given = SamplingOptions { repetition_penalty: Some(2.0), ..Default::default() };
         // Token 0 falls from 3 to 1.5 whether it is in the prompt or in the output.
-        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], &[]).unwrap(), 1);
-        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0]).unwrap(), 1);
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], 1).unwrap(), 1);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[0], 0).unwrap(), 1);
         let given = SamplingOptions { presence_penalty: Some(2.0), ..Default::default() };
-        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], &[]).unwrap(), 0);
-        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0]).unwrap(), 1);
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0], 1).unwrap(), 0);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[0], 0).unwrap(), 1);
         let given = SamplingOptions { frequency_penalty: Some(0.4), ..Default::default() };
-        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[], &[0, 0]).unwrap(), 0);
-        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[], &[0, 0, 0]).unwrap(), 1);
+        assert_eq!(sampler(given.clone()).sample(&mut [3.0, 2.0], &[0, 0], 0).unwrap(), 0);
+        assert_eq!(sampler(given).sample(&mut [3.0, 2.0], &[0, 0, 0], 0).unwrap(), 1);
+    }
+
+    /// Allows some tokens, or also the end.
+    struct Allow(&'static [usize], bool);
+
+    impl TokenMask for Allow {
+        fn apply(&self, logits: &mut [f32]) -> bool {
+            let masked = logits.iter_mut().enumerate().filter(|(id, _)| !self.0.contains(id));
+            masked.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            self.1
+        }
+
+        fn accept(&mut self, _: u32) -> Result<bool> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn a_mask_comes_after_the_bias_and_decides_about_the_end() {
+        let given = SamplingOptions {
+            logit_bias: Some(vec![(0, 100.0)]),
+            stop_token_ids: Some(vec![3]),
+            ..Default::default()
+        };
+        let draw = |allow, logits: &mut [f32]| {
+            let sampler = sampler(given.clone()).with_eos_token_ids(&[2]).with_mask(Some(Box::new(allow)));
+            { sampler }.sample(logits, &[], 0)
+        };
+        assert_eq!(draw(Allow(&[1], false), &mut [0.0, 1.0, 9.0, 9.0]).unwrap(), 1);
+        assert_eq!(draw(Allow(&[1], true), &mut [0.0, 1.0, 9.0, 8.0]).unwrap(), 2);
+        assert_eq!(draw(Allow(&[1], true), &mut [0.0, 1.0, 0.0, 8.0]).unwrap(), 3);
+        assert_eq!(draw(Allow(&[1, 3], false), &mut [0.0, 1.0, 9.0, 9.0]).unwrap(), 1, "no early stop");
+        assert!(draw(Allow(&[3], false), &mut [0.0, 1.0, 9.0, 9.0]).is_err());
+    }
+
+    /// Adds its number to the first logit.
+    struct Add(f32);
+
+    impl super::super::LogitsProcessor for Add {
+        fn process(&self, tokens: &[u32], logits: &mut [f32]) -> Result<()> {
+            logits[0] += self.0 * tokens.len() as f32;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn logits_processors_come_after_the_bias_and_are_checked() {
+        let with = |add| {
+            let shared = super::super::SharedProcessor(std::sync::Arc::new(Add(add)));
+            let bias = Some(vec![(0, 1.0)]);
+            sampler(SamplingOptions {
+                logit_bias: bias,
+                logits_processors: vec![shared],
+                ..Default::default()
+            })
+        };
+        assert_eq!(with(1.0).sample(&mut [0.0, 2.5], &[7, 7], 1).unwrap(), 0);
+        assert_eq!(with(0.5).sample(&mut [0.0, 2.5], &[7, 7], 1).unwrap(), 1);
+        let error = with(f32::NAN).sample(&mut [0.0, 2.5], &[7], 1).unwrap_err();
+        assert!(error.to_string().contains("a logits processor returned"), "{error}");
     }
 
     #[test]
@@ -370,7 +463,7 @@ mod tests {
             logit_bias: Some(vec![(0, 1.0)]),
             ..Default::default()
         };
-        assert_eq!(sampler(given).sample(&mut [4.0, 2.8], &[0], &[]).unwrap(), 0);
+        assert_eq!(sampler(given).sample(&mut [4.0, 2.8], &[0], 1).unwrap(), 0);
     }
 
     #[test]
@@ -443,7 +536,7 @@ mod tests {
             for bias in [-most, 0.0, most] {
                 for temperature in [0.0, 1e-30, 1.0, most] {
                     let mut sampler = sampler(everything(penalty, bias, temperature));
-                    let id = sampler.sample(&mut logits.to_vec(), &[0, 1, 2], &[3, 4, 4]).unwrap();
+                    let id = sampler.sample(&mut logits.to_vec(), &[0, 1, 2, 3, 4, 4], 3).unwrap();
                     assert_ne!(id, 3, "a masked token stays masked");
                 }
             }
@@ -491,12 +584,12 @@ mod tests {
         let given =
             SamplingOptions { min_new_tokens: Some(2), stop_token_ids: Some(vec![1]), ..Default::default() };
         let mut sampler = sampler(given.clone()).with_eos_token_ids(&[0]);
-        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[]).unwrap(), 2);
-        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[2]).unwrap(), 2);
-        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[2, 2]).unwrap(), 0);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], 0).unwrap(), 2);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[2], 0).unwrap(), 2);
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[2, 2], 0).unwrap(), 0);
         let given = SamplingOptions { ignore_eos: Some(true), ..given };
         let mut sampler = self::sampler(given).with_eos_token_ids(&[0]);
-        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], &[]).unwrap(), 0, "EOS is never masked");
+        assert_eq!(sampler.sample(&mut [9.0, 8.0, 1.0], &[], 0).unwrap(), 0, "EOS is never masked");
     }
 
     #[test]

@@ -44,6 +44,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every sampling parameter."""
     group = parser.add_argument_group("sampling", "defaults come from the model's generation_config.json")
     for name, field in FIELDS.items():
+        if field.metadata["kind"] == "functions":
+            continue
         flags = ["--" + name.replace("_", "-")]
         if name == "max_new_tokens":
             flags.append("--max-tokens")
@@ -73,7 +75,7 @@ def finding(args: argparse.Namespace) -> dict[str, Any]:
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling parameters that were given."""
-    given = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
+    given = {name: value for name in FIELDS if (value := getattr(args, name, None)) is not None}
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
     return given
@@ -109,7 +111,9 @@ _READERS: dict[str, dict[str, Any]] = {
     "seed": {"type": int},
     "float": {"type": float},
     "text": {"type": str},
+    "schema": {"type": str},
     "strings": {"type": _unescaped, "action": "append"},
+    "texts": {"type": _unescaped, "action": "append"},
     "ints": {"type": _ids},
     "bias": {"type": _bias, "action": "append"},
 }
