@@ -102,20 +102,6 @@ def test_fields_without_effect_are_accepted_and_refused_ones_may_be_null(client,
     assert answer.status_code == 200, answer.text
 
 
-def test_the_form_of_an_answer_is_refused_until_it_can_be_enforced(client):
-    for extra in (
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
-        {"regex": "a+"},
-        {"grammar": "start: /a/"},
-    ):
-        error = refused(client, CHAT, {"messages": HELLO, **extra})
-        assert error["param"] == next(iter(extra))
-        assert error["code"] == "unsupported_parameter"
-    body = {"messages": HELLO, "max_tokens": 1, "response_format": {"type": "text"}}
-    assert client.post(CHAT, json=body).status_code == 200
-
-
 HOSTILE = {
     "deep": b'{"messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}",
     "deep in a free field": b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": '

@@ -205,8 +205,8 @@ impl Tokenizer {
         DecodeStream::new(Arc::clone(self), skip_special_tokens)
     }
 
-    /// The bytes that `id` adds inside a text, none for a special token. None if the tokenizer's decoder makes
-    /// text of several tokens together, so that one alone has none.
+    /// The bytes that `id` adds inside a text, none for a special token. None if the tokenizer's decoder
+    /// makes text of several tokens together, so that one alone has none.
     ///
     /// # Errors
     /// [`Error::Text`] if the tokenizer's decoder fails.

@@ -1,29 +1,22 @@
 """Which form an answer must have: the one place where requests' grammars reach the engine."""
 
-import inspect
 from typing import Any
 
-from candle_llama.llama import Llama
 from candle_llama.server import errors
 from candle_llama.server.schema import ChatRequest, NamedTool, ResponseFormat, Sampling, Tool
-
-_IS_SUPPORTED = "json_schema" in inspect.signature(Llama.agenerate).parameters
 
 
 def constraint(body: Sampling) -> dict[str, Any]:
     """Returns the engine's keyword for the form of the answer; empty if it is free.
 
     Raises:
-        ApiError: A field asks for a form that the engine cannot enforce, or two fields ask for one.
+        ApiError: A field asks for what cannot be constrained, or two fields ask for a form.
     """
     asked: dict[str, dict[str, Any]] = {
         name: {name: value} for name in ("regex", "grammar") if (value := getattr(body, name)) is not None
     }
     if isinstance(body, ChatRequest):
         asked |= _of_format(body.response_format) | _of_tools(body)
-    for name in asked:
-        if not _IS_SUPPORTED:
-            raise errors.refused(name, "this version does not constrain answers", "unsupported_parameter")
     if len(asked) > 1:
         raise errors.refused(list(asked)[1], f"{' and '.join(asked)} exclude each other")
     return next(iter(asked.values()), {})

@@ -32,8 +32,8 @@ async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream
 
 async def whole(streams: Sequence[AsyncStream]) -> list[Completion]:
     """Waits for the ends of all answers. Cancelling the task, or an error of one, stops all."""
-    # A task for each: an answer that nobody waits for would pause.
-    tasks = [asyncio.create_task(async_stream.whole(stream._core)) for stream in streams]
+    # A task for each: an answer that nobody waits for would pause. Clients parse the texts themselves.
+    tasks = [asyncio.create_task(async_stream.whole(stream._core, {})) for stream in streams]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -3,15 +3,15 @@
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 
-/// White space between two tokens of the JSON: a space, or a line end with indentation. Without a limit, small
-/// models write white space until they reach `max_new_tokens`.
+/// White space between two tokens of the JSON: a space, or a line end with indentation. Without a limit,
+/// small models write white space until they reach `max_new_tokens`.
 const WHITE_SPACE: &str = r"[ \t]|\n[ \t]{0,16}";
 /// llguidance's own settings inside a schema.
 const SETTINGS: &str = "x-guidance";
 
-/// The most levels of a schema together with all that it refers to. llguidance calls itself for each, and needs
-/// up to 5 KiB of stack for one.
-pub(super) const MAX_LEVELS: usize = 8000;
+/// The most levels of a schema together with all that it refers to. llguidance calls itself for each, and
+/// needs up to 5 KiB of stack for one.
+const MAX_LEVELS: usize = 8000;
 
 /// Reads a schema, and makes it one that llguidance compiles exactly.
 pub(super) fn read(text: &str) -> std::result::Result<Value, String> {
@@ -195,7 +195,10 @@ mod tests {
 
     #[test]
     fn a_union_with_a_tag_becomes_any_of_and_needs_the_tag() {
-        let tagged = |value: &str, required: &[&str]| json!({"type": "object", "properties": {"x": {}, "kind": {"const": value}}, "required": required});
+        let tagged = |value: &str, required: &[&str]| {
+            let properties = json!({"x": {}, "kind": {"const": value}});
+            json!({"type": "object", "properties": properties, "required": required})
+        };
         let schema = json!({
             "properties": {"pet": {"oneOf": [{"$ref": "#/$defs/a~1b"}, tagged("dog", &["x"])]}},
             "$defs": {"a/b": tagged("cat", &["kind"])},

@@ -37,10 +37,11 @@ const STACK_BYTES: usize = 64 << 20;
 const MAX_KEPT: usize = 16;
 /// The most states of a constraint's lexer, of some kilobytes each.
 const MAX_LEXER_STATES: usize = 20_000;
-/// The most work to build a constraint's lexer. Half of llguidance's own limit, with which a hostile expression
-/// takes 400 MB of memory for two seconds.
+/// The most work to build a constraint's lexer. Half of llguidance's own limit, with which a hostile
+/// expression takes 400 MB of memory for two seconds.
 const INITIAL_LEXER_FUEL: u64 = 500_000;
-/// The most work of a constraint's lexer for one token. A quarter of llguidance's own limit, for the same reason.
+/// The most work of a constraint's lexer for one token. A quarter of llguidance's own limit, for the same
+/// reason.
 const STEP_LEXER_FUEL: u64 = 50_000;
 
 /// A model's compiled constraints.
@@ -56,8 +57,8 @@ impl Grammars {
     /// The beginning of a text that follows `constraint`. Compiling can be cancelled.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the constraint is malformed, is too complex, allows no text, or uses what
-    /// is not supported; [`Error::Text`] if compiling takes too long; [`Error::Unsupported`] if the
+    /// [`Error::InvalidArgument`] if the constraint is malformed, too complex or not supported, or allows no
+    /// text; [`Error::Text`] if compiling takes too long; [`Error::Unsupported`] if the
     /// tokenizer's tokens have no bytes of their own; [`Error::Cancelled`].
     pub(super) fn begin(
         &self,
@@ -158,6 +159,9 @@ fn catching<T>(run: impl FnOnce() -> std::result::Result<T, String>) -> std::res
 
 /// Messages of llguidance may quote the whole constraint, or a trace of its calls.
 fn shortened(message: &str) -> String {
+    if message.starts_with("oneOf constraints are not supported") {
+        return "oneOf is not supported if its alternatives do not exclude each other".into();
+    }
     let message = message.split("<backtrace>").next().unwrap_or_default().replace("<non-verbose/>", "");
     let end = message.char_indices().nth(500).map_or(message.len(), |(end, _)| end);
     let dots = if end < message.len() { "..." } else { "" };
