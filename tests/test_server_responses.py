@@ -109,7 +109,7 @@ def test_an_answer_can_be_sent_back(client):
         ({"input": []}, "input"),
         ({"input": [{"type": "image", "image": "x"}]}, "input.0"),
         ({"input": "x " * 30_000}, "input"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "yaml"}}}, "text.format"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"temperature": -1}, "temperature"),
         ({"extra_body": {"mood": 1}}, "mood"),

@@ -233,11 +233,3 @@ def test_without_tools_a_call_is_text(client):
         message = ask(client, examples(FORMS[1]), **options).choices[0].message
         assert message.tool_calls is None
         assert "get_weather" in message.content
-
-
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=str
-)
-def test_forced_calls_are_refused_until_they_can_be_enforced(client, choice):
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        ask(client, examples(FORMS[0]), tool_choice=choice)

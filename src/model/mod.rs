@@ -125,7 +125,7 @@ pub trait Model: Send {
     ///
     /// # Errors
     /// [`Error::Cancelled`] if `cancel` fired; [`Error::Generation`] if the KV cache has no room. After
-    /// an error the same spans may be run again.
+    /// an error the same spans may be run again; the KV blocks that they took are free.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
     /// Takes logits back that are no longer needed, so that the next call need not allocate as many.

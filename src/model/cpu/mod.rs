@@ -201,7 +201,12 @@ impl Model for CpuModel {
         super::check_spans(spans, self.config.vocab_size)?;
         // If a mapped file was cut short since, reading the missing part would kill the process.
         self.weights.files.check()?;
-        self.forward_chunks(spans, cancel)
+        let logits = self.forward_chunks(spans, cancel);
+        if logits.is_err() {
+            // The blocks that were taken for the spans may be needed for others first.
+            self.truncate(spans);
+        }
+        logits
     }
 
     fn reclaim(&mut self, logits: Logits) {
