@@ -127,6 +127,23 @@ def test_streams_that_run_at_the_end_are_ended():
     assert json.loads(events[-2])["error"]["code"] == "service_unavailable"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_a_second_ctrl_c_ends_the_grace_period():
+    with serve("demo", "--port", 0, "--grace-seconds", 60) as (process, url):
+        body = {**LONG, "max_tokens": 8000, "stream": True}
+        with httpx.Client(timeout=30) as client, client.stream("POST", url + CHAT, json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            events = [line.removeprefix("data: ") for line in lines if line]
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "")
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["error"]["code"] == "service_unavailable"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for one process")
 def test_streams_may_end_within_the_grace_period(tiny):
     with serve(tiny, "--port", 0) as (process, url):

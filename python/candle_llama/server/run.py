@@ -20,7 +20,8 @@ _END_SECONDS = 5
 def run(app: FastAPI, listener: socket.socket, *, log_level: str, grace_seconds: float) -> None:
     """Serves on a socket until SIGINT or SIGTERM.
 
-    Requests that run when the signal comes have `grace_seconds` to end; then they end with an error.
+    Requests that run when the signal comes have `grace_seconds` to end; then, or at a second signal, they end
+    with an error.
 
     Raises:
         KeyboardInterrupt: SIGINT has come. SIGTERM ends the process.
@@ -64,15 +65,20 @@ class _Server(uvicorn.Server):
         self._state = state
         self._grace_seconds = grace_seconds
         self.was_interrupted = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the shutdown."""
+        """Begins the shutdown; a second signal ends the grace period."""
         # Some versions of uvicorn raise KeyboardInterrupt at the end, others return.
         self.was_interrupted |= sig == signal.SIGINT
+        if self.should_exit and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._state.stop)
+            return
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve, then prints the URL."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for listener in sockets or []:
             print(url(listener), flush=True)
