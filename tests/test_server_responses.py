@@ -94,6 +94,28 @@ def test_a_conversation_goes_on_after_a_call(client):
     assert response.usage.input_tokens > first.usage.input_tokens
 
 
+def test_an_answer_follows_a_schema(client):
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 150}},
+        "required": ["age"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "name": "person", "schema": schema}
+    response = client.responses.create(input="hello", text={"format": form}, **GREEDY)
+    assert response.status == "completed"
+    assert 0 <= json.loads(response.output_text)["age"] <= 150
+
+
+def test_a_call_can_be_demanded(client):
+    choice = {"type": "function", "name": "get_weather"}
+    response = client.responses.create(
+        input="hello", tools=FUNCTIONS, tool_choice=choice, **{**GREEDY, "max_output_tokens": 200}
+    )
+    (call,) = response.output
+    assert (call.type, call.name) == ("function_call", "get_weather")
+
+
 def test_an_answer_can_be_sent_back(client):
     first = client.responses.create(input=HELLO, **GREEDY)
     again = [*HELLO, *first.output, {"role": "user", "content": [{"type": "input_text", "text": "and"}]}]
@@ -109,7 +131,7 @@ def test_an_answer_can_be_sent_back(client):
         ({"input": []}, "input"),
         ({"input": [{"type": "image", "image": "x"}]}, "input.0"),
         ({"input": "x " * 30_000}, "input"),
-        ({"text": {"format": {"type": "yaml"}}}, "text.format"),
+        ({"text": {"format": {"type": "json"}}}, "text.format.type"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"temperature": -1}, "temperature"),
         ({"extra_body": {"mood": 1}}, "mood"),
