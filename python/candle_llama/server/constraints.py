@@ -43,14 +43,7 @@ def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
         if not tools:
             raise errors.refused("tool_choice", "tools is empty")
         return {"tool_choice": {"json_schema": _call(tools)}}
-    for index, tool in enumerate(tools):
-        # A call that begins in free text cannot be constrained.
-        if tool.function.strict and choice != "none":
-            raise errors.refused(
-                f"tools.{index}.function.strict",
-                'strict needs tool_choice "required" or the name of a function',
-                "unsupported_parameter",
-            )
+    # With "auto", a call begins in free text and cannot be constrained, `strict` or not.
     return {}
 
 
