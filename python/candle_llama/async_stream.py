@@ -43,6 +43,8 @@ class _Wakeups:
             del self._events[number]
             if not self._events:
                 self._close()
+                # It refers to the loop, which would otherwise never be freed.
+                _WAKEUPS.pop(self._loop, None)
 
     def _open(self) -> _core.Mailbox:
         mailbox = self._mailbox = _core.Mailbox()
