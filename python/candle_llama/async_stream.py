@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import threading
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -27,7 +26,7 @@ class _Wakeups:
         self._events: dict[int, asyncio.Event] = {}
         self._numbers = itertools.count()
         self._mailbox: _core.Mailbox | None = None
-        self._watches_pipe = False
+        self._watched: int | None = None
 
     @contextlib.contextmanager
     def watch(self, stream: _core.Stream, whole: bool) -> Iterator[asyncio.Event]:
@@ -42,30 +41,25 @@ class _Wakeups:
             stream.close()
             del self._events[number]
             if not self._events:
-                self._close()
-                # It refers to the loop, which would otherwise never be freed.
-                _WAKEUPS.pop(self._loop, None)
+                self._close(mailbox)
 
     def _open(self) -> _core.Mailbox:
         mailbox = self._mailbox = _core.Mailbox()
-        try:
-            descriptor = mailbox.fileno()
-            if descriptor is None:
-                raise NotImplementedError
-            self._loop.add_reader(descriptor, self._wake, mailbox)
-            self._watches_pipe = True
-        except NotImplementedError:
-            self._watches_pipe = False
+        if (descriptor := mailbox.fileno()) is not None:
+            # Some event loops cannot watch files.
+            with contextlib.suppress(NotImplementedError):
+                self._loop.add_reader(descriptor, self._wake, mailbox)
+                self._watched = descriptor
+        if self._watched is None:
             threading.Thread(target=self._wait, args=(mailbox,), daemon=True).start()
         return mailbox
 
-    def _close(self) -> None:
-        mailbox, self._mailbox = self._mailbox, None
-        if mailbox is None:
-            return
-        descriptor = mailbox.fileno()
-        if self._watches_pipe and descriptor is not None and not self._loop.is_closed():
-            self._loop.remove_reader(descriptor)
+    def _close(self, mailbox: _core.Mailbox) -> None:
+        # What is kept of a loop would keep the loop itself.
+        _WAKEUPS.pop(self._loop, None)
+        self._mailbox = None
+        if self._watched is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._watched)
         mailbox.close()
 
     def _wake(self, mailbox: _core.Mailbox) -> None:
@@ -91,7 +85,8 @@ class _Wakeups:
                     return
 
 
-_WAKEUPS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakeups] = weakref.WeakKeyDictionary()
+_WAKEUPS: dict[asyncio.AbstractEventLoop, _Wakeups] = {}
+"""Those of the event loops that have streams now."""
 
 
 def _wakeups() -> _Wakeups:

@@ -127,9 +127,9 @@ impl PyLlama {
         guarded(py, || convert::completion(py, &completion))
     }
 
-    /// Continues several prompts together; releases the GIL. `options` has one dict for all prompts or one
-    /// for each. The result has an exception in the place of a prompt that failed; with `all_or_none`, a bad
-    /// prompt or option raises before any prompt runs. `progress` is called with the number of results.
+    /// Continues several prompts together; releases the GIL. `options` has a dict for each prompt. The result
+    /// has an exception in the place of a prompt that failed; with `all_or_none`, a bad prompt or option
+    /// raises before any prompt runs. `progress` is called with the number of results.
     fn generate_all<'py>(
         &self,
         py: Python<'py>,
@@ -139,7 +139,7 @@ impl PyLlama {
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let options = options.iter().map(convert::sampling_options).collect::<PyResult<Vec<_>>>()?;
-        let prompts: Vec<_> = prompts.into_iter().map(Into::into).zip(options.into_iter().cycle()).collect();
+        let prompts: Vec<_> = prompts.into_iter().map(Into::into).zip(options).collect();
         let (reported, raised) = (Mutex::new((0, Instant::now())), Mutex::new(None));
         let is_stopped = AtomicBool::new(false);
         let report = |count: usize| {

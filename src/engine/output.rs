@@ -110,20 +110,24 @@ impl Ticket {
         mut take: impl FnMut(&mut S) -> Option<T>,
     ) -> Result<T> {
         self.check_process()?;
-        let mut gives_up = None;
+        let mut is_cancelled = false;
+        let mut next_check = Instant::now() + WAIT_SLICE;
         let mut state = state.lock();
         loop {
             if let Some(found) = take(&mut state) {
                 return Ok(found);
             }
-            arrival.wait_for(&mut state, WAIT_SLICE);
-            match gives_up {
-                None if MutexGuard::unlocked(&mut state, || cancel.is_cancelled()) => {
-                    self.cancel();
-                    gives_up = Some(Instant::now() + LAST_WAIT);
-                }
-                Some(end) if Instant::now() >= end => return Err(Error::Cancelled),
-                _ => {}
+            if !arrival.wait_until(&mut state, next_check).timed_out() {
+                continue;
+            }
+            if is_cancelled {
+                return Err(Error::Cancelled);
+            }
+            next_check = Instant::now() + WAIT_SLICE;
+            if MutexGuard::unlocked(&mut state, || cancel.is_cancelled()) {
+                self.cancel();
+                is_cancelled = true;
+                next_check = Instant::now() + LAST_WAIT;
             }
         }
     }

@@ -419,6 +419,23 @@ fn a_long_prompt_is_cancelled_within_its_pass() {
 }
 
 #[test]
+fn a_reader_gives_up_soon_after_it_is_cancelled() {
+    let begun = |delay| {
+        let (engine, _) = start(Counter { delay, ..Counter::default() }, 1000);
+        let reader = Reader::new(&engine, vec![1], params(1)).unwrap();
+        let (read, arrival) = &*reader.place;
+        let (flag, begun) = (AtomicBool::new(false), Instant::now());
+        let end =
+            reader.ticket.wait(read, arrival, &Cancel::with_poll(&flag, &|| true), |read| read.end.take());
+        assert!(matches!(end, Err(Error::Cancelled)));
+        begun.elapsed()
+    };
+    // A row that cannot be interrupted. The best of three: a busy machine may delay any of them.
+    let best = (0..3).map(|_| begun(Duration::from_millis(400))).min().unwrap();
+    assert!(best < Duration::from_millis(190), "{best:?}");
+}
+
+#[test]
 fn an_error_ends_only_the_sequence_that_causes_it() {
     let (engine, seen) = start(Counter { fails_at: Some(8), ..Counter::default() }, 1000);
     let readers = [1, 5, 20].map(|first| Reader::new(&engine, vec![first], params(9)).unwrap());
@@ -536,7 +553,9 @@ fn a_paused_sequence_leaves_its_place_and_continues_when_resumed() {
 
 #[test]
 fn the_engine_runs_only_while_somebody_waits() {
-    let (engine, seen) = start(Counter::default(), 1000);
+    // Slow enough that a busy machine does not complete 900 tokens before `set_awaited`.
+    let delay = Duration::from_micros(500);
+    let (engine, seen) = start(Counter { delay, ..Counter::default() }, 1000);
     let [slow, other] = [5, 20].map(|first| Reader::new(&engine, vec![first], params(900)).unwrap());
     slow.wait(3);
     slow.ticket.set_awaited(false);

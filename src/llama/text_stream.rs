@@ -359,12 +359,17 @@ impl TextStream {
 
     /// Takes what is unread, and continues the sequence if it was paused.
     fn take(&self, unread: &mut Unread) -> Result<Option<Chunk>> {
+        self.resume(unread);
+        unread.take()
+    }
+
+    /// Continues the sequence if it was paused.
+    fn resume(&self, unread: &mut Unread) {
         if std::mem::take(&mut unread.is_paused)
             && let Some(ticket) = &self.ticket
         {
             ticket.resume();
         }
-        unread.take()
     }
 
     /// Whether the engine is done with the sequence.
@@ -384,11 +389,7 @@ impl TextStream {
         unread.wants_whole = true;
         unread.join();
         self.ticket.iter().for_each(|ticket| ticket.set_awaited(true));
-        if std::mem::take(&mut unread.is_paused)
-            && let Some(ticket) = &self.ticket
-        {
-            ticket.resume();
-        }
+        self.resume(&mut unread);
     }
 
     /// Calls `waker` from now on whenever there is something to read, on the engine's thread; at once if

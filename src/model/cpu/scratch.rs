@@ -1,5 +1,6 @@
 //! The buffers of a chunk, and how much memory they take.
 
+use super::MAX_NUM_SEQS;
 use super::arithmetic::{Arithmetic, ProductKind, runs};
 use super::forward::CHUNK_ROWS;
 use crate::config::LlamaConfig;
@@ -35,8 +36,8 @@ pub(super) struct Scratch {
     pub(super) largest: BufferRows,
 }
 
-/// An upper bound for the buffers of a step on `threads` threads in bytes, including one row of logits and a
-/// copy of it.
+/// An upper bound for the buffers of a step on `threads` threads in bytes, including the logits of one row of
+/// each sequence, which are kept, and a copy of one of them.
 pub fn scratch_bytes(config: &LlamaConfig, threads: usize) -> u64 {
     step_bytes(config, threads, CHUNK_ROWS)
 }
@@ -53,7 +54,8 @@ pub(super) fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u
     let row = 2 * hidden + heads * head_dim + 2 * inner + inputs;
     // Kernels add rows of zeros to fill their last panel.
     let elements = (rows.next_multiple_of(32) as u64).saturating_mul(row as u64);
-    let own = elements.saturating_add(2 * config.vocab_size as u64).saturating_mul(size_of::<f32>() as u64);
+    let logits = (rows.min(MAX_NUM_SEQS) as u64 + 1).saturating_mul(config.vocab_size as u64);
+    let own = elements.saturating_add(logits).saturating_mul(size_of::<f32>() as u64);
     let shape = ScratchShape { rows, cols: widest, head_dim, group: query_heads / kv_heads };
     let per_thread = thread_scratch_bytes(shape) as u64;
     own.saturating_add(per_thread.saturating_mul(threads as u64))
