@@ -24,7 +24,7 @@ def server(llm):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with server.openai_client() as client:
         yield client
 
 

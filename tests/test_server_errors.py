@@ -202,8 +202,10 @@ def test_a_server_can_be_mounted(llm):
 
 
 def test_the_client_raises_its_own_errors(server):
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
-    with client, pytest.raises(openai.BadRequestError, match="mood") as caught:
+    with (
+        server.openai_client() as client,
+        pytest.raises(openai.BadRequestError, match="mood") as caught,
+    ):
         client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"mood": 1})
     assert caught.value.param == "mood"
 
@@ -214,6 +216,16 @@ def test_a_model_that_has_failed_turns_health_red(tiny):
         server.state.note(candle_llama.InternalError("the engine has failed"))
         assert client.get("/health").status_code == 503
         assert client.post(CHAT, json={"messages": HELLO}).status_code == 503
+
+
+def test_metrics_of_the_server_outlive_the_model(tiny):
+    with candle_llama.load(tiny) as llm, running(llm) as server, server.client() as client:
+        assert "vllm:num_requests_running" in client.get("/metrics").text
+        llm.close()
+        answer = client.get("/metrics")
+        assert answer.status_code == 200
+        assert "vllm:e2e_request_latency_seconds" in answer.text
+        assert "vllm:num_requests_running" not in answer.text
 
 
 def test_a_model_without_a_tokenizer_cannot_be_served(tmp_path):

@@ -20,7 +20,7 @@ def server(demo_llm):
 
 @pytest.fixture(scope="module")
 def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with server.openai_client() as client:
         yield client
 
 

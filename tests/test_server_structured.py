@@ -32,10 +32,7 @@ ADD = {
 
 @pytest.fixture(scope="module")
 def client(demo_llm):
-    with (
-        running(demo_llm, served_model_name="demo") as server,
-        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
-    ):
+    with running(demo_llm, served_model_name="demo") as server, server.openai_client() as client:
         yield client
 
 
@@ -95,6 +92,34 @@ def test_a_call_that_is_demanded_is_made(client, choice):
     ]
     assert pieces[0].function.name == "add"
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
+
+
+def test_a_schema_of_a_function_may_refer_to_its_own_parts(client):
+    parameters = {
+        "type": "object",
+        "properties": {"size": {"$ref": "#/$defs/Size"}},
+        "required": ["size"],
+        "additionalProperties": False,
+        "$defs": {"Size": {"enum": ["small", "large"]}},
+    }
+    choose = {"type": "function", "function": {"name": "choose", "parameters": parameters}}
+    for tools in ([choose], [ADD, choose]):
+        choice = {"type": "function", "function": {"name": "choose"}}
+        out = ask(client, tools=tools, tool_choice=choice, temperature=1, seed=2)
+        assert json.loads(out.choices[0].message.tool_calls[0].function.arguments)["size"] in (
+            "small",
+            "large",
+        )
+    assert ask(client, tools=[ADD, choose], tool_choice="required").choices[0].message.tool_calls
+
+
+def test_a_function_whose_schema_is_nested_deep_is_refused(client):
+    deep = {"type": "object"}
+    for _ in range(450):
+        deep = {"allOf": [deep]}
+    tool = {"type": "function", "function": {"name": "deep", "parameters": deep}}
+    with pytest.raises(openai.BadRequestError):
+        ask(client, tools=[tool], tool_choice="required")
 
 
 def test_strict_functions_are_accepted_where_calls_are_free(client):

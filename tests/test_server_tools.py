@@ -185,10 +185,7 @@ def examples(form):
 
 @pytest.fixture(scope="module")
 def client(demo_llm):
-    with (
-        running(demo_llm, served_model_name="demo") as server,
-        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
-    ):
+    with running(demo_llm, served_model_name="demo") as server, server.openai_client() as client:
         yield client
 
 

@@ -48,17 +48,41 @@ def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
 
 
 def _call(tools: list[Tool]) -> dict[str, Any]:
-    """A schema of one call of one of the tools, in the form that `tools.py` reads."""
-    calls = [
+    """A schema of one call of one of the tools, in the form that `tools.py` reads.
+
+    Raises:
+        ApiError: A function's schema is nested too deep.
+    """
+    try:
+        return {"anyOf": _calls(tools)}
+    except RecursionError:
+        raise errors.refused("tools", "the parameters of a function are nested too deep") from None
+
+
+def _calls(tools: list[Tool]) -> list[dict[str, Any]]:
+    return [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
+                "arguments": _moved(
+                    tool.function.parameters or {"type": "object"}, f"#/anyOf/{index}/properties/arguments"
+                ),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for index, tool in enumerate(tools)
     ]
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """Returns a schema whose references into itself are right at another place of a larger schema."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(item, place) for name, item in schema.items()}
+    if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#"):
+        moved["$ref"] = place + reference.removeprefix("#")
+    return moved

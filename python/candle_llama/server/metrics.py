@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from candle_llama.errors import CandleLlamaError
 from candle_llama.llama import Llama
 from candle_llama.types import Stats
 
@@ -80,8 +81,11 @@ class _Engine(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Reads the engine's counts."""
-        now = self._llm.metrics()
+        """Reads the engine's counts. There are none if the model has failed or is closed."""
+        try:
+            now = self._llm.metrics()
+        except (CandleLlamaError, ValueError):
+            return
         blocks = now.blocks_used + now.blocks_free
         gauges = {
             "vllm:num_requests_running": ("Sequences that run.", now.running),
