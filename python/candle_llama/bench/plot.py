@@ -104,9 +104,10 @@ def _panels(
         raise ValueError("no engine has a result that a chart could show")
     # Figure, not pyplot: a chart needs no window, and no setting of the user's.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(4.2 * count + 0.8, 1.9 + 0.7 * len(engines)), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
+    size = (4.2 * count + 0.8, 1.9 + 0.7 * len(engines))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, count, sharey=True)
     machine = result.machine
     title = f"{result.model} on {machine['cpu']} ({machine['isa']})"
