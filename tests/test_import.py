@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-UNWANTED = ("torch", "transformers", "huggingface_hub", "jinja2", "fastapi", "ray", "lm_eval")
+UNWANTED = ("torch", "transformers", "huggingface_hub", "jinja2", "fastapi", "ray", "pyarrow", "lm_eval")
 
 
 def run_python(code: str) -> str:
@@ -13,7 +13,10 @@ def run_python(code: str) -> str:
 
 
 def test_the_package_imports_no_heavy_packages():
-    code = f"import sys, candle_llama; print([name for name in {UNWANTED} if name in sys.modules])"
+    code = (
+        "import sys, candle_llama, candle_llama.integrations; "
+        f"print([name for name in {UNWANTED} if name in sys.modules])"
+    )
     assert run_python(code) == "[]"
 
 

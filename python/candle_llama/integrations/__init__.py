@@ -1,1 +1,1 @@
-"""Models for other packages. Each module needs the extra of its name, and is imported only if it is used."""
+"""Models for other packages. Each module says which extra it needs, and is imported only if used."""
