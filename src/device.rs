@@ -2,7 +2,8 @@
 //! `cfg(feature = "cuda")`, `cfg(feature = "metal")` or the other accelerator features.
 
 use crate::error::{Error, Result};
-use candle_core::Device;
+use crate::sys::Memory;
+use candle_core::{Device, Tensor};
 
 /// The accelerator features of Cargo.toml with which this library was built.
 pub fn features() -> Vec<&'static str> {
@@ -19,6 +20,30 @@ pub fn features() -> Vec<&'static str> {
 /// Whether attention may call the flash-attn kernels. They run on CUDA only.
 pub fn has_flash_attention(device: &Device) -> bool {
     cfg!(feature = "flash-attn") && device.is_cuda()
+}
+
+/// Causal attention by the flash-attn kernels, of which [`has_flash_attention`] tells whether they are there.
+/// The last query sees all keys.
+///
+/// - `queries`: `(1, rows, query_heads, head_dim)`, already scaled; F16 or BF16, as all of these
+/// - `keys`, `values`: `(1, positions, kv_heads, head_dim)`
+///
+/// Returns the shape of `queries`.
+///
+/// # Errors
+/// Candle's.
+#[cfg(feature = "flash-attn")]
+pub fn flash_attention(queries: &Tensor, keys: &Tensor, values: &Tensor) -> candle_core::Result<Tensor> {
+    candle_flash_attn::flash_attn(queries, keys, values, 1.0, true)
+}
+
+/// As above; this build has no such kernels.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "flash-attn"))]
+pub fn flash_attention(_queries: &Tensor, _keys: &Tensor, _values: &Tensor) -> candle_core::Result<Tensor> {
+    candle_core::bail!("this build has no flash-attn kernels")
 }
 
 /// Opens the device called `name`. "auto" takes the first of CUDA and Metal that is built in and present,
@@ -65,6 +90,22 @@ pub fn name(device: &Device) -> String {
         candle_core::DeviceLocation::Metal { gpu_id: 0 } => "metal".into(),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
+}
+
+/// The memory of an accelerator. None if it does not tell.
+#[cfg(feature = "cuda")]
+pub fn memory(device: &Device) -> Option<Memory> {
+    use candle_core::cuda_backend::cudarc::driver::result::mem_get_info;
+    // The call asks the device that this thread used last.
+    device.as_cuda_device().ok()?.cuda_stream().context().bind_to_thread().ok()?;
+    let (free, total) = mem_get_info().ok()?;
+    Some(Memory { total: total as u64, available: free as u64, swap: 0 })
+}
+
+/// The memory of an accelerator. None if it does not tell.
+#[cfg(not(feature = "cuda"))]
+pub fn memory(_device: &Device) -> Option<Memory> {
+    None
 }
 
 fn is_built_in(kind: &str) -> bool {

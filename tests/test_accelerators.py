@@ -1,4 +1,4 @@
-"""Candle's engine on a GPU; its parity with NumPy is checked in test_parity.py."""
+"""The tensor and the candle engine on a GPU; their parity with NumPy is checked in test_parity.py."""
 
 import threading
 import time
@@ -19,15 +19,17 @@ on_each = pytest.mark.parametrize("device", accelerators() or ["none"])
 def test_auto_is_the_first_gpu(tiny: Path) -> None:
     with candle_llama.load(tiny) as llm:
         assert llm.load_report.device == accelerators()[0]
-        assert llm.load_report.engine == "candle"
+        assert llm.load_report.engine == "tensor"
 
 
 @on_each
-def test_models_that_candle_cannot_express_run_on_the_cpu(tmp_path: Path, device: str) -> None:
+def test_what_the_device_cannot_run_runs_on_the_cpu(tmp_path: Path, device: str) -> None:
     path = checkpoints.write_checkpoint(tmp_path / "model", checkpoints.VARIANTS["attention-bias"])
     with candle_llama.load(path, device=device) as llm:
+        assert (llm.load_report.engine, llm.load_report.device) == ("tensor", device)
+    with candle_llama.load(path, device=device, quantize="q8_0") as llm:
         assert (llm.load_report.engine, llm.load_report.device) == ("cpu", "cpu")
-        assert any("attention_bias" in note for note in llm.load_report.notes)
+        assert any("quantize" in note for note in llm.load_report.notes)
         assert llm.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True).token_ids
     with pytest.raises(candle_llama.UnsupportedModelError, match="attention_bias"):
         candle_llama.load(path, device=device, engine="candle")
@@ -40,16 +42,48 @@ def test_the_cpu_engine_refuses_a_gpu(tiny: Path, device: str) -> None:
 
 
 @on_each
+@pytest.mark.parametrize("engine", ["tensor", "candle"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_numpy(tmp_path: Path, device: str, dtype: str) -> None:
+def test_half_precision_is_near_numpy(tmp_path: Path, device: str, dtype: str, engine: str) -> None:
     path = checkpoints.write_checkpoint(tmp_path / "model", dtype=dtype)
-    ids = np.random.default_rng(5).integers(0, checkpoints.VOCAB_SIZE, 40).tolist()
-    expected = NumpyLlama.load(path).forward(ids)
-    with candle_llama.load(path, device=device) as llm:
+    # More than a chunk, whose second part sees the keys and values of the first.
+    ids = np.random.default_rng(5).integers(0, checkpoints.VOCAB_SIZE, 600).tolist()
+    expected = NumpyLlama.load(path).forward(ids)[-100:]
+    with candle_llama.load(path, device=device, engine=engine) as llm:
         assert list(llm.load_report.storage) == [{"bfloat16": "BF16", "float16": "F16"}[dtype]]
-        error = np.abs(llm.logits(ids) - expected).max() / np.abs(expected).max()
+        error = np.abs(llm.logits(ids, last=100) - expected).max() / np.abs(expected).max()
     # A dozen successive roundings to 8 or 11 bits.
     assert error < {"bfloat16": 5e-2, "float16": 8e-3}[dtype]
+
+
+@on_each
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K"])
+def test_quantised_weights_stay_quantised(tmp_path: Path, device: str, type_name: str) -> None:
+    config = checkpoints.gguf_config(hidden_size=256, intermediate_size=512)
+    path = checkpoints.write_gguf(tmp_path / "model.gguf", config, matrix_type=type_name)
+    ids = np.random.default_rng(5).integers(0, checkpoints.VOCAB_SIZE, 60).tolist()
+    expected = NumpyLlama.load(path).forward(ids)
+    with candle_llama.load(path, device=device) as llm:
+        assert type_name in llm.load_report.storage
+        error = np.abs(llm.logits(ids) - expected).max() / np.abs(expected).max()
+    # Activations have 8 bits there.
+    assert error < 0.15
+
+
+@on_each
+def test_a_list_equals_each_prompt_alone(tiny: Path, device: str) -> None:
+    prompts = [[5 + i, *range(6, 6 + 7 * i), 7] for i in range(16)]
+    options = {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+    with candle_llama.load(tiny, device=device, compute="exact") as llm:
+        alone = [llm.generate(prompt, **options) for prompt in prompts]
+        for expected, got in zip(alone, llm.generate(prompts, **options), strict=True):
+            assert got.token_ids == expected.token_ids
+            np.testing.assert_allclose(
+                [entry.logprob for entry in got.logprobs],
+                [entry.logprob for entry in expected.logprobs],
+                rtol=0,
+                atol=1e-4,
+            )
 
 
 @on_each

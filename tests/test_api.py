@@ -331,7 +331,7 @@ def test_load_report(llm):
         report.engine = "other"
 
 
-@pytest.mark.parametrize("engine", ["cpu", "candle"])
+@pytest.mark.parametrize("engine", ["cpu", "tensor", "candle"])
 def test_engines_agree(tiny, llm, engine):
     with candle_llama.load(tiny, engine=engine, device="cpu", compute="exact") as other:
         assert other.load_report.engine == engine
@@ -429,7 +429,7 @@ def test_options_are_typed_and_tabled_alike():
         ({"dtype": 8}, TypeError, "dtype must be a str, not int"),
         ({"compute": ""}, ValueError, "is not one of auto, exact"),
         ({"quantize": "q9_9"}, ValueError, "is not one of None, q8_0, q4_0, q2_k"),
-        ({"engine": "gpu"}, ValueError, "is not one of auto, cpu, candle"),
+        ({"engine": "gpu"}, ValueError, "is not one of auto, cpu, tensor, candle"),
     ],
 )
 @pytest.mark.parametrize("function", [candle_llama.load, candle_llama.estimate_memory])

@@ -87,9 +87,9 @@ def set_available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> Non
 
 def test_real_engines_read_the_same_prompts_and_are_timed(folder: Path) -> None:
     result = bench.run_bench(
-        folder, against=["candle", "numpy"], prompt_tokens=24, new_tokens=6, runs=2, threads=1
+        folder, against=["tensor", "candle", "numpy"], prompt_tokens=24, new_tokens=6, runs=2, threads=1
     )
-    assert [engine.engine for engine in result.engines] == ["cpu", "candle", "numpy"]
+    assert [engine.engine for engine in result.engines] == ["cpu", "tensor", "candle", "numpy"]
     assert (result.model, result.threads, result.rounds, result.together) == ("tiny", 1, 2, True)
     assert result.parameters == sum(values.size for values in tiny.tiny_tensors(tiny.tiny_config()).values())
     assert result.machine["isa"] == _core.doctor()["isa"]
@@ -643,7 +643,7 @@ def test_command_writes_and_measures_synthetic_checkpoints(
         (["model", "--synthetic", "1b"], "not allowed with"),
         (["--synthetic", "9b"], "invalid choice: '9b'"),
         (["--synthetic", "1b:Q9"], "no type 'Q9'"),
-        (["model", "--against", "numpy,jax"], "'jax' is none of candle, numpy"),
+        (["model", "--against", "numpy,jax"], "'jax' is none of tensor, candle, numpy"),
         (["model", "--runs", "0"], "at least 1, not '0'"),
         (["model", "--threads", "two"], "must be a whole number"),
     ],

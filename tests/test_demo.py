@@ -91,10 +91,11 @@ def test_strict_accepts_it(demo):
     candle_llama.load(demo, strict=True).close()
 
 
-def test_candle_engine_answers_too(demo):
-    with candle_llama.load(demo, engine="candle", device="cpu") as llm:
+@pytest.mark.parametrize("engine", ["tensor", "candle"])
+def test_other_engines_answer_too(demo, engine):
+    with candle_llama.load(demo, engine=engine, device="cpu") as llm:
         assert "Paris" in llm.chat(QUESTION, max_new_tokens=12).text
-        assert llm.load_report.engine == "candle"
+        assert llm.load_report.engine == engine
 
 
 def test_timeout_ends_a_completion(demo_llm):

@@ -28,7 +28,7 @@ def tied() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return config, checkpoints.tiny_tensors(config)
 
 
-@pytest.mark.parametrize("engine", ["cpu", "candle"])
+@pytest.mark.parametrize("engine", ["cpu", "tensor", "candle"])
 def test_a_tied_head_that_lost_its_embedding_is_the_embedding(tmp_path: Path, engine: str) -> None:
     config, tensors = tied()
     expected, _ = logits(checkpoints.write_checkpoint(tmp_path / "usual", config), engine=engine)

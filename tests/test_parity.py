@@ -1,4 +1,4 @@
-"""Both engines against the NumPy model: every variant of the config, every storage type, every row."""
+"""All engines against the NumPy model: every variant of the config, every storage type, every row."""
 
 import warnings
 from pathlib import Path
@@ -14,8 +14,13 @@ from accelerators import accelerators
 from candle_llama.bench.numpy_llama import NumpyLlama
 from candle_llama.bench.numpy_rope import inv_freq
 
-# "candle cuda:0" is Candle's engine on that device, if this build and this machine have one.
-ENGINES = ["cpu", "candle", *(f"candle {device}" for device in accelerators())]
+# "tensor-float32" has all weights as Candle's float32 tensors, as on a GPU with compute="exact". "tensor
+# cuda:0" is the tensor engine on that device, if this build and this machine have one.
+ENGINES = ["cpu", "tensor", "tensor-float32", "candle"] + [
+    f"{engine} {device}" for device in accelerators() for engine in ("tensor", "candle")
+]
+# Those that run every config.
+OURS = [engine for engine in ENGINES if not engine.startswith("candle")]
 GGUF_TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 # The `gguf` package cannot write these; the files hold random blocks.
 RANDOM_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
@@ -27,7 +32,7 @@ BOUND = 2e-4
 NEAR_TIE = 1e-3
 
 # The variants that Candle's Llama cannot express.
-CPU_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-biases"} | {
+OURS_ONLY = {"head-dim-wider", "odd-sizes", "attention-bias", "mlp-bias", "all-biases"} | {
     name
     for name in tiny.VARIANTS
     if any(word in name for word in ("gelu", "linear-rope", "dynamic-rope", "yarn-rope"))
@@ -43,9 +48,10 @@ def load(path: Path, engine: str, **options: Any) -> candle_llama.Llama:
 
 
 def where(engine: str) -> dict[str, str]:
-    """The `engine=` and `device=` that one of ENGINES means."""
+    """The `engine=`, `device=` and `dtype=` that one of ENGINES means."""
     name, _, device = engine.partition(" ")
-    return {"engine": name, "device": device or "cpu"}
+    name, _, dtype = name.partition("-")
+    return {"engine": name, "device": device or "cpu", "dtype": dtype or "auto"}
 
 
 def random_ids(vocab_size: int, count: int, seed: int = 1) -> list[int]:
@@ -88,7 +94,7 @@ def assert_same_continuation(llm: candle_llama.Llama, reference: NumpyLlama) -> 
         (name, engine)
         for name in sorted(tiny.VARIANTS)
         for engine in ENGINES
-        if engine == "cpu" or name not in CPU_ONLY
+        if engine in OURS or name not in OURS_ONLY
     ],
 )
 def test_float32_checkpoint_equals_numpy(tmp_path: Path, name: str, engine: str) -> None:
@@ -102,7 +108,7 @@ def test_float32_checkpoint_equals_numpy(tmp_path: Path, name: str, engine: str)
             assert_same_continuation(llm, reference)
 
 
-@pytest.mark.parametrize("name", sorted(CPU_ONLY))
+@pytest.mark.parametrize("name", sorted(OURS_ONLY))
 def test_candle_refuses_models_that_it_cannot_express(tmp_path: Path, name: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.VARIANTS[name])
     with pytest.raises(candle_llama.UnsupportedModelError, match="cpu"):
@@ -140,8 +146,9 @@ def test_random_blocks_equal_numpy_on_the_same_weights(tmp_path: Path, type_name
         assert set(llm.load_report.storage) == {"F32", type_name}
         assert_same_model(llm, reference)
         assert_same_continuation(llm, reference)
-    with load(path, "candle") as llm:
-        assert_same_model(llm, reference)
+    for engine in ("tensor", "tensor-float32", "candle"):
+        with load(path, engine) as llm:
+            assert_same_model(llm, reference)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -161,8 +168,9 @@ def test_gguf_rope_factors_equal_numpy(tmp_path: Path) -> None:
     ids = random_ids(tiny.VOCAB_SIZE, 90)
     plain = NumpyLlama.load(tiny.write_gguf(tmp_path / "plain.gguf", config)).forward(ids)
     assert np.abs(plain - reference.forward(ids)).max() > 0.1, "the factors matter"
-    with load(path, "cpu") as llm:
-        assert_near(llm.logits(ids), reference.forward(ids))
+    for engine in OURS:
+        with load(path, engine) as llm:
+            assert_near(llm.logits(ids), reference.forward(ids))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -205,22 +213,25 @@ def test_gguf_metadata_equals_config_json(tmp_path: Path, changes: dict[str, Any
     assert np.abs(plain - expected).max() > 0.1, "the change matters"
     path = tiny.write_gguf(tmp_path / "model.gguf", config)
     assert_near(NumpyLlama.load(path).forward(ids), expected)
-    with load(path, "cpu") as llm:
-        assert_near(llm.logits(ids), expected)
+    for engine in OURS:
+        with load(path, engine) as llm:
+            assert_near(llm.logits(ids), expected)
 
 
-def test_a_gguf_file_may_have_only_some_biases(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", OURS)
+def test_a_gguf_file_may_have_only_some_biases(tmp_path: Path, engine: str) -> None:
     config = tiny.gguf_config(attention_bias=True)
     path = tiny.write_gguf(tmp_path / "model.gguf", config, leave_out="attn_output.bias")
-    with load(path, "cpu") as llm:
+    with load(path, engine) as llm:
         assert_same_model(llm, NumpyLlama.load(path))
 
 
-def test_dynamic_frequencies_depend_on_the_prompt_and_do_not_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", OURS)
+def test_dynamic_frequencies_depend_on_the_prompt_and_do_not_change(tmp_path: Path, engine: str) -> None:
     config = tiny.VARIANTS["dynamic-rope"]
     path = tiny.write_checkpoint(tmp_path / "model", config)
     reference = NumpyLlama.load(path)
-    with load(path, "cpu") as llm:
+    with load(path, engine) as llm:
         with pytest.raises(candle_llama.ContextLengthError) as raised:
             llm.generate([1] * 200)
         assert raised.value.context_length == 8 * 16
@@ -255,11 +266,12 @@ def test_a_head_that_differs_from_the_embedding_is_used_though_tied(tmp_path: Pa
         assert_same_model(llm, NumpyLlama.load(path))
 
 
+@pytest.mark.parametrize("engine", OURS)
 @pytest.mark.parametrize("name", ["gqa-tied", "llama3-rope"])
-def test_a_prompt_of_several_chunks_equals_numpy(tmp_path: Path, name: str) -> None:
+def test_a_prompt_of_several_chunks_equals_numpy(tmp_path: Path, name: str, engine: str) -> None:
     path = tiny.write_checkpoint(tmp_path / "model", tiny.VARIANTS[name])
     ids = random_ids(tiny.VOCAB_SIZE, 700)
-    with load(path, "cpu") as llm:
+    with load(path, engine) as llm:
         assert_near(llm.logits(ids), NumpyLlama.load(path).forward(ids))
 
 

@@ -52,7 +52,7 @@ def test_a_list_of_texts_gives_a_list_in_the_same_order(llm):
     assert llm.score([]) == []
 
 
-@pytest.mark.parametrize("engine", ["cpu", "candle"])
+@pytest.mark.parametrize("engine", ["cpu", "tensor", "candle"])
 def test_engines_agree(tiny, engine):
     with (
         candle_llama.load(tiny, engine="cpu", compute="exact") as expected,

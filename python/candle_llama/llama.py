@@ -55,17 +55,20 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
             a float32 KV cache everywhere.
         kv_dtype: The type of the KV cache. "auto" is float16, or float32 with compute="exact", which allows
             no other. float16 has 11 bits of precision, but keys above 65504 become infinite and logits NaN;
-            bfloat16 has 8 bits of precision and float32's range. The candle engine uses the type that it
-            computes with and refuses others.
-        engine: "cpu" is this package's own decoder, "candle" Candle's Llama; "auto" uses "cpu" on the CPU.
+            bfloat16 has 8 bits of precision and float32's range. The tensor and the candle engine use the
+            type that they compute with and refuse others.
+        engine: "cpu" is this package's own decoder for the CPU; "tensor" is its decoder in Candle's tensor
+            operations, for any device; "candle" is Candle's own Llama. "auto" uses "cpu" on the CPU and
+            "tensor" on other devices.
         threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
         context_length: Length of the context in tokens; None is the model's own, reduced if memory is short.
         max_num_seqs: At most so many requests run together, by default up to 32; others wait for their turn.
             The candle engine runs a forward pass of its own for each.
         kv_cache_bytes: Memory for the keys and values of all requests; None is bounded by free memory. It
-            also bounds `context_length`. The candle engine ignores it.
+            also bounds `context_length`; in the tensor engine, how many requests run together. The candle
+            engine ignores it.
         prefix_cache: Keep the keys and values of prompts, for later prompts with the same beginning. Answers
-            are bit-identical with and without it. The candle engine has no such cache.
+            are bit-identical with and without it. Only the cpu engine has such a cache.
         strict: Raise an error where loading would otherwise only warn.
         revision: Branch, tag or commit on the hub.
         token: Access token for the hub; None uses the stored login or HF_TOKEN.

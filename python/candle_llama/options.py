@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args
 FloatType = Literal["float32", "float16", "bfloat16"]
 QuantizeType = Literal["q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
 Compute = Literal["auto", "exact"]
-Engine = Literal["cpu", "candle"]
+Engine = Literal["cpu", "tensor", "candle"]
 
 
 class SourceOptions(TypedDict, total=False):
@@ -82,7 +82,11 @@ LOADING = {
         "type of the KV cache (default: float16; with --compute exact: float32)",
         ("auto", *get_args(FloatType)),
     ),
-    "engine": Option("auto", "cpu: our own decoder; candle: Candle's Llama", ("auto", *get_args(Engine))),
+    "engine": Option(
+        "auto",
+        "cpu: our own decoder; tensor: the same in Candle's tensors, on any device; candle: Candle's Llama",
+        ("auto", *get_args(Engine)),
+    ),
     "threads": Option(None, "default: the cores this process may use", metavar="N", is_count=True),
     "context_length": Option(None, "default: the model's own", metavar="N", is_count=True),
     "max_num_seqs": Option(

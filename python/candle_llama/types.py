@@ -146,7 +146,7 @@ class MemoryEstimate:
         scratch: Scratch buffers for intermediate results, at their largest.
         total: The sum of these.
         context_length: Length of the context in tokens.
-        engine: "cpu" or "candle".
+        engine: "cpu", "tensor" or "candle".
     """
 
     weights: int
@@ -229,7 +229,7 @@ class LoadReport:
     """How `load` loaded a model.
 
     Attributes:
-        engine: "cpu" or "candle".
+        engine: "cpu", "tensor" or "candle".
         device: Where the model runs.
         compute: "auto" or "exact".
         kv_dtype: The type of cached keys and values: "float16", "bfloat16" or "float32".

@@ -254,7 +254,11 @@ pub fn var_builder(
 }
 
 /// Converts a tensor to a Candle tensor of the requested type.
-fn to_candle(tensor: &Tensor, dtype: DType, device: &Device) -> candle_core::Result<candle_core::Tensor> {
+pub(crate) fn to_candle(
+    tensor: &Tensor,
+    dtype: DType,
+    device: &Device,
+) -> candle_core::Result<candle_core::Tensor> {
     if !dtype.is_float() {
         let reason = format!("{dtype:?} cannot hold weights; use a float type");
         return Err(candle_core::Error::wrap(Error::argument("dtype", reason)));

@@ -193,6 +193,9 @@ impl Scheduler {
         while self.running.len() < self.max_num_seqs
             && let Some(index) = self.next_to_begin()
         {
+            if !self.waiting[index].has_begun && !self.make_room_to_hold() {
+                break;
+            }
             let tokens = self.waiting[index].tokens.len();
             let total = self.model.kv_blocks().total;
             let has_room = blocks(tokens) <= total && self.make_room_to_begin(index, total);
@@ -225,6 +228,13 @@ impl Scheduler {
             .iter()
             .take(MAX_LOOK_AHEAD)
             .position(|sequence| sequence.has_begun || !self.shares_running_prompt(sequence))
+    }
+
+    /// Makes room for one more sequence with keys and values, which those that do not run lose for that.
+    fn make_room_to_hold(&mut self) -> bool {
+        let all = self.running.iter().chain(&self.paused).chain(&self.waiting);
+        let held = all.filter(|sequence| sequence.has_begun).count();
+        held < self.model.max_held_seqs() || self.preempt_idle()
     }
 
     /// Makes room for a waiting sequence's tokens and one more, beside what the running ones need. Sequences

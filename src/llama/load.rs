@@ -3,13 +3,14 @@
 use super::Llama;
 use super::memory::{self, MemoryEstimate};
 use super::opened::Opened;
-use super::options::{Choices, EngineKind, FloatType, LoadOptions};
+use super::options::{Choices, EngineKind, FloatType, LoadOptions, detect_isa};
 use crate::checkpoint::tied::LmHead;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
-use crate::kernels::{Cancel, Isa, KV_BLOCK_POSITIONS};
+use crate::kernels::{Cancel, KV_BLOCK_POSITIONS};
 use crate::model::candle::CandleModel;
 use crate::model::cpu::{CpuModel, CpuOptions};
+use crate::model::tensor::{Matrices, TensorModel, TensorOptions};
 use crate::model::{Model, Storage};
 use crate::sys::Process;
 use crate::tokenizer::Tokenizer;
@@ -30,7 +31,7 @@ pub struct LoadReport {
     pub compute: &'static str,
     /// The type of cached keys and values, as [`LoadOptions::kv_dtype`] spells it.
     pub kv_dtype: &'static str,
-    /// The kernels' ISA; None for the candle engine.
+    /// The ISA of our kernels; None if they do not run.
     pub isa: Option<&'static str>,
     /// Number of threads.
     pub threads: usize,
@@ -83,10 +84,10 @@ fn context(
     if requested > own {
         warnings.push(format!("context_length {requested} is larger than the model's own {own}"));
     }
-    let block_bytes = opened.kv_shape(choices.kv_dtype().weight_type()).block_bytes().unwrap_or(usize::MAX);
+    let block_bytes = MemoryEstimate::new(opened, choices, KV_BLOCK_POSITIONS).kv_cache;
     let mut limit = |requested: usize| match options.kv_cache_bytes {
-        Some(bytes) if !choices.tries_candle() => {
-            let held = (bytes / block_bytes as u64).max(1).saturating_mul(KV_BLOCK_POSITIONS as u64);
+        Some(bytes) if choices.preferred_engine() != EngineKind::Candle => {
+            let held = (bytes / block_bytes).max(1).saturating_mul(KV_BLOCK_POSITIONS as u64);
             let held = usize::try_from(held).unwrap_or(usize::MAX);
             if held < requested {
                 let message =
@@ -98,16 +99,20 @@ fn context(
         _ => requested,
     };
     let requested = limit(requested);
-    // Candle allocates a GPU's memory, so it is not checked here.
-    let memory = if choices.device.is_cpu() { sys::memory() } else { None };
+    let on_cpu = choices.device.is_cpu();
+    let memory = if on_cpu { sys::memory() } else { device::memory(&choices.device) };
     let Some(memory) = memory else {
         let kv_bytes = options.kv_cache_bytes.unwrap_or(u64::MAX);
         return Ok(Context { context_length: requested, kv_bytes, cached_kv_bytes: kv_bytes });
     };
     let least = if options.context_length.is_some() { requested } else { requested.min(MIN_CONTEXT) };
     let needed = MemoryEstimate::new(opened, choices, least);
-    warnings.extend(memory::check(&needed, memory, sys::address_space_left())?);
-    let (fits, budget) = memory::room(&needed, memory, block_bytes as u64);
+    let address_space_left = if on_cpu { sys::address_space_left() } else { None };
+    warnings.extend(memory::check(&needed, memory, address_space_left).map_err(|error| match error {
+        error if on_cpu => error,
+        error => Error::Device { device: device::name(&choices.device), reason: error.to_string() },
+    })?);
+    let (fits, budget) = memory::room(&needed, memory, block_bytes);
     let fits = fits.max(MIN_CONTEXT);
     let context_length = if options.context_length.is_some() { requested } else { requested.min(fits) };
     if context_length < requested {
@@ -160,12 +165,14 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     let engine_options =
         EngineOptions { context_length: context.context_length, max_num_seqs: options.max_num_seqs };
     let cpu = kind == EngineKind::Cpu;
+    let is_stored = || matches!(choices.matrices(), Ok(Matrices::Stored { .. }));
+    let runs_kernels = cpu || kind == EngineKind::Tensor && is_stored();
     let report = LoadReport {
         engine: kind.name(),
         device: if cpu { "cpu".into() } else { device::name(&choices.device) },
         compute: options.compute.name(),
         kv_dtype: kv_dtype.name(),
-        isa: if cpu { Some(detect_isa()?.name()) } else { None },
+        isa: if runs_kernels { Some(detect_isa()?.name()) } else { None },
         threads: choices.threads,
         lm_head: opened.head.lm_head,
         lm_head_reason: opened.head.reason,
@@ -221,10 +228,6 @@ fn eos_token_ids(opened: &Opened, tokenizer: Option<&Tokenizer>, notes: &mut Vec
     ids
 }
 
-fn detect_isa() -> Result<Isa> {
-    Isa::detect().map_err(|reason| Error::Device { device: "cpu".into(), reason: reason.into() })
-}
-
 fn load_model(
     opened: &Opened,
     choices: &Choices,
@@ -233,13 +236,11 @@ fn load_model(
     warnings: &mut Vec<String>,
     cancel: &Cancel,
 ) -> Result<(Box<dyn Model>, EngineKind, FloatType)> {
-    if choices.tries_candle() {
-        match load_candle(opened, choices, context.context_length, notes) {
-            Ok((model, dtype)) => {
-                warnings.extend(unused_tensors(model.unused_tensors()));
-                return Ok((Box::new(model), EngineKind::Candle, dtype));
-            }
-            // With "auto", a config that Candle cannot express runs on the cpu engine instead.
+    let kind = choices.preferred_engine();
+    if kind != EngineKind::Cpu {
+        match load_on_candle(opened, choices, context, notes, warnings, cancel) {
+            Ok((model, dtype)) => return Ok((model, kind, dtype)),
+            // With "auto", what the device cannot run runs on the cpu engine instead.
             Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
                 let device = device::name(&choices.device);
                 notes.push(format!("runs on the CPU, because the model cannot run on {device}: {error}"));
@@ -285,13 +286,16 @@ fn unused_tensors(names: &[String]) -> Option<String> {
 /// The process that first loaded a model in Candle. Candle's threads exist only there.
 static CANDLE_THREADS: OnceLock<Process> = OnceLock::new();
 
-/// Loads the candle engine. Also returns the type that it computes with, which is the type of its KV cache.
-fn load_candle(
+/// Loads the candle or the tensor engine. Also returns the type that it computes with, which is the type of
+/// its KV cache.
+fn load_on_candle(
     opened: &Opened,
     choices: &Choices,
-    context_length: usize,
+    context: &Context,
     notes: &mut Vec<String>,
-) -> Result<(CandleModel, FloatType)> {
+    warnings: &mut Vec<String>,
+    cancel: &Cancel,
+) -> Result<(Box<dyn Model>, FloatType)> {
     if !CANDLE_THREADS.get_or_init(Process::current).is_current() {
         let reason = "Candle's threads stayed in the process that this one was forked from; use \
                       engine=\"cpu\", or start processes with multiprocessing's \"spawn\" method";
@@ -306,21 +310,51 @@ fn load_candle(
     };
     if let Some(requested) = choices.kv_dtype.filter(|&requested| requested != computes_with) {
         let reason = format!(
-            "{}: Candle's Llama keeps keys and values in the type that it computes with, here {}; use \
-             engine=\"cpu\"",
+            "{}: keys and values have the type that Candle computes with, here {}; use engine=\"cpu\"",
             requested.name(),
             computes_with.name()
         );
         return Err(Error::unsupported("kv_dtype", reason));
     }
-    let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
-    if stored != Some(computes_with.weight_type()) {
-        notes.push(format!(
-            "weights stored as {name} are converted to {dtype:?}, because Candle's Llama computes with it"
-        ));
+    if choices.preferred_engine() == EngineKind::Candle {
+        let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
+        if stored != Some(computes_with.weight_type()) {
+            notes.push(format!(
+                "weights stored as {name} are converted to {dtype:?}, because Candle's Llama computes with it"
+            ));
+        }
+        let (checkpoint, context_length) = (Arc::clone(&opened.checkpoint), context.context_length);
+        let model = CandleModel::new(
+            &opened.config,
+            checkpoint,
+            &opened.head,
+            dtype,
+            &choices.device,
+            context_length,
+        )?;
+        warnings.extend(unused_tensors(model.unused_tensors()));
+        return Ok((Box::new(model), computes_with));
     }
-    let checkpoint = Arc::clone(&opened.checkpoint);
-    let model =
-        CandleModel::new(&opened.config, checkpoint, &opened.head, dtype, &choices.device, context_length)?;
-    Ok((model, computes_with))
+    let options = TensorOptions {
+        device: choices.device.clone(),
+        dtype,
+        matrices: choices.matrices()?,
+        lm_head: opened.head.lm_head,
+        context_length: context.context_length,
+        max_seqs: max_seqs(opened, choices, context),
+    };
+    let model = TensorModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;
+    warnings.extend(unused_tensors(model.unused_tensors()));
+    for stored in model.converted_types() {
+        notes.push(format!("weights stored as {stored} are converted to {dtype:?}"));
+    }
+    Ok((Box::new(model), computes_with))
+}
+
+/// The most sequences of the tensor engine. Each may fill its context. The KV cache holds the old and the new
+/// keys and values while it grows, the old ones being half as many.
+fn max_seqs(opened: &Opened, choices: &Choices, context: &Context) -> usize {
+    const MOST: u64 = 32;
+    let each = MemoryEstimate::new(opened, choices, context.context_length).kv_cache.max(1);
+    (context.kv_bytes / each.saturating_add(each / 2)).clamp(1, MOST) as usize
 }

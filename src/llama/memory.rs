@@ -4,9 +4,11 @@ use super::opened::Opened;
 use super::options::{Choices, EngineKind, LoadOptions};
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
+use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, KV_BLOCK_POSITIONS, PackedRows, WeightType};
 use crate::model::cpu::{self, Types};
+use crate::model::tensor::{self, Matrices};
 use crate::sys::Memory;
 use candle_core::DType;
 use std::path::Path;
@@ -29,7 +31,7 @@ pub struct MemoryEstimate {
     pub scratch: u64,
     /// Positions of the context.
     pub context_length: usize,
-    /// "cpu" or "candle".
+    /// "cpu", "tensor" or "candle".
     pub engine: &'static str,
     /// The part of the weights that is copied, not mapped.
     copied: u64,
@@ -70,10 +72,10 @@ impl InMemory {
 
 impl MemoryEstimate {
     pub(super) fn new(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
-        if choices.tries_candle() {
-            MemoryEstimate::candle(opened, choices, context_length)
-        } else {
-            MemoryEstimate::cpu(opened, choices, context_length)
+        match choices.preferred_engine() {
+            EngineKind::Cpu => MemoryEstimate::cpu(opened, choices, context_length),
+            EngineKind::Tensor => MemoryEstimate::tensor(opened, choices, context_length),
+            EngineKind::Candle => MemoryEstimate::candle(opened, choices, context_length),
         }
     }
 
@@ -95,10 +97,8 @@ impl MemoryEstimate {
                     InMemory::new(&info, &types, choices.exact, opened.head.lm_head).unwrap_or(as_stored)
                 }
             };
-            let reordered =
-                opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some();
             weights = weights.saturating_add(in_memory.bytes);
-            if in_memory.copied || reordered {
+            if in_memory.copied || is_reordered(opened, &info) {
                 copied = copied.saturating_add(in_memory.bytes);
             }
         }
@@ -114,6 +114,40 @@ impl MemoryEstimate {
         }
     }
 
+    fn tensor(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
+        let config = &opened.config;
+        let dtype = choices.candle_dtype(opened.stored_type()).unwrap_or(DType::F32);
+        let matrices = choices.matrices().unwrap_or(Matrices::Float);
+        let is_mapped = |info: &TensorInfo| {
+            matches!(matrices, Matrices::Stored { .. })
+                && info.shape.len() == 2
+                && !is_reordered(opened, info)
+        };
+        let kernels = match matrices {
+            Matrices::Stored { threads, .. } => cpu::scratch_bytes(config, threads),
+            _ => 0,
+        };
+        let (mut weights, mut copied) = (0_u64, 0_u64);
+        for info in used_tensors(opened) {
+            let matrices = if info.shape.len() == 2 { matrices } else { Matrices::Float };
+            // A type that cannot be read is reported when it is loaded.
+            let stored = WeightType::named(&info.dtype).unwrap_or(WeightType::F32);
+            let bytes = tensor::matrix_bytes(stored, elements(&info), dtype, matrices).unwrap_or(u64::MAX);
+            weights = weights.saturating_add(bytes);
+            if !is_mapped(&info) {
+                copied = copied.saturating_add(bytes);
+            }
+        }
+        MemoryEstimate {
+            weights,
+            kv_cache: kv_bytes(config, dtype, context_length),
+            scratch: tensor::scratch_bytes(config, dtype, context_length).saturating_add(kernels),
+            context_length,
+            engine: EngineKind::Tensor.name(),
+            copied,
+        }
+    }
+
     fn candle(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let config = &opened.config;
         // A type that Candle cannot compute with is reported when the model is loaded.
@@ -124,14 +158,12 @@ impl MemoryEstimate {
         let product =
             |sizes: &[usize]| sizes.iter().fold(1, |bytes: u64, &size| bytes.saturating_mul(size as u64));
         let heads = product(&[config.num_attention_heads, context_length]);
-        let keys =
-            product(&[config.num_hidden_layers, config.num_key_value_heads, config.head_dim, context_length]);
         // Scores before and after the softmax, and a layer's keys and values repeated for all heads.
         let rows = CANDLE_ROWS.min(context_length as u64);
         let attention = heads.saturating_mul(rows.saturating_add(config.head_dim as u64));
         MemoryEstimate {
             weights,
-            kv_cache: keys.saturating_mul(2).saturating_mul(element_bytes),
+            kv_cache: kv_bytes(config, dtype, context_length),
             scratch: cpu::scratch_bytes(config, choices.threads)
                 .saturating_add(attention.saturating_mul(2 * F32_BYTES)),
             context_length,
@@ -141,12 +173,23 @@ impl MemoryEstimate {
     }
 }
 
+/// Bytes of the keys and values of one sequence of `positions`.
+fn kv_bytes(config: &LlamaConfig, dtype: DType, positions: usize) -> u64 {
+    let sizes = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim, positions, 2];
+    sizes.iter().fold(dtype.size_in_bytes() as u64, |bytes, &size| bytes.saturating_mul(size as u64))
+}
+
 /// The tensors of the checkpoint that are loaded.
 fn used_tensors(opened: &Opened) -> impl Iterator<Item = TensorInfo> {
     let tied = opened.head.lm_head == LmHead::Tied;
     let used =
         move |info: &TensorInfo| names::hf_to_gguf(&info.name).is_some() && !(tied && info.name == LM_HEAD);
     opened.checkpoint.infos().into_iter().filter(used)
+}
+
+/// Whether a matrix is copied because its rows have another order in the file.
+fn is_reordered(opened: &Opened, info: &TensorInfo) -> bool {
+    opened.checkpoint.format() == Format::Gguf && names::permuted_by(&info.name).is_some()
 }
 
 fn elements(info: &TensorInfo) -> u64 {

@@ -3,8 +3,9 @@
 use super::opened::Opened;
 use super::quantize::{FileType, types_in_memory};
 use crate::error::{Error, Result};
-use crate::kernels::WeightType;
+use crate::kernels::{Isa, WeightType};
 use crate::model::cpu::Types;
+use crate::model::tensor::Matrices;
 use crate::{device, sys};
 use candle_core::{DType, Device};
 use std::fmt;
@@ -141,7 +142,9 @@ named! {
     pub enum EngineKind {
         /// Our own, on our CPU kernels.
         Cpu = "cpu",
-        /// Candle's Llama.
+        /// Our own, in Candle's tensor operations, on any device.
+        Tensor = "tensor",
+        /// Candle's Llama, on any device.
         Candle = "candle",
     }
 }
@@ -159,7 +162,7 @@ pub struct LoadOptions {
     pub compute: Compute,
     /// The type of cached keys and values; None is float16, in exact mode float32.
     pub kv_dtype: Option<FloatType>,
-    /// The decoder; None takes ours on the CPU and Candle's on other devices.
+    /// The decoder; None takes `Cpu` on the CPU and `Tensor` on other devices.
     pub engine: Option<EngineKind>,
     /// Number of threads; None is the number of cores that this process may use.
     pub threads: Option<usize>,
@@ -173,6 +176,14 @@ pub struct LoadOptions {
     pub prefix_cache: Option<bool>,
     /// Refuse models that would otherwise load with a warning.
     pub strict: bool,
+}
+
+/// The ISA of our kernels.
+///
+/// # Errors
+/// [`Error::Device`] if the processor lacks the one that `CANDLE_LLAMA_ISA` names.
+pub(super) fn detect_isa() -> Result<Isa> {
+    Isa::detect().map_err(|reason| Error::Device { device: "cpu".into(), reason: reason.into() })
 }
 
 /// The largest number of threads that is accepted, far above the cores of any machine.
@@ -239,9 +250,23 @@ impl Choices {
         Types { dtype: self.dtype.map(FloatType::weight_type), quantize: quantize.unwrap_or_default() }
     }
 
-    /// Whether to try Candle's Llama first. Otherwise the cpu engine is used.
-    pub(super) fn tries_candle(&self) -> bool {
-        self.engine == Some(EngineKind::Candle) || !self.device.is_cpu()
+    /// The decoder to try first. If none was requested, the cpu engine runs what this one cannot.
+    pub(super) fn preferred_engine(&self) -> EngineKind {
+        let usual = if self.device.is_cpu() { EngineKind::Cpu } else { EngineKind::Tensor };
+        self.engine.unwrap_or(usual)
+    }
+
+    /// How the tensor engine keeps matrices.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the processor lacks the ISA of `CANDLE_LLAMA_ISA`.
+    pub(super) fn matrices(&self) -> Result<Matrices> {
+        let &Choices { threads, exact, .. } = self;
+        Ok(match self.dtype {
+            None if self.device.is_cpu() => Matrices::Stored { isa: detect_isa()?, threads, exact },
+            None if !exact => Matrices::Quantized,
+            _ => Matrices::Float,
+        })
     }
 
     /// The type of the cpu engine's cached keys and values.
@@ -249,13 +274,13 @@ impl Choices {
         self.kv_dtype.unwrap_or(if self.exact { FloatType::Float32 } else { FloatType::Float16 })
     }
 
-    /// The type that Candle's Llama computes with, if the weights are stored as `stored`.
+    /// The type that the candle and the tensor engine compute with, if the weights are stored as `stored`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] or [`Error::InvalidArgument`] if Candle cannot compute as requested.
     pub(super) fn candle_dtype(&self, stored: Option<WeightType>) -> Result<DType> {
         if self.quantize.is_some() {
-            let reason = "Candle's Llama computes with floats; use engine=\"cpu\"";
+            let reason = "only engine=\"cpu\" quantises weights while loading";
             return Err(Error::unsupported("quantize", reason));
         }
         let on_cpu = self.device.is_cpu();

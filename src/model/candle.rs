@@ -3,9 +3,7 @@
 //! It is built from our `VarBuilder` and our `LlamaConfig`. Candle returns the logits of the last row only,
 //! so a span that wants all rows is run one token per call.
 //!
-//! A call into Candle cannot be interrupted and may take seconds. The model therefore runs on a thread of
-//! its own. The caller waits for the result, or returns at once when it is cancelled. The thread then
-//! finishes its current chunk, and the next request waits for that.
+//! It runs on a thread of its own ([`Worker`]), which checks for a cancellation between chunks.
 //!
 //! Source: `candle_transformers::models::llama`.
 
@@ -15,49 +13,24 @@ use crate::config::{LlamaConfig, RopeScaling};
 use crate::device::has_flash_attention;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
+use crate::model::worker::{OwnedSpan, Runner, Worker};
 use crate::model::{Cancel, Logits, Model, Rows, SeqId, Span, Storage, cpu};
-use crate::sys::reserve;
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::llama as stock;
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 /// Maximum rows per call. This bounds the work that continues after a cancellation. Smaller chunks would be
 /// slow, because Candle copies every weight to another layout in each call.
 const CHUNK_ROWS: usize = 512;
-/// How long the caller waits before it checks again whether it was cancelled.
-const WAIT_SLICE: Duration = Duration::from_millis(10);
 
 /// Candle's Llama.
 pub struct CandleModel {
-    /// None while the model is being dropped: the thread ends when this sender is gone.
-    requests: Option<Sender<Request>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker,
     vocab_size: usize,
     storage: Vec<Storage>,
     unused: Vec<String>,
-}
-
-enum Request {
-    Forward {
-        spans: Vec<OwnedSpan>,
-        stop: Arc<AtomicBool>,
-        reply: Sender<std::thread::Result<Result<Logits>>>,
-    },
-    Free(SeqId),
-}
-
-/// A [`Span`] that owns its tokens, so that it can be sent to the thread.
-struct OwnedSpan {
-    seq: SeqId,
-    tokens: Vec<u32>,
-    start: usize,
-    rows: Rows,
 }
 
 impl CandleModel {
@@ -85,22 +58,15 @@ impl CandleModel {
             bytes: elements * dtype.size_in_bytes() as u64,
         };
         let builder = var_builder(checkpoint, head, dtype, device);
-        let runner = Runner {
+        let runner = Stock {
             model: stock::Llama::load(builder, &stock_config).map_err(failed)?,
             empty: stock::Cache::new(true, dtype, &stock_config, device).map_err(failed)?,
             sequences: HashMap::new(),
             device: device.clone(),
             vocab_size: config.vocab_size,
         };
-        let (requests, received) = channel();
-        reserve::check_threads(1)?;
-        let thread = std::thread::Builder::new()
-            .name("candle-llama-candle".into())
-            .spawn(move || runner.serve(&received))
-            .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;
         Ok(CandleModel {
-            requests: Some(requests),
-            thread: Some(thread),
+            worker: Worker::new(runner)?,
             vocab_size: config.vocab_size,
             storage: vec![storage],
             unused,
@@ -111,50 +77,16 @@ impl CandleModel {
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused
     }
-
-    fn send(&self, request: Request) -> Result<()> {
-        let sent = self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok());
-        if sent { Ok(()) } else { Err(thread_ended()) }
-    }
-}
-
-fn thread_ended() -> Error {
-    Error::Generation { reason: "the thread that runs Candle has ended".into() }
 }
 
 impl Model for CandleModel {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
         super::check_spans(spans, self.vocab_size)?;
-        let spans = spans
-            .iter()
-            .map(|span| OwnedSpan {
-                seq: span.seq,
-                tokens: span.tokens.to_vec(),
-                start: span.start,
-                rows: span.rows,
-            })
-            .collect();
-        let stop = Arc::new(AtomicBool::new(false));
-        let (reply, answer) = channel();
-        self.send(Request::Forward { spans, stop: Arc::clone(&stop), reply })?;
-        loop {
-            match answer.recv_timeout(WAIT_SLICE) {
-                Ok(Ok(result)) => return result,
-                Ok(Err(panic)) => resume_unwind(panic),
-                Err(RecvTimeoutError::Disconnected) => return Err(thread_ended()),
-                Err(RecvTimeoutError::Timeout) => {
-                    if cancel.is_cancelled() {
-                        stop.store(true, Ordering::Relaxed);
-                        return Err(Error::Cancelled);
-                    }
-                }
-            }
-        }
+        self.worker.forward(spans, cancel)
     }
 
     fn free(&mut self, seq: SeqId) {
-        // If the thread has ended, its sequences are gone too.
-        let _ = self.send(Request::Free(seq));
+        self.worker.free(seq);
     }
 
     fn vocab_size(&self) -> usize {
@@ -166,18 +98,8 @@ impl Model for CandleModel {
     }
 }
 
-impl Drop for CandleModel {
-    fn drop(&mut self) {
-        drop(self.requests.take());
-        if let Some(thread) = self.thread.take() {
-            // Panics inside requests went to their callers, so there is nothing left to report.
-            let _ = thread.join();
-        }
-    }
-}
-
 /// The state that the thread owns.
-struct Runner {
+struct Stock {
     model: stock::Llama,
     /// An empty cache; its clones share the rotary tables.
     empty: stock::Cache,
@@ -191,35 +113,23 @@ struct Sequence {
     position: usize,
 }
 
-impl Runner {
-    fn serve(mut self, requests: &Receiver<Request>) {
-        for request in requests {
-            match request {
-                Request::Forward { spans, stop, reply } => {
-                    let result = catch_unwind(AssertUnwindSafe(|| self.forward(&spans, &stop)));
-                    if !matches!(result, Ok(Ok(_))) {
-                        // The caches of these sequences may be half written.
-                        for span in &spans {
-                            self.sequences.remove(&span.seq);
-                        }
-                    }
-                    // A cancelled caller no longer listens.
-                    let _ = reply.send(result);
-                }
-                Request::Free(seq) => drop(self.sequences.remove(&seq)),
-            }
-        }
-    }
-
+impl Runner for Stock {
     fn forward(&mut self, spans: &[OwnedSpan], stop: &AtomicBool) -> Result<Logits> {
-        let wanted = spans.iter().map(|span| span.rows.count(span.tokens.len())).sum();
-        let mut logits = Logits::with_capacity(wanted, self.vocab_size)?;
-        for span in spans {
-            self.span(span, &mut logits, stop)?;
+        let mut logits = Logits::with_capacity(spans.iter().map(OwnedSpan::wanted).sum(), self.vocab_size)?;
+        let result = spans.iter().try_for_each(|span| self.span(span, &mut logits, stop));
+        if result.is_err() {
+            // The caches of these sequences may be half written.
+            spans.iter().for_each(|span| self.free(span.seq));
         }
-        Ok(logits)
+        result.map(|()| logits)
     }
 
+    fn free(&mut self, seq: SeqId) {
+        self.sequences.remove(&seq);
+    }
+}
+
+impl Stock {
     fn span(&mut self, span: &OwnedSpan, logits: &mut Logits, stop: &AtomicBool) -> Result<()> {
         let done = self.sequences.get(&span.seq).map_or(0, |sequence| sequence.position);
         if done != span.start {

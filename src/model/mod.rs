@@ -1,12 +1,16 @@
-//! Token ids in, logits out: one trait, two implementations.
+//! Token ids in, logits out: one trait, three implementations.
 //!
 //! - `cpu/`: our decoder on our kernels; every supported config, every storage type
+//! - `tensor/`: our decoder in Candle's tensor operations, on any of its devices
 //! - `candle.rs`: Candle's own Llama, on any of its devices; refuses configs that it cannot express
+//! - `worker.rs`: the thread on which the latter two run
 //!
 //! Start reading at [`Model`], then `cpu/forward.rs`.
 
 pub mod candle;
 pub mod cpu;
+pub mod tensor;
+mod worker;
 
 use crate::error::{Error, Result};
 
@@ -150,6 +154,11 @@ pub trait Model: Send {
     /// the whole of another.
     fn max_num_seqs(&self) -> usize {
         8
+    }
+
+    /// The most sequences that may have keys and values at the same time, those that pause included.
+    fn max_held_seqs(&self) -> usize {
+        usize::MAX
     }
 
     /// The most spans in a call of [`Model::forward`].

@@ -1,11 +1,17 @@
 //! A forward pass of several sequences gives each row the bits that it has in a pass of its sequence alone.
+//! With the tensor engine it gives the same numbers but for rounding.
 
 use candle_llama::checkpoint::Checkpoint;
 use candle_llama::checkpoint::tied::LmHead;
 use candle_llama::config::LlamaConfig;
+use candle_llama::error::Error;
 use candle_llama::kernels::{Isa, WeightType};
+use candle_llama::llama::{QuantizeOptions, quantize};
 use candle_llama::model::cpu::{CpuModel, CpuOptions, Types};
+use candle_llama::model::tensor::{Matrices, TensorModel, TensorOptions};
 use candle_llama::model::{Beginning, Cancel, Model, Rows, SeqId, Span};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 use crate::checkpoint_files::{Entry, HEADS, VOCAB, llama_config, llama_weights_with, write_safetensors};
@@ -16,9 +22,14 @@ const INTERMEDIATE: usize = 512;
 
 /// The weights of a Llama whose activations have outliers, for which a long prompt keeps residuals.
 fn folder() -> TempDir {
+    folder_with_outliers(100.0)
+}
+
+/// A Llama with some activations that are so many times as large as others.
+fn folder_with_outliers(factor: f32) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut weights = llama_weights_with(HIDDEN, INTERMEDIATE, HIDDEN / HEADS);
-    weights[0].2.iter_mut().step_by(3 * HIDDEN + 5).for_each(|number| *number *= 100.0);
+    weights[0].2.iter_mut().step_by(3 * HIDDEN + 5).for_each(|number| *number *= factor);
     let entries: Vec<_> =
         weights.iter().map(|(name, shape, values)| Entry::f32(name, shape, values)).collect();
     write_safetensors(&dir.path().join("model.safetensors"), &entries);
@@ -89,14 +100,19 @@ fn sequences() -> Vec<Sequence> {
     ]
 }
 
-fn bits(model: &mut CpuModel, spans: &[Span]) -> Vec<u32> {
+fn bits(model: &mut dyn Model, spans: &[Span]) -> Vec<u32> {
     let logits = model.forward(spans, &Cancel::never()).unwrap();
     logits.values.into_iter().map(f32::to_bits).collect()
 }
 
 /// Runs the sequences in passes of at most `together` of them, and returns the logits: those of the passes,
 /// then those of the next tokens.
-fn run(model: &mut CpuModel, sequences: &[Sequence], order: &[usize], together: usize) -> [Vec<Vec<u32>>; 2] {
+fn run(
+    model: &mut dyn Model,
+    sequences: &[Sequence],
+    order: &[usize],
+    together: usize,
+) -> [Vec<Vec<u32>>; 2] {
     for &index in order {
         let Sequence { tokens, prompt, pass, .. } = &sequences[index];
         let seq = SeqId(index as u64);
@@ -163,5 +179,109 @@ fn a_row_does_not_depend_on_the_other_sequences_of_a_pass() {
                 }
             }
         }
+    }
+}
+
+/// The same Llama in Candle's tensors, on the CPU, with room for `max_seqs` sequences.
+fn load_tensors(path: &Path, max_seqs: usize, matrices: Matrices) -> TensorModel {
+    let options = TensorOptions {
+        device: candle_core::Device::Cpu,
+        dtype: candle_core::DType::F32,
+        matrices,
+        lm_head: LmHead::Tied,
+        context_length: 1024,
+        max_seqs,
+    };
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let config = match checkpoint.metadata() {
+        Some(metadata) => LlamaConfig::from_gguf(metadata, Some(&checkpoint)).unwrap(),
+        None => LlamaConfig::from_folder(path).unwrap(),
+    };
+    TensorModel::new(config, &checkpoint, &options, &Cancel::never()).unwrap()
+}
+
+/// The largest difference of two rows, relative to the largest number.
+fn difference(one: &[u32], other: &[u32]) -> f32 {
+    let numbers = |bits: &[u32]| bits.iter().map(|&bits| f32::from_bits(bits)).collect::<Vec<_>>();
+    let (one, other) = (numbers(one), numbers(other));
+    assert_eq!(one.len(), other.len());
+    let largest = other.iter().fold(0_f32, |largest, number| largest.max(number.abs()));
+    let pairs = one.iter().zip(&other);
+    pairs.fold(0_f32, |most, (a, b)| if (a - b).is_nan() { f32::NAN } else { most.max((a - b).abs()) })
+        / largest.max(f32::MIN_POSITIVE)
+}
+
+#[test]
+fn tensors_give_a_row_the_same_numbers_in_every_pass() {
+    let dir = folder();
+    let sequences = sequences();
+    let in_order: Vec<usize> = (0..sequences.len()).collect();
+    let expected =
+        run(&mut load(&dir, WeightType::F32, Isa::detect().unwrap(), true), &sequences, &in_order, 1);
+    let isa = Isa::detect().unwrap();
+    for matrices in [Matrices::Float, Matrices::Stored { isa, threads: 2, exact: false }] {
+        let mut model = load_tensors(dir.path(), sequences.len(), matrices);
+        let alone = run(&mut model, &sequences, &in_order, 1);
+        // The slots that sequences have, and those that they leave empty between, differ from order to order.
+        for order in
+            [in_order.clone(), vec![8, 3, 0, 5, 1, 4, 2, 6, 7], vec![2, 0], vec![6, 0, 1], vec![1, 6]]
+        {
+            let together = run(&mut model, &sequences, &order, order.len());
+            for &index in &order {
+                for step in 0..2 {
+                    let place = format!("step {step}, sequence {index} of {order:?}");
+                    let (got, alone) = (&together[step][index], &alone[step][index]);
+                    assert!(difference(got, alone) <= 1e-5, "{place}: {}", difference(got, alone));
+                    let error = difference(got, &expected[step][index]);
+                    assert!(error <= 1e-4, "{place}: {error} from the cpu engine");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tensors_may_run_a_cancelled_pass_again() {
+    let dir = folder();
+    let mut model = load_tensors(dir.path(), 2, Matrices::Float);
+    let tokens: Vec<u32> = (0..700).map(|at| at % VOCAB as u32).collect();
+    let span = |seq| Span { seq: SeqId(seq), tokens: &tokens, start: 0, rows: Rows::Last };
+    let expected = bits(&mut model, &[span(1)]);
+    let stop = AtomicBool::new(true);
+    let polled = || true;
+    let cancelled = model.forward(&[span(2)], &Cancel::with_poll(&stop, &polled));
+    assert!(matches!(cancelled, Err(Error::Cancelled)));
+    assert_eq!(bits(&mut model, &[span(2)]), expected);
+    match model.forward(&[span(3)], &Cancel::never()) {
+        Err(Error::Generation { reason }) => assert!(reason.contains("3 sequences"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    model.free(SeqId(1));
+    assert_eq!(bits(&mut model, &[span(3)]), expected);
+}
+
+#[test]
+fn products_by_candle_with_quantised_matrices_are_near_ours() {
+    let dir = folder_with_outliers(1.0);
+    let tokens: Vec<u32> = (0..60).map(|at| at % VOCAB as u32).collect();
+    let span = Span { seq: SeqId(1), tokens: &tokens, start: 0, rows: Rows::All };
+    for dtype in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"] {
+        let path = dir.path().join(format!("{dtype}.gguf"));
+        let options = QuantizeOptions { dtype: dtype.into(), tokenizer: false, ..Default::default() };
+        quantize(dir.path(), &path, &options, &mut |_, _| true, &Cancel::never()).unwrap();
+        let isa = Isa::detect().unwrap();
+        let [kept, ours, floats] =
+            [Matrices::Quantized, Matrices::Stored { isa, threads: 2, exact: true }, Matrices::Float].map(
+                |matrices| {
+                    let mut model = load_tensors(&path, 1, matrices);
+                    (bits(&mut model, &[span]), model.storage())
+                },
+            );
+        assert_eq!(kept.1, ours.1, "{dtype}");
+        assert_eq!(floats.1.len(), 1, "{dtype}");
+        assert!(difference(&floats.0, &ours.0) < 1e-4, "{dtype}: {}", difference(&floats.0, &ours.0));
+        // Candle rounds activations to 8 bits, which random weights amplify. Wrong blocks give 1 or more.
+        let error = difference(&kept.0, &ours.0);
+        assert!(error > 0.0 && error < 0.2, "{dtype}: {error}");
     }
 }

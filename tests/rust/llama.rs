@@ -129,7 +129,7 @@ fn option_values_are_parsed_and_an_error_lists_the_valid_names() {
     assert_eq!("bfloat16".parse(), Ok(FloatType::Bfloat16));
     assert_eq!("exact".parse::<Compute>().map(Compute::name), Ok("exact"));
     let error = "gpu".parse::<EngineKind>().unwrap_err();
-    assert_eq!(error.to_string(), "\"gpu\" is not one of cpu, candle");
+    assert_eq!(error.to_string(), "\"gpu\" is not one of cpu, tensor, candle");
     assert_eq!(
         "Q8_0".parse::<QuantizeType>().unwrap_err().known,
         ["q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
@@ -165,7 +165,7 @@ fn a_context_beyond_the_model_s_own_is_a_warning_and_strict_refuses_it() {
 #[test]
 fn scores_are_the_log_softmax_of_the_logits() {
     let dir = folder();
-    for engine in ["cpu", "candle"] {
+    for engine in ["cpu", "tensor", "candle"] {
         let llama = load(&dir, engine, "exact");
         let score = llama.score(Prompt::TokenIds(PROMPT.to_vec()), &Cancel::never()).unwrap();
         let logits = llama.logits(&PROMPT, None, &Cancel::never()).unwrap();

@@ -53,6 +53,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("cpu"),
+        Engine("tensor"),
         Engine("candle", float32_from_folders=True, float32_from_gguf=True),
         Engine("numpy", float32_from_folders=True, float32_from_gguf=True),
         Engine(
@@ -66,7 +67,7 @@ ENGINES = {
     )
 }
 
-OPPONENTS = ("candle", "numpy", "transformers", "llama-cpp-python")
+OPPONENTS = ("tensor", "candle", "numpy", "transformers", "llama-cpp-python")
 """The engines that the default engine, `cpu`, can be compared with, prompt by prompt."""
 
 PARALLEL_OPPONENTS = ("xllamacpp", "llama-cpp-python")

@@ -263,6 +263,7 @@ class XLlamaCpp:
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "cpu": lambda: CandleLlama("cpu"),
+    "tensor": lambda: CandleLlama("tensor"),
     "candle": lambda: CandleLlama("candle"),
     "numpy": Numpy,
     "transformers": Transformers,
