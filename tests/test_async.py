@@ -195,6 +195,22 @@ def test_closing_the_model_ends_the_tasks_that_wait(tiny: Path):
     asyncio.run(main())
 
 
+def test_an_error_behind_unread_chunks_reaches_the_reader(demo: Path):
+    async def main():
+        with candle_llama.load(demo) as llm:
+            stream = llm.astream("hello", **LONG)
+            read = len((await anext(stream)).token_ids)
+            # The event loop stands still, so that there are chunks and an error when it goes on.
+            until(lambda: llm.metrics().tokens_out > read + 1)
+            llm.close()
+            second = await asyncio.wait_for(anext(stream), 5)
+            assert second.token_ids
+            with pytest.raises(ValueError, match="closed"):
+                await asyncio.wait_for(anext(stream), 5)
+
+    asyncio.run(main())
+
+
 def test_event_loops_of_several_threads(llm):
     expected = [llm.generate(prompt, **OPTIONS).token_ids for prompt in PROMPTS]
     found = []

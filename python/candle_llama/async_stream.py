@@ -147,7 +147,8 @@ async def _chunks(stream: _core.Stream) -> AsyncGenerator[Chunk]:
         while True:
             await readable.wait()
             readable.clear()
-            if (fields := stream.try_next()) is not None:
+            # Behind the last chunk there may be an error, for which nobody wakes this task again.
+            while (fields := stream.try_next()) is not None:
                 yield chunk(fields)
             if stream.has_ended():
                 return
