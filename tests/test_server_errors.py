@@ -1,6 +1,7 @@
 """What the server refuses, and how: fields, limits, keys, hostile bodies."""
 
 import json
+import threading
 
 import openai
 import pytest
@@ -216,6 +217,40 @@ def test_a_model_that_has_failed_turns_health_red(tiny):
         server.state.note(candle_llama.InternalError("the engine has failed"))
         assert client.get("/health").status_code == 503
         assert client.post(CHAT, json={"messages": HELLO}).status_code == 503
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses"])
+def test_a_closed_model_turns_health_red(tiny, path):
+    prompt = {CHAT: "messages", "/v1/completions": "prompt"}.get(path, "input")
+    body = {prompt: HELLO if path == CHAT else "hello"}
+    app = FastAPI()
+    with candle_llama.load(tiny) as llm:
+        app.mount("/llm", build_app(llm))
+        with TestClient(app) as client:
+            assert client.get("/llm/health").status_code == 200
+            llm.close()
+            for answer in (client.get("/llm/health"), client.post("/llm" + path, json=body)):
+                assert answer.status_code == 503
+                error = answer.json()["error"]
+                assert (error["message"], error["type"]) == ("the model is closed", "server_error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_closing_the_model_ends_what_runs(demo, stream):
+    body = {"messages": HELLO, "max_tokens": 4000, "ignore_eos": True, "stream": stream}
+    with candle_llama.load(demo) as llm, running(llm) as server, server.client() as client:
+
+        def close():
+            until(lambda: llm.metrics().tokens_out > 0)
+            llm.close()
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        answer = client.post(CHAT, json=body)
+        closer.join()
+    assert answer.status_code == (200 if stream else 503)
+    error = json.loads(answer.text.split("data: ")[-2]) if stream else answer.json()
+    assert error["error"]["code"] == "service_unavailable"
 
 
 def test_metrics_of_the_server_outlive_the_model(tiny):

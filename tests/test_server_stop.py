@@ -14,6 +14,7 @@ import time
 import httpx
 import pytest
 
+from candle_llama.server import completions
 from serving import CHAT, HELLO, is_idle, running, until
 
 LONG = {"messages": HELLO, "max_tokens": 900, "ignore_eos": True}
@@ -49,6 +50,28 @@ def test_a_disconnect_stops_the_work(server, llm, path, extra):
     until(lambda: is_idle(llm) and server.state.queue.length == 0)
     assert time.monotonic() - begun < 1
     assert llm.metrics().tokens_out - before.tokens_out < 900 * body.get("n", 1)
+
+
+def test_prompts_are_scored_one_at_a_time_also_after_a_disconnect(server, monkeypatch):
+    now, most, calls = 0, 0, 0
+
+    def slow(llm, ids, count):
+        nonlocal now, most, calls
+        now, calls = now + 1, calls + 1
+        most = max(most, now)
+        time.sleep(0.3)
+        now -= 1
+        return [(token, None, []) for token in ids]
+
+    monkeypatch.setattr(completions, "score", slow)
+    body = {"prompt": "hello", "echo": True, "logprobs": 1, "max_tokens": 0}
+    for _ in range(2):
+        with server.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=body, timeout=0.1)
+    with server.client() as client:
+        assert client.post("/v1/completions", json=body).status_code == 200
+    # The second request was gone before its turn came.
+    assert (most, calls) == (1, 2)
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server, llm):

@@ -161,12 +161,14 @@ class Answers:
         if not self._body.echo or self._body.logprobs is None:
             return [None] * len(self.prompts)
         scored: list[_Scored | None] = []
-        async with self._state.scoring:
-            for ids in self._ids:
-                try:
-                    scored.append(await asyncio.to_thread(score, self._state.llm, ids, self._body.logprobs))
-                except (ValueError, TypeError) as error:
-                    raise errors.of_request(error) from None
+        loop, state = asyncio.get_running_loop(), self._state
+        for ids in self._ids:
+            try:
+                found = await loop.run_in_executor(state.scorer, score, state.llm, ids, self._body.logprobs)
+            except (ValueError, TypeError) as error:
+                state.check_ready()
+                raise errors.of_request(error) from None
+            scored.append(found)
         return scored
 
     def _count(self, reason: str, answer: Completion | Chunk) -> None:

@@ -22,11 +22,12 @@ async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream
     """Starts the answers of a request.
 
     Raises:
-        ApiError: The engine does not accept the request.
+        ApiError: The engine does not accept the request, or the model is closed.
     """
     try:
         return await asyncio.to_thread(begin) if body_bytes > _LONG_BODY else begin()
     except (ContextLengthError, ValueError, TypeError) as error:
+        state.check_ready()
         raise errors.of_request(error) from None
 
 

@@ -5,11 +5,12 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from candle_llama.errors import InternalError
+from candle_llama.errors import CandleLlamaError, InternalError
 from candle_llama.llama import Llama
 from candle_llama.server.errors import ApiError
 from candle_llama.server.limits import Limits, Queue
@@ -38,7 +39,7 @@ class State:
         metrics: What /metrics shows.
         is_dead: The model has failed for good.
         is_stopping: The server shuts down: it accepts no new requests.
-        scoring: Held while a prompt is scored, which may take much memory.
+        scorer: Scores prompts, one at a time: each may take much memory.
     """
 
     llm: Llama
@@ -49,7 +50,8 @@ class State:
     metrics: Metrics
     is_dead: bool = False
     is_stopping: bool = False
-    scoring: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    # A thread and not a lock: what a cancelled request has begun ends there before the next one begins.
+    scorer: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1, "scorer"))
     _tasks: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
 
     @functools.cached_property
@@ -63,6 +65,10 @@ class State:
             raise _stopping()
         if self.is_dead:
             raise ApiError(503, "the model has failed; restart the server")
+        try:
+            self.llm.metrics()
+        except (CandleLlamaError, ValueError) as error:
+            raise ApiError(503, str(error)) from None
 
     def check_model(self, name: str | None) -> None:
         """Raises status 404 for the name of another model."""
@@ -94,7 +100,7 @@ class State:
 
         Raises:
             DisconnectedError: The client is gone; the work was cancelled.
-            ApiError: The server stops; the work was cancelled.
+            ApiError: The server stops, or the model was closed; the work was cancelled.
         """
         task = asyncio.create_task(work)
         watcher = asyncio.create_task(_disconnected(receive))
@@ -105,6 +111,9 @@ class State:
                 raise DisconnectedError
             if task.cancelled():
                 raise _stopping()
+            if isinstance(task.exception(), ValueError):
+                # It may be that the model was closed.
+                self.check_ready()
             return task.result()
         finally:
             self._tasks.discard(task)
