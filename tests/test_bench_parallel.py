@@ -277,7 +277,7 @@ def test_bad_arguments_are_value_errors(model: Path, options: dict[str, Any], me
         (["--parallel", "2", "--format", "md"], "argument --parallel: not allowed with argument --format"),
         (["--parallel", "2", "--against", "numpy"], "'numpy' is none of xllamacpp, llama-cpp-python"),
         (["--requests", "2"], "--requests needs --parallel"),
-        (["--against", "xllamacpp"], "'xllamacpp' is none of candle, numpy"),
+        (["--against", "xllamacpp"], "'xllamacpp' is none of tensor, candle, numpy"),
     ],
 )
 def test_wrong_usage_exits_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
