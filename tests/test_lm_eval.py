@@ -8,6 +8,7 @@ import pytest
 lm_eval = pytest.importorskip("lm_eval")
 
 from candle_llama.integrations.lm_eval import CandleLlama  # noqa: E402
+from serving import running  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -74,14 +75,16 @@ def test_generation_ends_before_the_stop_text(model, demo_llm):
     assert texts[1] == demo_llm.generate("One, two,", max_new_tokens=4).text
 
 
-def test_a_task_runs_in_lm_eval_itself(model, tmp_path):
+@pytest.fixture
+def task(tmp_path):
+    """A task of lm-eval whose data is a file."""
     data = tmp_path / "data.jsonl"
     data.write_text(
         '{"q": "The capital of France is", "choices": ["Paris", "a blue banana"], "gold": 0}\n'
         '{"q": "The opposite of hot is", "choices": ["green cheese", "cold"], "gold": 1}\n',
         encoding="utf-8",
     )
-    task = {
+    return {
         "task": "capitals",
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
@@ -92,8 +95,49 @@ def test_a_task_runs_in_lm_eval_itself(model, tmp_path):
         "doc_to_target": "{{gold}}",
         "metric_list": [{"metric": "acc"}],
     }
-    result = lm_eval.simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, verbosity="ERROR")
-    assert result["results"]["capitals"]["acc,none"] == 1.0
+
+
+def accuracy(model: Any, task: dict[str, Any]) -> float:
+    found = lm_eval.simple_evaluate(model=model, tasks=[task], bootstrap_iters=0, verbosity="ERROR")
+    return found["results"]["capitals"]["acc,none"]
+
+
+def test_a_task_runs_in_lm_eval_itself(model, task):
+    assert accuracy(model, task) == 1.0
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one by one", "batched"])
+def remote(request, demo_llm):
+    """lm-eval's own client of the server, which takes the tokenizer from it too."""
+    pytest.importorskip("tenacity", reason="the client needs lm-eval[api]")
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    with running(demo_llm, served_model_name="demo") as server:
+        yield LocalCompletionsAPI(
+            model="demo", base_url=server.url + "/v1/completions", batch_size=request.param, max_gen_toks=16
+        )
+
+
+def test_the_server_gives_lm_eval_the_figures_of_this_process(model, remote, task):
+    assert remote.tokenizer_backend == "remote"
+    requests = [
+        Request(context, choice)
+        for context in ("The capital of France is", "One, two, three, four and", "Wörter und 漢字:")
+        for choice in (" Paris", " London, a city in England", " five 😀")
+    ]
+    expected = model.loglikelihood(requests, disable_tqdm=True)
+    found = remote.loglikelihood(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert accuracy(remote, task) == 1.0
+
+
+def test_the_server_gives_lm_eval_the_texts_of_this_process(model, remote):
+    contexts = ["The capital of France is", "One, two,", "Once upon a time"]
+    requests = [Request(context, {"until": [".", "\n"], "max_gen_toks": 16}) for context in contexts]
+    found = remote.generate_until(requests, disable_tqdm=True)
+    assert found == model.generate_until(requests, True)
+    assert "Paris" in found[0]
 
 
 def test_load_options_are_for_a_source(demo_llm):

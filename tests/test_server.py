@@ -233,7 +233,7 @@ def test_every_field_of_the_client_is_known(resource, kind):
     assert len(known) == len(set(known))
 
 
-def test_tokens_and_texts(server):
+def test_tokens_and_texts(server, llm):
     with server.client() as client:
         ids = client.post("/tokenize", json={"prompt": "hello world"}).json()
         assert ids["count"] == len(ids["tokens"])
@@ -242,6 +242,9 @@ def test_tokens_and_texts(server):
         assert chat["count"] > ids["count"]
         text = client.post("/detokenize", json={"tokens": ids["tokens"]}).json()["prompt"]
         assert text.endswith("hello world")
+        info = client.get("/tokenizer_info").json()
+        assert (info["bos_token"], info["eos_token"]) == ("<|begin|>", "<|end|>")
+        assert info["chat_template"] == llm.tokenizer.chat_template
 
 
 def test_metrics_and_health(server, client):

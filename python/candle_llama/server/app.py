@@ -135,6 +135,10 @@ def _add_gets(app: FastAPI, state: State) -> None:
     async def one_model(name: str) -> Response:
         return JsonResponse(models.one(state, name))
 
+    @app.get("/tokenizer_info", summary="Describe the tokenizer", response_class=JsonResponse)
+    async def tokenizer_info() -> Response:
+        return JsonResponse(tokens.info(state))
+
     @app.get("/health", summary="Say whether requests can be answered", response_class=JsonResponse)
     async def health() -> Response:
         state.check_ready()

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, with vLLM's fields."""
+"""POST /tokenize, POST /detokenize and GET /tokenizer_info, with vLLM's fields."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,6 +35,13 @@ async def detokenize(state: State, request: Request) -> JsonResponse:
     body, _ = await bodies.read(request, DetokenizeRequest, state.limits)
     state.check_model(body.model)
     return JsonResponse({"prompt": await _in_thread(lambda: state.llm.tokenizer.decode(body.tokens, False))})
+
+
+def info(state: State) -> dict[str, Any]:
+    """Returns what a client needs that writes chats itself, as lm-eval's does."""
+    tokenizer = state.llm.tokenizer
+    names = {"bos_token": None, "eos_token": None, **tokenizer._core.special_tokens}
+    return {**names, "chat_template": tokenizer.chat_template}
 
 
 def _ids(state: State, body: TokenizeRequest) -> list[int]:
