@@ -54,6 +54,7 @@ def refused(client, path, body, status=400):
         ({"messages": HELLO, "top_p": 0}, "top_p"),
         ({"messages": HELLO, "n": 0}, "n"),
         ({"messages": HELLO, "n": 9}, "n"),
+        ({"messages": HELLO, "n": 2**31 - 1}, "n"),
         ({"messages": HELLO, "n": 1.5}, "n"),
         ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
         ({"messages": HELLO, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
@@ -88,6 +89,7 @@ def test_a_bad_field_of_a_chat_is_named(client, body, param):
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": ["a"] * 9}, "prompt"),
+        ({"prompt": "a", "n": 2**31 - 1}, "n"),
     ],
 )
 def test_a_bad_field_of_a_completion_is_named(client, body, param):

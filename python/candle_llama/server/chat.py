@@ -28,7 +28,6 @@ async def create(state: State, request: Request) -> Response:
     state.check_model(body.model)
     answers = Answers(state, body)
     n = body.n or 1
-    state.limits.check_choices(1, n)
     with state.queue.enter(n) as places:
         streams = await engine.start(state, answers.begin, size)
         if body.stream:
@@ -56,6 +55,8 @@ class Answers:
         }
         if body.top_logprobs and not body.logprobs:
             raise errors.refused("top_logprobs", "needs logprobs to be true")
+        # First, because there are parameters for each answer.
+        state.limits.check_choices(1, body.n or 1)
         limit = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
         if body.max_completion_tokens not in (None, limit):
             raise errors.refused("max_tokens", "differs from max_completion_tokens, its newer name")

@@ -36,7 +36,6 @@ async def create(state: State, request: Request) -> Response:
     state.check_model(body.model)
     answers = Answers(state, body)
     count = len(answers.prompts) * (body.n or 1)
-    state.limits.check_choices(len(answers.prompts), body.n or 1)
     with state.queue.enter(count) as places:
         streams = await engine.start(state, answers.begin, size)
         if body.stream:
@@ -70,6 +69,8 @@ class Answers:
             raise errors.refused("max_tokens", "0 needs echo")
         self._generates = limit > 0
         self.prompts = _prompts(body.prompt)
+        # First, because there are parameters for each answer.
+        state.limits.check_choices(len(self.prompts), body.n or 1)
         given = options.sampling(body, limit or 1, body.logprobs)
         constraint = constraints.constraint(body)
         self._given = [{**one, **constraint} for one in options.for_answers(body, given)]
