@@ -263,3 +263,7 @@ def test_the_description_has_every_request(server):
     schema = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
     name = schema["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
     assert set(description["components"]["schemas"][name]["properties"]) == set(ChatRequest.model_fields)
+    responses = description["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert responses["200"]["content"]["application/json"]["schema"]["type"] == "object"
+    assert "default" in responses

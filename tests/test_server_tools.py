@@ -212,7 +212,8 @@ def test_a_call_is_streamed(client, form):
     assert calls[0].id
     assert (calls[0].index, calls[0].type, calls[0].function.arguments) == (0, "function", "")
     assert calls[0].function.name == "get_weather"
-    assert len(calls) > 2
+    # How many pieces there are depends on how fast they are read.
+    assert len(calls) > 1
     assert all(call.id is call.type is call.function.name is None for call in calls[1:])
     assert json.loads("".join(call.function.arguments for call in calls)) == {"city": "Rome"}
     assert not any(chunk.delta.content for chunk in chunks)

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from candle_llama import __version__
 from candle_llama.errors import CandleLlamaError
@@ -31,6 +31,8 @@ from candle_llama.server.schema import (
 from candle_llama.server.state import DisconnectedError, State
 
 _REF = "#/components/schemas/{model}"
+_OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
+_ERROR = {"description": "OpenAI's error object", "content": {"application/json": _OBJECT}}
 # A client that is gone reads no status; the log shows it.
 _CLIENT_GONE = 499
 
@@ -117,9 +119,16 @@ def _add_post(app: FastAPI, state: State, path: str, create: _Post, kind: type[S
         path,
         summary=summary,
         response_class=JsonResponse,
+        responses=_responses("stream" in kind.model_fields),
         openapi_extra={"requestBody": content},
         operation_id=kind.__name__,
     )(endpoint)
+
+
+def _responses(streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Describes what a route answers."""
+    events: dict[str, Any] = {"text/event-stream": {}} if streams else {}
+    return {200: {"content": {"application/json": _OBJECT, **events}}, "default": _ERROR}
 
 
 def _add_gets(app: FastAPI, state: State) -> None:
@@ -127,24 +136,39 @@ def _add_gets(app: FastAPI, state: State) -> None:
     async def chat_page() -> Response:
         return page.response()
 
-    @app.get("/v1/models", summary="List the model", response_class=JsonResponse)
+    @app.get("/v1/models", summary="List the model", response_class=JsonResponse, responses=_responses())
     async def list_models() -> Response:
         return JsonResponse(models.listed(state))
 
-    @app.get("/v1/models/{name:path}", summary="Describe the model", response_class=JsonResponse)
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="Describe the model",
+        response_class=JsonResponse,
+        responses=_responses(),
+    )
     async def one_model(name: str) -> Response:
         return JsonResponse(models.one(state, name))
 
-    @app.get("/tokenizer_info", summary="Describe the tokenizer", response_class=JsonResponse)
+    @app.get(
+        "/tokenizer_info",
+        summary="Describe the tokenizer",
+        response_class=JsonResponse,
+        responses=_responses(),
+    )
     async def tokenizer_info() -> Response:
         return JsonResponse(tokens.info(state))
 
-    @app.get("/health", summary="Say whether requests can be answered", response_class=JsonResponse)
+    @app.get(
+        "/health",
+        summary="Say whether requests can be answered",
+        response_class=JsonResponse,
+        responses=_responses(),
+    )
     async def health() -> Response:
         state.check_ready()
         return JsonResponse({"status": "ok"})
 
-    @app.get("/metrics", summary="Counts, for Prometheus")
+    @app.get("/metrics", summary="Counts, for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
