@@ -3,12 +3,14 @@
 //! - `cpu/`: our decoder on our kernels; every supported config, every storage type
 //! - `tensor/`: our decoder in Candle's tensor operations, on any of its devices
 //! - `candle.rs`: Candle's own Llama, on any of its devices; refuses configs that it cannot express
+//! - `layer.rs`: the names and shapes of a layer's weights, for the first two
 //! - `worker.rs`: the thread on which the latter two run
 //!
 //! Start reading at [`Model`], then `cpu/forward.rs`.
 
 pub mod candle;
 pub mod cpu;
+mod layer;
 pub mod tensor;
 mod worker;
 

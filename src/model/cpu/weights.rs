@@ -4,12 +4,13 @@
 //! activations, except in exact mode.
 
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
-use crate::checkpoint::{Checkpoint, Format, MappedFiles, Tensor};
+use crate::checkpoint::{Checkpoint, MappedFiles, Tensor};
 use crate::config::{LlamaConfig, ROPE_FREQS};
 use crate::error::{Error, Result};
 use crate::kernels::quantize::{Unstorable, quantize_row};
 use crate::kernels::{Cancel, Kernels, NoMemory, PackedRows, Weight, WeightRows, WeightType};
 use crate::model::Storage;
+use crate::model::layer::{self, LinearName};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -30,26 +31,7 @@ pub(super) struct Weights {
 }
 
 /// The weights of one decoder layer.
-pub(super) struct Layer {
-    /// `(hidden_size,)`
-    pub(super) input_layernorm: Vec<f32>,
-    /// `(num_attention_heads * head_dim, hidden_size)`
-    pub(super) q_proj: Linear,
-    /// `(num_key_value_heads * head_dim, hidden_size)`
-    pub(super) k_proj: Linear,
-    /// As `k_proj`.
-    pub(super) v_proj: Linear,
-    /// `(hidden_size, num_attention_heads * head_dim)`
-    pub(super) o_proj: Linear,
-    /// `(hidden_size,)`
-    pub(super) post_attention_layernorm: Vec<f32>,
-    /// `(intermediate_size, hidden_size)`
-    pub(super) gate_proj: Linear,
-    /// As `gate_proj`.
-    pub(super) up_proj: Linear,
-    /// `(hidden_size, intermediate_size)`
-    pub(super) down_proj: Linear,
-}
+pub(super) type Layer = layer::Layer<Vec<f32>, Linear>;
 
 /// A projection: `x · wᵀ`, plus the bias where there is one.
 pub(super) struct Linear {
@@ -156,15 +138,10 @@ impl Loader<'_> {
         Ok(self.tensor(name, &[len])?.to_f32())
     }
 
-    /// Loads a projection; `name` is without `.weight`. `has_bias` comes from the config, which in GGUF
-    /// only says that some projection has a bias. There the file shows which ones have.
-    fn linear(&self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Linear> {
-        let bias = format!("{name}.bias");
-        let has_bias =
-            has_bias && (self.checkpoint.format() != Format::Gguf || self.checkpoint.contains(&bias));
+    fn linear(&self, LinearName { weight, bias, rows, cols }: LinearName) -> Result<Linear> {
         Ok(Linear {
-            weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
-            bias: if has_bias { Some(self.vector(&bias, rows)?) } else { None },
+            weight: self.matrix(weight, rows, cols)?,
+            bias: bias.map(|bias| self.vector(bias, rows)).transpose()?,
         })
     }
 
@@ -262,29 +239,15 @@ impl Weights {
     ) -> Result<Self> {
         let (used, stored) = (RefCell::default(), Cell::default());
         let loader = Loader { checkpoint, types, kernels, packs, cancel, used, stored };
-        let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
-        let query = config.num_attention_heads * config.head_dim;
-        let key_value = config.num_key_value_heads * config.head_dim;
-        let layer = |index: usize| {
-            let name = |part: &str| format!("model.layers.{index}.{part}");
-            let norm = |part: &str| loader.vector(&name(&format!("{part}.weight")), hidden);
-            let attention = |part: &str, rows, cols| {
-                loader.linear(&name(&format!("self_attn.{part}")), rows, cols, config.attention_bias)
-            };
-            let mlp = |part: &str, rows, cols| {
-                loader.linear(&name(&format!("mlp.{part}")), rows, cols, config.mlp_bias)
-            };
-            Ok(Layer {
-                input_layernorm: norm("input_layernorm")?,
-                q_proj: attention("q_proj", query, hidden)?,
-                k_proj: attention("k_proj", key_value, hidden)?,
-                v_proj: attention("v_proj", key_value, hidden)?,
-                o_proj: attention("o_proj", hidden, query)?,
-                post_attention_layernorm: norm("post_attention_layernorm")?,
-                gate_proj: mlp("gate_proj", inner, hidden)?,
-                up_proj: mlp("up_proj", inner, hidden)?,
-                down_proj: mlp("down_proj", hidden, inner)?,
-            })
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let layer = |index| {
+            Layer::load(
+                config,
+                checkpoint,
+                index,
+                |name, len| loader.vector(name, len),
+                |name| loader.linear(name),
+            )
         };
         let (embed_tokens, lm_head) = match lm_head {
             LmHead::Tied => (loader.matrix(EMBED_TOKENS, vocab, hidden)?, None),

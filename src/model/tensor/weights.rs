@@ -7,10 +7,11 @@ use super::stored::{Multiplier, StoredMatrix};
 use super::{Matrices, on_device};
 use crate::checkpoint::background::no_thread;
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead, to_candle};
-use crate::checkpoint::{Checkpoint, Format, MappedFiles};
+use crate::checkpoint::{Checkpoint, MappedFiles};
 use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::WeightType;
+use crate::model::layer::{self, LinearName};
 use crate::model::{Cancel, Storage};
 use crate::sys::reserve;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
@@ -36,18 +37,8 @@ pub(super) struct Weights {
     pub(super) converted: Vec<WeightType>,
 }
 
-/// The weights of one decoder layer, as in `modeling_llama.py`.
-pub(super) struct Layer {
-    pub(super) input_layernorm: Tensor,
-    pub(super) q_proj: Linear,
-    pub(super) k_proj: Linear,
-    pub(super) v_proj: Linear,
-    pub(super) o_proj: Linear,
-    pub(super) post_attention_layernorm: Tensor,
-    pub(super) gate_proj: Linear,
-    pub(super) up_proj: Linear,
-    pub(super) down_proj: Linear,
-}
+/// The weights of one decoder layer.
+pub(super) type Layer = layer::Layer<Tensor, Linear>;
 
 /// A projection: `x · wᵀ`, plus the bias where there is one.
 pub(super) struct Linear {
@@ -184,14 +175,10 @@ impl Loader<'_> {
         Ok(matrix)
     }
 
-    /// `has_bias` comes from the config; in GGUF the file shows which projections have one.
-    fn linear(&self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Linear> {
-        let bias = format!("{name}.bias");
-        let has_bias =
-            has_bias && (self.checkpoint.format() != Format::Gguf || self.checkpoint.contains(&bias));
+    fn linear(&self, LinearName { weight, bias, rows, cols }: LinearName) -> Result<Linear> {
         Ok(Linear {
-            weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
-            bias: if has_bias { Some(self.float(&bias, &[rows])?) } else { None },
+            weight: self.matrix(weight, rows, cols)?,
+            bias: bias.map(|bias| self.float(bias, &[rows])).transpose()?,
         })
     }
 }
@@ -228,29 +215,15 @@ impl Weights {
         let files = if multiplier.is_some() { checkpoint.files() } else { MappedFiles::default() };
         let (types, converted) = Default::default();
         let loader = Loader { checkpoint, dtype, matrices, multiplier, device, cancel, types, converted };
-        let (vocab, hidden, inner) = (config.vocab_size, config.hidden_size, config.intermediate_size);
-        let query = config.num_attention_heads * config.head_dim;
-        let key_value = config.num_key_value_heads * config.head_dim;
-        let layer = |index: usize| {
-            let name = |part: &str| format!("model.layers.{index}.{part}");
-            let norm = |part: &str| loader.float(&name(&format!("{part}.weight")), &[hidden]);
-            let attention = |part: &str, rows, cols| {
-                loader.linear(&name(&format!("self_attn.{part}")), rows, cols, config.attention_bias)
-            };
-            let mlp = |part: &str, rows, cols| {
-                loader.linear(&name(&format!("mlp.{part}")), rows, cols, config.mlp_bias)
-            };
-            Ok(Layer {
-                input_layernorm: norm("input_layernorm")?,
-                q_proj: attention("q_proj", query, hidden)?,
-                k_proj: attention("k_proj", key_value, hidden)?,
-                v_proj: attention("v_proj", key_value, hidden)?,
-                o_proj: attention("o_proj", hidden, query)?,
-                post_attention_layernorm: norm("post_attention_layernorm")?,
-                gate_proj: mlp("gate_proj", inner, hidden)?,
-                up_proj: mlp("up_proj", inner, hidden)?,
-                down_proj: mlp("down_proj", hidden, inner)?,
-            })
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let layer = |index| {
+            Layer::load(
+                config,
+                checkpoint,
+                index,
+                |name, len| loader.float(name, &[len]),
+                |name| loader.linear(name),
+            )
         };
         let embed_tokens = loader.matrix(EMBED_TOKENS, vocab, hidden)?;
         let lm_head = match lm_head {
