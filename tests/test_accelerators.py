@@ -31,6 +31,9 @@ def test_what_the_device_cannot_run_runs_on_the_cpu(tmp_path: Path, device: str)
         assert (llm.load_report.engine, llm.load_report.device) == ("cpu", "cpu")
         assert any("quantize" in note for note in llm.load_report.notes)
         assert llm.generate([1, 2, 3], max_new_tokens=2, ignore_eos=True).token_ids
+    # The CPU's memory counts then, not the device's.
+    estimate = candle_llama.estimate_memory(path, device=device, quantize="q8_0")
+    assert estimate == candle_llama.estimate_memory(path, device="cpu", quantize="q8_0")
     with pytest.raises(candle_llama.UnsupportedModelError, match="attention_bias"):
         candle_llama.load(path, device=device, engine="candle")
 

@@ -15,7 +15,6 @@ use crate::model::{Model, Storage};
 use crate::sys::Process;
 use crate::tokenizer::Tokenizer;
 use crate::{device, sys};
-use candle_core::DType;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -86,7 +85,7 @@ fn context(
     }
     let block_bytes = MemoryEstimate::new(opened, choices, KV_BLOCK_POSITIONS).kv_cache;
     let mut limit = |requested: usize| match options.kv_cache_bytes {
-        Some(bytes) if choices.preferred_engine() != EngineKind::Candle => {
+        Some(bytes) if choices.engine_kind() != EngineKind::Candle => {
             let held = (bytes / block_bytes).max(1).saturating_mul(KV_BLOCK_POSITIONS as u64);
             let held = usize::try_from(held).unwrap_or(usize::MAX);
             if held < requested {
@@ -131,7 +130,7 @@ fn context(
 
 pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Result<Llama> {
     let started = Instant::now();
-    let choices = Choices::new(options)?;
+    let mut choices = Choices::new(options)?;
     let opened = Opened::new(path, options.strict)?;
     let mut warnings: Vec<String> = opened.head.warning.iter().cloned().collect();
     warnings.extend(opened.config.warnings.iter().cloned());
@@ -140,9 +139,10 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     if opened.generation.top_p == Some(0.0) {
         notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
     }
+    notes.extend(choices.fall_back(opened.stored_type()));
 
     let context = context(&opened, options, &choices, &mut warnings, &mut notes)?;
-    let (model, kind, kv_dtype) = load_model(&opened, &choices, &context, &mut notes, &mut warnings, cancel)?;
+    let (model, kv_dtype) = load_model(&opened, &choices, &context, &mut notes, &mut warnings, cancel)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
@@ -164,12 +164,15 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
 
     let engine_options =
         EngineOptions { context_length: context.context_length, max_num_seqs: options.max_num_seqs };
-    let cpu = kind == EngineKind::Cpu;
-    let is_stored = || matches!(choices.matrices(), Ok(Matrices::Stored { .. }));
-    let runs_kernels = cpu || kind == EngineKind::Tensor && is_stored();
+    let kind = choices.engine_kind();
+    let runs_kernels = match kind {
+        EngineKind::Cpu => true,
+        EngineKind::Tensor => matches!(choices.matrices()?, Matrices::Stored { .. }),
+        EngineKind::Candle => false,
+    };
     let report = LoadReport {
         engine: kind.name(),
-        device: if cpu { "cpu".into() } else { device::name(&choices.device) },
+        device: device::name(&choices.device),
         compute: options.compute.name(),
         kv_dtype: kv_dtype.name(),
         isa: if runs_kernels { Some(detect_isa()?.name()) } else { None },
@@ -235,18 +238,9 @@ fn load_model(
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
-) -> Result<(Box<dyn Model>, EngineKind, FloatType)> {
-    let kind = choices.preferred_engine();
-    if kind != EngineKind::Cpu {
-        match load_on_candle(opened, choices, context, notes, warnings, cancel) {
-            Ok((model, dtype)) => return Ok((model, kind, dtype)),
-            // With "auto", what the device cannot run runs on the cpu engine instead.
-            Err(error @ Error::Unsupported { .. }) if choices.engine.is_none() => {
-                let device = device::name(&choices.device);
-                notes.push(format!("runs on the CPU, because the model cannot run on {device}: {error}"));
-            }
-            Err(error) => return Err(error),
-        }
+) -> Result<(Box<dyn Model>, FloatType)> {
+    if choices.engine_kind() != EngineKind::Cpu {
+        return load_on_candle(opened, choices, context, notes, warnings, cancel);
     }
     let options = CpuOptions {
         isa: detect_isa()?,
@@ -261,7 +255,7 @@ fn load_model(
     };
     let model = CpuModel::new(opened.config.clone(), &opened.checkpoint, &options, cancel)?;
     warnings.extend(unused_tensors(model.unused_tensors()));
-    Ok((Box::new(model), EngineKind::Cpu, choices.kv_dtype()))
+    Ok((Box::new(model), choices.kv_dtype()))
 }
 
 /// A warning if the tokenizer has ids that the model refuses. A smaller tokenizer is normal, because models
@@ -302,21 +296,9 @@ fn load_on_candle(
         return Err(Error::Device { device: device::name(&choices.device), reason: reason.into() });
     }
     let stored = opened.stored_type();
-    let dtype = choices.candle_dtype(stored)?;
-    let computes_with = match dtype {
-        DType::F16 => FloatType::Float16,
-        DType::BF16 => FloatType::Bfloat16,
-        _ => FloatType::Float32,
-    };
-    if let Some(requested) = choices.kv_dtype.filter(|&requested| requested != computes_with) {
-        let reason = format!(
-            "{}: keys and values have the type that Candle computes with, here {}; use engine=\"cpu\"",
-            requested.name(),
-            computes_with.name()
-        );
-        return Err(Error::unsupported("kv_dtype", reason));
-    }
-    if choices.preferred_engine() == EngineKind::Candle {
+    let computes_with = choices.candle_dtype(stored)?;
+    let dtype = computes_with.candle_type();
+    if choices.engine_kind() == EngineKind::Candle {
         let name = stored.map_or("mixed types".into(), |stored| stored.to_string());
         if stored != Some(computes_with.weight_type()) {
             notes.push(format!(

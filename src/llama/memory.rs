@@ -1,7 +1,7 @@
 //! Estimates the memory that a model needs, before it is loaded, and checks that it is available.
 
 use super::opened::Opened;
-use super::options::{Choices, EngineKind, LoadOptions};
+use super::options::{Choices, EngineKind, FloatType, LoadOptions};
 use crate::checkpoint::tied::{EMBED_TOKENS, LM_HEAD, LmHead};
 use crate::checkpoint::{Format, TensorInfo, names};
 use crate::config::LlamaConfig;
@@ -43,8 +43,9 @@ pub struct MemoryEstimate {
 /// # Errors
 /// As [`super::Llama::load`], except those that need the weights to be read.
 pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstimate> {
-    let choices = Choices::new(options)?;
+    let mut choices = Choices::new(options)?;
     let opened = Opened::new(path, options.strict)?;
+    choices.fall_back(opened.stored_type());
     Ok(MemoryEstimate::new(&opened, &choices, opened.requested_context(options)?))
 }
 
@@ -72,7 +73,7 @@ impl InMemory {
 
 impl MemoryEstimate {
     pub(super) fn new(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
-        match choices.preferred_engine() {
+        match choices.engine_kind() {
             EngineKind::Cpu => MemoryEstimate::cpu(opened, choices, context_length),
             EngineKind::Tensor => MemoryEstimate::tensor(opened, choices, context_length),
             EngineKind::Candle => MemoryEstimate::candle(opened, choices, context_length),
@@ -116,7 +117,7 @@ impl MemoryEstimate {
 
     fn tensor(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let config = &opened.config;
-        let dtype = choices.candle_dtype(opened.stored_type()).unwrap_or(DType::F32);
+        let dtype = choices.candle_dtype(opened.stored_type()).map_or(DType::F32, FloatType::candle_type);
         let matrices = choices.matrices().unwrap_or(Matrices::Float);
         let is_mapped = |info: &TensorInfo| {
             matches!(matrices, Matrices::Stored { .. })
@@ -151,7 +152,7 @@ impl MemoryEstimate {
     fn candle(opened: &Opened, choices: &Choices, context_length: usize) -> Self {
         let config = &opened.config;
         // A type that Candle cannot compute with is reported when the model is loaded.
-        let dtype = choices.candle_dtype(opened.stored_type()).unwrap_or(DType::F32);
+        let dtype = choices.candle_dtype(opened.stored_type()).map_or(DType::F32, FloatType::candle_type);
         let element_bytes = dtype.size_in_bytes() as u64;
         let count: u64 = used_tensors(opened).map(|info| elements(&info)).fold(0, u64::saturating_add);
         let weights = count.saturating_mul(element_bytes);

@@ -82,6 +82,15 @@ impl FloatType {
             FloatType::Bfloat16 => WeightType::BF16,
         }
     }
+
+    /// Candle's name of it.
+    pub(super) const fn candle_type(self) -> DType {
+        match self {
+            FloatType::Float32 => DType::F32,
+            FloatType::Float16 => DType::F16,
+            FloatType::Bfloat16 => DType::BF16,
+        }
+    }
 }
 
 named! {
@@ -250,8 +259,19 @@ impl Choices {
         Types { dtype: self.dtype.map(FloatType::weight_type), quantize: quantize.unwrap_or_default() }
     }
 
-    /// The decoder to try first. If none was requested, the cpu engine runs what this one cannot.
-    pub(super) fn preferred_engine(&self) -> EngineKind {
+    /// Takes the CPU if no decoder was requested, and the accelerator's cannot do what the options ask for.
+    /// Returns the reason. The model's weights are stored as `stored`.
+    pub(super) fn fall_back(&mut self, stored: Option<WeightType>) -> Option<String> {
+        if self.engine_kind() == EngineKind::Cpu || self.engine.is_some() {
+            return None;
+        }
+        let Err(error @ Error::Unsupported { .. }) = self.candle_dtype(stored) else { return None };
+        let device = device::name(&std::mem::replace(&mut self.device, Device::Cpu));
+        Some(format!("runs on the CPU, because the model cannot run on {device}: {error}"))
+    }
+
+    /// The decoder.
+    pub(super) fn engine_kind(&self) -> EngineKind {
         let usual = if self.device.is_cpu() { EngineKind::Cpu } else { EngineKind::Tensor };
         self.engine.unwrap_or(usual)
     }
@@ -274,44 +294,46 @@ impl Choices {
         self.kv_dtype.unwrap_or(if self.exact { FloatType::Float32 } else { FloatType::Float16 })
     }
 
-    /// The type that the candle and the tensor engine compute with, if the weights are stored as `stored`.
+    /// The type that the candle and the tensor engine compute with, also in the KV cache, if the weights are
+    /// stored as `stored`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] or [`Error::InvalidArgument`] if Candle cannot compute as requested.
-    pub(super) fn candle_dtype(&self, stored: Option<WeightType>) -> Result<DType> {
+    pub(super) fn candle_dtype(&self, stored: Option<WeightType>) -> Result<FloatType> {
         if self.quantize.is_some() {
             let reason = "only engine=\"cpu\" quantises weights while loading";
             return Err(Error::unsupported("quantize", reason));
         }
         let on_cpu = self.device.is_cpu();
-        Ok(match (self.exact, self.dtype, stored) {
-            (true, None | Some(FloatType::Float32), _) | (false, Some(FloatType::Float32), _) => DType::F32,
-            (true, Some(other), _) => {
+        let dtype = match (self.exact, self.dtype, stored) {
+            (true, Some(other @ (FloatType::Float16 | FloatType::Bfloat16)), _) => {
                 return Err(Error::argument(
                     "dtype",
                     format!("{} cannot be combined with compute=\"exact\" in Candle", other.name()),
                 ));
             }
-            (false, Some(FloatType::Float16), _) => DType::F16,
-            (false, Some(_), _) if on_cpu => {
+            (true, ..) => FloatType::Float32,
+            (false, Some(FloatType::Bfloat16), _) if on_cpu => {
                 return Err(Error::unsupported(
                     "dtype",
                     "bfloat16: Candle has no bfloat16 matmul on the CPU; use engine=\"cpu\"",
                 ));
             }
-            (false, Some(_), _) => DType::BF16,
-            (false, None, Some(WeightType::F16)) if !on_cpu => DType::F16,
-            (false, None, Some(WeightType::BF16)) if !on_cpu => DType::BF16,
-            (false, None, Some(WeightType::F32)) => DType::F32,
-            // Quantised types, and on the CPU also BF16, for which Candle has no matmul there, and F16, in
-            // which activations above 65504 would become infinite.
-            (false, None, _) => {
-                if on_cpu {
-                    DType::F32
-                } else {
-                    DType::BF16
-                }
-            }
-        })
+            (false, Some(dtype), _) => dtype,
+            (false, None, Some(WeightType::F32)) => FloatType::Float32,
+            // Candle has no matmul of BF16 there, and activations of F16 above 65504 would become infinite.
+            (false, None, _) if on_cpu => FloatType::Float32,
+            (false, None, Some(WeightType::F16)) => FloatType::Float16,
+            (false, None, _) => FloatType::Bfloat16,
+        };
+        if let Some(requested) = self.kv_dtype.filter(|&requested| requested != dtype) {
+            let reason = format!(
+                "{}: keys and values have the type that Candle computes with, here {}; use engine=\"cpu\"",
+                requested.name(),
+                dtype.name()
+            );
+            return Err(Error::unsupported("kv_dtype", reason));
+        }
+        Ok(dtype)
     }
 }
