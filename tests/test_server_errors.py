@@ -105,12 +105,20 @@ def test_fields_without_effect_are_accepted_and_refused_ones_may_be_null(client,
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+def test_variables_that_the_template_never_reads_are_dropped_without_a_warning(client, path):
+    # A warning would be an error here.
+    body = {"messages": HELLO, "chat_template_kwargs": {"enable_thinking": False, "\n": 1}}
+    assert client.post(path, json=body).status_code == 200
+
+
 HOSTILE = {
     "deep": b'{"messages": ' + b"[" * 90_000 + b"]" * 90_000 + b"}",
-    "deep in a free field": b'{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": '
+    "deep in a free field": b'{"messages": [{"role": "user", "content": "a"}], '
+    b'"tools": [{"type": "function", "function": {"name": "a", "parameters": {"a": '
     + b"[" * 400
     + b"]" * 400
-    + b"}}",
+    + b"}}}]}",
     "a long number": b'{"messages": [], "seed": ' + b"9" * 10_000 + b"}",
     "an infinite number": b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
     "not a number": b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',

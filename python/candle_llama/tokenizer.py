@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Any, Literal, Self, Unpack, overload
 
@@ -204,6 +204,10 @@ class Tokenizer:
         if final is not None:
             text = _up_to_mark(text, final)
         return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def _variable_names(self, has_tools: bool) -> Set[str]:
+        """Returns the names of the variables that the model's chat template reads."""
+        return self._compiled(*self._core.choose_chat_template(None, has_tools)).names
 
 
 @keywords(SOURCE)

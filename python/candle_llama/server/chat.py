@@ -75,7 +75,9 @@ class Answers:
 
     def begin(self) -> list[AsyncStream]:
         """Starts all answers."""
-        llm, variables = self._state.llm, self._variables
+        llm = self._state.llm
+        has_tools = self._tools is not None
+        variables = conversation.read_variables(llm.tokenizer, self._variables, has_tools)
         if self._state.limits.max_prompt_tokens is not None:
             ids = llm.tokenizer.apply_chat_template(
                 self._messages, tools=self._tools, tokenize=True, **variables

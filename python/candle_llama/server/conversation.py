@@ -6,9 +6,11 @@ from typing import Any
 
 from candle_llama.server import errors
 from candle_llama.server.schema import ChatMessage, Tool, ToolCall
+from candle_llama.tokenizer import Tokenizer
 
 # A template of the client's would be a program of the client's.
 _RESERVED = ("messages", "tools", "chat_template", "tokenize")
+_ARGUMENTS = frozenset(("add_generation_prompt", "continue_final_message"))
 
 
 def messages(given: Sequence[ChatMessage]) -> list[dict[str, Any]]:
@@ -41,6 +43,15 @@ def variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
         if given and name in given:
             raise errors.refused(f"chat_template_kwargs.{name}", "not a variable of the template")
     return dict(given or {})
+
+
+def read_variables(tokenizer: Tokenizer, given: Mapping[str, Any], has_tools: bool) -> dict[str, Any]:
+    """Returns the variables that the chat template reads.
+
+    The tokenizer would warn of the others, and Python remembers each text of a warning; clients choose these.
+    """
+    names = tokenizer._variable_names(has_tools) | _ARGUMENTS
+    return {name: value for name, value in given.items() if name in names}
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:

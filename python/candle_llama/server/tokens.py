@@ -48,7 +48,8 @@ def _ids(state: State, body: TokenizeRequest) -> list[int]:
     tokenizer = state.llm.tokenizer
     if body.messages is None:
         return tokenizer.encode(body.prompt or "", body.add_special_tokens)
-    variables = conversation.variables(body.chat_template_kwargs)
+    given = conversation.variables(body.chat_template_kwargs)
+    variables = conversation.read_variables(tokenizer, given, bool(body.tools))
     return tokenizer.apply_chat_template(
         conversation.messages(body.messages),
         tools=conversation.tools(body.tools) if body.tools else None,
