@@ -1,7 +1,10 @@
 """What the server refuses, and how: fields, limits, keys, hostile bodies."""
 
 import json
+import socket
 import threading
+import time
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -166,6 +169,29 @@ def test_a_large_body_is_refused(client):
     answer = client.post(CHAT, content=(b" " * 1000 for _ in range(300)), headers=JSON)
     assert answer.status_code == 413
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_still_sends_gets_the_answer(server, chunked):
+    parts = [b" " * 3000] * 100
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {sum(map(len, parts))}"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        for part in parts:
+            connection.sendall(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+            time.sleep(0.001)
+        connection.sendall(b"0\r\n\r\n" if chunked else b"")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_client_that_waits_for_permission_need_not_send(server):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: 300000\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
 def test_there_is_no_cors(client):

@@ -58,18 +58,27 @@ def checked(content: Any, kind: type[_T]) -> _T:
 
 async def _bytes(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > limit:
+    is_too_large = length.isascii() and length.isdigit() and len(length) < 20 and int(length) > limit
+    if is_too_large and "expect" in request.headers:
+        # The client waits for permission to send the body.
         raise _too_large(limit)
-    data = bytearray()
+    data, received = bytearray(), 0
     async for part in request.stream():
-        data += part
-        if len(data) > limit:
-            raise _too_large(limit)
+        received += len(part)
+        is_too_large = is_too_large or received > limit
+        if not is_too_large:
+            data += part
+        elif received > 2 * limit:
+            # Until then, the rest is read: a client that still sends when the connection is closed may lose
+            # the answer.
+            break
+    if is_too_large:
+        raise _too_large(limit)
     return bytes(data)
 
 
 def _too_large(limit: int) -> ApiError:
-    # The rest of the body is not read, so the connection cannot be used again.
+    # There may be more of the body, so the connection cannot be used again.
     return ApiError(
         413,
         f"the body is larger than {limit} bytes, the limit of this server",
