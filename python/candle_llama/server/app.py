@@ -1,5 +1,6 @@
 """The application: its routes, and how errors become responses."""
 
+import functools
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -132,38 +133,25 @@ def _responses(streams: bool = False) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_gets(app: FastAPI, state: State) -> None:
+    get = functools.partial(app.get, response_class=JsonResponse, responses=_responses())
+
     @app.get("/", include_in_schema=False)
     async def chat_page() -> Response:
         return page.response()
 
-    @app.get("/v1/models", summary="List the model", response_class=JsonResponse, responses=_responses())
+    @get("/v1/models", summary="List the model")
     async def list_models() -> Response:
         return JsonResponse(models.listed(state))
 
-    @app.get(
-        "/v1/models/{name:path}",
-        summary="Describe the model",
-        response_class=JsonResponse,
-        responses=_responses(),
-    )
+    @get("/v1/models/{name:path}", summary="Describe the model")
     async def one_model(name: str) -> Response:
         return JsonResponse(models.one(state, name))
 
-    @app.get(
-        "/tokenizer_info",
-        summary="Describe the tokenizer",
-        response_class=JsonResponse,
-        responses=_responses(),
-    )
+    @get("/tokenizer_info", summary="Describe the tokenizer")
     async def tokenizer_info() -> Response:
         return JsonResponse(tokens.info(state))
 
-    @app.get(
-        "/health",
-        summary="Say whether requests can be answered",
-        response_class=JsonResponse,
-        responses=_responses(),
-    )
+    @get("/health", summary="Say whether requests can be answered")
     async def health() -> Response:
         state.check_ready()
         return JsonResponse({"status": "ok"})
