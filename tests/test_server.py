@@ -96,6 +96,7 @@ def test_log_probabilities_of_a_chat(client, llm):
     assert [entry.logprob for entry in entries] == [entry.logprob for entry in expected.logprobs]
     assert all(len(entry.top_logprobs) == 3 for entry in entries)
     assert all(e.bytes == list(e.token.encode()) for e in entries if "\ufffd" not in e.token)
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace") == expected.text
     streamed = [
         entry
         for chunk in create(client, logprobs=True, top_logprobs=3, stream=True)

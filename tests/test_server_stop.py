@@ -55,7 +55,7 @@ def test_a_disconnect_stops_the_work(server, llm, path, extra):
 def test_prompts_are_scored_one_at_a_time_also_after_a_disconnect(server, monkeypatch):
     now, most, calls = 0, 0, 0
 
-    def slow(llm, ids, count):
+    def slow(llm, ids, count, cancellation):
         nonlocal now, most, calls
         now, calls = now + 1, calls + 1
         most = max(most, now)
@@ -72,6 +72,27 @@ def test_prompts_are_scored_one_at_a_time_also_after_a_disconnect(server, monkey
         assert client.post("/v1/completions", json=body).status_code == 200
     # The second request was gone before its turn came.
     assert (most, calls) == (1, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_disconnect_ends_the_scoring_of_a_prompt(server, llm, monkeypatch, count):
+    # A prompt that takes minutes, were it not cancelled.
+    ended = threading.Event()
+    real = completions.score
+
+    def endless(llm, ids, count, cancellation):
+        try:
+            while True:
+                real(llm, ids, count, cancellation)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(completions, "score", endless)
+    body = {"prompt": "hello world " * 40, "echo": True, "logprobs": count, "max_tokens": 0}
+    with server.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json=body, timeout=0.3)
+    assert ended.wait(2)
+    until(lambda: is_idle(llm))
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(server, llm):

@@ -482,6 +482,12 @@ class Llama:
             >>> llm.logits(llm.tokenizer.encode("Paris is the capital of"), last=1).shape
             (1, 49152)
         """
+        return self._logits(token_ids, last, None)
+
+    def _logits(
+        self, token_ids: TokenIds, last: int | None, cancellation: _core.Cancellation | None
+    ) -> npt.NDArray[np.float32]:
+        """Does what `logits` does; another thread may cancel it."""
         if isinstance(token_ids, str):
             raise TypeError("logits takes token ids, not text: llm.logits(llm.tokenizer.encode(text))")
         ids = checked_token_ids(token_ids, "token_ids")
@@ -494,7 +500,7 @@ class Llama:
                 f"the logits of {rows} tokens would take {size / 1024**3:.1f} GiB, more than 2 GiB: "
                 "ask for fewer rows with last=, or call it in pieces"
             )
-        return self._core.logits(ids, None if last is None else rows)
+        return self._core.logits(ids, None if last is None else rows, cancellation)
 
     @overload
     def score(self, prompt: Prompt) -> Score: ...  # type: ignore[overload-overlap]

@@ -49,6 +49,41 @@ pub(super) fn detach_engine<T: Send>(
     }
 }
 
+/// Does what [`detach_engine`] does, and cancels `work` when another thread sets `is_stopped`.
+pub(super) fn detach_until<T: Send>(
+    py: Python<'_>,
+    is_stopped: &AtomicBool,
+    work: impl FnOnce(&Cancel) -> Result<T> + Send,
+) -> PyResult<T> {
+    detach_engine(py, |cancel| {
+        let poll = || is_stopped.load(Ordering::Relaxed) || cancel.is_cancelled();
+        work(&Cancel::with_poll(&AtomicBool::new(false), &poll))
+    })
+}
+
+/// `_core.Cancellation`: stops a call that runs in another thread.
+#[pyclass(frozen, name = "Cancellation", module = "candle_llama._core")]
+pub(super) struct PyCancellation(AtomicBool);
+
+#[pymethods]
+impl PyCancellation {
+    #[new]
+    fn new() -> Self {
+        PyCancellation(AtomicBool::new(false))
+    }
+
+    /// Stops the calls that were given this object, those that run and those that begin.
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a call that was given `cancellation` watches.
+pub(super) fn stop_of(cancellation: Option<&PyCancellation>) -> &AtomicBool {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    cancellation.map_or(&NEVER, |cancellation| &cancellation.0)
+}
+
 /// Converts a result to Python's objects. A panic, as when pyo3 gets no memory for an object, becomes an
 /// error.
 pub(super) fn guarded<T>(py: Python<'_>, convert: impl FnOnce() -> PyResult<T>) -> PyResult<T> {

@@ -1,7 +1,7 @@
 //! `_core.Llama`.
 
 use super::convert::{self, Text, TokenIds};
-use super::detach::{detach_engine, guarded};
+use super::detach::{PyCancellation, detach_engine, detach_until, guarded, stop_of};
 use super::error::to_python;
 use super::stream::{PyRequest, PyStream};
 use super::tokenizer::PyTokenizer;
@@ -9,7 +9,7 @@ use crate::checkpoint::tied::LmHead;
 use crate::config::LlamaConfig;
 use crate::error::printable;
 use crate::llama::{Llama, LoadOptions, Prompt};
-use crate::model::{Cancel, Storage};
+use crate::model::Storage;
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -154,10 +154,8 @@ impl PyLlama {
                 raised.lock().get_or_insert(error);
             }
         };
-        let results = detach_engine(py, |cancel| {
-            let poll = || is_stopped.load(Ordering::Relaxed) || cancel.is_cancelled();
-            let flag = AtomicBool::new(false);
-            self.0.generate_all(prompts, all_or_none, &Cancel::with_poll(&flag, &poll), &report)
+        let results = detach_until(py, &is_stopped, |cancel| {
+            self.0.generate_all(prompts, all_or_none, cancel, &report)
         });
         if let Some(error) = raised.into_inner() {
             return Err(error);
@@ -195,8 +193,15 @@ impl PyLlama {
     }
 
     /// The log-probabilities of a text's tokens; releases the GIL.
-    fn score<'py>(&self, py: Python<'py>, text: PyPrompt) -> PyResult<Bound<'py, PyDict>> {
-        let score = detach_engine(py, |cancel| self.0.score(text.into(), cancel))?;
+    #[pyo3(signature = (text, cancellation=None))]
+    fn score<'py>(
+        &self,
+        py: Python<'py>,
+        text: PyPrompt,
+        cancellation: Option<&PyCancellation>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let is_stopped = stop_of(cancellation);
+        let score = detach_until(py, is_stopped, |cancel| self.0.score(text.into(), cancel))?;
         guarded(py, || convert::score(py, &score))
     }
 
@@ -213,14 +218,16 @@ impl PyLlama {
     }
 
     /// The logits of the last `last` rows, or of all, `(rows, vocab_size)`; releases the GIL.
-    #[pyo3(signature = (token_ids, last))]
+    #[pyo3(signature = (token_ids, last, cancellation=None))]
     fn logits<'py>(
         &self,
         py: Python<'py>,
         token_ids: TokenIds,
         last: Option<usize>,
+        cancellation: Option<&PyCancellation>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let logits = detach_engine(py, |cancel| self.0.logits(&token_ids.0, last, cancel))?;
+        let is_stopped = stop_of(cancellation);
+        let logits = detach_until(py, is_stopped, |cancel| self.0.logits(&token_ids.0, last, cancel))?;
         let shape = [logits.rows(), logits.vocab_size];
         guarded(py, || PyArray1::from_vec(py, logits.values).reshape(shape))
     }

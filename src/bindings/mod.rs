@@ -32,6 +32,8 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::detach::PyCancellation;
+    #[pymodule_export]
     use super::llama::PyLlama;
     #[pymodule_export]
     use super::quantize::quantize;

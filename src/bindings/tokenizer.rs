@@ -8,6 +8,7 @@ use crate::model::Cancel;
 use crate::tokenizer::Tokenizer;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,6 +48,13 @@ impl PyTokenizer {
         let decode = |cancel: &Cancel| self.0.decode_unless_cancelled(&ids.0, skip_special_tokens, cancel);
         let text = detach_engine(py, decode)?;
         guarded(py, || Ok(PyString::new(py, &text)))
+    }
+
+    /// The bytes that a token adds inside a text, none for a special token. None if they depend on the tokens
+    /// around it.
+    fn token_bytes(&self, py: Python<'_>, token_id: u32) -> PyResult<Option<Cow<'static, [u8]>>> {
+        let bytes = self.0.token_bytes(token_id).map_err(|error| error::to_python(py, error))?;
+        Ok(bytes.map(Cow::Owned))
     }
 
     /// The name and the text of a chat template.

@@ -155,7 +155,7 @@ class Answers:
         """Returns the log-probabilities of an answer or a piece of it, if they are asked for."""
         if answer.logprobs is None:
             return None
-        return {"content": logprobs.chat(answer.logprobs, self._state.token_text), "refusal": None}
+        return {"content": logprobs.chat(answer.logprobs, self._state.token_texts), "refusal": None}
 
     def count(self, reason: str, stats: Stats | None) -> None:
         """Counts an answer that has ended."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
+from candle_llama import _core
 from candle_llama.async_stream import AsyncStream
 from candle_llama.llama import Llama
 from candle_llama.server import body as bodies
@@ -136,7 +138,7 @@ class Answers:
             prompt = index // len(self._given)
             form = None
             if self._body.logprobs is not None:
-                form = logprobs.Completions(self._state.token_text)
+                form = logprobs.Completions(self._state.token_texts)
             writers.append(_Writer(index, form, self._echo(prompt), scored[prompt]))
         return writers
 
@@ -164,8 +166,14 @@ class Answers:
         scored: list[_Scored | None] = []
         loop, state = asyncio.get_running_loop(), self._state
         for ids in self._ids:
+            cancellation = _core.Cancellation()
+            work = functools.partial(score, state.llm, ids, self._body.logprobs, cancellation)
             try:
-                found = await loop.run_in_executor(state.scorer, score, state.llm, ids, self._body.logprobs)
+                found = await loop.run_in_executor(state.scorer, work)
+            except asyncio.CancelledError:
+                # The thread would go on scoring for nobody.
+                cancellation.cancel()
+                raise
             except (ValueError, TypeError) as error:
                 state.check_ready()
                 raise errors.of_request(error) from None
@@ -207,18 +215,19 @@ def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> list[str |
     return [ids] if ids else [one for one in given if not isinstance(one, int)]
 
 
-def score(llm: Llama, ids: list[int], count: int) -> _Scored:
+def score(llm: Llama, ids: list[int], count: int, cancellation: _core.Cancellation) -> _Scored:
     """Returns each token's log-probability and the likeliest `count` tokens at its place.
 
-    The first token has none. With `count` above 0, all logits are in memory at once.
+    The first token has none. With `count` above 0, all logits are in memory at once. Another thread may
+    cancel it.
     """
     if len(ids) == 1:
         return [(ids[0], None, [])]
     if count == 0:
-        found = llm.score(ids)
-        return [(token, value, []) for token, value in zip(ids, found.logprobs, strict=True)]
+        logprobs = llm._core.score(ids, cancellation)["logprobs"]
+        return [(token, value, []) for token, value in zip(ids, logprobs, strict=True)]
     scored: _Scored = [(ids[0], None, [])]
-    rows = llm.logits(ids[:-1])
+    rows = llm._logits(ids[:-1], None, cancellation)
     for token, row in zip(ids[1:], rows, strict=True):
         values = row.astype(np.float64)
         values -= values.max()

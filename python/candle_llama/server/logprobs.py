@@ -1,13 +1,11 @@
 """Log-probabilities in OpenAI's two forms."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 from candle_llama.tokenizer import Tokenizer
 from candle_llama.types import TokenLogprob
-
-TokenText: TypeAlias = Callable[[int], str]
 
 # OpenAI's number for what is impossible; JSON has no infinity.
 _LEAST = -9999.0
@@ -15,42 +13,54 @@ _MAX_CACHED = 2**17
 _REPLACEMENT = "\ufffd"
 
 
-def token_texts(tokenizer: Tokenizer) -> TokenText:
-    """Returns a function that gives the text of a token in the middle of a text."""
-    # Some tokenizers drop the space at the beginning of a text, so the token stands behind another one.
-    anchor = tokenizer.encode("a", add_special_tokens=False)
-    before = tokenizer.decode(anchor, skip_special_tokens=False)
+class TokenTexts:
+    """The texts and the bytes of tokens in the middle of a text."""
 
-    @functools.lru_cache(_MAX_CACHED)
-    def text(token_id: int) -> str:
-        return tokenizer.decode([*anchor, token_id], skip_special_tokens=False).removeprefix(before)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Some tokenizers drop the space at the beginning of a text, so the token stands behind another one.
+        self._anchor = tokenizer.encode("a", add_special_tokens=False)
+        self._before = tokenizer.decode(self._anchor, skip_special_tokens=False)
+        self.text = functools.lru_cache(_MAX_CACHED)(self._text)
 
-    return text
+    def _text(self, token_id: int) -> str:
+        text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)
+        return text.removeprefix(self._before)
+
+    def bytes(self, token_id: int) -> list[int] | None:
+        """Returns a token's bytes, also of a part of a character; None if other tokens change them."""
+        text = self.text(token_id)
+        found = self._tokenizer._core.token_bytes(token_id)
+        if found is None and _REPLACEMENT in text:
+            return None
+        # A special token adds no bytes to an answer, but has a name.
+        return list(found or text.encode())
 
 
-def chat(entries: Sequence[TokenLogprob], text: TokenText) -> list[dict[str, Any]]:
+def chat(entries: Sequence[TokenLogprob], texts: TokenTexts) -> list[dict[str, Any]]:
     """Returns the form of chat completions."""
     return [
         {
-            **_one(entry.token_id, entry.logprob, text),
-            "top_logprobs": [_one(token_id, logprob, text) for token_id, logprob in entry.top],
+            **_one(entry.token_id, entry.logprob, texts),
+            "top_logprobs": [_one(token_id, logprob, texts) for token_id, logprob in entry.top],
         }
         for entry in entries
     ]
 
 
-def _one(token_id: int, logprob: float, text: TokenText) -> dict[str, Any]:
-    token = text(token_id)
-    # A token that holds a part of a character only has no text, and its bytes are not known here.
-    known = None if _REPLACEMENT in token else list(token.encode())
-    return {"token": token, "logprob": max(logprob, _LEAST), "bytes": known}
+def _one(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    return {
+        "token": texts.text(token_id),
+        "logprob": max(logprob, _LEAST),
+        "bytes": texts.bytes(token_id),
+    }
 
 
 class Completions:
     """Makes the form of completions; `offset` is where the next token begins in the choice's text."""
 
-    def __init__(self, text: TokenText) -> None:
-        self._text = text
+    def __init__(self, texts: TokenTexts) -> None:
+        self._text = texts.text
         self._offset = 0
 
     def add(

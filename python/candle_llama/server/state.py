@@ -14,7 +14,7 @@ from candle_llama.errors import CandleLlamaError, InternalError
 from candle_llama.llama import Llama
 from candle_llama.server.errors import ApiError
 from candle_llama.server.limits import Limits, Queue
-from candle_llama.server.logprobs import TokenText, token_texts
+from candle_llama.server.logprobs import TokenTexts
 from candle_llama.server.metrics import Metrics
 
 LOG = logging.getLogger("candle_llama.server")
@@ -55,9 +55,9 @@ class State:
     _tasks: set[asyncio.Task[Any]] = dataclasses.field(default_factory=set)
 
     @functools.cached_property
-    def token_text(self) -> TokenText:
-        """Gives the text of a token."""
-        return token_texts(self.llm.tokenizer)
+    def token_texts(self) -> TokenTexts:
+        """The texts of single tokens."""
+        return TokenTexts(self.llm.tokenizer)
 
     def check_ready(self) -> None:
         """Raises status 503 if no request can be answered."""
