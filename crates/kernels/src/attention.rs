@@ -15,9 +15,11 @@ use std::ops::Range;
 const TASK_QUERIES: usize = 96;
 /// The most queries of one task on any ISA, unless one row has more.
 pub(crate) const MAX_TASK_QUERIES: usize = 768;
-/// A sequence with at most this many rows may have a task for every unit. Partial results have to be kept
-/// until they are merged, which takes memory.
+/// A sequence with at most this many rows, if they are not rounded, may have a task for every unit. More rows
+/// convert KV blocks once for many queries.
 const FEW_ROWS: usize = 4;
+/// Maximum bytes of the results of a sequence's units, which are kept until they are merged.
+const MAX_UNITS_BYTES: usize = 8 << 20;
 /// Tasks per thread, at least if there is enough work: two threads cannot share three heads evenly.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -116,9 +118,18 @@ impl Kernels {
         });
         let task_rows = (task_queries / group).max(1);
         let row_tasks: usize = spans.iter().map(|span| span.rows.div_ceil(task_rows) * kv_heads).sum();
-        let threads_would_idle = rounding.is_none() && threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
+        let threads_would_idle = threads > 1 && row_tasks < TASKS_PER_THREAD * threads;
+        let most_rows = match rounding {
+            None => FEW_ROWS,
+            Some(rounding) if rounding.takes_units => MAX_TASK_QUERIES / group,
+            Some(_) => 0,
+        };
         let uses_unit_tasks = |span: &AttentionSpan| {
-            threads_would_idle && (1..=FEW_ROWS).contains(&span.rows) && span.units() > 1
+            let bytes = span.rows * query_heads * head_dim * span.units() * size_of::<f32>();
+            threads_would_idle
+                && (1..=most_rows).contains(&span.rows)
+                && span.units() > 1
+                && bytes <= MAX_UNITS_BYTES
         };
 
         let slots =
@@ -173,20 +184,23 @@ impl Kernels {
         if cancel.is_cancelled() {
             return;
         }
-        let mut total = PartialAttention::default();
-        for merged in to_merge {
-            total.clear(merged.rows.len() * group, head_dim.div_ceil(LANES));
-            for (unit, partial) in units[merged.slots].iter().enumerate() {
-                let first_row = (unit * UNIT_POSITIONS).saturating_sub(merged.position);
-                total.merge(partial, first_row * group..merged.rows.len() * group);
+        self.pool.run(to_merge.len(), cancel, &|task| {
+            let UnitTasks { rows, position, kv_head, slots } = &to_merge[task];
+            let mut total = PartialAttention::default();
+            total.clear(rows.len() * group, head_dim.div_ceil(LANES));
+            for (unit, partial) in units[slots.clone()].iter().enumerate() {
+                let first_row = (unit * UNIT_POSITIONS).saturating_sub(*position);
+                total.merge(partial, first_row * group..rows.len() * group);
             }
-            for (index, row) in merged.rows.enumerate() {
-                let heads = &mut out[(row * query_heads + merged.kv_head * group) * head_dim..];
-                for (head, out) in heads.chunks_exact_mut(head_dim).take(group).enumerate() {
+            for (index, row) in rows.clone().enumerate() {
+                let start = (row * query_heads + kv_head * group) * head_dim;
+                // SAFETY: this task alone has these rows of these heads.
+                let heads = unsafe { shared_out.slice_mut(start, group * head_dim) };
+                for (head, out) in heads.chunks_exact_mut(head_dim).enumerate() {
                     total.write(index * group + head, out);
                 }
             }
-        }
+        });
     }
 }
 

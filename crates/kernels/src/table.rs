@@ -36,8 +36,9 @@ pub(crate) struct KernelTable {
 
 /// Attention of many rows, where numbers are rounded to about 16 bits.
 pub(crate) struct Bits16Attention {
-    /// Takes tasks of whole rows, not of single units.
     pub(crate) run: unsafe fn(&AttentionTask),
+    /// Whether `run` takes tasks of single units too.
+    pub(crate) takes_units: bool,
     /// Whether it takes this head_dim.
     pub(crate) takes: fn(usize) -> bool,
     /// Queries of one task: the most that leave enough tasks for all threads.

@@ -100,8 +100,30 @@ impl AttentionTask<'_> {
         (self.position + self.rows.len()).div_ceil(KV_BLOCK_POSITIONS)
     }
 
+    /// The KV blocks of a unit that the last row sees.
     #[inline(always)]
-    fn units(&self) -> Range<usize> {
+    pub(crate) fn kv_blocks_of(&self, unit: usize) -> Range<usize> {
+        unit * UNIT_KV_BLOCKS..((unit + 1) * UNIT_KV_BLOCKS).min(self.seen_kv_blocks())
+    }
+
+    /// Adds a unit's result to `total`, or hands it over if the task is only that unit.
+    #[inline(always)]
+    pub(crate) fn keep_unit(&self, unit: usize, result: &mut PartialAttention, total: &mut PartialAttention) {
+        match self.output {
+            AttentionOutput::Rows(_) => {
+                let seen_by = self.first_query_seeing(unit * UNIT_POSITIONS)..self.rows.len() * self.group();
+                total.merge(result, seen_by);
+            }
+            AttentionOutput::Unit { units, slot, .. } => {
+                // SAFETY: this task alone has this slot.
+                let slot = unsafe { &mut units.slice_mut(slot, 1)[0] };
+                *slot = std::mem::take(result);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn units(&self) -> Range<usize> {
         match self.output {
             AttentionOutput::Rows(_) => 0..self.seen_kv_blocks().div_ceil(UNIT_KV_BLOCKS),
             AttentionOutput::Unit { unit, .. } => unit..unit + 1,
@@ -192,19 +214,10 @@ pub(crate) fn attention<L: Lanes, const QUERIES: usize>(task: &AttentionTask) {
 #[inline(always)]
 fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch) {
     scratch.queries.scale(task);
-    let count = task.rows.len() * task.group();
-    scratch.total.clear(count, task.head_dim.div_ceil(LANES));
+    scratch.total.clear(task.rows.len() * task.group(), task.head_dim.div_ceil(LANES));
     for unit in task.units() {
         attend_unit::<L, QUERIES>(task, scratch, unit);
-        let seen_by = task.first_query_seeing(unit * UNIT_POSITIONS)..count;
-        match task.output {
-            AttentionOutput::Rows(_) => scratch.total.merge(&scratch.queries.unit, seen_by),
-            AttentionOutput::Unit { units, slot, .. } => {
-                // SAFETY: this task alone has this slot.
-                let slot = unsafe { &mut units.slice_mut(slot, 1)[0] };
-                *slot = std::mem::take(&mut scratch.queries.unit);
-            }
-        }
+        task.keep_unit(unit, &mut scratch.queries.unit, &mut scratch.total);
     }
     if let AttentionOutput::Rows(out) = task.output {
         scratch.total.write_rows(task, out);
@@ -217,7 +230,7 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
     let count = task.rows.len() * task.group();
     let Scratch { keys, values, queries, .. } = scratch;
     queries.clear(task);
-    for index in unit * UNIT_KV_BLOCKS..((unit + 1) * UNIT_KV_BLOCKS).min(task.seen_kv_blocks()) {
+    for index in task.kv_blocks_of(unit) {
         let block = &task.kv_blocks[index];
         let (mut dtype, first) = (block.dtype, index * KV_BLOCK_POSITIONS);
         let mut block_keys = block.keys(task.kv_head, task.kv_heads);

@@ -100,7 +100,9 @@ pub(super) fn attention(task: &AttentionTask) {
 
 #[inline(always)]
 fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
-    let AttentionOutput::Rows(out) = task.output else { unreachable!("only few rows are split into units") };
+    let AttentionOutput::Rows(out) = task.output else {
+        unreachable!("the table says that only whole rows are taken")
+    };
     let (head_dim, group) = (task.head_dim, task.group());
     let count = task.rows.len() * group;
     let query_tiles = count.div_ceil(AMX_TILE_ROWS);

@@ -46,6 +46,7 @@ pub(crate) const TABLE: KernelTable = KernelTable {
     }),
     attention_bits16: Some(Bits16Attention {
         run: attention::attention,
+        takes_units: false,
         takes: attention::takes,
         task_queries: attention::TASK_QUERIES,
     }),

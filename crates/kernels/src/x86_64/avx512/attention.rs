@@ -27,6 +27,7 @@ use crate::generic::attention::{
     AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block,
 };
 use crate::generic::elementwise::exp_of_negative;
+use crate::generic::partial_attention::PartialAttention;
 use crate::generic::storage::F32;
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::{LANES, Lanes};
@@ -68,6 +69,7 @@ struct Scratch {
     query_words: Vec<i32>,
     query_scales: Vec<f32>,
     queries: Queries,
+    total: PartialAttention,
     batch: Batch,
 }
 
@@ -95,7 +97,7 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task: all units of its rows.
+/// Runs one task: all units of its rows, or one.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 pub(super) fn attention(task: &AttentionTask) {
     // Taken out instead of borrowed in a closure: see [`take_buffer`](crate::generic::matmul::take_buffer).
@@ -106,14 +108,28 @@ pub(super) fn attention(task: &AttentionTask) {
 
 #[inline(always)]
 fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
-    let AttentionOutput::Rows(out) = task.output else { unreachable!("only few rows are split into units") };
+    let head_dim = task.head_dim;
+    scratch.queries.scale(task);
+    let scaled = &scratch.queries.scaled;
+    round_queries::<QUERIES>(scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
+    scratch.total.clear(task.rows.len() * task.group(), head_dim.div_ceil(LANES));
+    for unit in task.units() {
+        attend_unit(task, scratch, unit);
+        task.keep_unit(unit, &mut scratch.queries.unit, &mut scratch.total);
+    }
+    if let AttentionOutput::Rows(out) = task.output {
+        scratch.total.write_rows(task, out);
+    }
+}
+
+/// Computes one unit's part of the attention; it goes to `scratch.queries.unit`.
+#[inline(always)]
+fn attend_unit(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
     let Scratch { keys, values, queries, .. } = scratch;
     let (head_dim, count) = (task.head_dim, task.rows.len() * task.group());
-    queries.scale(task);
     queries.clear(task);
-    round_queries::<QUERIES>(&queries.scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
-    for (index, block) in task.kv_blocks.iter().enumerate().take(task.seen_kv_blocks()) {
-        let first = index * KV_BLOCK_POSITIONS;
+    for index in task.kv_blocks_of(unit) {
+        let (block, first) = (&task.kv_blocks[index], index * KV_BLOCK_POSITIONS);
         dequantize_kv_block::<Avx512Lanes>(task, block, keys, values);
         // Queries before these do not see the whole block.
         let mut full = task.first_query_seeing(first + KV_BLOCK_POSITIONS - 1);
@@ -152,7 +168,6 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
             attend_kv_block::<Avx512Lanes, F32, F32_QUERIES>(task, queries, in_f32, first, bytes);
         }
     }
-    queries.unit.write_rows(task, out);
 }
 
 /// Prefetches one of `parts` parts of a KV block, if it exists.

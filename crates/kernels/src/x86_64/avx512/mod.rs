@@ -19,6 +19,7 @@ const STRIPS: usize = 2;
 pub(crate) const TABLE: KernelTable = KernelTable {
     attention_bits16: Some(Bits16Attention {
         run: attention::attention,
+        takes_units: true,
         takes: attention::takes,
         task_queries: attention::TASK_QUERIES,
     }),
