@@ -97,25 +97,30 @@ struct Mailbox {
 #[derive(Default)]
 struct Posted {
     numbers: Vec<u64>,
-    /// Whether the pipe holds a byte. It never holds more, so that writing never waits.
+    /// Whether the pipe holds a byte, or will in a moment. It never holds more, so that writing never waits.
     is_signalled: bool,
     is_closed: bool,
 }
 
 impl Mailbox {
     fn post(&self, number: u64) {
-        let mut posted = self.posted.lock();
-        posted.numbers.push(number);
-        if !posted.is_signalled {
-            // A failure would mean that the pipe is closed, and it is not: `self` owns both ends.
-            posted.is_signalled = (&self.writer).write_all(&[0]).is_ok();
+        let was_signalled = {
+            let mut posted = self.posted.lock();
+            posted.numbers.push(number);
+            self.arrival.notify_one();
+            std::mem::replace(&mut posted.is_signalled, true)
+        };
+        // Without the lock: the reader may run at once in the place of this thread, and would wait for it.
+        if !was_signalled {
+            // It cannot fail: that would mean that the pipe is closed, and `self` owns both ends.
+            let _ = (&self.writer).write_all(&[0]);
         }
-        self.arrival.notify_one();
     }
 
     fn take(&self) -> Vec<u64> {
         let mut posted = self.posted.lock();
         if std::mem::take(&mut posted.is_signalled) {
+            // The byte is there, or will be in a moment.
             let _ = (&self.reader).read_exact(&mut [0]);
         }
         let mut numbers = std::mem::take(&mut posted.numbers);
