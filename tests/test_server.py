@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 
 import openai
 import pytest
@@ -54,6 +55,17 @@ def test_a_streamed_chat_gives_the_same_text(client):
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_events_of_a_fast_model_are_few(client):
+    # The tiny model makes a token in far less than the 8 ms between two events.
+    given = {"max_tokens": 200, "extra_body": {"ignore_eos": True}, "logprobs": True}
+    begun = time.monotonic()
+    chunks = list(create(client, stream=True, **given))
+    most = (time.monotonic() - begun) / 0.008 + 4
+    pieces = [chunk.choices[0].logprobs for chunk in chunks]
+    assert len(chunks) <= most < 200
+    assert sum(len(piece.content) for piece in pieces if piece) == 200
 
 
 def test_without_include_usage_a_stream_has_none(client):

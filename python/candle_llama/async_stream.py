@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeAlias
 
 from candle_llama import _core
 from candle_llama.stream import NOT_PICKLED, chunk, completion
 from candle_llama.types import Chunk, Completion
+
+Pause: TypeAlias = Callable[[], Awaitable[None]]
 
 
 class _Wakeups:
@@ -115,9 +117,10 @@ class AsyncStream(AsyncIterator[Chunk]):
     nobody reads, the generation pauses after about 64 tokens.
     """
 
-    def __init__(self, core: _core.Stream) -> None:
+    def __init__(self, core: _core.Stream, pause: Pause | None = None) -> None:
+        """Reads `core`; awaits `pause` before each chunk is taken, which then has all tokens until then."""
         self._core = core
-        self._chunks = _chunks(core)
+        self._chunks = _chunks(core, pause)
 
     def __aiter__(self) -> Self:
         return self
@@ -142,10 +145,12 @@ class AsyncStream(AsyncIterator[Chunk]):
         await self.aclose()
 
 
-async def _chunks(stream: _core.Stream) -> AsyncGenerator[Chunk]:
+async def _chunks(stream: _core.Stream, pause: Pause | None) -> AsyncGenerator[Chunk]:
     with _wakeups().watch(stream, False) as readable:
         while True:
             await readable.wait()
+            if pause is not None:
+                await pause()
             readable.clear()
             # Behind the last chunk there may be an error, for which nobody wakes this task again.
             while (fields := stream.try_next()) is not None:

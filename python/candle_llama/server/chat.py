@@ -113,7 +113,7 @@ class Answers:
         writers = [_Writer(index, self) for index in range(len(streams))]
         for writer in writers:
             yield self._event(writer.choice({"role": "assistant", "content": ""}))
-        async with contextlib.aclosing(engine.pieces(streams)) as pieces:
+        async with contextlib.aclosing(engine.pieces(self._state, streams)) as pieces:
             async for index, chunk in pieces:
                 if chunk.stats is not None:
                     usage.add(chunk.stats, index == 0)

@@ -116,7 +116,7 @@ class Answers:
         if self._body.echo:
             for writer in writers:
                 yield self._event(writer.choice("", None, None if self._generates else "length"))
-        async with contextlib.aclosing(engine.pieces(streams)) as pieces:
+        async with contextlib.aclosing(engine.pieces(self._state, streams)) as pieces:
             async for index, chunk in pieces:
                 if chunk.stats is not None:
                     usage.add(chunk.stats, index % n == 0)

@@ -72,6 +72,7 @@ class Answer:
         self._body = body
         self._chat = chat.Answers(state, _chat_request(body))
         self._parser = self._chat.parser()
+        self._state = state
         self._output = Output()
         self._response: dict[str, Any] = {
             "id": "resp_" + secrets.token_hex(12),
@@ -114,7 +115,7 @@ class Answer:
         """Yields the events of the answer, as it is generated."""
         yield self._event({"type": "response.created", "response": self._response})
         yield self._event({"type": "response.in_progress", "response": self._response})
-        async with contextlib.aclosing(engine.pieces(streams)) as pieces:
+        async with contextlib.aclosing(engine.pieces(self._state, streams)) as pieces:
             async for _, chunk in pieces:
                 for one in self._read(chunk.text, chunk.finish_reason is not None):
                     yield self._event(one)
