@@ -10,6 +10,7 @@ import pytest
 import candle_llama
 import tiny as checkpoints
 from accelerators import accelerators
+from candle_llama import bench
 from candle_llama.bench.numpy_llama import NumpyLlama
 
 pytestmark = pytest.mark.skipif(not accelerators(), reason="this build or this machine has no GPU")
@@ -129,6 +130,16 @@ def test_scores_equal_those_of_the_cpu(tiny: Path, device: str) -> None:
         score = llm.score(ids)
     np.testing.assert_allclose(score.logprobs[1:], expected.logprobs[1:], atol=1e-3)
     assert score.perplexity == pytest.approx(expected.perplexity, rel=1e-3)
+
+
+@on_each
+def test_the_benchmark_measures_the_device(tiny: Path, device: str) -> None:
+    result = bench.run_bench(tiny, device=device, prompt_tokens=24, new_tokens=6, runs=1)
+    assert result.device == device
+    assert [engine.engine for engine in result.engines] == ["tensor", "candle", "transformers"]
+    assert [engine.failed for engine in result.engines] == [None] * 3
+    assert result.engine("tensor").runs
+    assert result.engine("candle").runs
 
 
 @on_each

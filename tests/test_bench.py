@@ -79,10 +79,8 @@ def log(scripted: Path) -> list[str]:
 
 
 def set_available_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
-    doctor = _core.doctor()
-    monkeypatch.setattr(
-        setting, "_core", SimpleNamespace(doctor=lambda: {**doctor, "memory_available": available})
-    )
+    doctor = {**setting._core.doctor(), "memory_available": available}
+    monkeypatch.setattr(setting, "_core", SimpleNamespace(doctor=lambda: doctor))
 
 
 def test_real_engines_read_the_same_prompts_and_are_timed(folder: Path) -> None:
@@ -506,7 +504,7 @@ def measured(engine: str, prefill: float, decode: float | None, same_tokens: int
 
 def result_of(*engines: EngineResult) -> BenchResult:
     machine = {"cpu": "Some CPU", "isa": "avx2", "version": "1.2.3", "python": "3.11.7", "platform": "Linux"}
-    return BenchResult("model", 135_000_000, 270_000_000, 512, 64, 1, 2, 0, True, machine, engines)
+    return BenchResult("model", 135_000_000, 270_000_000, 512, 64, 1, "cpu", 2, 0, True, machine, engines)
 
 
 def test_table_has_a_row_per_engine_and_compares() -> None:

@@ -183,7 +183,7 @@ def test_clients_of_llama_cpp_python_wait_for_its_only_sequence(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "llama_cpp", module)  # type: ignore[arg-type]
     process = worker.Worker()
     process.adapter = worker.LlamaCpp()
-    process.adapter.load(worker.Task(Path("a.gguf"), threads=1, clients=4, context_length=64))
+    process.adapter.load(worker.Task(Path("a.gguf"), "cpu", threads=1, clients=4, context_length=64))
     answer = process.serve({"clients": [[[client]] * 20 for client in range(4)], "new_tokens": 3})
     assert len(answer["requests"]) == 80
     assert ENGINES["llama-cpp-python"].one_at_a_time
@@ -213,7 +213,8 @@ def xllamacpp(monkeypatch: pytest.MonkeyPatch) -> worker.XLlamaCpp:
     module = SimpleNamespace(CommonParams=params, Server=FakeServer, get_system_info=lambda: "AVX2 = 1 \n")
     monkeypatch.setitem(sys.modules, "xllamacpp", module)  # type: ignore[arg-type]
     adapter = worker.XLlamaCpp()
-    assert adapter.load(worker.Task(Path("a.gguf"), 2, clients=4, context_length=100)) == {"isa": "AVX2 = 1"}
+    task = worker.Task(Path("a.gguf"), "cpu", threads=2, clients=4, context_length=100)
+    assert adapter.load(task) == {"isa": "AVX2 = 1"}
     return adapter
 
 
@@ -304,7 +305,8 @@ def measured(engine: str, speed: float, first: float, gap: float) -> ParallelEng
 
 def result_of(*engines: ParallelEngineResult, clients: int = 2) -> ParallelResult:
     machine = {"cpu": "CPU", "isa": "isa", "version": "1.2.3", "python": "3.11.7", "platform": "Linux"}
-    return ParallelResult("model", 135_000_000, 270_000_000, clients, 4, 512, 64, 2, 0, machine, engines)
+    sizes = (135_000_000, 270_000_000)
+    return ParallelResult("model", *sizes, clients, 4, 512, 64, "cpu", 2, 0, machine, engines)
 
 
 def test_table_has_a_row_per_engine_and_compares() -> None:

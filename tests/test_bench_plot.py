@@ -30,7 +30,7 @@ def one_by_one() -> BenchResult:
         )
 
     engines = (engine("cpu", 600.0, 90.0), EngineResult("candle", skipped="no"), engine("numpy", 200.0, None))
-    return BenchResult("a_$b$", 135_000_000, 270_000_000, 512, 64, 1, 2, 0, True, MACHINE, engines)
+    return BenchResult("a_$b$", 135_000_000, 270_000_000, 512, 64, 1, "cpu", 2, 0, True, MACHINE, engines)
 
 
 def with_clients() -> ParallelResult:
@@ -45,7 +45,7 @@ def with_clients() -> ParallelResult:
         )
 
     engines = (engine("cpu", Percentiles(0.01, 0.02, 0.3)), engine("llama-cpp-python", None))
-    return ParallelResult("model", 135_000_000, 270_000_000, 2, 4, 512, 64, 2, 0, MACHINE, engines)
+    return ParallelResult("model", 135_000_000, 270_000_000, 2, 4, 512, 64, "cpu", 2, 0, MACHINE, engines)
 
 
 @needs_matplotlib
@@ -85,7 +85,9 @@ def test_a_chart_that_cannot_be_drawn_leaves_the_file_alone(
 
 @needs_matplotlib
 def test_a_chart_needs_a_result(tmp_path: Path) -> None:
-    empty = BenchResult("model", 1, 1, 1, 1, 1, 1, 0, True, MACHINE, (EngineResult("cpu", failed="boom"),))
+    empty = BenchResult(
+        "model", 1, 1, 1, 1, 1, "cpu", 1, 0, True, MACHINE, (EngineResult("cpu", failed="boom"),)
+    )
     with pytest.raises(ValueError, match="no engine has a result"):
         plot.plot(empty, tmp_path / "chart.png")
 

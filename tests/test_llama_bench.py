@@ -78,6 +78,7 @@ RESULT = LlamaBenchResult(
     model="a|b Q4_0",
     parameters=1_235_814_400,
     checkpoint_bytes=698_737_056,
+    device="cpu",
     threads=2,
     cpu='Some "CPU", 2 cores',
     version="1.2.3",

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from candle_llama import hub
-from candle_llama.bench.engines import OPPONENTS, PARALLEL_OPPONENTS
+from candle_llama.bench.engines import GPU_OPPONENTS, OPPONENTS, PARALLEL_OPPONENTS, opponents
 from candle_llama.bench.llama_bench import FORMATS, run_llama_bench
 from candle_llama.bench.parallel import ParallelResult, run_parallel
 from candle_llama.bench.plot import SUFFIXES, plot, require_matplotlib
 from candle_llama.bench.report import parallel_table, table
 from candle_llama.bench.result import BenchResult
 from candle_llama.bench.runner import run_bench
+from candle_llama.bench.setting import find_device
 from candle_llama.bench.shapes import SHAPES
 from candle_llama.bench.synthetic import GGUF_TYPES, find_shape, write_synthetic
 
@@ -51,7 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         type=_names,
         help=f"engines to compare with, separated by commas, or none (default: {','.join(OPPONENTS)}; "
-        f"with --parallel {','.join(PARALLEL_OPPONENTS)}; with --format none)",
+        f"with --parallel {','.join(PARALLEL_OPPONENTS)}; on a GPU {','.join(GPU_OPPONENTS)}; "
+        "with --format none)",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="where every engine runs: cpu, cuda, cuda:1, metal (default: cpu); cpu is measured there, and "
+        "tensor on a GPU",
     )
     parser.add_argument(
         "--roofline",
@@ -101,8 +110,9 @@ def main(args: argparse.Namespace) -> int:
         0, or 1 if an engine or the measurement of the peaks failed. A skipped engine is no failure.
     """
     _check_usage(args)
+    # Otherwise these would be found out after a checkpoint is written, or after the measurement.
+    find_device(args.device)
     if args.plot:
-        # Otherwise this would be found out after the measurement.
         require_matplotlib()
     if args.synthetic:
         path = write_synthetic(args.synthetic, cache_dir=args.cache_dir, note=_note)
@@ -131,20 +141,24 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.parser.error("--requests needs --parallel")
     if args.depth is not None and not args.format:
         args.parser.error("--depth needs --format")
-    known = PARALLEL_OPPONENTS if args.parallel else OPPONENTS
+    if args.roofline and args.device != "cpu":
+        args.parser.error(f"argument --roofline: measures the CPU, not --device {args.device}")
+    known = opponents(args.device, parallel=bool(args.parallel))
     for name in args.against or ():
         if name not in known:
             mode = " with --parallel" if args.parallel else ""
+            mode += f" with --device {args.device}" if args.device != "cpu" else ""
             args.parser.error(f"argument --against: {name!r} is none of {', '.join(known)}{mode}")
 
 
 def _bench(path: Path, args: argparse.Namespace) -> int:
     result = run_bench(
         path,
-        against=OPPONENTS if args.against is None else args.against,
+        against=args.against,
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens or 64,
         runs=args.runs or RUNS,
+        device=args.device,
         threads=args.threads,
         roofline=args.roofline,
         note=_note,
@@ -166,9 +180,10 @@ def _parallel(path: Path, args: argparse.Namespace) -> int:
         path,
         clients=args.parallel,
         requests=args.requests or 4,
-        against=PARALLEL_OPPONENTS if args.against is None else args.against,
+        against=args.against,
         prompt_tokens=args.prompt_tokens,
         new_tokens=args.new_tokens or 64,
+        device=args.device,
         threads=args.threads,
         note=_note,
     )
@@ -198,6 +213,7 @@ def _llama_bench(path: Path, args: argparse.Namespace) -> int:
         new_tokens=args.new_tokens or 128,
         depth=args.depth or 0,
         runs=args.runs or RUNS,
+        device=args.device,
         threads=args.threads,
         note=_note,
     )

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from candle_llama.bench.subject import Subject
 
-__all__ = ["ENGINES", "OPPONENTS", "PARALLEL_OPPONENTS", "Engine"]
+__all__ = [
+    "ENGINES",
+    "GPU_OPPONENTS",
+    "OPPONENTS",
+    "PARALLEL_OPPONENTS",
+    "Engine",
+    "default_engine",
+    "opponents",
+]
 
 # Packages whose name differs from that of their module.
 PACKAGES = {"llama_cpp": "llama-cpp-python"}
@@ -61,6 +69,7 @@ ENGINES = {
             modules=("torch", "transformers"),
             gguf_modules=("gguf", "accelerate"),
             float32_from_gguf=True,
+            one_at_a_time=True,
         ),
         Engine("llama-cpp-python", modules=("llama_cpp",), reads_folders=False, one_at_a_time=True),
         Engine("xllamacpp", modules=("xllamacpp",), reads_folders=False),
@@ -72,3 +81,24 @@ OPPONENTS = ("tensor", "candle", "numpy", "transformers", "llama-cpp-python")
 
 PARALLEL_OPPONENTS = ("xllamacpp", "llama-cpp-python")
 """Those with which it can be compared while several clients use them at the same time."""
+
+GPU_OPPONENTS = ("candle", "transformers")
+"""Those with which `tensor`, the default engine of a GPU, can be compared there, with clients too. The others
+run on the CPU only, or are measured there only."""
+
+
+def default_engine(device: str) -> str:
+    """Returns the engine that every benchmark on this device measures."""
+    return "cpu" if device == "cpu" else "tensor"
+
+
+def opponents(device: str, *, parallel: bool = False) -> tuple[str, ...]:
+    """Returns the engines that the default engine can be compared with on this device.
+
+    Args:
+        device: "cpu", or the name of a GPU.
+        parallel: Whether several clients use each engine at the same time.
+    """
+    if device != "cpu":
+        return GPU_OPPONENTS
+    return PARALLEL_OPPONENTS if parallel else OPPONENTS

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from candle_llama.bench.contest import Contestant, take_turns
-from candle_llama.bench.engines import OPPONENTS
 from candle_llama.bench.setting import WARM_UP_TOKENS, Setting, check_positive
 from candle_llama.bench.subject import Subject
 
@@ -58,6 +57,8 @@ class LlamaBenchResult:
     """Name and storage type."""
     parameters: int
     checkpoint_bytes: int
+    device: str
+    """Where the engines ran."""
     threads: int
     cpu: str
     version: str
@@ -77,6 +78,7 @@ def run_llama_bench(
     new_tokens: int = 128,
     depth: int = 0,
     runs: int = 3,
+    device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
@@ -89,16 +91,18 @@ def run_llama_bench(
 
     Args:
         path: A folder or a .gguf file.
-        against: Names of `engines.OPPONENTS`.
+        against: Names of `engines.opponents`.
         prompt_tokens: Length of the prompt.
         new_tokens: Tokens to generate.
         depth: Tokens of context before them.
         runs: Number of rounds.
+        device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
         threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
         seed: Seed of the prompts.
         note: Called with a line about every step.
 
     Raises:
+        DeviceError: If the device cannot be used here.
         FileNotFoundError: If a file of the checkpoint is missing.
         ValueError: If a number is not positive (`depth`: negative), an engine unknown, or the context too
             short.
@@ -109,7 +113,7 @@ def run_llama_bench(
     setting = Setting.open(
         path,
         against=against,
-        opponents=OPPONENTS,
+        device=device,
         prompt_tokens=depth + prompt_tokens,
         # One more is generated, at which the clock starts.
         new_tokens=new_tokens + 1,
@@ -145,6 +149,7 @@ def run_llama_bench(
         model=_model(subject),
         parameters=subject.parameters,
         checkpoint_bytes=subject.checkpoint_bytes,
+        device=setting.device,
         threads=setting.threads,
         cpu=setting.machine["cpu"],
         version=setting.machine["version"],
@@ -189,6 +194,8 @@ def _model(subject: Subject) -> str:
 
 def markdown(result: LlamaBenchResult) -> str:
     """Formats a table in Markdown."""
+    # llama-bench shows a setting only if it is not the default.
+    on_gpu = result.device != "cpu"
     rows = [
         (
             # A bar would end the cell.
@@ -197,13 +204,14 @@ def markdown(result: LlamaBenchResult) -> str:
             _parameters(result.parameters),
             speed.engine,
             str(result.threads),
+            *([result.device] if on_gpu else []),
             speed.name,
             f"{statistics.mean(speed.tokens_per_second):.2f} ± {_deviation(speed.tokens_per_second):.2f}",
         )
         for speed in result.speeds
     ]
-    names = ("model", "size", "params", "backend", "threads", "test", "t/s")
-    to_the_left = {"model", "backend"}
+    names = ("model", "size", "params", "backend", "threads", *(["dev"] if on_gpu else []), "test", "t/s")
+    to_the_left = {"model", "backend", "dev"}
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     rule = [
         "-" * width if name in to_the_left else "-" * (width - 1) + ":"
@@ -249,6 +257,7 @@ def _record(result: LlamaBenchResult, speed: Speed) -> dict[str, Any]:
         "candle_llama_version": result.version,
         "cpu_info": result.cpu,
         "backends": speed.engine,
+        "devices": result.device,
         "model_filename": result.path,
         "model_type": result.model,
         "model_size": result.checkpoint_bytes,

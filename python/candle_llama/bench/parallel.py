@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from candle_llama.bench.contest import Contestant, take_turns
-from candle_llama.bench.engines import ENGINES, PARALLEL_OPPONENTS
+from candle_llama.bench.engines import ENGINES
 from candle_llama.bench.setting import WARM_UP_TOKENS, Setting, check_positive
 
 __all__ = ["ParallelEngineResult", "ParallelResult", "Percentiles", "Request", "run_parallel"]
@@ -94,6 +94,8 @@ class ParallelResult:
     requests_per_client: int
     prompt_tokens: int
     new_tokens: int
+    device: str
+    """Where the engines ran."""
     threads: int
     seed: int
     machine: dict[str, Any]
@@ -105,14 +107,15 @@ def run_parallel(
     *,
     clients: int,
     requests: int = 4,
-    against: Sequence[str] = PARALLEL_OPPONENTS,
+    against: Sequence[str] | None = None,
     prompt_tokens: int = 512,
     new_tokens: int = 64,
+    device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> ParallelResult:
-    """Compares the default engine, `cpu`, with others while several clients use each.
+    """Compares a device's default engine, on the CPU `cpu`, else `tensor`, with others; clients use each.
 
     Every engine loads the checkpoint in a fresh process. Each client sends one request to warm up, which is
     not counted. Then all clients send the same seeded prompts of ordinary tokens to every engine, which
@@ -122,18 +125,20 @@ def run_parallel(
         path: A folder or a .gguf file.
         clients: Threads that send requests.
         requests: Requests of each client.
-        against: Names of `engines.PARALLEL_OPPONENTS`.
+        against: Names of `engines.opponents`; None takes all of them.
         prompt_tokens: Length of the prompts.
         new_tokens: Tokens to generate for each prompt.
+        device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
         threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
         seed: Seed of the prompts.
         note: Called with a line about every step.
 
     Returns:
-        One result per engine, `cpu` first. If an engine is not installed, cannot read the checkpoint, does
-        not fit into memory, or fails, its result holds the reason.
+        One result per engine, the default engine first. If an engine is not installed, cannot read the
+        checkpoint, does not fit into memory, or fails, its result holds the reason.
 
     Raises:
+        DeviceError: If the device cannot be used here.
         FileNotFoundError: If a file of the checkpoint is missing.
         ValueError: If a number is not positive, an engine unknown, or the context too short.
     """
@@ -141,11 +146,12 @@ def run_parallel(
     setting = Setting.open(
         path,
         against=against,
-        opponents=PARALLEL_OPPONENTS,
+        device=device,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         threads=threads,
         clients=clients,
+        parallel=True,
     )
     subject = setting.subject
 
@@ -172,6 +178,7 @@ def run_parallel(
         requests_per_client=requests,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
+        device=setting.device,
         threads=setting.threads,
         seed=seed,
         machine=dict(setting.machine),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from candle_llama.bench.parallel import ParallelResult, Percentiles
+from candle_llama.bench.report import where
 from candle_llama.bench.result import BenchResult, Spread
 
 __all__ = ["SUFFIXES", "plot", "require_matplotlib"]
 
 SUFFIXES = (".png", ".svg")
 
-# Our engine stands out; the median is the darkest of the percentiles.
+# The default engine stands out; the median is the darkest of the percentiles.
 _OURS, _OTHER = "#0072b2", "#8c8c8c"
 _SHADES = {"median": 1.0, "p90": 0.6, "p99": 0.3}
 
@@ -55,7 +56,7 @@ def plot(result: BenchResult | ParallelResult, path: Path) -> None:
 
 def _one_by_one(result: BenchResult) -> Any:
     ran = [engine for engine in result.engines if engine.runs]
-    colors = [_color(engine.engine) for engine in ran]
+    colors = [_color(engine is result.engines[0]) for engine in ran]
     figure, panels = _panels(
         result,
         [engine.engine for engine in ran],
@@ -70,7 +71,7 @@ def _one_by_one(result: BenchResult) -> Any:
 
 def _with_clients(result: ParallelResult) -> Any:
     ran = [engine for engine in result.engines if engine.requests]
-    colors = [_color(engine.engine) for engine in ran]
+    colors = [_color(engine is result.engines[0]) for engine in ran]
     figure, panels = _panels(
         result,
         [
@@ -110,7 +111,7 @@ def _panels(
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.06))
     panels = figure.subplots(1, count, sharey=True)
     machine = result.machine
-    title = f"{result.model} on {machine['cpu']} ({machine['isa']})"
+    title = f"{result.model} on {where(result)}"
     # A dollar sign in a name starts no formula.
     figure.suptitle(title, fontweight="bold", parse_math=False)
     figure.supxlabel(f"{settings}; candle-llama {machine['version']}", fontsize="small")
@@ -122,8 +123,8 @@ def _panels(
     return figure, panels
 
 
-def _color(engine: str) -> str:
-    return _OURS if engine == "cpu" else _OTHER
+def _color(ours: bool) -> str:
+    return _OURS if ours else _OTHER
 
 
 def _speeds(panel: Any, name: str, spreads: Sequence[Spread | None], colors: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ _WIDTH = 100
 
 
 def table(result: BenchResult) -> str:
-    """Formats the results: the setup, a row per engine, and how `cpu` compares with the others.
+    """Formats the results: the setup, a row per engine, and how the default engine compares with the others.
 
     Speeds are medians; the slowest and the fastest run are beneath them, if they differ.
     """
@@ -49,9 +49,9 @@ def table(result: BenchResult) -> str:
         f"{_count(result.rounds, 'run')}, {_count(result.threads, 'thread')}",
     )
     if not result.together:
-        lines.append(
-            "memory is too small for all engines together: they took turns, and loaded in every round"
-        )
+        on_cpu = result.device == "cpu"
+        who = "memory is too small for all engines together: they" if on_cpu else "the engines"
+        lines.append(f"{who} took turns, and loaded in every round")
     if result.roofline:
         lines += _peaks(result.roofline)
     lines = [part for line in lines for part in textwrap.wrap(line, _WIDTH, subsequent_indent="  ")]
@@ -67,14 +67,14 @@ def table(result: BenchResult) -> str:
     lines += _without_result(result.engines)
     if result.roofline:
         lines += [f"warning: {warning}" for warning in result.roofline.warnings]
-    if ran and ran[0].engine == "cpu" and len(ran) > 1:
+    if len(ran) > 1 and ran[0] is result.engines[0]:
         lines.append("")
         lines += [_comparison(ran[0], other) for other in ran[1:]]
     return "\n".join(lines)
 
 
 def parallel_table(result: ParallelResult) -> str:
-    """Formats the results with clients: the setup, a row per engine, and how `cpu` compares with the others.
+    """Formats the results with clients: the setup, a row per engine, and how the default engine compares.
 
     All times are in seconds.
     """
@@ -96,20 +96,29 @@ def parallel_table(result: ParallelResult) -> str:
         if engine.one_at_a_time and result.clients > 1
     ]
     lines += _without_result(result.engines)
-    if ran and ran[0].engine == "cpu" and len(ran) > 1:
+    if len(ran) > 1 and ran[0] is result.engines[0]:
         lines.append("")
         lines += [_parallel_comparison(ran[0], other) for other in ran[1:]]
     return "\n".join(lines)
 
 
+def where(result: BenchResult | ParallelResult) -> str:
+    """Names the device: the CPU's name and its ISA, or the GPU beside the CPU."""
+    cpu = result.machine["cpu"]
+    return f"{cpu}, {result.machine['isa']}" if result.device == "cpu" else f"{result.device} beside {cpu}"
+
+
 def _head(result: BenchResult | ParallelResult, settings: str) -> list[str]:
     machine = result.machine
-    return [
+    lines = [
         f"{result.model}: {_number(result.parameters / 1e6)} M parameters, "
         f"{_number(result.checkpoint_bytes / 1e6)} MB",
-        f"{settings}; {machine['cpu']}, {machine['isa']}",
+        f"{settings}; {where(result)}",
         f"candle-llama {machine['version']}, Python {machine['python']}, {machine['platform']}",
     ]
+    if result.device != "cpu":
+        lines.append("engines for the CPU only are left out; peak MB is the CPU's memory, not the GPU's")
+    return lines
 
 
 def _without_result(engines: Sequence[EngineResult] | Sequence[ParallelEngineResult]) -> list[str]:
@@ -149,7 +158,7 @@ def _parallel_comparison(ours: ParallelEngineResult, other: ParallelEngineResult
     ):
         if a and b and b.median:
             parts.append(f"{name} {_number(a.median / b.median)}x")
-    return f"cpu relative to {other.engine}: {', '.join(parts)}"
+    return f"{ours.engine} relative to {other.engine}: {', '.join(parts)}"
 
 
 def _rows(engine: EngineResult, new_tokens: int) -> list[tuple[str, ...]]:
@@ -223,7 +232,7 @@ def _comparison(ours: EngineResult, other: EngineResult) -> str:
     ):
         if a and b:
             parts.append(f"{name} {_number(a.median / b.median)}x")
-    return f"cpu against {other.engine}: {', '.join(parts)}"
+    return f"{ours.engine} against {other.engine}: {', '.join(parts)}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

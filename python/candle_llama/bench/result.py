@@ -76,10 +76,12 @@ class BenchResult:
     prompt_tokens: int
     new_tokens: int
     rounds: int
+    device: str
+    """Where the engines ran."""
     threads: int
     seed: int
     together: bool
-    """Whether all engines stayed loaded at the same time; False if memory was too small for that."""
+    """Whether all engines stayed loaded at the same time; False on a GPU, and if memory was too small."""
     machine: dict[str, Any]
     engines: tuple[EngineResult, ...]
     roofline: Roofline | None = None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from candle_llama.bench.contest import Contestant, PeaksProbe, take_turns
-from candle_llama.bench.engines import OPPONENTS
 from candle_llama.bench.result import BenchResult, EngineResult, Run, Spread
 from candle_llama.bench.roofline import BUFFER_BYTES, Peaks, Roofline, Work, peaks_from
 from candle_llama.bench.setting import WARM_UP_TOKENS, Setting, check_positive
@@ -20,51 +19,56 @@ from candle_llama.bench.subject import Subject
 def run_bench(
     path: str | os.PathLike[str],
     *,
-    against: Sequence[str] = OPPONENTS,
+    against: Sequence[str] | None = None,
     prompt_tokens: int = 512,
     new_tokens: int = 64,
     runs: int = 3,
+    device: str = "cpu",
     threads: int | None = None,
     seed: int = 0,
     roofline: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> BenchResult:
-    """Compares the default engine, `cpu`, with others on one checkpoint.
+    """Compares a device's default engine, on the CPU `cpu`, else `tensor`, with others on one checkpoint.
 
     Every engine loads the checkpoint in a fresh process and processes one prompt to warm up. Then, in each
     round, every engine processes the same seeded prompt of ordinary tokens and continues it greedily, beyond
-    end-of-sequence tokens. If the engines do not fit into memory together, they take turns and load again in
-    every round.
+    end-of-sequence tokens. If the engines do not fit into memory together, or run on a GPU, they take turns
+    and load again in every round.
 
     Args:
         path: A folder or a .gguf file.
-        against: Names of `engines.OPPONENTS`.
+        against: Names of `engines.opponents`; None takes all of them.
         prompt_tokens: Length of the prompts.
         new_tokens: Tokens to generate.
         runs: Number of rounds.
+        device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
         threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
         seed: Seed of the prompts.
-        roofline: Whether to measure also the machine's peak memory bandwidth and arithmetic, in each round.
+        roofline: Whether to measure also the CPU's peak memory bandwidth and arithmetic, in each round.
         note: Called with a line about every step.
 
     Returns:
-        One result per engine, `cpu` first. If an engine is not installed, cannot read the checkpoint, does
-        not fit into memory, or fails, its result holds the reason.
+        One result per engine, the default engine first. If an engine is not installed, cannot read the
+        checkpoint, does not fit into memory, or fails, its result holds the reason.
 
     Raises:
+        DeviceError: If the device cannot be used here.
         FileNotFoundError: If a file of the checkpoint is missing.
         ValueError: If a number is not positive, an engine unknown, or the context too short; with `roofline`
-            also if a tensor's type is not known.
+            also if the device is a GPU, or a tensor's type is not known.
     """
     check_positive(prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
     setting = Setting.open(
         path,
         against=against,
-        opponents=OPPONENTS,
+        device=device,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         threads=threads,
     )
+    if roofline and setting.device != "cpu":
+        raise ValueError(f"roofline measures the CPU, not {setting.device}")
     subject = setting.subject
 
     def request(turn: int, new_tokens: int) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def run_bench(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         rounds=runs,
+        device=setting.device,
         threads=setting.threads,
         seed=seed,
         together=together,

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from candle_llama import _core
 from candle_llama.bench.contest import Contestant
-from candle_llama.bench.engines import ENGINES
+from candle_llama.bench.engines import ENGINES, default_engine, opponents
 from candle_llama.bench.subject import Subject
+from candle_llama.errors import DeviceError
 
 # New tokens of the warm-up: enough to have run every step of decoding.
 WARM_UP_TOKENS = 4
@@ -25,6 +26,8 @@ class Setting:
     """The setting of a benchmark."""
 
     subject: Subject
+    device: str
+    """Where every engine runs: "cpu", "cuda:0" and so on, "metal"."""
     threads: int
     """Threads of every engine."""
     clients: int
@@ -32,11 +35,11 @@ class Setting:
     context_length: int
     """Positions of each sequence."""
     names: tuple[str, ...]
-    """All engines that were asked for, `cpu` first."""
+    """All engines that were asked for, the device's default engine first."""
     skipped: Mapping[str, str]
     """Those of them that cannot run here, with the reasons."""
     memory_available: int
-    """Bytes of memory that are free."""
+    """Bytes of the CPU's memory that are free."""
     machine: Mapping[str, Any]
 
     @classmethod
@@ -44,30 +47,38 @@ class Setting:
         cls,
         path: str | os.PathLike[str],
         *,
-        against: Sequence[str],
-        opponents: Sequence[str],
+        against: Sequence[str] | None,
+        device: str,
         prompt_tokens: int,
         new_tokens: int,
         threads: int | None,
         clients: int = 1,
+        parallel: bool = False,
     ) -> Self:
         """Reads the checkpoint's properties, and finds out which engines can run it.
 
         Args:
             path: A folder or a .gguf file.
-            against: Names of `opponents`.
-            opponents: The engines that this benchmark knows, besides `cpu`.
+            against: Names of `engines.opponents`; None takes all of them.
+            device: A name that `find_device` takes.
             prompt_tokens: Length of the longest prompt.
             new_tokens: The most tokens that follow a prompt.
             threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
             clients: Sequences that an engine may have to hold at the same time.
+            parallel: Whether they are those of several clients.
 
         Raises:
+            DeviceError: If the device cannot be used here.
             FileNotFoundError: If a file of the checkpoint is missing.
             ValueError: If an engine is unknown or the model's context too short.
         """
-        if unknown := [name for name in against if name not in opponents]:
-            raise ValueError(f"unknown engine {unknown[0]!r}: choose from {', '.join(opponents)}")
+        device = find_device(device)
+        known = opponents(device, parallel=parallel)
+        against = known if against is None else against
+        if unknown := [name for name in against if name not in known]:
+            raise ValueError(
+                f"unknown engine {unknown[0]!r}: choose from {', '.join(known)} on device {device}"
+            )
         subject = Subject.open(Path(path))
         if prompt_tokens + new_tokens > subject.context_length:
             raise ValueError(
@@ -76,19 +87,21 @@ class Setting:
             )
         doctor = _core.doctor()
         available = int(doctor["memory_available"])
-        names = tuple(dict.fromkeys(["cpu", *against]))
+        names = tuple(dict.fromkeys([default_engine(device), *against]))
         context_length = min(subject.context_length, prompt_tokens + new_tokens + CONTEXT_MARGIN)
         skipped = {}
         for name in names:
             needed = _memory_needed(name, subject, context_length, clients)
             if reason := ENGINES[name].reason_to_skip(subject):
                 skipped[name] = reason
-            elif needed > available:
+            # A GPU's memory is known to the engines only: one that finds too little of it fails.
+            elif device == "cpu" and needed > available:
                 skipped[name] = (
                     f"needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free"
                 )
         return cls(
             subject=subject,
+            device=device,
             threads=threads or int(doctor["threads"]),
             clients=clients,
             context_length=context_length,
@@ -103,6 +116,7 @@ class Setting:
         load = {
             "do": "load",
             "path": str(self.subject.path.absolute()),
+            "device": self.device,
             "threads": self.threads,
             "clients": self.clients,
             "context_length": self.context_length,
@@ -114,11 +128,31 @@ class Setting:
         ]
 
     def fits(self, contestants: Sequence[Contestant], further_bytes: int = 0) -> bool:
-        """Returns whether all these engines, and so many bytes more, fit into the free memory."""
+        """Returns whether all these engines, and so many bytes more, fit into the free memory.
+
+        On a GPU, whose free memory is not known, they do not.
+        """
         needed = [
             _memory_needed(c.engine, self.subject, self.context_length, self.clients) for c in contestants
         ]
-        return sum(needed) + further_bytes <= self.memory_available
+        return self.device == "cpu" and sum(needed) + further_bytes <= self.memory_available
+
+
+def find_device(device: str) -> str:
+    """Returns a device's full name, as `doctor` lists it: "cuda" is "cuda:0".
+
+    Raises:
+        DeviceError: If this build of the package cannot use it on this machine.
+    """
+    devices: list[str] = _core.doctor()["devices"]
+    name = "cuda:0" if device == "cuda" else device
+    if name not in devices:
+        raise DeviceError(
+            f"device {device!r} is not one that this build can use here: {', '.join(devices)}",
+            hint="a GPU needs a build with the feature cuda or metal",
+            device=device,
+        )
+    return name
 
 
 def check_positive(**numbers: int) -> None:

@@ -3,7 +3,8 @@
 This file is run by its path and imports nothing of this package at the top, so that the process of another
 engine holds only that engine. Requests come on stdin; one answer to each goes to the original stdout:
 
-    {"do": "load", "engine": "numpy", "path": "...", "threads": 2, "clients": 1, "context_length": 640}
+    {"do": "load", "engine": "numpy", "path": "...", "device": "cpu", "threads": 2, "clients": 1,
+     "context_length": 640}
     {"do": "run", "prompt": [1, 2, 3], "new_tokens": 64}
     {"do": "serve", "clients": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]], "new_tokens": 64}
     {"do": "peaks", "threads": 2, "buffer_bytes": 536870912}
@@ -36,6 +37,8 @@ class Task:
     """The checkpoint to load, and the settings for it."""
 
     path: Path
+    device: str
+    """"cpu", or for engines that run on GPUs "cuda:0" and so on, or "metal"."""
     threads: int
     clients: int
     """Threads that call `run` at the same time."""
@@ -61,7 +64,7 @@ class Adapter(Protocol):
 
 
 class CandleLlama:
-    """This package: its own decoder, or Candle's Llama."""
+    """This package: its own decoders, or Candle's Llama. A token that arrives has left the device."""
 
     versioned: tuple[str, ...] = ("candle_llama",)
 
@@ -73,7 +76,7 @@ class CandleLlama:
         """Loads the model as a user would, with only the context that is needed."""
         self.llm = self.module.load(
             task.path,
-            device="cpu",
+            device=task.device,
             engine=self.engine,
             threads=task.threads,
             context_length=task.context_length,
@@ -119,7 +122,10 @@ class Numpy:
 
 
 class Transformers:
-    """Hugging Face transformers on torch, in the checkpoint's own type; GGUF is dequantised by it."""
+    """Hugging Face transformers on torch, in the checkpoint's own type; GGUF is dequantised by it.
+
+    One call of `generate` runs at a time: clients wait for it.
+    """
 
     versioned: tuple[str, ...] = ("transformers", "torch")
 
@@ -129,19 +135,40 @@ class Transformers:
         # transformers imports these late; without this, the imports would count as loading time.
         self.model_class = self.transformers.AutoModelForCausalLM
         importlib.import_module("transformers.models.llama.modeling_llama")
+        self.free = threading.Lock()
 
     def load(self, task: Task) -> dict[str, str]:
-        """Keeps the checkpoint's type; GGUF files are dequantised to float32."""
+        """Keeps the checkpoint's type; GGUF files become float32, on a GPU bfloat16, as in this package."""
         self.torch.set_num_threads(task.threads)
+        self.device = self.torch.device("mps" if task.device == "metal" else task.device)
         if task.path.is_dir():
             source = {"pretrained_model_name_or_path": task.path, "dtype": "auto"}
         else:
-            source = {"pretrained_model_name_or_path": task.path.parent, "gguf_file": task.path.name}
-        self.model = self.model_class.from_pretrained(**source, local_files_only=True).eval()
+            dtype = self.torch.float32 if task.device == "cpu" else self.torch.bfloat16
+            folder, name = task.path.parent, task.path.name
+            source = {"pretrained_model_name_or_path": folder, "gguf_file": name, "dtype": dtype}
+        model = self.model_class.from_pretrained(**source, local_files_only=True)
+        self.model = model.to(self.device).eval()
+        self._synchronize()
         # The checkpoint's sampling defaults and end-of-sequence tokens must not have an effect.
         self.model.generation_config = self.transformers.GenerationConfig(do_sample=False, pad_token_id=0)
         weights = str(self.model.dtype).removeprefix("torch.")
-        return {"weights": weights, "isa": self.torch.backends.cpu.get_cpu_capability()}
+        return {"weights": weights, "isa": self._isa()}
+
+    def _isa(self) -> str:
+        name: str = {
+            "cpu": self.torch.backends.cpu.get_cpu_capability,
+            "cuda": lambda: self.torch.cuda.get_device_name(self.device),
+            "mps": lambda: "mps",
+        }[self.device.type]()
+        return name
+
+    def _synchronize(self) -> None:
+        """Waits until the device has done all work, which torch queues."""
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            self.torch.mps.synchronize()
 
     def run(self, prompt: list[int], new_tokens: int, arrived: Arrived) -> None:
         """Calls `generate` with a streamer."""
@@ -160,14 +187,15 @@ class Transformers:
             def end(self) -> None:
                 """Called after the last one."""
 
-        ids = self.torch.tensor([prompt])
-        with self.torch.inference_mode():
+        with self.free, self.torch.inference_mode():
+            ids = self.torch.tensor([prompt], device=self.device)
             self.model.generate(
                 ids,
                 attention_mask=self.torch.ones_like(ids),
                 max_new_tokens=new_tokens,
                 streamer=Streamer(),
             )
+            self._synchronize()
 
 
 class LlamaCpp:
@@ -298,7 +326,8 @@ class Worker:
         began = time.perf_counter()
         self.adapter = ADAPTERS[request["engine"]]()
         imported = time.perf_counter()
-        task = Task(Path(request["path"]), request["threads"], request["clients"], request["context_length"])
+        options = {name: request[name] for name in ("device", "threads", "clients", "context_length")}
+        task = Task(Path(request["path"]), **options)
         facts = self.adapter.load(task)
         loaded = time.perf_counter()
         return {
