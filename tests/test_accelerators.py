@@ -91,6 +91,23 @@ def test_a_list_equals_each_prompt_alone(tiny: Path, device: str) -> None:
 
 
 @on_each
+@pytest.mark.parametrize("prompt_tokens", [40, 1100])
+@pytest.mark.parametrize("head_dim", [32, 40, 64, 128])
+def test_a_token_alone_equals_the_same_token_in_a_prompt(
+    tmp_path: Path, device: str, head_dim: int, prompt_tokens: int
+) -> None:
+    # On Metal, a token alone has another kernel, from 1,024 positions on a third, for some of the sizes.
+    config = checkpoints.tiny_config(head_dim=head_dim, max_position_embeddings=2048)
+    path = checkpoints.write_checkpoint(tmp_path / "model", config)
+    prompt = np.random.default_rng(7).integers(0, checkpoints.VOCAB_SIZE, prompt_tokens).tolist()
+    with candle_llama.load(path, device=device, compute="exact") as llm:
+        output = llm.generate(prompt, max_new_tokens=20, temperature=0, ignore_eos=True, logprobs=0)
+        expected = llm.score(prompt + output.token_ids).logprobs[prompt_tokens:]
+    got = [entry.logprob for entry in output.logprobs]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+@on_each
 def test_seeds_reproduce_in_many_threads(tiny: Path, device: str) -> None:
     with candle_llama.load(tiny, device=device) as llm:
         options = {"max_new_tokens": 20, "temperature": 1.0, "ignore_eos": True}

@@ -4,7 +4,7 @@
 //!
 //! - Rows that are the only ones of their sequence in a pass, such as those that decode, go together: one
 //!   product for all slots from the first of them to the last. Slots between that take no part are computed
-//!   too, and ignored.
+//!   too, and ignored. On Metal, one row alone is a single kernel, Candle's `sdpa`.
 //! - Other spans go one by one, in tiles of rows, so that scores take a bounded amount of memory. Where there
 //!   are flash-attn kernels, these compute a whole span.
 //!
@@ -14,13 +14,18 @@
 use super::slots::Slots;
 use crate::device::{flash_attention, has_flash_attention};
 use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use candle_nn::ops::{sdpa, softmax_last_dim};
 
 /// The most scores that are computed at once, unless a single row has more.
 pub(super) const MAX_SCORES: usize = 1 << 24;
 
 /// The most rows of a tile. In smaller tiles, fewer scores are computed that the mask then hides.
 const TILE_ROWS: usize = 256;
+
+/// For which `head_dim` Candle's `sdpa` has kernels for one query. They read keys and values by the stride of
+/// heads, and know neither masks nor other slots. Its kernels for several queries are not used: in Candle
+/// 0.11, they hide too few positions from some spans that do not begin at position 0.
+const SDPA_HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
 
 /// Rows of one sequence: those from position `start` on.
 #[derive(Clone, Copy)]
@@ -166,6 +171,11 @@ impl Batch {
     fn attend(&self, queries: &Tensor, layer: &[Tensor; 2], heads: Heads) -> Result<Tensor> {
         let [keys, values] = layer;
         let seen = |slots: &Tensor| slots.narrow(0, self.first_slot, self.slots)?.narrow(2, 0, self.len);
+        if self.slots == 1 && queries.device().is_metal() && SDPA_HEAD_DIMS.contains(&heads.dim) {
+            let queries = queries.contiguous()?.reshape((1, heads.query, 1, heads.dim))?;
+            let attended = sdpa(&queries, &seen(keys)?, &seen(values)?, None, false, 1.0, 1.0)?;
+            return attended.reshape((1, heads.query * heads.dim));
+        }
         let queries = match &self.rows_of_slots {
             Some([row_of_slot, _]) => queries.contiguous()?.index_select(row_of_slot, 0)?,
             None => queries.contiguous()?,
