@@ -149,7 +149,7 @@ def find_device(device: str) -> str:
     if name not in devices:
         raise DeviceError(
             f"device {device!r} is not one that this build can use here: {', '.join(devices)}",
-            hint="a GPU needs a build with the feature cuda or metal",
+            hint="a GPU needs a build with the feature cuda or metal, and its driver",
             device=device,
         )
     return name
