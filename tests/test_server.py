@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import statistics
 import time
 
 import openai
@@ -55,6 +56,17 @@ def test_a_streamed_chat_gives_the_same_text(client):
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_response_does_not_wait_for_an_acknowledgement(server):
+    # Of its head, which clients send 40 ms later.
+    times = []
+    with server.client() as client:
+        for _ in range(20):
+            begun = time.monotonic()
+            assert client.get("/health").status_code == 200
+            times.append(time.monotonic() - begun)
+    assert statistics.median(times) < 0.03
 
 
 def test_events_of_a_fast_model_are_few(client):
