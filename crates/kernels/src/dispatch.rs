@@ -1,6 +1,8 @@
 //! The choice of the ISA (instruction set). It is made once, when the process first needs a kernel.
 
 use crate::table::KernelTable;
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::sync::OnceLock;
 
 /// An instruction set that the kernels are compiled for; the fastest is the last.
@@ -16,6 +18,12 @@ pub enum Isa {
     Avx512,
     /// AVX-512 with BF16, and AMX tiles of bf16 and bytes.
     Amx,
+    /// What every 64-bit Arm processor has.
+    Neon,
+    /// NEON with `sdot`, which multiplies bytes and adds four products.
+    Dotprod,
+    /// NEON with the dot product, and the instructions for matrices of bytes and for bf16.
+    I8mm,
 }
 
 /// The environment variable that chooses an ISA by [`Isa::name`].
@@ -23,7 +31,16 @@ pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
 
 impl Isa {
     /// Every ISA, the slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx];
+    pub const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::AvxVnni,
+        Isa::Avx512,
+        Isa::Amx,
+        Isa::Neon,
+        Isa::Dotprod,
+        Isa::I8mm,
+    ];
 
     /// The ISA's name, as `CANDLE_LLAMA_ISA` spells it.
     pub const fn name(self) -> &'static str {
@@ -33,6 +50,9 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Amx => "amx",
+            Isa::Neon => "neon",
+            Isa::Dotprod => "dotprod",
+            Isa::I8mm => "i8mm",
         }
     }
 
@@ -67,7 +87,16 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bf16")
                     && super::x86_64::amx::is_available()
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => {
+                Isa::Dotprod.is_available()
+                    && is_aarch64_feature_detected!("i8mm")
+                    && is_aarch64_feature_detected!("bf16")
+            }
             _ => false,
         }
     }
@@ -97,6 +126,12 @@ impl Isa {
             Isa::AvxVnni => &super::x86_64::avxvnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &super::x86_64::avx2::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => &super::aarch64::i8mm::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => &super::aarch64::dotprod::TABLE,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &super::aarch64::neon::TABLE,
             _ => &super::scalar::TABLE,
         }
     }
@@ -118,7 +153,10 @@ fn choose() -> Result<Isa, String> {
 pub(super) fn bf16_dot_is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16") && !is_of_intel();
-    #[cfg(not(target_arch = "x86_64"))]
+    // Arm's takes as long as FMA, and does twice the work.
+    #[cfg(target_arch = "aarch64")]
+    return is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
 }
 

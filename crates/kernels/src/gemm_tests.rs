@@ -14,6 +14,7 @@ fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
         Isa::Avx512 => matches!(dtype, WeightType::BF16 | WeightType::F16) && dispatch::bf16_dot_is_fast(),
+        Isa::I8mm => dtype == WeightType::BF16,
         _ => false,
     }
 }

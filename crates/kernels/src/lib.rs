@@ -9,7 +9,7 @@
 //! | `tile.rs`, `packable.rs`, `pack.rs` | packed weights: tiles, the types that can be packed, packing |
 //! | `quantized_rows.rs`, `kv_block.rs`, `mlp.rs`, `output.rs` | other inputs, and outputs |
 //! | `generic/` | the algorithms, written once over the traits of `lanes.rs` and `rows16.rs` |
-//! | `scalar/`, `x86_64/*/` | those traits for each ISA, and its table of kernels |
+//! | `scalar/`, `x86_64/*/`, `aarch64/*/` | those traits for each ISA, and its table of kernels |
 //! | `table.rs`, `dispatch.rs` | what a table of kernels holds; which ISA runs |
 //! | `pool.rs`, `pages.rs` | threads; memory in large pages |
 //! | `quantize.rs`, `quantize/` | float32 to the storage types |
@@ -21,6 +21,8 @@
 //! [`Isa::detect`] chose for this CPU, with lengths that the facade has checked.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod attention;
 #[cfg(test)]
 mod attention_tests;

@@ -1,7 +1,7 @@
 //! The types that can be packed: the layout of their tiles, and how ggml's blocks are read.
 
 use crate::blocks::{iq4_xs_scale, q3_k_scale, scale_and_min};
-use crate::tile::{SubScales, TILE_COLS, TileLayout};
+use crate::tile::{SIGN, SubScales, TILE_COLS, TileLayout};
 
 /// A type that can be packed: its tiles, and how its blocks are read.
 pub(super) trait Packable {
@@ -88,7 +88,7 @@ impl Packable for Q8_0 {
     const BLOCK_BYTES: usize = 34;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         let bytes: &[u8; TILE_COLS] = block[2..].try_into().expect("a block has 32 bytes after its scale");
-        bytes.map(|byte| byte ^ 0x80)
+        bytes.map(|byte| byte ^ SIGN)
     }
 }
 

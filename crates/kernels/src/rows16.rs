@@ -45,6 +45,8 @@ pub(super) trait PackedRows16: Rows16 {
     /// The value that [`PackedRows16::dot_signed`] adds to every 8-bit weight. The sums are too large by this
     /// value times the sum of the activations.
     const SIGNED_OFFSET: i32;
+    /// Whether products of several panels unpack the weights first, see `generic/unpacked.rs`.
+    const UNPACKS: bool;
 
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
     fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]);
@@ -65,7 +67,8 @@ pub(super) trait PackedRows16: Rows16 {
     /// bytes of `x` (-127 or more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be above 31,
     /// [`PackedRows16::fold`] must follow.
     fn dot(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
-    /// Like [`PackedRows16::dot`], for bytes that are stored 128 too large. Needs no fold.
+    /// Like [`PackedRows16::dot`], for signed bytes, which are stored as [`SIGN`](crate::tile::SIGN) says.
+    /// Needs no fold.
     fn dot_signed(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
     /// Adds up the numbers that the sums of register `register` consist of, so that they cannot overflow.
     fn fold(sums: Self::Sums, register: usize) -> Self::Sums;

@@ -73,18 +73,22 @@ pub(super) struct TileLayout {
     pub(super) high_bits: usize,
     /// The other bits of a weight.
     pub(super) low_bits: usize,
-    /// The stored number minus the number that it means.
+    /// The stored number minus the number that it means; 128 if weights are signed bytes (see [`SIGN`]).
     pub(super) zero_point: i32,
     /// Whether the bits are an index of [`CODES`], which are the stored numbers.
     pub(super) is_coded: bool,
 }
 
-/// [`IQ4_VALUES`], each plus 128.
+/// Signed weights are stored as their bytes, xor'ed with this: 128 too large for the instructions of x86-64,
+/// which multiply unsigned bytes with signed ones; as they are for Arm's, which multiply signed bytes.
+pub(super) const SIGN: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 0x80 };
+
+/// [`IQ4_VALUES`] as they are stored.
 pub(super) const CODES: [u8; 16] = {
     let mut codes = [0; 16];
     let mut index = 0;
     while index < 16 {
-        codes[index] = (IQ4_VALUES[index] as u8).wrapping_add(128);
+        codes[index] = IQ4_VALUES[index] as u8 ^ SIGN;
         index += 1;
     }
     codes
@@ -146,7 +150,7 @@ impl TileLayout {
         TILE_COLS * self.block_tiles
     }
 
-    /// Whether the weights are signed bytes, stored 128 too large.
+    /// Whether the weights are signed bytes, stored as [`SIGN`] says.
     pub(super) const fn is_signed(self) -> bool {
         self.zero_point == 128
     }
@@ -193,6 +197,9 @@ impl TileLayout {
         }
         if self.is_coded {
             quant = i32::from(CODES[quant as usize]);
+        }
+        if self.is_signed() {
+            return i32::from((quant as u8 ^ SIGN) as i8);
         }
         quant - self.zero_point
     }

@@ -32,7 +32,8 @@ pub(crate) struct GemmTask<'a> {
 pub(crate) struct GatedTask<'a> {
     /// Panels, as in [`GemmTask`].
     pub(crate) x: &'a [u32],
-    /// Rows of x.
+    /// Rows of x. Only AMX needs the number.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) rows: usize,
     pub(crate) mlp: &'a Mlp<'a>,
     /// The strips that this task computes, the same of both weights.

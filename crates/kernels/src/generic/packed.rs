@@ -11,7 +11,6 @@
 
 use super::strip::{Part, Strip, for_each_group};
 use super::tile::Tile;
-use super::unpacked;
 use crate::output::{Output, SharedOut};
 use crate::pack::PackedRows;
 use crate::packable::Packable;
@@ -70,7 +69,7 @@ pub(crate) fn packed<P: Packable, R: PackedRows16, const PANEL: usize, const STR
         for panel in task.x.panels() {
             with_rows!(panel.rows, M, one_panel::<P, R, M>(task, &panel));
         }
-    } else if !unpacked::is_used::<R>() {
+    } else if !R::UNPACKS {
         for strips in split(&task.strips, CACHED_STRIPS) {
             many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip), |_| {});
         }

@@ -1,7 +1,7 @@
 //! Unpacked weights: tiles with one byte per weight, for products of many rows.
 //!
-//! If every panel unpacked the tiles anew, ISAs with `vpdpbusd` would spend a fifth of their time on it. With
-//! many panels, some strips are therefore unpacked once, to a buffer that stays in the cache.
+//! If every panel unpacked the tiles anew, ISAs with a dot product of bytes would spend a fifth of their time
+//! on it. With many panels, some strips are therefore unpacked once, to a buffer that stays in the cache.
 
 // The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
 // loops with constant bounds, but not always for iterators.
@@ -34,7 +34,7 @@ unsafe impl bytemuck::Pod for Line {}
 struct UnpackedTile<const SCALES: usize, const MINS: usize> {
     scales: [[f32; TILE_ROWS]; SCALES],
     mins: [[f32; TILE_ROWS]; MINS],
-    /// The weights, each plus 128.
+    /// The weights, each as [`SIGN`](crate::tile::SIGN) says.
     groups: [[u8; 64]; GROUPS],
 }
 
@@ -52,7 +52,8 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
         for half in 0..MINS {
             R::store(tile.mins::<R>(half), &mut self.mins[half]);
         }
-        let more = const { (128 - P::LAYOUT.zero_point) as u8 };
+        let is_signed = const { P::LAYOUT.is_signed() };
+        let more = if is_signed { 0 } else { (R::SIGNED_OFFSET - P::LAYOUT.zero_point) as u8 };
         for_each_group!(
             [0 1 2 3 4 5 6 7],
             GROUP,
@@ -69,12 +70,6 @@ const FEW_PANELS: usize = 16;
 
 thread_local! {
     static UNPACKED: Cell<Vec<Line>> = Cell::default();
-}
-
-/// Whether the ISA unpacks the strips of products of several panels.
-#[inline(always)]
-pub(crate) fn is_used<R: PackedRows16>() -> bool {
-    R::SIGNED_OFFSET > 0
 }
 
 /// Strips of a task's weight that are unpacked at once.
@@ -226,7 +221,7 @@ fn multiply_part<
     let part = Part { scales: SCALES, half: HALF };
     let mut dots = [[R::start(0); N]; M];
     for m in 0..M {
-        dots[m] = [R::start(part.start::<M>(words, m, 128)); N];
+        dots[m] = [R::start(part.start::<M>(words, m, R::SIGNED_OFFSET)); N];
     }
     // Not a loop: the compiler might not unroll it, and would keep the sums in memory.
     dot_part::<R, SCALES, MINS, HALF, M, N>(tiles, words, 0, &mut dots);

@@ -154,6 +154,7 @@ impl PackedRows16 for Avx512Rows {
     type Sums = __m512i;
     const REGISTERS: usize = 1;
     const SIGNED_OFFSET: i32 = 128;
+    const UNPACKS: bool = true;
 
     #[inline(always)]
     fn bytes(bytes: &[u8; 64]) -> Self::Bytes {

@@ -1,0 +1,449 @@
+//! [`Rows16`] in four NEON registers, with 4 rows in each.
+//!
+//! NEON is part of 64-bit Arm, so its instructions need no check. Every load and store goes through a
+//! reference to an array of exactly its width.
+//!
+//! SAFETY of every block with `sdot` here: [`NeonRows<true>`] is used only inside the `#[target_feature]`
+//! functions of `dotprod/` and `i8mm/`, which dispatch.rs reaches only after it has seen the dot product on
+//! this CPU.
+
+use super::vectors::{from_halves, prefetch_l2, prefetch_stream};
+use crate::quantized_rows::FLOAT_OFFSET;
+use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
+use crate::tile::TILE_ROWS;
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+/// 16 rows. With `DOT`, one instruction multiplies bytes and adds four products.
+#[derive(Clone, Copy)]
+pub(in crate::aarch64) struct NeonRows<const DOT: bool>;
+
+/// Sums in 32 bits, and, without the dot product, sums in 16 bits, one for each product.
+#[derive(Clone, Copy)]
+pub(in crate::aarch64) struct Sums {
+    wide: [int32x4_t; 4],
+    narrow: [[int16x8_t; 2]; 4],
+}
+
+type Floats = [float32x4_t; 4];
+
+// No closures here: one that is not inlined would be compiled without the ISA's instructions.
+
+/// `sums` plus, for each row, the products of its 4 bytes and the 4 bytes of `x`.
+#[inline(always)]
+fn sdot(mut sums: int32x4_t, bytes: uint8x16_t, x: u32) -> int32x4_t {
+    // SAFETY: the dot product is enabled; see the top of this file. Nothing but these registers is touched.
+    unsafe {
+        asm!(
+            "sdot {sums:v}.4s, {bytes:v}.16b, {x:v}.4b[0]",
+            sums = inout(vreg) sums,
+            bytes = in(vreg) bytes,
+            x = in(vreg) f32::from_bits(x), // loaded into a vector register
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
+}
+
+/// The four bytes of `x`, four times.
+#[inline(always)]
+fn repeated(x: u32) -> int8x16_t {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe { vreinterpretq_s8_u32(vdupq_n_u32(x)) }
+}
+
+/// Quad `q` of the rows of register `register`.
+#[inline(always)]
+const fn quad(register: usize, q: usize) -> usize {
+    2 * register + q
+}
+
+/// Shifts every byte. `count` is a constant where it is called, so that one instruction remains.
+#[inline(always)]
+fn shift_right(bytes: uint8x16_t, count: usize) -> uint8x16_t {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe {
+        match count {
+            0 => bytes,
+            1 => vshrq_n_u8::<1>(bytes),
+            2 => vshrq_n_u8::<2>(bytes),
+            3 => vshrq_n_u8::<3>(bytes),
+            4 => vshrq_n_u8::<4>(bytes),
+            5 => vshrq_n_u8::<5>(bytes),
+            6 => vshrq_n_u8::<6>(bytes),
+            _ => vshrq_n_u8::<7>(bytes),
+        }
+    }
+}
+
+/// Like [`shift_right`].
+#[inline(always)]
+fn shift_left(bytes: uint8x16_t, count: usize) -> uint8x16_t {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe {
+        match count {
+            0 => bytes,
+            1 => vshlq_n_u8::<1>(bytes),
+            2 => vshlq_n_u8::<2>(bytes),
+            3 => vshlq_n_u8::<3>(bytes),
+            4 => vshlq_n_u8::<4>(bytes),
+            5 => vshlq_n_u8::<5>(bytes),
+            6 => vshlq_n_u8::<6>(bytes),
+            _ => vshlq_n_u8::<7>(bytes),
+        }
+    }
+}
+
+/// Floats from 16-bit integers.
+#[inline(always)]
+fn from_wide(low: int16x8_t, high: int16x8_t) -> Floats {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe {
+        [
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+            vcvtq_f32_s32(vmovl_high_s16(low)),
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+            vcvtq_f32_s32(vmovl_high_s16(high)),
+        ]
+    }
+}
+
+impl<const DOT: bool> Rows16 for NeonRows<DOT> {
+    type Floats = Floats;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe { [vdupq_n_f32(value); 4] }
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let at = values.as_ptr();
+            [vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))]
+        }
+    }
+
+    #[inline(always)]
+    fn store([a, b, c, d]: Self::Floats, out: &mut [f32; TILE_ROWS]) {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is written.
+        unsafe {
+            let at = out.as_mut_ptr();
+            vst1q_f32(at, a);
+            vst1q_f32(at.add(4), b);
+            vst1q_f32(at.add(8), c);
+            vst1q_f32(at.add(12), d);
+        }
+    }
+
+    #[inline(always)]
+    fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            [vaddq_f32(a[0], b[0]), vaddq_f32(a[1], b[1]), vaddq_f32(a[2], b[2]), vaddq_f32(a[3], b[3])]
+        }
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            [vmulq_f32(a[0], b[0]), vmulq_f32(a[1], b[1]), vmulq_f32(a[2], b[2]), vmulq_f32(a[3], b[3])]
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bf16(a: Self::Floats, b: Self::Floats, mut c: Self::Floats) -> Self::Floats {
+        for q in 0..4 {
+            // SAFETY: BF16 is enabled: only the table of `i8mm/` has such products, which dispatch.rs reaches
+            // only after it has seen BF16 on this CPU. Nothing but these registers is touched.
+            unsafe {
+                asm!(
+                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                    c = inout(vreg) c[q],
+                    a = in(vreg) a[q],
+                    b = in(vreg) b[q],
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+            }
+        }
+        c
+    }
+
+    #[inline(always)]
+    fn round_to_bf16(numbers: &[f32; 2 * TILE_ROWS], words: &mut [u32; TILE_ROWS]) {
+        for (numbers, words) in numbers.as_chunks::<8>().0.iter().zip(words.as_chunks_mut::<4>().0) {
+            // SAFETY: BF16 is enabled, as in `dot_bf16`; the references cover what is read and written.
+            unsafe {
+                let (low, high) = (vld1q_f32(numbers.as_ptr()), vld1q_f32(numbers.as_ptr().add(4)));
+                let mut rounded: uint32x4_t;
+                asm!(
+                    "bfcvtn {rounded:v}.4h, {low:v}.4s",
+                    "bfcvtn2 {rounded:v}.8h, {high:v}.4s",
+                    low = in(vreg) low,
+                    high = in(vreg) high,
+                    rounded = out(vreg) rounded,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+                vst1q_u32(words.as_mut_ptr(), rounded);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
+        for lane in (0..TILE_ROWS).step_by(4) {
+            for column in (0..TILE_ROWS).step_by(4) {
+                transpose_4x4(&rows, lane, column, out);
+            }
+        }
+    }
+}
+
+/// Transposes 4 rows from `lane` on and 4 words from `column` on. Interleaves pairs of words, then of pairs.
+#[inline(always)]
+fn transpose_4x4(
+    rows: &[&[u8; ROW_BYTES]; TILE_ROWS],
+    lane: usize,
+    column: usize,
+    out: &mut [[f32; TILE_ROWS]; TILE_ROWS],
+) {
+    // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+    unsafe {
+        let mut words = [vdupq_n_u32(0); 4];
+        for (words, row) in words.iter_mut().zip(&rows[lane..]) {
+            let row: &[u8; 16] = row[4 * column..][..16].try_into().expect("the slice has this length");
+            *words = vreinterpretq_u32_u8(vld1q_u8(row.as_ptr()));
+        }
+        let [a, b, c, d] = words;
+        let even = [vtrn1q_u32(a, b), vtrn1q_u32(c, d)].map(|x| vreinterpretq_u64_u32(x));
+        let odd = [vtrn2q_u32(a, b), vtrn2q_u32(c, d)].map(|x| vreinterpretq_u64_u32(x));
+        let columns = [
+            vtrn1q_u64(even[0], even[1]),
+            vtrn1q_u64(odd[0], odd[1]),
+            vtrn2q_u64(even[0], even[1]),
+            vtrn2q_u64(odd[0], odd[1]),
+        ];
+        for (words, out) in columns.into_iter().zip(&mut out[column..]) {
+            let out: &mut [f32; 4] = (&mut out[lane..][..4]).try_into().expect("the slice has this length");
+            vst1q_f32(out.as_mut_ptr(), vreinterpretq_f32_u64(words));
+        }
+    }
+}
+
+impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
+    type Bytes = [uint8x16_t; 4];
+    type Sums = Sums;
+    /// With the dot product, the sums of 6 rows fit into registers.
+    const REGISTERS: usize = if DOT { 1 } else { 2 };
+    const SIGNED_OFFSET: i32 = 0;
+    const UNPACKS: bool = DOT;
+
+    #[inline(always)]
+    fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let at = bytes.as_ptr();
+            [vld1q_u8(at), vld1q_u8(at.add(16)), vld1q_u8(at.add(32)), vld1q_u8(at.add(48))]
+        }
+    }
+
+    #[inline(always)]
+    fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]) {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is written.
+        unsafe {
+            for q in 0..4 {
+                vst1q_u8(out.as_mut_ptr().add(16 * q), bytes[q]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn plus(mut bytes: Self::Bytes, more: u8) -> Self::Bytes {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            for q in 0..4 {
+                bytes[q] = vaddq_u8(bytes[q], vdupq_n_u8(more));
+            }
+            bytes
+        }
+    }
+
+    #[inline(always)]
+    fn bits(mut bytes: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            for q in 0..4 {
+                bytes[q] = shift_right(bytes[q], shift);
+                // The shift alone leaves these bits.
+                if mask < u8::MAX >> shift {
+                    bytes[q] = vandq_u8(bytes[q], vdupq_n_u8(mask));
+                }
+            }
+            bytes
+        }
+    }
+
+    #[inline(always)]
+    fn with_bits(
+        mut bytes: Self::Bytes,
+        plane: Self::Bytes,
+        from: usize,
+        to: usize,
+        mask: u8,
+    ) -> Self::Bytes {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            for q in 0..4 {
+                let shifted = match to.checked_sub(from) {
+                    Some(left) => shift_left(plane[q], left),
+                    None => shift_right(plane[q], from - to),
+                };
+                bytes[q] = vorrq_u8(bytes[q], vandq_u8(shifted, vdupq_n_u8(mask)));
+            }
+            bytes
+        }
+    }
+
+    #[inline(always)]
+    fn lookup(mut bytes: Self::Bytes, table: &[u8; 16]) -> Self::Bytes {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            for q in 0..4 {
+                bytes[q] = vqtbl1q_u8(table, bytes[q]);
+            }
+            bytes
+        }
+    }
+
+    #[inline(always)]
+    fn start(start: i32) -> Self::Sums {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe { Sums { wide: [vdupq_n_s32(start); 4], narrow: [[vdupq_n_s16(0); 2]; 4] } }
+    }
+
+    #[inline(always)]
+    fn dot(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            if DOT {
+                for q in 0..4 {
+                    sums.wide[q] = sdot(sums.wide[q], bytes[q], x);
+                }
+                return sums;
+            }
+            let x = repeated(x);
+            for q in [quad(register, 0), quad(register, 1)] {
+                let (weights, [low, high]) = (vreinterpretq_s8_u8(bytes[q]), &mut sums.narrow[q]);
+                *low = vmlal_s8(*low, vget_low_s8(weights), vget_low_s8(x));
+                *high = vmlal_high_s8(*high, weights, x);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn dot_signed(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            if DOT {
+                return Self::dot(sums, register, bytes, x);
+            }
+            let x = repeated(x);
+            for q in [quad(register, 0), quad(register, 1)] {
+                let weights = vreinterpretq_s8_u8(bytes[q]);
+                let low = vmull_s8(vget_low_s8(weights), vget_low_s8(x));
+                let high = vmull_high_s8(weights, x);
+                // 2 * 128 * 127 fits into 16 bits.
+                sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn fold(mut sums: Self::Sums, register: usize) -> Self::Sums {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            if !DOT {
+                for q in [quad(register, 0), quad(register, 1)] {
+                    let [low, high] = sums.narrow[q];
+                    sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
+                    sums.narrow[q] = [vdupq_n_s16(0); 2];
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn scaled(Sums { wide, .. }: Self::Sums, scale: f32, _offset: f32) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm.
+        unsafe {
+            // The difference is exact. FMA would overwrite its addend, which would have to be copied four times.
+            let mut floats = [vdupq_n_f32(0.0); 4];
+            for q in 0..4 {
+                let sums = vsubq_f32(vreinterpretq_f32_s32(wide[q]), vdupq_n_f32(FLOAT_OFFSET));
+                floats[q] = vmulq_n_f32(sums, scale);
+            }
+            floats
+        }
+    }
+
+    #[inline(always)]
+    fn halves(bytes: &[u8; 2 * TILE_ROWS]) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let at = bytes.as_ptr();
+            let (low, high) = (vld1q_u8(at), vld1q_u8(at.add(16)));
+            let ([a, b], [c, d]) =
+                (from_halves(vreinterpretq_u16_u8(low)), from_halves(vreinterpretq_u16_u8(high)));
+            [a, b, c, d]
+        }
+    }
+
+    #[inline(always)]
+    fn unsigned(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let bytes = vld1q_u8(bytes.as_ptr());
+            let (low, high) = (vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes));
+            from_wide(vreinterpretq_s16_u16(low), vreinterpretq_s16_u16(high))
+        }
+    }
+
+    #[inline(always)]
+    fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let bytes = vld1q_s8(bytes.as_ptr().cast());
+            from_wide(vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_l2(address: *const u8) {
+        prefetch_l2(address);
+    }
+
+    #[inline(always)]
+    fn prefetch_stream(address: *const u8) {
+        prefetch_stream(address);
+    }
+}
