@@ -31,16 +31,8 @@ pub const ISA_VARIABLE: &str = "CANDLE_LLAMA_ISA";
 
 impl Isa {
     /// Every ISA, the slowest first.
-    pub const ALL: [Isa; 8] = [
-        Isa::Scalar,
-        Isa::Avx2,
-        Isa::AvxVnni,
-        Isa::Avx512,
-        Isa::Amx,
-        Isa::Neon,
-        Isa::Dotprod,
-        Isa::I8mm,
-    ];
+    pub const ALL: [Isa; 8] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::Dotprod, Isa::I8mm];
 
     /// The ISA's name, as `CANDLE_LLAMA_ISA` spells it.
     pub const fn name(self) -> &'static str {

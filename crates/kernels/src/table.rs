@@ -22,7 +22,8 @@ pub(crate) struct KernelTable {
     pub(crate) quantize: unsafe fn(&[f32], &[Precision], &mut [u32]),
     /// Products of f32 numbers.
     pub(crate) gemm: Gemm,
-    /// Products of bf16. Used only where [`bf16_dot_is_fast`](crate::dispatch::bf16_dot_is_fast), or with AMX.
+    /// Products of bf16. Used only where [`bf16_dot_is_fast`](crate::dispatch::bf16_dot_is_fast), or with
+    /// AMX.
     pub(crate) gemm_bf16: Option<Gemm>,
     /// Products of bf16 weights and activations that are each the sum of two bf16.
     pub(crate) gemm_bf16_pairs: Option<Gemm>,
@@ -238,7 +239,9 @@ macro_rules! packed_kernel {
         #[$attribute]
         fn packed(task: &PackedTask) {
             let (dtype, layout) = (task.weight.dtype(), task.weight.layout());
-            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS {
+            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS
+                || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS
+            {
                 return with_packable!(dtype, of_type::<_>(task));
             }
             unpacked::for_each_cached(

@@ -396,7 +396,8 @@ impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
     fn scaled(Sums { wide, .. }: Self::Sums, scale: f32, _offset: f32) -> Self::Floats {
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            // The difference is exact. FMA would overwrite its addend, which would have to be copied four times.
+            // The difference is exact. FMA would overwrite its addend, which would have to be copied four
+            // times.
             let mut floats = [vdupq_n_f32(0.0); 4];
             for q in 0..4 {
                 let sums = vsubq_f32(vreinterpretq_f32_s32(wide[q]), vdupq_n_f32(FLOAT_OFFSET));
