@@ -1,7 +1,7 @@
 //! Tests of products with many rows on every ISA of this CPU, against plain arithmetic.
 
 use super::packed_tests::types as packable_types;
-use super::tests::{Random, dot_bound, element, isas, kernels, widths};
+use super::tests::{Random, dot_bound, element, isas, kernels, pairs, widths};
 use super::*;
 use half::bf16;
 
@@ -31,45 +31,43 @@ fn gemm_is_the_sum_of_products_on_every_isa() {
     for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in WeightType::ALL {
-            for cols in widths(dtype).into_iter().chain([256 * 3]) {
-                for (rows, weight_rows) in
-                    [(1, 1), (2, 17), (5, 33), (6, 16), (12, 32), (13, 40), (33, 31), (64, 64)]
-                {
-                    let bytes = random.weights(dtype, weight_rows * cols);
-                    let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
-                    let w: Vec<f32> = (0..weight_rows)
-                        .flat_map(|row| (0..cols).map(move |i| element(dtype, weight.row(row), i)))
-                        .collect();
-                    // ISAs without the instruction ignore the input's rounding.
-                    for input in [GemmInput::Bf16Pairs, GemmInput::Bf16] {
-                        let x = random.floats(rows * cols);
-                        let mut out = random.floats(rows * weight_rows);
-                        let before = out.clone();
-                        let output = if rows % 2 == 0 { Output::Set } else { Output::Add };
-                        gemm(&kernels, &x, rows, input, Product { weight, out: &mut out, output });
-                        let rounds = input == GemmInput::Bf16 && rounds(isa, dtype);
-                        let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
-                        let uses_pairs =
-                            isa == Isa::Amx && dtype == WeightType::BF16 && input == GemmInput::Bf16Pairs;
-                        for (at, got) in out.into_iter().enumerate() {
-                            let x = x[at / weight_rows * cols..][..cols].iter();
-                            let x = x.map(|&x| if uses_pairs { bf16_pair(x) } else { round(x) });
-                            let x: Vec<f32> = x.collect();
-                            let w = w[at % weight_rows * cols..][..cols].iter().map(|&w| round(w));
-                            let w: Vec<f32> = w.collect();
-                            let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                            let start = if output == Output::Add { f64::from(before[at]) } else { 0.0 };
-                            let error = (f64::from(got) - start - dot).abs();
-                            // Every addition of the chain may be off by half a unit in the last place of the
-                            // sum so far.
-                            let bound =
-                                dot_bound(&x, &w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
-                            assert!(
-                                error <= bound,
-                                "{dtype} {rows}x{weight_rows}x{cols} {}: {error} > {bound}",
-                                isa.name()
-                            );
-                        }
+            let widths = [widths(dtype), vec![256 * 3]].concat();
+            let shapes = [(1, 1), (2, 17), (5, 33), (6, 16), (12, 32), (13, 40), (33, 31), (64, 64)];
+            for (cols, (rows, weight_rows)) in pairs(&widths, &shapes) {
+                let bytes = random.weights(dtype, weight_rows * cols);
+                let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+                let w: Vec<f32> = (0..weight_rows)
+                    .flat_map(|row| (0..cols).map(move |i| element(dtype, weight.row(row), i)))
+                    .collect();
+                // ISAs without the instruction ignore the input's rounding.
+                for input in [GemmInput::Bf16Pairs, GemmInput::Bf16] {
+                    let x = random.floats(rows * cols);
+                    let mut out = random.floats(rows * weight_rows);
+                    let before = out.clone();
+                    let output = if rows % 2 == 0 { Output::Set } else { Output::Add };
+                    gemm(&kernels, &x, rows, input, Product { weight, out: &mut out, output });
+                    let rounds = input == GemmInput::Bf16 && rounds(isa, dtype);
+                    let round = |x: f32| if rounds { bf16::from_f32(x).to_f32() } else { x };
+                    let uses_pairs =
+                        isa == Isa::Amx && dtype == WeightType::BF16 && input == GemmInput::Bf16Pairs;
+                    let x = x.into_iter().map(|x| if uses_pairs { bf16_pair(x) } else { round(x) });
+                    let x: Vec<f32> = x.collect();
+                    let w: Vec<f32> = w.iter().map(|&w| round(w)).collect();
+                    for (at, got) in out.into_iter().enumerate() {
+                        let x = &x[at / weight_rows * cols..][..cols];
+                        let w = &w[at % weight_rows * cols..][..cols];
+                        let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        let start = if output == Output::Add { f64::from(before[at]) } else { 0.0 };
+                        let error = (f64::from(got) - start - dot).abs();
+                        // Every addition of the chain may be off by half a unit in the last place of the
+                        // sum so far.
+                        let bound =
+                            dot_bound(x, w) + f64::from(f32::EPSILON) * 8.0 * (start.abs() + dot.abs());
+                        assert!(
+                            error <= bound,
+                            "{dtype} {rows}x{weight_rows}x{cols} {}: {error} > {bound}",
+                            isa.name()
+                        );
                     }
                 }
             }
@@ -96,12 +94,11 @@ fn a_row_of_gemm_depends_on_nothing_but_the_row() {
             };
             let inputs = [GemmInput::Bf16Pairs, GemmInput::Bf16];
             let whole = inputs.map(|input| run(input, 1, 0..40));
-            for rows in [0..1, 3..5, 4..9, 2..8, 1..13, 20..38, 0..40] {
-                for (index, threads) in [(0, 1), (0, 3), (1, 1), (1, 3)] {
-                    let expected = &whole[index][rows.start * weight_rows..rows.end * weight_rows];
-                    let got = run(inputs[index], threads, rows.clone());
-                    assert_eq!(got, expected, "{dtype} {rows:?} {}", isa.name());
-                }
+            let parts = [(0, 1), (3, 5), (4, 9), (2, 8), (1, 13), (20, 38), (0, 40)];
+            for ((start, end), (index, threads)) in pairs(&parts, &[(0, 1), (0, 3), (1, 1), (1, 3)]) {
+                let expected = &whole[index][start * weight_rows..end * weight_rows];
+                let got = run(inputs[index], threads, start..end);
+                assert_eq!(got, expected, "{dtype} {start}..{end} {}", isa.name());
             }
         }
     }
@@ -221,6 +218,11 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
                 }
             }
         }
-        assert_eq!(was_tested, isa == Isa::Amx || isa == Isa::Avx512 && dispatch::bf16_dot_is_fast());
+        let expected = match isa {
+            Isa::Amx | Isa::I8mm => true,
+            Isa::Avx512 => dispatch::bf16_dot_is_fast(),
+            _ => false,
+        };
+        assert_eq!(was_tested, expected, "{}", isa.name());
     }
 }

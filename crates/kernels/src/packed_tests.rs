@@ -3,7 +3,7 @@
 use super::quantized_rows::{
     FLOAT_OFFSET, FLOAT_START, GROUPS, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
 };
-use super::tests::{Random, isas, kernels};
+use super::tests::{Random, isas, kernels, pairs};
 use super::*;
 
 /// The types that can be packed.
@@ -316,11 +316,11 @@ fn a_row_of_a_packed_product_depends_on_nothing_but_the_row() {
                     product(&kernels, &quantized(&kernels, x, rows.len(), precision), &packed)
                 };
                 let whole = run(1, 0..60);
-                for rows in [0..1, 3..5, 4..7, 2..6, 1..8, 20..28, 21..30, 0..30, 5..55, 0..60] {
-                    for threads in [1, 3] {
-                        let expected = &whole[rows.start * weight_rows..rows.end * weight_rows];
-                        assert_eq!(run(threads, rows.clone()), expected, "{dtype} {rows:?} {}", isa.name());
-                    }
+                let parts =
+                    [(0, 1), (3, 5), (4, 7), (2, 6), (1, 8), (20, 28), (21, 30), (0, 30), (5, 55), (0, 60)];
+                for ((start, end), threads) in pairs(&parts, &[1, 3]) {
+                    let expected = &whole[start * weight_rows..end * weight_rows];
+                    assert_eq!(run(threads, start..end), expected, "{dtype} {start}..{end} {}", isa.name());
                 }
             }
         }

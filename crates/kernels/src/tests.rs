@@ -65,16 +65,46 @@ fn half_offsets(dtype: WeightType) -> &'static [usize] {
     }
 }
 
-/// Every ISA of this CPU. The ones that are missing are printed; they are an error if the machine is known to
-/// have them.
+/// The ISAs to test: those that CANDLE_LLAMA_REQUIRE_ISA names, which have to be available, or else every ISA
+/// of this CPU. Those that are left out are printed.
 #[allow(clippy::print_stdout)] // what was not tested is said
 pub(super) fn isas() -> Vec<Isa> {
-    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+    let isas: Vec<Isa> = match std::env::var("CANDLE_LLAMA_REQUIRE_ISA") {
+        Ok(names) => names.split(',').map(required).collect(),
+        Err(_) => Isa::available().collect(),
+    };
+    for isa in Isa::ALL.into_iter().filter(|isa| !isas.contains(isa)) {
         println!("skipped: {}", isa.name());
-        let required = std::env::var("CANDLE_LLAMA_REQUIRE_ISA").unwrap_or_default();
-        assert!(!required.split(',').any(|name| name == isa.name()), "{} is required here", isa.name());
     }
-    Isa::available().collect()
+    isas
+}
+
+fn required(name: &str) -> Isa {
+    let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name);
+    let isa = isa.unwrap_or_else(|| panic!("there is no ISA {name}"));
+    assert!(isa.is_available(), "{name} is required here");
+    isa
+}
+
+/// All pairs of `first` and `second`. If there are to be few cases, only so many that each of either is in
+/// one.
+pub(super) fn pairs<A: Copy, B: Copy>(first: &[A], second: &[B]) -> Vec<(A, B)> {
+    if few_cases() {
+        let count = first.len().max(second.len());
+        let pair = |i: usize| (first[i % first.len()], second[i % second.len()]);
+        return (0..count).map(pair).collect();
+    }
+    first.iter().flat_map(|&first| second.iter().map(move |&second| (first, second))).collect()
+}
+
+/// Whether there are to be few cases: CANDLE_LLAMA_TEST_CASES is few or all, the default. Few are for
+/// emulators, which are a hundred times slower than a processor.
+pub(super) fn few_cases() -> bool {
+    match std::env::var("CANDLE_LLAMA_TEST_CASES").as_deref() {
+        Ok("few") => true,
+        Ok("all") | Err(_) => false,
+        Ok(other) => panic!("CANDLE_LLAMA_TEST_CASES is few or all, not {other}"),
+    }
 }
 
 pub(super) fn kernels(isa: Isa, threads: usize) -> Kernels {
@@ -245,26 +275,24 @@ fn matmul_is_the_sum_of_products_on_every_isa() {
     for isa in isas() {
         let kernels = kernels(isa, 2);
         for dtype in WeightType::ALL {
-            for cols in widths(dtype) {
-                for (rows, weight_rows) in [(1, 1), (1, 7), (2, 3), (3, 50), (4, 2), (5, 49), (9, 100)] {
-                    let bytes = random.weights(dtype, weight_rows * cols);
-                    let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
-                    let x = random.floats(rows * cols);
-                    let mut out = random.floats(rows * weight_rows);
-                    let before = out.clone();
-                    let product = Product { weight, out: &mut out, output: Output::Add };
-                    kernels.matmul(&x, rows, &mut [product], &Cancel::never());
-                    for row in 0..rows {
-                        for column in 0..weight_rows {
-                            let x = &x[row * cols..][..cols];
-                            let w: Vec<f32> =
-                                (0..cols).map(|i| element(dtype, weight.row(column), i)).collect();
-                            let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                            let at = row * weight_rows + column;
-                            let error = (f64::from(out[at]) - f64::from(before[at]) - dot).abs();
-                            let bound = dot_bound(x, &w) + f64::from(f32::EPSILON) * (2.0 + dot.abs());
-                            assert!(error <= bound, "{dtype} {cols} {}: {error} > {bound}", isa.name());
-                        }
+            let shapes = [(1, 1), (1, 7), (2, 3), (3, 50), (4, 2), (5, 49), (9, 100)];
+            for (cols, (rows, weight_rows)) in pairs(&widths(dtype), &shapes) {
+                let bytes = random.weights(dtype, weight_rows * cols);
+                let weight = WeightRows::new(dtype, &bytes, weight_rows, cols).unwrap();
+                let x = random.floats(rows * cols);
+                let mut out = random.floats(rows * weight_rows);
+                let before = out.clone();
+                let product = Product { weight, out: &mut out, output: Output::Add };
+                kernels.matmul(&x, rows, &mut [product], &Cancel::never());
+                for row in 0..rows {
+                    for column in 0..weight_rows {
+                        let x = &x[row * cols..][..cols];
+                        let w: Vec<f32> = (0..cols).map(|i| element(dtype, weight.row(column), i)).collect();
+                        let dot: f64 = x.iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        let at = row * weight_rows + column;
+                        let error = (f64::from(out[at]) - f64::from(before[at]) - dot).abs();
+                        let bound = dot_bound(x, &w) + f64::from(f32::EPSILON) * (2.0 + dot.abs());
+                        assert!(error <= bound, "{dtype} {cols} {}: {error} > {bound}", isa.name());
                     }
                 }
             }
@@ -289,11 +317,10 @@ fn a_row_of_matmul_depends_on_nothing_but_the_row() {
                 out
             };
             let whole = product(1, 0..11);
-            for rows in [0..1, 3..5, 3..6, 2..6, 0..5, 3..9, 2..9, 1..9, 0..11, 10..11] {
-                for threads in [1, 2, 3] {
-                    let expected = &whole[rows.start * 130..rows.end * 130];
-                    assert_eq!(product(threads, rows.clone()), expected, "{dtype} {}", isa.name());
-                }
+            let parts = [(0, 1), (3, 5), (3, 6), (2, 6), (0, 5), (3, 9), (2, 9), (1, 9), (0, 11), (10, 11)];
+            for ((start, end), threads) in pairs(&parts, &[1, 2, 3]) {
+                let expected = &whole[start * 130..end * 130];
+                assert_eq!(product(threads, start..end), expected, "{dtype} {}", isa.name());
             }
         }
     }
