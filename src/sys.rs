@@ -3,6 +3,7 @@
 //! A value that the system does not report is None, never a guess.
 
 pub mod panics;
+mod platform;
 pub mod reserve;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,14 @@ pub fn usable_cores() -> usize {
         Some(quota) => cores.min((quota as usize).max(1)),
         None => cores,
     }
+}
+
+/// The number of threads that compute if the caller names none: the usable cores or, on a processor with two
+/// kinds of cores, the performance cores among them. A kernel ends when its slowest thread does, so threads
+/// on slower cores would make the others wait.
+pub fn default_threads() -> usize {
+    let fast = Files::of_the_system().performance_cores().or_else(platform::performance_cores);
+    fast.unwrap_or(usize::MAX).min(usable_cores())
 }
 
 /// The CPU's name.
@@ -48,7 +57,7 @@ pub fn memory() -> Option<Memory> {
 /// The bytes that this process may still map or allocate before it reaches its limit of address space
 /// (`ulimit -v`). None without a limit.
 pub fn address_space_left() -> Option<u64> {
-    let limit = address_space_limit()?;
+    let limit = platform::address_space_limit()?;
     let status = Files::of_the_system().read("/proc/self/status")?;
     Some(limit.saturating_sub(kibibytes(&status, "VmSize")?))
 }
@@ -56,30 +65,7 @@ pub fn address_space_left() -> Option<u64> {
 /// Whether this is the process's first thread, on which Python runs signal handlers; true where the system
 /// does not say.
 pub fn is_main_thread() -> bool {
-    #[cfg(target_os = "linux")]
-    #[allow(unsafe_code)]
-    // SAFETY: both calls take nothing and cannot fail.
-    return unsafe { libc::gettid() == libc::getpid() };
-    #[cfg(target_os = "macos")]
-    #[allow(unsafe_code)]
-    // SAFETY: the call takes nothing and cannot fail.
-    return unsafe { libc::pthread_main_np() != 0 };
-    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-    true
-}
-
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn address_space_limit() -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid rlimit to write to, for the length of the call.
-    let failed = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } != 0;
-    (!failed && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn address_space_limit() -> Option<u64> {
-    None
+    platform::is_main_thread().unwrap_or(true)
 }
 
 /// The process that created an object. A forked child is a different process: it has a copy of the memory but
@@ -98,6 +84,9 @@ impl Process {
         self == Process::current()
     }
 }
+
+/// The most cores that Linux can be built for.
+const MAX_CORES: usize = 8192;
 
 /// The files in which Linux reports what a process may use.
 struct Files {
@@ -132,6 +121,25 @@ impl Files {
         });
         let quotas = v2.chain(v1).filter(|&(quota, period)| quota > 0.0 && period > 0.0);
         quotas.map(|(quota, period)| quota / period).reduce(f64::min)
+    }
+
+    /// The performance cores of this thread's affinity mask: those with at least half the capacity of the
+    /// fastest one. Linux gives each core's capacity, from 1 to 1024, where cores differ.
+    fn performance_cores(&self) -> Option<usize> {
+        let status = self.read("/proc/thread-self/status")?;
+        let allowed = text_after(&status, "Cpus_allowed_list")?;
+        let ranges = allowed.trim().split(',').map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some(first.parse::<usize>().ok()?..=last.parse().ok()?)
+        });
+        let ranges = ranges.collect::<Option<Vec<_>>>()?;
+        let cores = (0..MAX_CORES).filter(|core| ranges.iter().any(|range| range.contains(core)));
+        // The mask may have cores that the machine does not have.
+        let capacities: Vec<u64> = cores
+            .filter_map(|core| self.number(format!("/sys/devices/system/cpu/cpu{core}/cpu_capacity")))
+            .collect();
+        let most = capacities.iter().max()?;
+        Some(capacities.iter().filter(|&capacity| *capacity >= most / 2).count())
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -207,10 +215,15 @@ impl Memory {
     }
 }
 
+/// What follows `key` and a colon on its line.
+fn text_after<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+}
+
 /// The value, in bytes, of a line such as `MemTotal:  24 kB`.
 fn kibibytes(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let value = text_after(text, key)?.trim().strip_suffix("kB")?;
+    value.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -239,6 +252,7 @@ mod tests {
     #[test]
     fn at_least_one_core_and_available_memory_within_the_total() {
         assert!(usable_cores() >= 1);
+        assert!((1..=usable_cores()).contains(&default_threads()));
         if let Some(memory) = memory() {
             assert!(memory.available <= memory.total);
         }
@@ -281,6 +295,35 @@ mod tests {
         assert_eq!(quota("200000\n", ""), Some(2.0));
         assert_eq!(quota("200000\n", "/docker/abc"), Some(2.0));
         assert_eq!(quota("200000\n", "/somebody/else"), None);
+    }
+
+    #[test]
+    fn performance_cores_have_at_least_half_the_capacity_of_the_fastest_that_is_allowed() {
+        let capacity = |core: usize| match core {
+            0..4 => "402\n",
+            4..7 => "871\n",
+            _ => "1024\n",
+        };
+        let paths = [0, 1, 2, 3, 4, 5, 6, 7]
+            .map(|core| (format!("sys/devices/system/cpu/cpu{core}/cpu_capacity"), capacity(core)));
+        let fast = |allowed: &str| {
+            let status = format!("Name:\tx\nCpus_allowed:\tff\nCpus_allowed_list:\t{allowed}\n");
+            let mut contents = vec![("proc/thread-self/status", status.as_str())];
+            contents.extend(paths.iter().map(|(path, text)| (path.as_str(), *text)));
+            files(&contents).1.performance_cores()
+        };
+        assert_eq!(fast("0-7"), Some(4));
+        assert_eq!(fast("0-127"), Some(4), "the mask may have cores that the machine does not have");
+        assert_eq!(fast("0-2,5,7"), Some(2));
+        assert_eq!(fast("0-3"), Some(4), "only slow cores are allowed");
+        assert_eq!(fast("4"), Some(1));
+        for nonsense in ["", "x", "3-", "-3", "18446744073709551616", "7-0"] {
+            assert_eq!(fast(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(fast("0-18446744073709551615"), Some(4), "bounded");
+        let alike = [("proc/thread-self/status", "Cpus_allowed_list:\t0-7\n")];
+        assert_eq!(files(&alike).1.performance_cores(), None, "cores are alike");
+        assert_eq!(files(&[]).1.performance_cores(), None);
     }
 
     #[test]

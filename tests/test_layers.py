@@ -41,7 +41,7 @@ LADDER = (
 NEVER = {("engine", "tokenizer")}
 PYTHON_CRATES = {"pyo3", "numpy"}
 GPU_FEATURES = {"cuda", "cudnn", "flash-attn", "metal", "accelerate", "nccl", "mkl"}
-UNSAFE_FILES = re.compile(r"checkpoint/mmap\.rs$|sys\.rs$|sys/reserve\.rs$")
+UNSAFE_FILES = re.compile(r"checkpoint/mmap\.rs$|sys/(platform|reserve)\.rs$")
 NETWORK_CRATES = {
     *("attohttpc", "curl", "hf_hub", "hyper", "isahc", "minreq", "native_tls", "openssl", "quinn", "reqwest"),
     *("rustls", "socket2", "surf", "tungstenite", "ureq"),
@@ -119,7 +119,7 @@ def gpu_features_in_device(source: RustSource) -> Complaints:
 
 
 def unsafe_only_where_allowed(source: RustSource) -> Complaints:
-    """`unsafe` is allowed only in the kernels crate, checkpoint/mmap.rs, sys.rs and sys/reserve.rs."""
+    """`unsafe` is allowed only in the kernels crate, checkpoint/mmap.rs and sys/{platform,reserve}.rs."""
     if UNSAFE_FILES.match(source.name):
         return
     for token in source.tokens:

@@ -280,7 +280,11 @@ def test_threads_honour_the_affinity(tiny):
     threads, _ = python(THREADS, tiny, f"os.sched_setaffinity(0, {cores[:1]})")
     assert threads == 1
     threads, quota = python(THREADS, tiny)
-    assert threads == min(len(cores), max(1, int(quota or len(cores))))
+    usable = min(len(cores), max(1, int(quota or len(cores))))
+    if Path(f"/sys/devices/system/cpu/cpu{cores[0]}/cpu_capacity").exists():
+        assert 1 <= threads <= usable, "some cores may be slower"
+    else:
+        assert threads == usable
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
         engine: "cpu" is this package's own decoder for the CPU; "tensor" is its decoder in Candle's tensor
             operations, for any device; "candle" is Candle's own Llama. "auto" uses "cpu" on the CPU and
             "tensor" on other devices.
-        threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
+        threads: Number of threads; None uses the performance cores that CPU affinity and cgroup quota allow.
         context_length: Length of the context in tokens; None is the model's own, reduced if memory is short.
         max_num_seqs: At most so many requests run together, by default up to 32; others wait for their turn.
             The candle engine runs a forward pass of its own for each.

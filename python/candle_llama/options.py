@@ -87,7 +87,7 @@ LOADING = {
         "cpu: our own decoder; tensor: the same in Candle's tensors, on any device; candle: Candle's Llama",
         ("auto", *get_args(Engine)),
     ),
-    "threads": Option(None, "default: the cores this process may use", metavar="N", is_count=True),
+    "threads": Option(None, "default: the performance cores that may be used", metavar="N", is_count=True),
     "context_length": Option(None, "default: the model's own", metavar="N", is_count=True),
     "max_num_seqs": Option(
         None, "most sequences that run together (default: what pays)", metavar="N", is_count=True

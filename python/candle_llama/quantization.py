@@ -50,7 +50,7 @@ def quantize(
         allow_requantize: Convert tensors that are already quantised, which loses more precision than
             converting the original.
         tokenizer: False leaves the tokenizer out, if GGUF cannot express it.
-        threads: Number of threads; None uses as many as CPU affinity and cgroup quota allow.
+        threads: Number of threads; None uses the performance cores that CPU affinity and cgroup quota allow.
         **options: `revision`, `token`, `cache_dir`, `local_files_only` and `progress`, as for `load`.
 
     Returns:

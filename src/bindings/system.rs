@@ -81,7 +81,7 @@ pub(super) fn doctor(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     dict.set_item("isa_available", Isa::available().map(Isa::name).collect::<Vec<_>>())?;
     dict.set_item("cores", sys::usable_cores())?;
     dict.set_item("quota", sys::cpu_quota())?;
-    dict.set_item("threads", sys::usable_cores())?;
+    dict.set_item("threads", sys::default_threads())?;
     let memory = sys::memory();
     dict.set_item("memory_total", memory.map(|memory| memory.total))?;
     dict.set_item("memory_available", memory.map(|memory| memory.available))?;

@@ -173,7 +173,7 @@ pub struct LoadOptions {
     pub kv_dtype: Option<FloatType>,
     /// The decoder; None takes `Cpu` on the CPU and `Tensor` on other devices.
     pub engine: Option<EngineKind>,
-    /// Number of threads; None is the number of cores that this process may use.
+    /// Number of threads; None is the number of performance cores that this process may use.
     pub threads: Option<usize>,
     /// Maximum positions of a sequence; None is the model's own context, or less if memory is short.
     pub context_length: Option<usize>,
@@ -198,7 +198,7 @@ pub(super) fn detect_isa() -> Result<Isa> {
 /// The largest number of threads that is accepted, far above the cores of any machine.
 const MAX_THREADS: usize = 4096;
 
-/// The number of threads to use. None means the cores that this process may use.
+/// The number of threads to use. None means the performance cores that this process may use.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`]
@@ -206,7 +206,7 @@ pub(super) fn threads(requested: Option<usize>) -> Result<usize> {
     match requested {
         Some(threads @ 1..=MAX_THREADS) => Ok(threads),
         Some(other) => Err(Error::argument("threads", format!("{other} is not from 1 to {MAX_THREADS}"))),
-        None => Ok(sys::usable_cores()),
+        None => Ok(sys::default_threads()),
     }
 }
 

@@ -43,7 +43,7 @@ pub struct QuantizeOptions {
     pub allow_requantize: bool,
     /// Write the tokenizer, too.
     pub tokenizer: bool,
-    /// Number of threads; None is the number of cores that this process may use.
+    /// Number of threads; None is the number of performance cores that this process may use.
     pub threads: Option<usize>,
 }
 

@@ -10,8 +10,8 @@ use crate::sys;
 /// The smallest buffer. Reading less would not measure a steady rate.
 const MIN_BYTES: usize = 1 << 20;
 
-/// Measures how fast `threads` threads can read and compute at most. None takes the cores that this process
-/// may use.
+/// Measures how fast `threads` threads can read and compute at most. None takes the performance
+/// cores that this process may use.
 ///
 /// Uses the best ISA of this CPU, even if another one is forced for models. Reads a buffer of
 /// `buffer_bytes`; to measure main memory, it must be larger than all caches.

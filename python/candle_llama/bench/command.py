@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", metavar="N", type=_positive, help=f"rounds (default: {RUNS})")
     parser.add_argument(
-        "--threads", metavar="N", type=_positive, help="for every engine (default: the cores allowed)"
+        "--threads", metavar="N", type=_positive, help="for every engine (default: performance cores)"
     )
     parser.add_argument(
         "--parallel",

@@ -97,7 +97,7 @@ def run_llama_bench(
         depth: Tokens of context before them.
         runs: Number of rounds.
         device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
-        threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
+        threads: Threads of every engine; None uses the performance cores that this process may use.
         seed: Seed of the prompts.
         note: Called with a line about every step.
 

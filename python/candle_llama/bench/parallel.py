@@ -129,7 +129,7 @@ def run_parallel(
         prompt_tokens: Length of the prompts.
         new_tokens: Tokens to generate for each prompt.
         device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
-        threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
+        threads: Threads of every engine; None uses the performance cores that this process may use.
         seed: Seed of the prompts.
         note: Called with a line about every step.
 

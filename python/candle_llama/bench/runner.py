@@ -43,7 +43,7 @@ def run_bench(
         new_tokens: Tokens to generate.
         runs: Number of rounds.
         device: Where every engine runs: "cpu", "cuda", "cuda:1", "metal".
-        threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
+        threads: Threads of every engine; None uses the performance cores that this process may use.
         seed: Seed of the prompts.
         roofline: Whether to measure also the CPU's peak memory bandwidth and arithmetic, in each round.
         note: Called with a line about every step.

@@ -63,7 +63,7 @@ class Setting:
             device: A name that `find_device` takes.
             prompt_tokens: Length of the longest prompt.
             new_tokens: The most tokens that follow a prompt.
-            threads: Threads of every engine; None uses as many as CPU affinity and cgroup quota allow.
+            threads: Threads of every engine; None uses the performance cores that this process may use.
             clients: Sequences that an engine may have to hold at the same time.
             parallel: Whether they are those of several clients.
 

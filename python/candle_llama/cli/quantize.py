@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-tokenizer", dest="tokenizer", action="store_false", help="leave the tokenizer out"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: the cores this process may use")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="default: the performance cores that may be used"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
