@@ -31,7 +31,7 @@ QUESTION := What is the capital of France?
 
 .PHONY: help
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/.installed $(VENV)/.demo  ## build, install, and ask a real Llama a question
@@ -92,6 +92,14 @@ cuda-check:  ## type-check the CUDA features on a machine without CUDA
 .PHONY: wheel
 wheel: $(VENV)/.created | tools  ## one wheel for this machine, in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# maturin finds the lowest manylinux tag for the symbols that the module takes from the C library.
+.PHONY: wheel-aarch64
+wheel-aarch64: $(VENV)/.created  ## one wheel for 64-bit Arm Linux, cross-compiled, in dist/
+	@.ci/tools cargo aarch64
+	. .ci/aarch64-env && \
+	    MATURIN_PEP517_ARGS="--features python --target $$target --compatibility pypi" \
+	    $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 .PHONY: clean
 clean:  ## remove everything that was built here
