@@ -47,8 +47,22 @@ pub(super) trait PackedRows16: Rows16 {
     const SIGNED_OFFSET: i32;
     /// Whether products of several panels unpack the weights first, see `generic/unpacked.rs`.
     const UNPACKS: bool;
+    /// Bytes of weights between two prefetches of a stream.
+    const PREFETCH_STEP: usize;
+    /// Whether products count tiles instead of reading their indices. Loads of weights then do not wait for
+    /// that of the index.
+    const COUNTS_TILES: bool = false;
+    /// Whether [`PackedRows16::dot`] takes pairs of rows joined, see `tile.rs`.
+    const JOINS: bool = false;
 
-    fn bytes(bytes: &[u8; 64]) -> Self::Bytes;
+    /// The same index. If tiles are counted, the compiler must not see that, or it would always read it.
+    #[inline(always)]
+    fn read_index(index: usize) -> usize {
+        index
+    }
+
+    /// Loads bytes that `M` rows are multiplied with.
+    fn bytes<const M: usize>(bytes: &[u8; 64]) -> Self::Bytes;
     fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]);
     /// Adds `more` to every byte, without overflow.
     fn plus(bytes: Self::Bytes, more: u8) -> Self::Bytes;
@@ -64,12 +78,18 @@ pub(super) trait PackedRows16: Rows16 {
     /// Sets every sum to `start`.
     fn start(start: i32) -> Self::Sums;
     /// Adds, for each row of register `register`, the products of its 4 bytes (below 64) and the 4 signed
-    /// bytes of `x` (-127 or more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be above 31,
-    /// [`PackedRows16::fold`] must follow.
-    fn dot(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    /// bytes of `x[lane]` (-127 or more). After 8 calls, 4 if bytes can be above 15, or 2 if they can be
+    /// above 31, [`PackedRows16::fold`] must follow.
+    fn dot(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: &[u32; 4], lane: usize) -> Self::Sums;
     /// Like [`PackedRows16::dot`], for signed bytes, which are stored as [`SIGN`](crate::tile::SIGN) says.
     /// Needs no fold.
-    fn dot_signed(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums;
+    fn dot_signed(
+        sums: Self::Sums,
+        register: usize,
+        bytes: Self::Bytes,
+        x: &[u32; 4],
+        lane: usize,
+    ) -> Self::Sums;
     /// Adds up the numbers that the sums of register `register` consist of, so that they cannot overflow.
     fn fold(sums: Self::Sums, register: usize) -> Self::Sums;
     /// `(sums - FLOAT_START) * scale`, rounded once. Call it after a fold. `quantized_rows.rs` explains
@@ -81,6 +101,26 @@ pub(super) trait PackedRows16: Rows16 {
     fn unsigned(bytes: &[u8; TILE_ROWS]) -> Self::Floats;
     /// Signed bytes as numbers.
     fn signed(bytes: &[u8; TILE_ROWS]) -> Self::Floats;
+
+    /// The numbers of group `place`, 0 or 1, of two that are stored as pairs of rows. Called only on Arm.
+    fn pairs<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
+        unreachable!("only Arm's tiles have pairs of rows")
+    }
+    /// The same for [`PackedRows16::dot`]: rows 8 to 15 stay joined with rows 0 to 7. This and the next two
+    /// are called only if the ISA joins rows.
+    fn joined<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
+        unreachable!("the ISA does not join rows")
+    }
+    /// Starts the sums of joined rows, so that those that [`PackedRows16::scaled_joined`] scales start at
+    /// `first` for rows 0 to 7, and at `second` for rows 8 to 15. The stored numbers of the latter count as 8
+    /// less than they are.
+    fn start_joined(_first: i32, _second: i32) -> Self::Sums {
+        unreachable!("the ISA does not join rows")
+    }
+    /// [`PackedRows16::scaled`] of the sums of joined rows.
+    fn scaled_joined(_sums: Self::Sums, _scale: f32) -> Self::Floats {
+        unreachable!("the ISA does not join rows")
+    }
 
     /// Prefetches the cache line of `address` into L2; never faults.
     fn prefetch_l2(address: *const u8);

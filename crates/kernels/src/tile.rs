@@ -36,6 +36,12 @@
 //! Group `g` consists of elements `4g..4g + 4` of each row, which one instruction multiplies. Bits are stored
 //! in units of 64 bytes, `(16 rows, 4)`. With `n` bits per weight, a unit holds `8 / n` groups, the first one
 //! in the lowest bits of the bytes.
+//!
+//! On Arm, Q4_0, Q4_1 and Q4_K have pairs of rows instead (`is_paired`): a group has 32 bytes, `(8 rows, 4)`.
+//! The low half of a byte of row `r` is the number of row `r`; the high half is that of row `r + 8` minus 8,
+//! signed. So a byte is a signed number, `16 * (second - 8) + first`. Both rows are multiplied with the same
+//! activations, so `sdot` takes the byte as it is, and the first row's sum is subtracted once per tile. Only
+//! the low halves have to be unpacked.
 
 use crate::blocks::{IQ4_VALUES, f16_at};
 
@@ -135,6 +141,22 @@ impl TileLayout {
         Bits { unit: self.high() + UNIT * (self.high_bits + at / 8), shift: at % 8 }
     }
 
+    /// Whether a byte has numbers of two rows.
+    pub(super) const fn is_paired(self) -> bool {
+        cfg!(target_arch = "aarch64") && self.low_bits == 4 && self.high_bits == 0 && !self.is_coded
+    }
+
+    /// Where the pairs of rows of a group are: their unit, and the group's place in it, 0 or 1.
+    pub(super) const fn pairs(self, group: usize) -> (usize, usize) {
+        (self.high() + UNIT * (group / 2), group % 2)
+    }
+
+    /// Where the pair of row `lane` is: its first byte, and the bit that the row's numbers begin at.
+    const fn pair(self, group: usize, lane: usize) -> (usize, usize) {
+        let (unit, place) = self.pairs(group);
+        (unit + UNIT / 2 * place + 4 * (lane % (TILE_ROWS / 2)), lane / (TILE_ROWS / 2) * 4)
+    }
+
     /// Bytes of a tile.
     pub(super) const fn tile_bytes(self) -> usize {
         self.high() + UNIT * (self.high_bits + self.low_bits)
@@ -171,17 +193,24 @@ impl TileLayout {
     #[inline(always)]
     pub(super) fn put_weights(self, weights: &[u8; TILE_COLS], tile: &mut [u8], lane: usize) {
         let (words, _) = weights.as_chunks::<4>();
-        let mut put = |bits: Bits, word: u32| {
-            let out = &mut tile[bits.unit + 4 * lane..][..4];
-            let stored =
-                if bits.shift == 0 { 0 } else { u32::from_le_bytes([out[0], out[1], out[2], out[3]]) };
-            out.copy_from_slice(&(stored | word << bits.shift).to_le_bytes());
+        let mut put = |at: usize, shift: usize, word: u32| {
+            let out = &mut tile[at..][..4];
+            let stored = if shift == 0 { 0 } else { u32::from_le_bytes([out[0], out[1], out[2], out[3]]) };
+            out.copy_from_slice(&(stored | word << shift).to_le_bytes());
         };
         for (group, word) in words.iter().enumerate() {
             let word = u32::from_le_bytes(*word);
-            put(self.low_bits(group), word & every_byte((1 << self.low_bits) - 1));
+            if self.is_paired() {
+                let (at, shift) = self.pair(group, lane);
+                // In 4 bits, x ^ 8 is x - 8.
+                put(at, shift, if shift == 0 { word } else { word ^ every_byte(8) });
+                continue;
+            }
+            let low = self.low_bits(group);
+            put(low.unit + 4 * lane, low.shift, word & every_byte((1 << self.low_bits) - 1));
             if self.high_bits > 0 {
-                put(self.high_bits(group), word >> self.low_bits & every_byte((1 << self.high_bits) - 1));
+                let (high, word) = (self.high_bits(group), word >> self.low_bits);
+                put(high.unit + 4 * lane, high.shift, word & every_byte((1 << self.high_bits) - 1));
             }
         }
     }
@@ -191,6 +220,11 @@ impl TileLayout {
         let (group, j) = (i / 4, i % 4);
         let bits =
             |at: Bits, count: usize| i32::from(tile[at.unit + 4 * lane + j]) >> at.shift & ((1 << count) - 1);
+        if self.is_paired() {
+            let (at, shift) = self.pair(group, lane);
+            let stored = tile[at + j] >> shift & 15;
+            return i32::from(if shift == 0 { stored } else { stored ^ 8 }) - self.zero_point;
+        }
         let mut quant = bits(self.low_bits(group), self.low_bits);
         if self.high_bits > 0 {
             quant |= bits(self.high_bits(group), self.high_bits) << self.low_bits;

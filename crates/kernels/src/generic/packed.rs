@@ -9,7 +9,7 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::strip::{Part, Strip, for_each_group};
+use super::strip::{Part, Strip, for_each_group, quad};
 use super::tile::Tile;
 use crate::output::{Output, SharedOut};
 use crate::pack::PackedRows;
@@ -160,14 +160,20 @@ fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
     prefetch: impl Fn(S::Tile),
 ) -> [[R::Floats; N]; M] {
     let mut sums = [[R::splat(0.0); N]; M];
+    let mut index = 0;
     for block in panel.blocks.chunks_exact(const { block_words(M) }) {
-        let (index, words) = (block[0] as usize, &block[1..]);
+        let words = &block[1..];
+        if !R::COUNTS_TILES || index != block[0] as usize {
+            // A residual has the tile of the block before.
+            index = R::read_index(block[0] as usize);
+        }
         let mut tiles = [strips[0].tile(index); N];
         for n in 1..N {
             tiles[n] = strips[n].tile(index);
         }
         prefetch(tiles[0]);
         S::multiply_tiles::<R, M, N>(tiles, words, &mut sums);
+        index = index.wrapping_add(1);
     }
     sums
 }
@@ -209,6 +215,17 @@ impl<'a, P: Packable> Strip for PackedStrip<'a, P> {
     }
 }
 
+/// Whether products with weights of type `P` join rows.
+#[inline(always)]
+const fn joins_rows<R: PackedRows16, P: Packable>() -> bool {
+    R::JOINS && P::LAYOUT.is_paired()
+}
+
+#[inline(always)]
+const fn part<R: PackedRows16, P: Packable, const HALF: usize>() -> Part {
+    Part { scales: P::LAYOUT.scales, half: HALF, joined: joins_rows::<R, P>() }
+}
+
 /// Multiplies the columns of the tiles, or half `HALF` of them if there are two scales for each row.
 #[inline(always)]
 fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize, const N: usize>(
@@ -217,11 +234,11 @@ fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize
     sums: &mut [[R::Floats; N]; M],
 ) {
     let layout = const { P::LAYOUT };
-    let part = Part { scales: layout.scales, half: HALF };
+    let part = part::<R, P, HALF>();
     let zero_point = if const { P::LAYOUT.is_signed() } { R::SIGNED_OFFSET } else { layout.zero_point };
     let mut dots = [[R::start(0); N]; M];
     for m in 0..M {
-        dots[m] = [R::start(part.start::<M>(words, m, zero_point)); N];
+        dots[m] = [part.start_sums::<R, M>(words, m, zero_point); N];
     }
     // Not a loop: the compiler might not unroll it, and would keep the sums in memory.
     dot_part::<R, P, HALF, M, N>(tiles, words, 0, &mut dots);
@@ -244,7 +261,7 @@ fn dot_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize, con
     register: usize,
     dots: &mut [[R::Sums; N]; M],
 ) {
-    let part = Part { scales: const { P::LAYOUT.scales }, half: HALF };
+    let part = part::<R, P, HALF>();
     for_each_group!(part, GROUP, dot_group::<R, P, GROUP, M, N>(tiles, words, register, dots));
     if !const { P::LAYOUT.is_signed() } {
         fold_all::<R, M, N>(dots, register);
@@ -261,13 +278,17 @@ fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, c
 ) {
     let is_signed = const { P::LAYOUT.is_signed() };
     for n in 0..N {
-        let weights = tiles[n].group::<R, GROUP>();
+        let weights = if joins_rows::<R, P>() {
+            tiles[n].joined::<R, GROUP, M>()
+        } else {
+            tiles[n].group::<R, GROUP, M>()
+        };
         for m in 0..M {
-            let x = words[GROUP * M + m];
+            let (x, lane) = quad::<GROUP, M>(words, m);
             dots[m][n] = if is_signed {
-                R::dot_signed(dots[m][n], register, weights, x)
+                R::dot_signed(dots[m][n], register, weights, x, lane)
             } else {
-                R::dot(dots[m][n], register, weights, x)
+                R::dot(dots[m][n], register, weights, x, lane)
             };
         }
     }

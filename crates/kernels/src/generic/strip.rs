@@ -7,6 +7,15 @@
 use crate::quantized_rows::{FLOAT_START, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL};
 use crate::rows16::PackedRows16;
 
+/// Four words of a block, and the place in them of group `GROUP` of row `m`. The groups of one row are
+/// neighbours, so that four of them are loaded at once. The place does not depend on `m`, because it has to
+/// be a constant even where the compiler has not unrolled the loop over rows yet.
+#[inline(always)]
+pub(super) fn quad<const GROUP: usize, const M: usize>(words: &[u32], m: usize) -> (&[u32; 4], usize) {
+    let (at, lane) = if M == 1 { (GROUP / 4 * 4, GROUP % 4) } else { (GROUP * M + m, 0) };
+    (words[at..][..4].try_into().expect("the slice has this length"), lane)
+}
+
 /// The tiles of a strip, packed or unpacked.
 pub(crate) trait Strip: Copy {
     type Tile: Copy;
@@ -46,6 +55,8 @@ pub(crate) struct Part {
     /// Scales of a row in a tile, 1 or 2.
     pub(crate) scales: usize,
     pub(crate) half: usize,
+    /// Whether rows are joined.
+    pub(crate) joined: bool,
 }
 
 impl Part {
@@ -60,9 +71,24 @@ impl Part {
         whole.wrapping_sub(first)
     }
 
+    /// The beginning of the sums of row `m`, for weights that are stored `zero_point` too large.
+    #[inline(always)]
+    pub(super) fn start_sums<R: PackedRows16, const M: usize>(
+        self,
+        words: &[u32],
+        m: usize,
+        zero_point: i32,
+    ) -> R::Sums {
+        let start = self.start::<M>(words, m, zero_point);
+        if self.joined {
+            return R::start_joined(start, self.start::<M>(words, m, zero_point - 8));
+        }
+        R::start(start)
+    }
+
     /// Where the integer sums of row `m` begin, for weights that are stored `zero_point` too large.
     #[inline(always)]
-    pub(super) fn start<const M: usize>(self, words: &[u32], m: usize, zero_point: i32) -> i32 {
+    fn start<const M: usize>(self, words: &[u32], m: usize, zero_point: i32) -> i32 {
         if zero_point == 0 {
             return FLOAT_START;
         }
@@ -96,7 +122,12 @@ impl Part {
     ) {
         for m in 0..M {
             let (scale, offset) = (words[SCALE * M + m], words[OFFSET * M + m]);
-            let dot = R::scaled(dots[m][n], f32::from_bits(scale), f32::from_bits(offset));
+            let (scale, offset) = (f32::from_bits(scale), f32::from_bits(offset));
+            let dot = if self.joined {
+                R::scaled_joined(dots[m][n], scale)
+            } else {
+                R::scaled(dots[m][n], scale, offset)
+            };
             sums[m][n] = R::mul_add(dot, scales, sums[m][n]);
         }
         if let Some(mins) = mins {

@@ -35,6 +35,12 @@ impl<'a, P: Packable> Tile<'a, P> {
         let tile_bytes = const { P::LAYOUT.tile_bytes() };
         // Wrapping, although nothing overflows: this runs for every 32 columns.
         let block = (index / block_tiles).wrapping_mul(const { P::LAYOUT.block_bytes() });
+        // Instead of four comparisons for the slices: few instructions fit into a cycle on Arm.
+        if cfg!(target_arch = "aarch64") {
+            let last =
+                strip.len().checked_sub(const { P::LAYOUT.block_bytes() }).expect("a strip has blocks");
+            assert!(block <= last, "the strip has the tile");
+        }
         let header = &strip[block..][..header_bytes];
         let tile = block.wrapping_add(header_bytes).wrapping_add(index % block_tiles * tile_bytes);
         let bytes = &strip[tile..][..tile_bytes];
@@ -44,23 +50,27 @@ impl<'a, P: Packable> Tile<'a, P> {
     /// Prefetches what follows the tile in the stream of weights.
     #[inline(always)]
     pub(crate) fn prefetch_ahead<R: PackedRows16>(self) {
-        for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(64) {
+        for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(R::PREFETCH_STEP) {
             R::prefetch_stream(self.bytes.as_ptr().wrapping_add(line));
         }
     }
 
-    /// The stored numbers of group `GROUP`.
+    /// The stored numbers of group `GROUP`, to be multiplied with `M` rows.
     #[inline(always)]
-    pub(crate) fn group<R: PackedRows16, const GROUP: usize>(self) -> R::Bytes {
+    pub(crate) fn group<R: PackedRows16, const GROUP: usize, const M: usize>(self) -> R::Bytes {
         let layout = const { P::LAYOUT };
+        if layout.is_paired() {
+            let (unit, place) = const { P::LAYOUT.pairs(GROUP) };
+            return R::pairs::<M>(bytes_at(self.bytes, unit), place);
+        }
         let low = const { P::LAYOUT.low_bits(GROUP) };
-        let mut bytes = R::bytes(bytes_at(self.bytes, low.unit));
+        let mut bytes = R::bytes::<M>(bytes_at(self.bytes, low.unit));
         if layout.low_bits < 8 {
             bytes = R::bits(bytes, low.shift, const { mask(P::LAYOUT.low_bits, 0) });
         }
         if layout.high_bits > 0 {
             let high = const { P::LAYOUT.high_bits(GROUP) };
-            let plane = R::bytes(bytes_at(self.bytes, high.unit));
+            let plane = R::bytes::<M>(bytes_at(self.bytes, high.unit));
             let mask = const { mask(P::LAYOUT.high_bits, P::LAYOUT.low_bits) };
             bytes = R::with_bits(bytes, plane, high.shift, layout.low_bits, mask);
         }
@@ -68,6 +78,13 @@ impl<'a, P: Packable> Tile<'a, P> {
             bytes = R::lookup(bytes, &CODES);
         }
         bytes
+    }
+
+    /// Like [`Tile::group`], with rows joined. Only for types with pairs of rows.
+    #[inline(always)]
+    pub(crate) fn joined<R: PackedRows16, const GROUP: usize, const M: usize>(self) -> R::Bytes {
+        let (unit, place) = const { P::LAYOUT.pairs(GROUP) };
+        R::joined::<M>(bytes_at(self.bytes, unit), place)
     }
 
     /// The scales of the tile, or of half 0 or 1 if there are two for each row.

@@ -8,7 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::packed::{PackedTask, many_panels, split};
-use super::strip::{Part, Strip, for_each_group};
+use super::strip::{Part, Strip, for_each_group, quad};
 use super::tile::Tile;
 use crate::packable::Packable;
 use crate::quantized_rows::GROUPS;
@@ -57,7 +57,7 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
         for_each_group!(
             [0 1 2 3 4 5 6 7],
             GROUP,
-            R::store_bytes(R::plus(tile.group::<R, GROUP>(), more), &mut self.groups[GROUP])
+            R::store_bytes(R::plus(tile.group::<R, GROUP, 1>(), more), &mut self.groups[GROUP])
         );
     }
 }
@@ -218,10 +218,10 @@ fn multiply_part<
     words: &[u32],
     sums: &mut [[R::Floats; N]; M],
 ) {
-    let part = Part { scales: SCALES, half: HALF };
+    let part = Part { scales: SCALES, half: HALF, joined: false };
     let mut dots = [[R::start(0); N]; M];
     for m in 0..M {
-        dots[m] = [R::start(part.start::<M>(words, m, R::SIGNED_OFFSET)); N];
+        dots[m] = [part.start_sums::<R, M>(words, m, R::SIGNED_OFFSET); N];
     }
     // Not a loop: the compiler might not unroll it, and would keep the sums in memory.
     dot_part::<R, SCALES, MINS, HALF, M, N>(tiles, words, 0, &mut dots);
@@ -249,14 +249,15 @@ fn dot_part<
     register: usize,
     dots: &mut [[R::Sums; N]; M],
 ) {
-    for_each_group!(Part { scales: SCALES, half: HALF }, GROUP, {
-        let mut weights = [R::bytes(&tiles[0].groups[GROUP]); N];
+    for_each_group!(Part { scales: SCALES, half: HALF, joined: false }, GROUP, {
+        let mut weights = [R::bytes::<M>(&tiles[0].groups[GROUP]); N];
         for n in 1..N {
-            weights[n] = R::bytes(&tiles[n].groups[GROUP]);
+            weights[n] = R::bytes::<M>(&tiles[n].groups[GROUP]);
         }
         for m in 0..M {
+            let (x, lane) = quad::<GROUP, M>(words, m);
             for n in 0..N {
-                dots[m][n] = R::dot_signed(dots[m][n], register, weights[n], words[GROUP * M + m]);
+                dots[m][n] = R::dot_signed(dots[m][n], register, weights[n], x, lane);
             }
         }
     });

@@ -121,8 +121,8 @@ fn convert_tiles<P: Packable>(strip: &[u8], step: usize, tile_rows: &mut [AmxTil
             } else {
                 Avx512Rows::mul(scales, Avx512Rows::splat(-layout.zero_point as f32))
             };
-            for_each_group!(Part { scales: layout.scales, half }, GROUP, {
-                let bytes = tile.group::<Avx512Rows, GROUP>();
+            for_each_group!(Part { scales: layout.scales, half, joined: false }, GROUP, {
+                let bytes = tile.group::<Avx512Rows, GROUP, 1>();
                 let [a, b, c, d] =
                     columns(bytes).map(|numbers| Avx512Rows::mul_add(numbers, scales, offsets));
                 tile_rows[2 * GROUP] = interleave(a, b);

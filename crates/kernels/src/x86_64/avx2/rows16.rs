@@ -150,10 +150,11 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     type Sums = Sums;
     const REGISTERS: usize = 2;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
+    const PREFETCH_STEP: usize = 64;
     const UNPACKS: bool = VNNI;
 
     #[inline(always)]
-    fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
+    fn bytes<const M: usize>(bytes: &[u8; 64]) -> Self::Bytes {
         // SAFETY: AVX2 is enabled; the reference covers the 64 bytes read.
         unsafe {
             let at = bytes.as_ptr().cast::<__m256i>();
@@ -219,10 +220,16 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn dot(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot(
+        mut sums: Self::Sums,
+        register: usize,
+        bytes: Self::Bytes,
+        x: &[u32; 4],
+        lane: usize,
+    ) -> Self::Sums {
         // SAFETY: AVX2, and AVX-VNNI if `VNNI`, is enabled; see the top of this file.
         unsafe {
-            let x = _mm256_set1_epi32(x as i32);
+            let x = _mm256_set1_epi32(x[lane] as i32);
             if VNNI {
                 sums.wide[register] = _mm256_dpbusd_avx_epi32(sums.wide[register], bytes[register], x);
             } else {
@@ -236,12 +243,18 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn dot_signed(mut sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot_signed(
+        mut sums: Self::Sums,
+        register: usize,
+        bytes: Self::Bytes,
+        x: &[u32; 4],
+        lane: usize,
+    ) -> Self::Sums {
         if VNNI {
-            return Self::dot(sums, register, bytes, x);
+            return Self::dot(sums, register, bytes, x, lane);
         }
         // SAFETY: AVX2 is enabled; see the top of this file.
-        let x = unsafe { _mm256_set1_epi32(x as i32) };
+        let x = unsafe { _mm256_set1_epi32(x[lane] as i32) };
         sums.wide[register] = add_signed(sums.wide[register], bytes[register], x);
         sums
     }

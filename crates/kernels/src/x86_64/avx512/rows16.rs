@@ -154,10 +154,11 @@ impl PackedRows16 for Avx512Rows {
     type Sums = __m512i;
     const REGISTERS: usize = 1;
     const SIGNED_OFFSET: i32 = 128;
+    const PREFETCH_STEP: usize = 64;
     const UNPACKS: bool = true;
 
     #[inline(always)]
-    fn bytes(bytes: &[u8; 64]) -> Self::Bytes {
+    fn bytes<const M: usize>(bytes: &[u8; 64]) -> Self::Bytes {
         // SAFETY: AVX-512F is enabled; the reference covers the 64 bytes read.
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
     }
@@ -208,14 +209,20 @@ impl PackedRows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn dot(sums: Self::Sums, _register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
+    fn dot(sums: Self::Sums, _register: usize, bytes: Self::Bytes, x: &[u32; 4], lane: usize) -> Self::Sums {
         // SAFETY: AVX-512 VNNI is enabled; see the top of this file.
-        unsafe { _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(x as i32)) }
+        unsafe { _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(x[lane] as i32)) }
     }
 
     #[inline(always)]
-    fn dot_signed(sums: Self::Sums, register: usize, bytes: Self::Bytes, x: u32) -> Self::Sums {
-        Self::dot(sums, register, bytes, x)
+    fn dot_signed(
+        sums: Self::Sums,
+        register: usize,
+        bytes: Self::Bytes,
+        x: &[u32; 4],
+        lane: usize,
+    ) -> Self::Sums {
+        Self::dot(sums, register, bytes, x, lane)
     }
 
     #[inline(always)]
