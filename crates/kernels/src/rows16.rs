@@ -52,8 +52,6 @@ pub(super) trait PackedRows16: Rows16 {
     /// Whether products count tiles instead of reading their indices. Loads of weights then do not wait for
     /// that of the index.
     const COUNTS_TILES: bool = false;
-    /// Whether [`PackedRows16::dot`] takes pairs of rows joined, see `tile.rs`.
-    const JOINS: bool = false;
 
     /// The same index. If tiles are counted, the compiler must not see that, or it would always read it.
     #[inline(always)]
@@ -106,20 +104,20 @@ pub(super) trait PackedRows16: Rows16 {
     fn pairs<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
         unreachable!("only Arm's tiles have pairs of rows")
     }
-    /// The same for [`PackedRows16::dot`]: rows 8 to 15 stay joined with rows 0 to 7. This and the next two
-    /// are called only if the ISA joins rows.
+    /// The same for [`PackedRows16::dot`]: rows 8 to 15 may stay joined with rows 0 to 7. As this and the next
+    /// two are called only on Arm, other ISAs have none.
     fn joined<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
-        unreachable!("the ISA does not join rows")
+        unreachable!("only Arm's tiles have pairs of rows")
     }
     /// Starts the sums of joined rows, so that those that [`PackedRows16::scaled_joined`] scales start at
     /// `first` for rows 0 to 7, and at `second` for rows 8 to 15. The stored numbers of the latter count as 8
     /// less than they are.
     fn start_joined(_first: i32, _second: i32) -> Self::Sums {
-        unreachable!("the ISA does not join rows")
+        unreachable!("only Arm's tiles have pairs of rows")
     }
     /// [`PackedRows16::scaled`] of the sums of joined rows.
     fn scaled_joined(_sums: Self::Sums, _scale: f32) -> Self::Floats {
-        unreachable!("the ISA does not join rows")
+        unreachable!("only Arm's tiles have pairs of rows")
     }
 
     /// Prefetches the cache line of `address` into L2; never faults.

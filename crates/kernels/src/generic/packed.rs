@@ -215,15 +215,9 @@ impl<'a, P: Packable> Strip for PackedStrip<'a, P> {
     }
 }
 
-/// Whether products with weights of type `P` join rows.
 #[inline(always)]
-const fn joins_rows<R: PackedRows16, P: Packable>() -> bool {
-    R::JOINS && P::LAYOUT.is_paired()
-}
-
-#[inline(always)]
-const fn part<R: PackedRows16, P: Packable, const HALF: usize>() -> Part {
-    Part { scales: P::LAYOUT.scales, half: HALF, joined: joins_rows::<R, P>() }
+const fn part<P: Packable, const HALF: usize>() -> Part {
+    Part { scales: P::LAYOUT.scales, half: HALF, joined: P::LAYOUT.is_paired() }
 }
 
 /// Multiplies the columns of the tiles, or half `HALF` of them if there are two scales for each row.
@@ -234,7 +228,7 @@ fn multiply_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize
     sums: &mut [[R::Floats; N]; M],
 ) {
     let layout = const { P::LAYOUT };
-    let part = part::<R, P, HALF>();
+    let part = part::<P, HALF>();
     let zero_point = if const { P::LAYOUT.is_signed() } { R::SIGNED_OFFSET } else { layout.zero_point };
     let mut dots = [[R::start(0); N]; M];
     for m in 0..M {
@@ -261,7 +255,7 @@ fn dot_part<R: PackedRows16, P: Packable, const HALF: usize, const M: usize, con
     register: usize,
     dots: &mut [[R::Sums; N]; M],
 ) {
-    let part = part::<R, P, HALF>();
+    let part = part::<P, HALF>();
     for_each_group!(part, GROUP, dot_group::<R, P, GROUP, M, N>(tiles, words, register, dots));
     if !const { P::LAYOUT.is_signed() } {
         fold_all::<R, M, N>(dots, register);
@@ -278,7 +272,7 @@ fn dot_group<R: PackedRows16, P: Packable, const GROUP: usize, const M: usize, c
 ) {
     let is_signed = const { P::LAYOUT.is_signed() };
     for n in 0..N {
-        let weights = if joins_rows::<R, P>() {
+        let weights = if const { P::LAYOUT.is_paired() } {
             tiles[n].joined::<R, GROUP, M>()
         } else {
             tiles[n].group::<R, GROUP, M>()

@@ -314,7 +314,6 @@ impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
     /// One for each tile, which leads the processor's own prefetcher into the next page. None was measured.
     const PREFETCH_STEP: usize = 1024;
     const COUNTS_TILES: bool = true;
-    const JOINS: bool = DOT;
 
     /// The assembly has no instructions, but the compiler does not know that.
     #[inline(always)]
@@ -486,10 +485,8 @@ impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
     fn pairs<const M: usize>(bytes: &[u8; 64], place: usize) -> Self::Bytes {
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            let [first, more, joined, joined_more] = Self::joined::<M>(bytes, place);
-            let eight = vdupq_n_u8(8);
-            let second = veorq_u8(vshrq_n_u8::<4>(joined), eight);
-            [first, more, second, veorq_u8(vshrq_n_u8::<4>(joined_more), eight)]
+            let [first, more, second, second_more] = NeonRows::<false>::joined::<M>(bytes, place);
+            [first, more, vaddq_u8(second, vdupq_n_u8(8)), vaddq_u8(second_more, vdupq_n_u8(8))]
         }
     }
 
@@ -498,23 +495,37 @@ impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
         // A constant where it is called.
         let [low, high] = if place == 0 { load_32::<0, M>(bytes) } else { load_32::<32, M>(bytes) };
         // SAFETY: NEON is part of 64-bit Arm.
-        unsafe { [vandq_u8(low, vdupq_n_u8(15)), vandq_u8(high, vdupq_n_u8(15)), low, high] }
+        unsafe {
+            let (first, more) = (vandq_u8(low, vdupq_n_u8(15)), vandq_u8(high, vdupq_n_u8(15)));
+            if DOT {
+                return [first, more, low, high];
+            }
+            // Sums of 16 bits would overflow. A shift leaves the second rows' numbers minus 8.
+            let second = vshrq_n_s8::<4>(vreinterpretq_s8_u8(low));
+            let second_more = vshrq_n_s8::<4>(vreinterpretq_s8_u8(high));
+            [first, more, vreinterpretq_u8_s8(second), vreinterpretq_u8_s8(second_more)]
+        }
     }
 
-    /// The sum of joined rows is 16 times that of the second row plus that of the first.
+    /// With the dot product, the sum of joined rows is 16 times that of the second row plus the first's.
     #[inline(always)]
     fn start_joined(first: i32, second: i32) -> Self::Sums {
         let joined = second.wrapping_sub(FLOAT_START).wrapping_mul(16).wrapping_add(FLOAT_START);
+        let second = if DOT { joined.wrapping_add(first) } else { second };
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            let (first, joined) = (vdupq_n_s32(first), vdupq_n_s32(joined.wrapping_add(first)));
-            Sums { wide: [first, first, joined, joined], narrow: [[vdupq_n_s16(0); 2]; 4] }
+            let (first, second) = (vdupq_n_s32(first), vdupq_n_s32(second));
+            Sums { wide: [first, first, second, second], narrow: [[vdupq_n_s16(0); 2]; 4] }
         }
     }
 
     /// Exact like [`PackedRows16::scaled`]: a sixteenth of the scale has the same bits.
     #[inline(always)]
-    fn scaled_joined(Sums { wide: [a, b, c, d], .. }: Self::Sums, scale: f32) -> Self::Floats {
+    fn scaled_joined(sums: Self::Sums, scale: f32) -> Self::Floats {
+        if !DOT {
+            return Self::scaled(sums, scale, 0.0);
+        }
+        let [a, b, c, d] = sums.wide;
         // SAFETY: NEON is part of 64-bit Arm.
         let (c, d) = unsafe { (vsubq_s32(c, a), vsubq_s32(d, b)) };
         let second = scale * (1.0 / 16.0);
