@@ -56,6 +56,9 @@ pub(super) fn detach_until<T: Send>(
     work: impl FnOnce(&Cancel) -> Result<T> + Send,
 ) -> PyResult<T> {
     detach_engine(py, |cancel| {
+        if is_stopped.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
         let poll = || is_stopped.load(Ordering::Relaxed) || cancel.is_cancelled();
         work(&Cancel::with_poll(&AtomicBool::new(false), &poll))
     })
