@@ -104,8 +104,8 @@ pub(super) trait PackedRows16: Rows16 {
     fn pairs<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
         unreachable!("only Arm's tiles have pairs of rows")
     }
-    /// The same for [`PackedRows16::dot`]: rows 8 to 15 may stay joined with rows 0 to 7. As this and the next
-    /// two are called only on Arm, other ISAs have none.
+    /// The same for [`PackedRows16::dot`]: rows 8 to 15 may stay joined with rows 0 to 7. This and the next
+    /// two are called only on Arm, so other ISAs have none.
     fn joined<const M: usize>(_bytes: &[u8; 64], _place: usize) -> Self::Bytes {
         unreachable!("only Arm's tiles have pairs of rows")
     }
