@@ -1,4 +1,4 @@
-"""schemathesis posts what it makes of the server's own description: no status 5xx, no hang.
+"""Random requests, which schemathesis makes from /openapi.json: no status 5xx, no hang.
 
 The tiny model answers up to the end of its context in milliseconds. FUZZ_SECONDS makes the run longer.
 """

@@ -224,8 +224,8 @@ def score(llm: Llama, ids: list[int], count: int, cancellation: _core.Cancellati
     if len(ids) == 1:
         return [(ids[0], None, [])]
     if count == 0:
-        logprobs = llm._core.score(ids, cancellation)["logprobs"]
-        return [(token, value, []) for token, value in zip(ids, logprobs, strict=True)]
+        found = llm._core.score(ids, cancellation)
+        return [(token, value, []) for token, value in zip(ids, found["logprobs"], strict=True)]
     scored: _Scored = [(ids[0], None, [])]
     rows = llm._logits(ids[:-1], None, cancellation)
     for token, row in zip(ids[1:], rows, strict=True):
