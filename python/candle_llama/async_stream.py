@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias
 
@@ -17,7 +17,8 @@ from candle_llama import _core
 from candle_llama.stream import NOT_PICKLED, chunk, completion
 from candle_llama.types import Chunk, Completion
 
-Pause: TypeAlias = Callable[[], Awaitable[None]]
+Gap: TypeAlias = Callable[[], float]
+"""Gives the seconds that the next chunk comes after the last one at the earliest."""
 
 
 class _Wakeups:
@@ -117,10 +118,10 @@ class AsyncStream(AsyncIterator[Chunk]):
     nobody reads, the generation pauses after about 64 tokens.
     """
 
-    def __init__(self, core: _core.Stream, pause: Pause | None = None) -> None:
-        """Reads `core`; awaits `pause` before each chunk is taken, which then has all tokens until then."""
+    def __init__(self, core: _core.Stream, gap: Gap | None = None) -> None:
+        """Reads `core`. With a gap, a chunk has all tokens since the last one."""
         self._core = core
-        self._chunks = _chunks(core, pause)
+        self._chunks = _chunks(core, gap)
 
     def __aiter__(self) -> Self:
         return self
@@ -145,15 +146,20 @@ class AsyncStream(AsyncIterator[Chunk]):
         await self.aclose()
 
 
-async def _chunks(stream: _core.Stream, pause: Pause | None) -> AsyncGenerator[Chunk]:
+async def _chunks(stream: _core.Stream, gap: Gap | None) -> AsyncGenerator[Chunk]:
+    loop = asyncio.get_running_loop()
+    due = 0.0
     with _wakeups().watch(stream, False) as readable:
-        while True:
-            await readable.wait()
-            if pause is not None:
-                await pause()
+        while not stream.has_ended():
+            if gap is not None and (left := due - loop.time()) > 0:
+                await asyncio.sleep(left)
+            # What comes from now on sets it again.
             readable.clear()
             # Behind the last chunk there may be an error, for which nobody wakes this task again.
-            while (fields := stream.try_next()) is not None:
-                yield chunk(fields)
-            if stream.has_ended():
-                return
+            if (fields := stream.try_next()) is None:
+                if not stream.has_ended():
+                    await readable.wait()
+                continue
+            if gap is not None:
+                due = loop.time() + gap()
+            yield chunk(fields)

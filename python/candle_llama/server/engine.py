@@ -48,26 +48,16 @@ async def whole(streams: Sequence[AsyncStream]) -> list[Completion]:
         await _cancel(tasks)
 
 
-def _pause(state: State) -> async_stream.Pause:
-    """Returns what keeps the events of an answer apart; what is generated meanwhile comes in one piece."""
-    loop = asyncio.get_running_loop()
-    due = 0.0
-
-    async def pause() -> None:
-        nonlocal due
-        if (left := due - loop.time()) > 0:
-            await asyncio.sleep(left)
-        due = loop.time() + min(max(_LEAST_GAP, _GAP_PER_ANSWER * state.queue.length), _MOST_GAP)
-
-    return pause
-
-
 async def pieces(state: State, streams: Sequence[AsyncStream]) -> AsyncGenerator[tuple[int, Chunk]]:
     """Yields the pieces of all answers as they come, each with the index of its answer.
 
     Closing the iterator stops all answers. A slow reader slows them down.
     """
-    streams = [AsyncStream(stream._core, _pause(state)) for stream in streams]
+
+    def gap() -> float:
+        return min(max(_LEAST_GAP, _GAP_PER_ANSWER * state.queue.length), _MOST_GAP)
+
+    streams = [AsyncStream(stream._core, gap) for stream in streams]
     if len(streams) == 1:
         async with contextlib.aclosing(streams[0]) as stream:
             async for chunk in stream:
