@@ -11,6 +11,7 @@ import pytest
 
 import candle_llama
 from candle_llama import SamplingParams
+from candle_llama.async_stream import AsyncStream
 
 PROMPTS = ["hello", "the world and", "a", "wording", "in the", "and"]
 OPTIONS = {"max_new_tokens": 24, "temperature": 1.0, "seed": 7, "ignore_eos": True, "logprobs": 1}
@@ -171,6 +172,18 @@ def test_a_slow_reader_gets_larger_chunks_and_an_unread_stream_pauses(tiny: Path
 
     with candle_llama.load(tiny, device="cpu") as llm:
         assert asyncio.run(main(llm)) == 900
+
+
+def test_a_gap_between_chunks_does_not_delay_the_end(llm):
+    async def main():
+        stream = llm.astream("hello", max_new_tokens=40, ignore_eos=True)
+        return [chunk async for chunk in AsyncStream(stream._core, lambda: 60.0)]
+
+    begun = time.monotonic()
+    chunks = asyncio.run(main())
+    assert time.monotonic() - begun < 10
+    assert 1 <= len(chunks) <= 2
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 40
 
 
 def test_closing_a_stream_ends_a_task_that_waits_for_it(demo_llm):

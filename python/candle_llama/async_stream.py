@@ -18,7 +18,7 @@ from candle_llama.stream import NOT_PICKLED, chunk, completion
 from candle_llama.types import Chunk, Completion
 
 Gap: TypeAlias = Callable[[], float]
-"""Gives the seconds that the next chunk comes after the last one at the earliest."""
+"""Gives the seconds between two chunks, on average. Only the last chunk may come sooner."""
 
 
 class _Wakeups:
@@ -148,18 +148,24 @@ class AsyncStream(AsyncIterator[Chunk]):
 
 async def _chunks(stream: _core.Stream, gap: Gap | None) -> AsyncGenerator[Chunk]:
     loop = asyncio.get_running_loop()
-    due = 0.0
     with _wakeups().watch(stream, False) as readable:
         while not stream.has_ended():
-            if gap is not None and (left := due - loop.time()) > 0:
-                await asyncio.sleep(left)
             # What comes from now on sets it again.
             readable.clear()
             # Behind the last chunk there may be an error, for which nobody wakes this task again.
-            if (fields := stream.try_next()) is None:
+            if (fields := stream.try_next(gap is not None)) is None:
                 if not stream.has_ended():
                     await readable.wait()
                 continue
-            if gap is not None:
-                due = loop.time() + gap()
+            due = _due(loop.time(), gap()) if gap is not None else 0.0
             yield chunk(fields)
+            if due > loop.time() and not stream.has_ended():
+                timer = loop.call_at(due, readable.set)
+                await readable.wait()
+                timer.cancel()
+
+
+def _due(now: float, gap: float) -> float:
+    # The multiple of the gap that is next to the end of it: the streams of one gap then wake the loop, and
+    # their client, at the same times.
+    return round(now / gap + 1) * gap

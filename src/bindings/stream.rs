@@ -50,9 +50,10 @@ impl PyStream {
         guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
     }
 
-    /// The next chunk if there is one by now.
-    fn try_next<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let chunk = self.0.try_next_chunk().map_err(|error| to_python(py, error))?;
+    /// The next chunk if there is one by now. After one that was read `quietly`, only the end is posted until
+    /// the next call.
+    fn try_next<'py>(&self, py: Python<'py>, quietly: bool) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let chunk = self.0.try_next_chunk(quietly).map_err(|error| to_python(py, error))?;
         guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
     }
 

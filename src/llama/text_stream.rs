@@ -81,6 +81,8 @@ struct Unread {
     wants_whole: bool,
     /// Whether the engine waits until the chunk is read.
     is_paused: bool,
+    /// Whether the waker is called at the end only.
+    is_quiet: bool,
     waker: Option<Waker>,
 }
 
@@ -130,7 +132,7 @@ impl Outbox {
         change(&mut unread);
         if unread.is_ready() {
             self.arrival.notify_all();
-            if !was_ready || unread.is_done {
+            if unread.is_done || !was_ready && !unread.is_quiet {
                 unread.waker.iter().for_each(|wake| wake());
             }
         }
@@ -329,15 +331,18 @@ impl TextStream {
         found
     }
 
-    /// What there is to read by now, joined to one chunk, without waiting.
+    /// What there is to read by now, joined to one chunk, without waiting. If there is a chunk and `quietly`,
+    /// the waker is called for the end only, until the next chunk is asked for.
     ///
     /// # Errors
     /// As [`TextStream::next_chunk`].
-    pub fn try_next_chunk(&self) -> Result<Option<Chunk>> {
+    pub fn try_next_chunk(&self, quietly: bool) -> Result<Option<Chunk>> {
         self.check_process()?;
         let mut unread = self.outbox.unread.lock();
         unread.join();
-        self.take(&mut unread)
+        let chunk = self.take(&mut unread)?;
+        unread.is_quiet = quietly && chunk.is_some();
+        Ok(chunk)
     }
 
     /// Everything, once the engine is done, without waiting. To be called after
