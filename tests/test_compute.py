@@ -156,15 +156,22 @@ def test_quantize_names_a_weight_that_is_not_finite(tmp_path: Path) -> None:
     assert caught.value.tensor == "model.layers.1.mlp.up_proj.weight"
 
 
-# The types round by at most 2^-24, 2^-11 and 2^-8; the large attention scores here multiply that by a few.
+# The types round by at most 2^-24, 2^-11 and 2^-8, q8_0 by half a step of 1/127 of the largest; the large
+# attention scores here multiply that by a few.
 @pytest.mark.parametrize(
     ("kv_dtype", "least", "most"),
-    [("float32", 0, 1e-5), ("float16", 2**-12, 6 * 2**-11), ("bfloat16", 2**-9, 6 * 2**-8)],
+    [
+        ("float32", 0, 1e-5),
+        ("float16", 2**-12, 6 * 2**-11),
+        ("bfloat16", 2**-9, 6 * 2**-8),
+        ("q8_0", 2**-9, 8 * 2**-8),
+    ],
 )
 def test_keys_and_values_are_rounded_to_their_type(
     tmp_path: Path, kv_dtype: Any, least: float, most: float
 ) -> None:
-    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config())
+    config = tiny.gguf_config(head_dim=32) if kv_dtype == "q8_0" else tiny.gguf_config()
+    path = tiny.write_checkpoint(tmp_path / "model", config)
     prompt = ids(200)
     expected = NumpyLlama.load(path).forward(prompt)
     with candle_llama.load(path, device="cpu", kv_dtype=kv_dtype) as llm:
@@ -172,9 +179,28 @@ def test_keys_and_values_are_rounded_to_their_type(
         logits = llm.logits(prompt)
         assert least <= error(logits, expected) < most
         assert np.array_equal(pickle.loads(pickle.dumps(llm)).logits(prompt), logits)
-    width = {"float32": 4}.get(kv_dtype, 2)
+    bits = {"float32": 32, "q8_0": 8.5}.get(kv_dtype, 16)
     half = candle_llama.estimate_memory(path, device="cpu").kv_cache
-    assert candle_llama.estimate_memory(path, device="cpu", kv_dtype=kv_dtype).kv_cache == half * width // 2
+    assert candle_llama.estimate_memory(path, device="cpu", kv_dtype=kv_dtype).kv_cache == half * bits / 16
+
+
+def test_q8_0_keeps_the_answers_of_one_request_whatever_runs_beside_it(tmp_path: Path) -> None:
+    path = tiny.write_checkpoint(tmp_path / "model", tiny.gguf_config(head_dim=32))
+    prompts = [ids(200), ids(130), ids(5), ids(200)[:150] + ids(20)]
+    options: dict[str, Any] = {"max_new_tokens": 40, "ignore_eos": True, "logprobs": 2}
+    with candle_llama.load(path, device="cpu", kv_dtype="q8_0", prefix_cache=False, threads=1) as llm:
+        alone = [llm.generate(prompt, **options) for prompt in prompts]
+    with candle_llama.load(path, device="cpu", kv_dtype="q8_0") as llm:
+        for _ in range(2):
+            for one, other in zip(alone, llm.generate(prompts, **options), strict=True):
+                assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+        assert llm.metrics().prefix_hits > 0
+
+
+def test_q8_0_needs_heads_of_whole_blocks(tiny: Path) -> None:
+    for function in (candle_llama.load, candle_llama.estimate_memory):
+        with pytest.raises(candle_llama.UnsupportedModelError, match=r"kv_dtype.*q8_0.*32 numbers.*head_dim"):
+            function(tiny, device="cpu", kv_dtype="q8_0")
 
 
 def test_auto_keeps_keys_and_values_in_float16_and_exact_in_float32(tiny: Path) -> None:
@@ -204,8 +230,9 @@ def test_bfloat16_holds_keys_that_float16_does_not(tmp_path: Path) -> None:
 def test_candle_keeps_keys_and_values_in_the_type_it_computes_with(tiny: Path) -> None:
     with candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype="float32") as llm:
         assert llm.load_report.kv_dtype == "float32"
-    with pytest.raises(candle_llama.UnsupportedModelError, match=r"kv_dtype.*bfloat16.*float32.*cpu"):
-        candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype="bfloat16")
+    for kv_dtype in ("bfloat16", "q8_0"):
+        with pytest.raises(candle_llama.UnsupportedModelError, match=rf"kv_dtype.*{kv_dtype}.*float32.*cpu"):
+            candle_llama.load(tiny, device="cpu", engine="candle", kv_dtype=kv_dtype)
 
 
 def test_bad_choices_are_refused(tiny: Path) -> None:
@@ -216,8 +243,8 @@ def test_bad_choices_are_refused(tiny: Path) -> None:
     with pytest.raises(candle_llama.UnsupportedModelError, match="cpu"):
         candle_llama.load(tiny, quantize="q8_0", engine="candle")
     with pytest.raises(ValueError, match="kv_dtype"):
-        candle_llama.load(tiny, kv_dtype="q8_0")  # type: ignore[arg-type]
-    for kv_dtype in ("float16", "bfloat16"):
+        candle_llama.load(tiny, kv_dtype="q4_0")  # type: ignore[arg-type]
+    for kv_dtype in ("float16", "bfloat16", "q8_0"):
         for function in (candle_llama.load, candle_llama.estimate_memory):
             with pytest.raises(ValueError, match=f'kv_dtype.*{kv_dtype}.*compute="exact"'):
                 function(tiny, kv_dtype=kv_dtype, compute="exact")

@@ -61,7 +61,8 @@ WORKAROUNDS = [code for code in column("what to do") if "llm." in code]
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The models that the page names."""
     folder = tmp_path_factory.mktemp("docs")
-    config = checkpoints.gguf_config(max_position_embeddings=8192)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = checkpoints.gguf_config(max_position_embeddings=8192, **heads)
     quantised = checkpoints.write_gguf(folder / "model.gguf", config, matrix_type="Q4_0")
     return {
         "org/name": checkpoints.write_checkpoint(folder / "name", config),

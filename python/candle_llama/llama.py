@@ -55,8 +55,9 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
             a float32 KV cache everywhere.
         kv_dtype: The type of the KV cache. "auto" is float16, or float32 with compute="exact", which allows
             no other. float16 has 11 bits of precision, but keys above 65504 become infinite and logits NaN;
-            bfloat16 has 8 bits of precision and float32's range. The tensor and the candle engine use the
-            type that they compute with and refuse others.
+            bfloat16 has 8 bits of precision and float32's range. "q8_0" has 8 bits and a scale for each 32
+            numbers, and takes 0.53 of float16's memory; head_dim must be a multiple of 32. The tensor and
+            the candle engine use the type that they compute with and refuse others.
         engine: "cpu" is this package's own decoder for the CPU; "tensor" is its decoder in Candle's tensor
             operations, for any device; "candle" is Candle's own Llama. "auto" uses "cpu" on the CPU and
             "tensor" on other devices.

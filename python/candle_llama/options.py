@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, get_args
 
 FloatType = Literal["float32", "float16", "bfloat16"]
+KvType = FloatType | Literal["q8_0"]
 QuantizeType = Literal["q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
 Compute = Literal["auto", "exact"]
 Engine = Literal["cpu", "tensor", "candle"]
@@ -32,7 +33,7 @@ class LoadOptions(SourceOptions, total=False):
     dtype: FloatType | Literal["auto"]
     quantize: QuantizeType | None
     compute: Compute
-    kv_dtype: FloatType | Literal["auto"]
+    kv_dtype: KvType | Literal["auto"]
     engine: Engine | Literal["auto"]
     threads: int | None
     context_length: int | None
@@ -80,7 +81,7 @@ LOADING = {
     "kv_dtype": Option(
         "auto",
         "type of the KV cache (default: float16; with --compute exact: float32)",
-        ("auto", *get_args(FloatType)),
+        ("auto", *get_args(FloatType), "q8_0"),
     ),
     "engine": Option(
         "auto",

@@ -232,7 +232,7 @@ class LoadReport:
         engine: "cpu", "tensor" or "candle".
         device: Where the model runs.
         compute: "auto" or "exact".
-        kv_dtype: The type of cached keys and values: "float16", "bfloat16" or "float32".
+        kv_dtype: The type of cached keys and values: "float16", "bfloat16", "float32" or "q8_0".
         lm_head: "separate", or "tied" if the embedding is the output head.
         lm_head_reason: Why it is separate or tied.
         storage: Tensor types in memory, by name such as "BF16" or "Q4_1".

@@ -26,7 +26,7 @@ pub struct KvShape {
     pub kv_heads: usize,
     /// Elements of a key or value in one head.
     pub head_dim: usize,
-    /// F32, F16 or BF16.
+    /// F32, F16 or BF16; Q8_0 if head_dim is a multiple of 32.
     pub dtype: WeightType,
 }
 
@@ -42,8 +42,8 @@ impl KvShape {
     }
 }
 
-/// The keys and values of 64 positions in all layers. Layout, layer by layer: keys
-/// `(kv_heads, head_dim, 64)`, then values `(kv_heads, 64, head_dim)`.
+/// The keys and values of 64 positions in all layers: layer by layer the keys, then the values, as
+/// [`KvBlock`] has them.
 #[derive(Debug)]
 struct Block {
     bytes: Piece,

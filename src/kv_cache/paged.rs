@@ -3,6 +3,7 @@
 use super::block_pool::{BlockId, BlockPool, KvShape};
 use super::prefix::{Context, Key, NodeId, Parent};
 use crate::error::Result;
+use crate::kernels::quantize::quantize_row;
 use crate::kernels::{KV_BLOCK_POSITIONS, KvBlock, WeightType};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
@@ -141,12 +142,16 @@ impl PagedKv {
                 &Vec::<bf16>::from_f32_slice(keys),
                 &Vec::<bf16>::from_f32_slice(values),
             ),
+            WeightType::Q8_0 => {
+                let (keys, values) = (q8_blocks(keys), q8_blocks(values));
+                self.write_as(pool, layer, position, &keys, &values)
+            }
             other => unreachable!("a KV cache is never {other}"),
         }
     }
 
     /// As [`Self::write`], for numbers that are already converted to the cache's type.
-    fn write_as<T: bytemuck::NoUninit>(
+    fn write_as<T: Stored>(
         &self,
         pool: &mut BlockPool,
         layer: usize,
@@ -155,7 +160,7 @@ impl PagedKv {
         values: &[T],
     ) {
         let shape = pool.shape();
-        let width = shape.kv_heads * shape.head_dim;
+        let width = shape.kv_heads * shape.head_dim / T::LEN;
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
         for (position, (keys, values)) in (position..).zip(rows) {
             let block = self.blocks[position / KV_BLOCK_POSITIONS];
@@ -170,8 +175,61 @@ impl PagedKv {
     }
 }
 
+/// Numbers as a KV block stores them.
+trait Stored: bytemuck::NoUninit {
+    /// How many numbers of a head these are.
+    const LEN: usize = 1;
+
+    /// Writes them as a part of position `at`'s key, to the bytes of this part for all positions.
+    fn write_key(&self, at: usize, part: &mut [u8]) {
+        let size = size_of::<Self>();
+        part[at * size..][..size].copy_from_slice(bytemuck::bytes_of(self));
+    }
+}
+
+impl Stored for f32 {}
+impl Stored for f16 {}
+impl Stored for bf16 {}
+
+/// A block of Q8_0.
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+#[repr(C)]
+struct Q8Block {
+    /// f16.
+    scale: [u8; 2],
+    /// i8.
+    numbers: [u8; 32],
+}
+
+impl Stored for Q8Block {
+    const LEN: usize = 32;
+
+    fn write_key(&self, at: usize, part: &mut [u8]) {
+        let (scales, rows) = part.split_at_mut(2 * KV_BLOCK_POSITIONS);
+        scales[2 * at..][..2].copy_from_slice(&self.scale);
+        for (row, number) in rows.chunks_exact_mut(KV_BLOCK_POSITIONS).zip(&self.numbers) {
+            row[at] = *number;
+        }
+    }
+}
+
+/// Converts to Q8_0. A block with a number that it cannot hold has a scale of NaN, so that the logits become
+/// NaN, as with infinities in other types.
+fn q8_blocks(numbers: &[f32]) -> Vec<Q8Block> {
+    let quantized = numbers.as_chunks::<32>().0.iter().map(|numbers| {
+        let mut bytes = [0; size_of::<Q8Block>()];
+        let is_stored = quantize_row(WeightType::Q8_0, numbers, &mut bytes).is_ok();
+        let (&scale, numbers) = bytes.split_first_chunk().expect("a block is longer");
+        Q8Block {
+            scale: if is_stored { scale } else { f16::NAN.to_le_bytes() },
+            numbers: *numbers.first_chunk().expect("the rest has 32 bytes"),
+        }
+    });
+    quantized.collect()
+}
+
 /// Writes the keys and values of one position into its block. The block's keys are transposed.
-fn scatter<T: bytemuck::NoUninit>(
+fn scatter<T: Stored>(
     block_keys: &mut [u8],
     block_values: &mut [u8],
     shape: &KvShape,
@@ -180,13 +238,13 @@ fn scatter<T: bytemuck::NoUninit>(
     values: &[T],
 ) {
     let size = size_of::<T>();
-    for (index, key) in keys.iter().enumerate() {
-        let to = (index * KV_BLOCK_POSITIONS + at) * size;
-        block_keys[to..to + size].copy_from_slice(bytemuck::bytes_of(key));
+    for (key, part) in keys.iter().zip(block_keys.chunks_exact_mut(KV_BLOCK_POSITIONS * size)) {
+        key.write_key(at, part);
     }
-    for (head, values) in values.chunks_exact(shape.head_dim).enumerate() {
-        let to = (head * KV_BLOCK_POSITIONS + at) * shape.head_dim * size;
-        block_values[to..to + shape.head_dim * size].copy_from_slice(bytemuck::cast_slice(values));
+    let head_len = shape.head_dim / T::LEN;
+    for (head, values) in values.chunks_exact(head_len).enumerate() {
+        let to = (head * KV_BLOCK_POSITIONS + at) * head_len * size;
+        block_values[to..to + head_len * size].copy_from_slice(bytemuck::cast_slice(values));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Llama;
 use super::memory::{self, MemoryEstimate};
 use super::opened::Opened;
-use super::options::{Choices, EngineKind, FloatType, LoadOptions, detect_isa};
+use super::options::{Choices, EngineKind, KvType, LoadOptions, detect_isa};
 use crate::checkpoint::tied::LmHead;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
@@ -140,6 +140,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
     }
     notes.extend(choices.fall_back(opened.stored_type()));
+    choices.check_kv_dtype(opened.config.head_dim)?;
 
     let context = context(&opened, options, &choices, &mut warnings, &mut notes)?;
     let (model, kv_dtype) = load_model(&opened, &choices, &context, &mut notes, &mut warnings, cancel)?;
@@ -238,7 +239,7 @@ fn load_model(
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
-) -> Result<(Box<dyn Model>, FloatType)> {
+) -> Result<(Box<dyn Model>, KvType)> {
     if choices.engine_kind() != EngineKind::Cpu {
         return load_on_candle(opened, choices, context, notes, warnings, cancel);
     }
@@ -289,7 +290,7 @@ fn load_on_candle(
     notes: &mut Vec<String>,
     warnings: &mut Vec<String>,
     cancel: &Cancel,
-) -> Result<(Box<dyn Model>, FloatType)> {
+) -> Result<(Box<dyn Model>, KvType)> {
     if !CANDLE_THREADS.get_or_init(Process::current).is_current() {
         let reason = "Candle's threads stayed in the process that this one was forked from; use \
                       engine=\"cpu\", or start processes with multiprocessing's \"spawn\" method";
@@ -315,7 +316,7 @@ fn load_on_candle(
             context_length,
         )?;
         warnings.extend(unused_tensors(model.unused_tensors()));
-        return Ok((Box::new(model), computes_with));
+        return Ok((Box::new(model), computes_with.into()));
     }
     let options = TensorOptions {
         device: choices.device.clone(),
@@ -330,7 +331,7 @@ fn load_on_candle(
     for stored in model.converted_types() {
         notes.push(format!("weights stored as {stored} are converted to {dtype:?}"));
     }
-    Ok((Box::new(model), computes_with))
+    Ok((Box::new(model), computes_with.into()))
 }
 
 /// The most sequences of the tensor engine. Each may fill its context. The KV cache holds the old and the new

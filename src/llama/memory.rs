@@ -46,6 +46,7 @@ pub fn estimate_memory(path: &Path, options: &LoadOptions) -> Result<MemoryEstim
     let mut choices = Choices::new(options)?;
     let opened = Opened::new(path, options.strict)?;
     choices.fall_back(opened.stored_type());
+    choices.check_kv_dtype(opened.config.head_dim)?;
     Ok(MemoryEstimate::new(&opened, &choices, opened.requested_context(options)?))
 }
 

@@ -43,7 +43,7 @@ use grammar::{GrammarMask, Grammars};
 pub use inspect::{Inspection, inspect};
 pub use load::LoadReport;
 pub use memory::{MemoryEstimate, estimate_memory};
-pub use options::{Compute, EngineKind, FloatType, LoadOptions, QuantizeType, UnknownName};
+pub use options::{Compute, EngineKind, FloatType, KvType, LoadOptions, QuantizeType, UnknownName};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use roofline::roofline_peaks;
 pub use score::{LogLikelihood, Score};

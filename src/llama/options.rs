@@ -94,6 +94,42 @@ impl FloatType {
 }
 
 named! {
+    /// A type of cached keys and values.
+    pub enum KvType {
+        /// IEEE 754 binary32.
+        Float32 = "float32",
+        /// IEEE 754 binary16.
+        Float16 = "float16",
+        /// The upper half of a float32.
+        Bfloat16 = "bfloat16",
+        /// 8 bits per number, and a scale for each 32 of a head.
+        Q8_0 = "q8_0",
+    }
+}
+
+impl KvType {
+    /// The storage type.
+    pub const fn weight_type(self) -> WeightType {
+        match self {
+            KvType::Float32 => WeightType::F32,
+            KvType::Float16 => WeightType::F16,
+            KvType::Bfloat16 => WeightType::BF16,
+            KvType::Q8_0 => WeightType::Q8_0,
+        }
+    }
+}
+
+impl From<FloatType> for KvType {
+    fn from(dtype: FloatType) -> Self {
+        match dtype {
+            FloatType::Float32 => KvType::Float32,
+            FloatType::Float16 => KvType::Float16,
+            FloatType::Bfloat16 => KvType::Bfloat16,
+        }
+    }
+}
+
+named! {
     /// A type that float matrices can be quantised to while loading.
     pub enum QuantizeType {
         /// 8 bits per weight, and a scale for each 32 weights.
@@ -170,7 +206,7 @@ pub struct LoadOptions {
     /// Whether activations may be rounded.
     pub compute: Compute,
     /// The type of cached keys and values; None is float16, in exact mode float32.
-    pub kv_dtype: Option<FloatType>,
+    pub kv_dtype: Option<KvType>,
     /// The decoder; None takes `Cpu` on the CPU and `Tensor` on other devices.
     pub engine: Option<EngineKind>,
     /// Number of threads; None is the number of performance cores that this process may use.
@@ -216,7 +252,7 @@ pub(super) struct Choices {
     pub(super) quantize: Option<QuantizeType>,
     pub(super) exact: bool,
     /// As requested; [`Choices::kv_dtype`] fills in the default.
-    pub(super) kv_dtype: Option<FloatType>,
+    pub(super) kv_dtype: Option<KvType>,
     pub(super) engine: Option<EngineKind>,
     pub(super) device: Device,
     pub(super) threads: usize,
@@ -234,7 +270,7 @@ impl Choices {
             return Err(Error::argument("quantize", reason));
         }
         let exact = options.compute == Compute::Exact;
-        if let Some(kv_dtype) = kv_dtype.filter(|&kv_dtype| exact && kv_dtype != FloatType::Float32) {
+        if let Some(kv_dtype) = kv_dtype.filter(|&kv_dtype| exact && kv_dtype != KvType::Float32) {
             let reason = format!(
                 "{:?} cannot be combined with compute=\"exact\", which keeps keys and values in float32",
                 kv_dtype.name()
@@ -290,8 +326,25 @@ impl Choices {
     }
 
     /// The type of the cpu engine's cached keys and values.
-    pub(super) fn kv_dtype(&self) -> FloatType {
-        self.kv_dtype.unwrap_or(if self.exact { FloatType::Float32 } else { FloatType::Float16 })
+    pub(super) fn kv_dtype(&self) -> KvType {
+        self.kv_dtype.unwrap_or(if self.exact { KvType::Float32 } else { KvType::Float16 })
+    }
+
+    /// Checks that the cpu engine's keys and values can have their type.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]
+    pub(super) fn check_kv_dtype(&self, head_dim: usize) -> Result<()> {
+        let dtype = self.kv_dtype();
+        let block = dtype.weight_type().block_len();
+        if self.engine_kind() == EngineKind::Cpu && !head_dim.is_multiple_of(block) {
+            let reason = format!(
+                "{}: every {block} numbers of a head share a scale, and head_dim is {head_dim}",
+                dtype.name()
+            );
+            return Err(Error::unsupported("kv_dtype", reason));
+        }
+        Ok(())
     }
 
     /// The type that the candle and the tensor engine compute with, also in the KV cache, if the weights are
@@ -326,7 +379,7 @@ impl Choices {
             (false, None, Some(WeightType::F16)) => FloatType::Float16,
             (false, None, _) => FloatType::Bfloat16,
         };
-        if let Some(requested) = self.kv_dtype.filter(|&requested| requested != dtype) {
+        if let Some(requested) = self.kv_dtype.filter(|&requested| requested != dtype.into()) {
             let reason = format!(
                 "{}: keys and values have the type that Candle computes with, here {}; use engine=\"cpu\"",
                 requested.name(),

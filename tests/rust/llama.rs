@@ -1,7 +1,7 @@
 //! Tests of the facade, without Python: both engines on a tiny checkpoint that has no tokenizer.
 
 use candle_llama::error::Error;
-use candle_llama::llama::{Compute, EngineKind, FloatType, QuantizeType};
+use candle_llama::llama::{Compute, EngineKind, FloatType, KvType, QuantizeType};
 use candle_llama::model::Cancel;
 use candle_llama::sampling::SamplingOptions;
 use candle_llama::{Llama, LoadOptions, Prompt};
@@ -103,10 +103,7 @@ fn bad_options_are_refused_by_name() {
     let dir = folder();
     let default = LoadOptions::default;
     let cases = [
-        (
-            "kv_dtype",
-            LoadOptions { kv_dtype: Some(FloatType::Float16), compute: Compute::Exact, ..default() },
-        ),
+        ("kv_dtype", LoadOptions { kv_dtype: Some(KvType::Float16), compute: Compute::Exact, ..default() }),
         (
             "quantize",
             LoadOptions { quantize: Some(QuantizeType::Q8_0), dtype: Some(FloatType::Float16), ..default() },

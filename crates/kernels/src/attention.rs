@@ -80,7 +80,7 @@ impl Kernels {
         let rows: usize = spans.iter().map(|span| span.rows).sum();
         assert_eq!(queries.len(), rows * query_heads * head_dim, "(rows, query_heads, head_dim)");
         assert_eq!(queries.len(), out.len(), "out has the shape of queries");
-        check_kv_blocks(spans, kv_heads * head_dim);
+        check_kv_blocks(spans, kv_heads, head_dim);
         let (mut queries, mut out) = (queries, out);
         for spans in spans.chunk_by(|a, b| a.bits16 == b.bits16) {
             let rows: usize = spans.iter().map(|span| span.rows).sum();
@@ -204,15 +204,19 @@ impl Kernels {
     }
 }
 
-/// Asserts that there are KV blocks for all positions, of a float type, with `width` elements per position.
-fn check_kv_blocks(spans: &[AttentionSpan], width: usize) {
+/// Asserts that there are KV blocks for all positions, of a type that they may have.
+fn check_kv_blocks(spans: &[AttentionSpan], kv_heads: usize, head_dim: usize) {
     for span in spans {
         let positions = span.position + span.rows;
         assert!(span.kv_blocks.len() * KV_BLOCK_POSITIONS >= positions, "KV blocks for all positions");
         for block in &span.kv_blocks {
-            let is_float = matches!(block.dtype, WeightType::F32 | WeightType::F16 | WeightType::BF16);
-            assert!(is_float, "keys and values are of a float type");
-            let len = block.dtype.bytes_for(width * KV_BLOCK_POSITIONS);
+            let is_possible = match block.dtype {
+                WeightType::F32 | WeightType::F16 | WeightType::BF16 => true,
+                WeightType::Q8_0 => head_dim.is_multiple_of(LANES),
+                _ => false,
+            };
+            assert!(is_possible, "keys and values are of a type that KV blocks may have");
+            let len = block.dtype.bytes_for(kv_heads * head_dim * KV_BLOCK_POSITIONS);
             assert_eq!(Some(block.keys.len()), len, "(kv_heads, head_dim, KV_BLOCK_POSITIONS)");
             assert_eq!(Some(block.values.len()), len, "(kv_heads, KV_BLOCK_POSITIONS, head_dim)");
         }

@@ -3,6 +3,8 @@
 
 use super::tests::{Random, few_cases, isas, kernels, pairs};
 use super::*;
+use crate::lanes::LANES;
+use crate::quantize::quantize_row;
 use half::{bf16, f16};
 
 /// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and the bytes of their KV blocks.
@@ -21,10 +23,16 @@ impl Cache {
         kv_heads: usize,
         head_dim: usize,
     ) -> Self {
-        // Numbers that every type holds exactly.
+        // Numbers that every type holds exactly. In Q8_0, the largest of 32 has a quant of 127.
+        let exact = |(index, x): (usize, f32)| match dtype {
+            WeightType::Q8_0 => {
+                let quant = if index % LANES == 0 { 127.0 } else { (x * 127.0).round() };
+                quant / [128.0, 256.0, 512.0][index / LANES % 3]
+            }
+            _ => (x * 128.0).round() / 128.0,
+        };
         let mut numbers = || -> Vec<f32> {
-            let numbers = random.floats(positions * kv_heads * head_dim);
-            numbers.into_iter().map(|x| (x * 128.0).round() / 128.0).collect()
+            random.floats(positions * kv_heads * head_dim).into_iter().enumerate().map(exact).collect()
         };
         let (keys, values) = (numbers(), numbers());
         let blocks = (0..positions.div_ceil(KV_BLOCK_POSITIONS))
@@ -49,6 +57,9 @@ impl Cache {
                     };
                     x.into_iter().flat_map(stored).collect()
                 };
+                if dtype == WeightType::Q8_0 {
+                    return (quantized_keys(&k), quantized(&v));
+                }
                 (bytes(k), bytes(v))
             })
             .collect();
@@ -57,14 +68,20 @@ impl Cache {
 
     /// Sets all keys and values from `position` on to NaN: all bits set, in every type.
     fn forget_from(&mut self, position: usize, head_dim: usize) {
-        let size = self.dtype.block_bytes();
+        let (size, row_bytes) = (self.dtype.block_bytes(), self.dtype.bytes_for(head_dim).unwrap());
         for (block, (keys, values)) in self.blocks.iter_mut().enumerate() {
             let from = position.saturating_sub(block * KV_BLOCK_POSITIONS).min(KV_BLOCK_POSITIONS);
-            for row in keys.chunks_exact_mut(KV_BLOCK_POSITIONS * size) {
-                row[from * size..].fill(0xff);
+            if self.dtype == WeightType::Q8_0 {
+                for part in keys.chunks_exact_mut(KV_BLOCK_POSITIONS * size) {
+                    part[2 * from..2 * KV_BLOCK_POSITIONS].fill(0xff);
+                }
+            } else {
+                for row in keys.chunks_exact_mut(KV_BLOCK_POSITIONS * size) {
+                    row[from * size..].fill(0xff);
+                }
             }
-            for head in values.chunks_exact_mut(KV_BLOCK_POSITIONS * head_dim * size) {
-                head[from * head_dim * size..].fill(0xff);
+            for head in values.chunks_exact_mut(KV_BLOCK_POSITIONS * row_bytes) {
+                head[from * row_bytes..].fill(0xff);
             }
         }
     }
@@ -73,6 +90,29 @@ impl Cache {
         let blocks = self.blocks.iter().map(|(keys, values)| KvBlock { dtype: self.dtype, keys, values });
         AttentionSpan { rows, position, bits16, kv_blocks: blocks.collect() }
     }
+}
+
+/// Blocks of Q8_0; those with NaN have a scale of NaN.
+fn quantized(numbers: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; WeightType::Q8_0.bytes_for(numbers.len()).unwrap()];
+    for (numbers, block) in numbers.chunks_exact(LANES).zip(bytes.chunks_exact_mut(34)) {
+        if quantize_row(WeightType::Q8_0, numbers, block).is_err() {
+            block.fill(0xff);
+        }
+    }
+    bytes
+}
+
+/// The keys of a block in Q8_0, from keys `(kv_heads * head_dim, KV_BLOCK_POSITIONS)`.
+fn quantized_keys(keys: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in keys.chunks_exact(LANES * KV_BLOCK_POSITIONS) {
+        let key = |p: usize| -> Vec<f32> { (0..LANES).map(|d| part[d * KV_BLOCK_POSITIONS + p]).collect() };
+        let blocks: Vec<_> = (0..KV_BLOCK_POSITIONS).map(|p| quantized(&key(p))).collect();
+        bytes.extend(blocks.iter().flat_map(|block| &block[..2]));
+        bytes.extend((0..LANES).flat_map(|d| blocks.iter().map(move |block| block[2 + d])));
+    }
+    bytes
 }
 
 /// All ISAs, and again those that can round to about 16 bits.
@@ -98,6 +138,9 @@ fn attention_is_softmax_of_scores_times_values() {
             (1, 12, 32, WeightType::F32, 0, 1),
             (2, 2, 96, WeightType::F16, 130, 40),
             (1, 3, 128, WeightType::BF16, 1000, 50),
+            (2, 3, 64, WeightType::Q8_0, 60, 90),
+            (1, 4, 32, WeightType::Q8_0, 1023, 2),
+            (2, 2, 96, WeightType::Q8_0, 500, 1),
         ] {
             let heads = kv_heads * group;
             let cache = Cache::new(&mut random, dtype, first + rows, kv_heads, head_dim);
@@ -152,6 +195,7 @@ fn a_row_of_attention_depends_on_nothing_but_the_row() {
             (WeightType::F16, 3, 48),
             (WeightType::F16, 3, 96),
             (WeightType::BF16, 1, 6),
+            (WeightType::Q8_0, 3, 64),
         ] {
             let (positions, kv_heads) = (if few_cases() { 600 } else { 1100 }, 2);
             let heads = kv_heads * group;

@@ -44,6 +44,8 @@ pub(super) trait Lanes: Copy {
     fn q8_0(block: &[u8; 34]) -> Self;
     fn q4_0(block: &[u8; 18]) -> Self;
     fn q4_1(block: &[u8; 20]) -> Self;
+    /// Converts i8, which have no scale.
+    fn i8(numbers: &[u8; 32]) -> Self;
 }
 
 /// Fewer than `LANES` values, padded with zeros.

@@ -71,6 +71,41 @@ fn tokens(first: u32, len: usize) -> Vec<u32> {
 }
 
 #[test]
+fn q8_0_has_a_scale_for_each_32_numbers_of_a_position() {
+    let shape = KvShape { layers: 1, kv_heads: 2, head_dim: 64, dtype: WeightType::Q8_0 };
+    let mut pool = BlockPool::new(shape, u64::MAX, 0).unwrap();
+    let mut kv = PagedKv::default();
+    kv.reserve(0..70, &mut pool).unwrap();
+    // The quants of 32 numbers are -127 to 127 in steps of 8 or so, and their scale is a power of two.
+    let quant = |d: usize| if d % 32 == 31 { 127 } else { (8 * (d % 32)) as i16 - 127 };
+    let scale = |row: usize, part: usize| 2.0_f32.powi(row as i32 - part as i32);
+    let number = |row: usize, index: usize| f32::from(quant(index)) * scale(row, index / 32);
+    let mut keys: Vec<f32> = (0..10 * 128).map(|i| number(i / 128, i % 128)).collect();
+    let values: Vec<f32> = keys.iter().map(|k| -k).collect();
+    keys[9 * 128] = f32::INFINITY;
+    kv.write(&mut pool, 0, 60, &keys, &values);
+    let half = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    for row in 0..10 {
+        let (block, at) = ((60 + row) / 64, (60 + row) % 64);
+        let layer = kv.layer(&pool, 0)[block];
+        for part in 0..4 {
+            let key = &layer.keys[part * 34 * 64..][..34 * 64];
+            let value = &layer.values[((part / 2 * 64 + at) * 2 + part % 2) * 34..][..34];
+            assert_eq!(half(value), scale(row, part));
+            if (row, part) == (9, 0) {
+                assert!(half(&key[2 * at..]).is_nan());
+                continue;
+            }
+            assert_eq!(half(&key[2 * at..]), scale(row, part));
+            for d in 0..32 {
+                assert_eq!(i16::from(key[128 + d * 64 + at] as i8), quant(d));
+                assert_eq!(i16::from(value[2 + d] as i8), -quant(d));
+            }
+        }
+    }
+}
+
+#[test]
 fn keys_are_written_transposed_and_values_are_not() {
     for dtype in [WeightType::F32, WeightType::F16, WeightType::BF16] {
         let mut pool = BlockPool::new(shape(dtype), u64::MAX, 0).unwrap();

@@ -14,7 +14,7 @@
 use super::dequantize::dequantize_row;
 use super::elementwise::exp_of_negative;
 use super::partial_attention::{PartialAttention, part_start};
-use super::storage::{Bf16, F16, F32, Storage};
+use super::storage::{Bf16, F16, F32, Q8_0, Storage};
 use crate::blocks::WeightType;
 use crate::kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 use crate::lanes::{LANES, Lanes};
@@ -248,6 +248,7 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
         match dtype {
             WeightType::F32 => attend_kv_block::<L, F32, QUERIES>(task, queries, seen_by, first, bytes),
             WeightType::F16 => attend_kv_block::<L, F16, QUERIES>(task, queries, seen_by, first, bytes),
+            WeightType::Q8_0 => attend_kv_block::<L, Q8_0, QUERIES>(task, queries, seen_by, first, bytes),
             _ => attend_kv_block::<L, Bf16, QUERIES>(task, queries, seen_by, first, bytes),
         }
     }
@@ -263,25 +264,76 @@ pub(crate) fn dequantize_kv_block<L: Lanes>(
 ) {
     keys.resize(task.head_dim * KV_BLOCK_VECTORS, [0.0; LANES]);
     values.resize(task.values_len() * KV_BLOCK_VECTORS, [0.0; LANES]);
-    dequantize_numbers::<L>(block.dtype, block.keys(task.kv_head, task.kv_heads), keys);
+    dequantize_keys::<L>(block.dtype, block.keys(task.kv_head, task.kv_heads), keys);
     let stored = block.values(task.kv_head, task.kv_heads);
     if task.head_dim >= LANES {
-        dequantize_numbers::<L>(block.dtype, stored, values);
+        dequantize_values::<L>(block.dtype, stored, values);
     } else {
         let rows = stored.chunks_exact(stored.len() / KV_BLOCK_POSITIONS);
         for (row, out) in rows.zip(values.chunks_exact_mut(1)) {
-            dequantize_numbers::<L>(block.dtype, row, out);
+            dequantize_values::<L>(block.dtype, row, out);
         }
     }
 }
 
-/// Converts keys or values to f32.
+/// Converts the values of a head to f32.
 #[inline(always)]
-pub(crate) fn dequantize_numbers<L: Lanes>(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
+pub(crate) fn dequantize_values<L: Lanes>(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
     match dtype {
         WeightType::F32 => dequantize_row::<L, F32>(stored, numbers),
         WeightType::F16 => dequantize_row::<L, F16>(stored, numbers),
+        WeightType::Q8_0 => dequantize_row::<L, Q8_0>(stored, numbers),
         _ => dequantize_row::<L, Bf16>(stored, numbers),
+    }
+}
+
+/// Converts the keys of a head to f32.
+#[inline(always)]
+pub(crate) fn dequantize_keys<L: Lanes>(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
+    if dtype != WeightType::Q8_0 {
+        return dequantize_values::<L>(dtype, stored, numbers);
+    }
+    let parts = stored.as_chunks().0.iter().zip(numbers.as_chunks_mut::<{ LANES * KV_BLOCK_VECTORS }>().0);
+    for (part, numbers) in parts {
+        let part = Q8Keys::of(part);
+        let scales = part.scales::<L, KV_BLOCK_VECTORS>(0);
+        for (row, numbers) in
+            part.rows.as_chunks::<KV_BLOCK_VECTORS>().0.iter().zip(numbers.as_chunks_mut().0)
+        {
+            let numbers: &mut [[f32; LANES]; KV_BLOCK_VECTORS] = numbers;
+            for vector in 0..KV_BLOCK_VECTORS {
+                L::i8(&row[vector]).mul(scales[vector]).store(&mut numbers[vector]);
+            }
+        }
+    }
+}
+
+/// Bytes of 32 elements of all keys in Q8_0.
+const Q8_KEYS_BYTES: usize = Q8_0::BLOCK_BYTES * KV_BLOCK_POSITIONS;
+
+/// 32 elements of all keys in Q8_0.
+struct Q8Keys<'a> {
+    /// f16, one for each position.
+    scales: &'a [[u8; 2 * LANES]],
+    /// i8, `(32, KV_BLOCK_VECTORS)` vectors.
+    rows: &'a [[u8; LANES]],
+}
+
+impl<'a> Q8Keys<'a> {
+    #[inline(always)]
+    fn of(bytes: &'a [u8; Q8_KEYS_BYTES]) -> Self {
+        let (scales, rows) = bytes.split_at(2 * KV_BLOCK_POSITIONS);
+        Q8Keys { scales: scales.as_chunks().0, rows: rows.as_chunks().0 }
+    }
+
+    /// The scales of `P` vectors of positions.
+    #[inline(always)]
+    fn scales<L: Lanes, const P: usize>(&self, vector: usize) -> [L; P] {
+        let mut scales = [L::splat(0.0); P];
+        for p in 0..P {
+            scales[p] = L::f16(&self.scales[vector + p]);
+        }
+        scales
     }
 }
 
@@ -328,10 +380,16 @@ impl<'a> Stream<'a> {
         // F32 data has usually just been converted, for many queries. It is in the cache, and prefetching it
         // would only cost time.
         if S::BLOCK_BYTES < F32::BLOCK_BYTES {
-            L::prefetch_l2(block.as_ptr().wrapping_add(self.later));
-            L::prefetch_l1(block.as_ptr().wrapping_add(self.soon));
+            self.prefetch::<L>(block);
         }
         S::lanes::<L>(block, 0)
+    }
+
+    /// Prefetches what follows at the place of `part`, which is a part of the stream.
+    #[inline(always)]
+    fn prefetch<L: Lanes>(&self, part: &[u8]) {
+        L::prefetch_l2(part.as_ptr().wrapping_add(self.later));
+        L::prefetch_l1(part.as_ptr().wrapping_add(self.soon));
     }
 }
 
@@ -417,21 +475,50 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
         q[i] = &queries.scaled[(query + i) * head_dim..][..head_dim];
     }
     let mut sums = [[L::splat(0.0); P]; N];
-    for (d, row) in keys.bytes.chunks_exact(KV_BLOCK_VECTORS * S::BLOCK_BYTES).take(head_dim).enumerate() {
-        let mut lanes = [L::splat(0.0); P];
-        for p in 0..P {
-            lanes[p] = keys.lanes::<L, S>(row, (vector + p) * S::BLOCK_BYTES);
-        }
-        for i in 0..N {
-            let q = L::splat(q[i][d]);
+    if S::IS_FLOAT {
+        let rows = keys.bytes.chunks_exact(KV_BLOCK_VECTORS * S::BLOCK_BYTES).take(head_dim);
+        for (d, row) in rows.enumerate() {
+            let mut lanes = [L::splat(0.0); P];
             for p in 0..P {
-                sums[i][p] = lanes[p].mul_add(q, sums[i][p]);
+                lanes[p] = keys.lanes::<L, S>(row, (vector + p) * S::BLOCK_BYTES);
+            }
+            add_products(&mut sums, lanes, q, d);
+        }
+    } else {
+        for (part, bytes) in keys.bytes.as_chunks().0.iter().enumerate() {
+            let part_keys = Q8Keys::of(bytes);
+            let scales = part_keys.scales::<L, P>(vector);
+            keys.prefetch::<L>(&part_keys.scales[vector]);
+            for (d, row) in part_keys.rows.as_chunks::<KV_BLOCK_VECTORS>().0.iter().enumerate() {
+                keys.prefetch::<L>(&row[vector]);
+                let mut lanes = [L::splat(0.0); P];
+                for p in 0..P {
+                    // Exact: 8 bits by 11.
+                    lanes[p] = L::i8(&row[vector + p]).mul(scales[p]);
+                }
+                add_products(&mut sums, lanes, q, part * LANES + d);
             }
         }
     }
     for i in 0..N {
         for p in 0..P {
             sums[i][p].store(&mut queries.weights[query + i][vector + p]);
+        }
+    }
+}
+
+/// Adds the products of element `d` of the queries and of the keys.
+#[inline(always)]
+fn add_products<L: Lanes, const P: usize, const N: usize>(
+    sums: &mut [[L; P]; N],
+    keys: [L; P],
+    q: [&[f32]; N],
+    d: usize,
+) {
+    for i in 0..N {
+        let q = L::splat(q[i][d]);
+        for p in 0..P {
+            sums[i][p] = keys[p].mul_add(q, sums[i][p]);
         }
     }
 }

@@ -128,4 +128,9 @@ impl Lanes for ScalarLanes {
         let (d, m) = (f16_at(block, 0), f16_at(block, 2));
         ScalarLanes(std::array::from_fn(|i| f32::from(nibble(&block[4..], i)) * d + m))
     }
+
+    #[inline(always)]
+    fn i8(numbers: &[u8; 32]) -> Self {
+        ScalarLanes(std::array::from_fn(|i| f32::from(numbers[i] as i8)))
+    }
 }

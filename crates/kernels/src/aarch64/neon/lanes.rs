@@ -208,11 +208,7 @@ impl Lanes for NeonLanes {
 
     #[inline(always)]
     fn q8_0(block: &[u8; 34]) -> Self {
-        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
-        unsafe {
-            let part = |i: usize| vld1q_s8(block.as_ptr().add(2 + 16 * i).cast());
-            from_bytes([part(0), part(1)]).mul(half_at(block, 0))
-        }
+        Self::i8(block[2..].try_into().expect("32 bytes")).mul(half_at(block, 0))
     }
 
     #[inline(always)]
@@ -229,5 +225,14 @@ impl Lanes for NeonLanes {
     fn q4_1(block: &[u8; 20]) -> Self {
         let numbers = from_bytes(nibbles(block[4..].try_into().expect("16 bytes")));
         numbers.mul(half_at(block, 0)).add(half_at(block, 2))
+    }
+
+    #[inline(always)]
+    fn i8(numbers: &[u8; 32]) -> Self {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        unsafe {
+            let part = |i: usize| vld1q_s8(numbers.as_ptr().add(16 * i).cast());
+            from_bytes([part(0), part(1)])
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::convert::{interleave_bf16_pairs, subtract_bf16, truncate_to_bf16_pairs};
 use super::tiles::{AMX_TILE_ROWS, AMX_TILE_WORDS, AmxTileRow, AmxTiles, TERMS, WIDE_COLS, WideSums};
-use crate::generic::attention::{AttentionOutput, AttentionTask, dequantize_numbers};
+use crate::generic::attention::{AttentionOutput, AttentionTask, dequantize_keys, dequantize_values};
 use crate::generic::elementwise::exp_of_negative;
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::{LANES, Lanes};
@@ -199,10 +199,10 @@ fn lay_out_kv_block(task: &AttentionTask, scratch: &mut Scratch, block: usize) {
     let parts = head_dim.div_ceil(WIDE_COLS);
     values.resize(parts * (KV_BLOCK_POSITIONS / STEP) * RIGHT_TILE_ROWS, AmxTileRow::ZERO);
 
-    dequantize_numbers::<Avx512Lanes>(stored.dtype, stored.keys(task.kv_head, task.kv_heads), numbers);
+    dequantize_keys::<Avx512Lanes>(stored.dtype, stored.keys(task.kv_head, task.kv_heads), numbers);
     lay_out(numbers.as_flattened(), KV_BLOCK_POSITIONS, 0, keys);
 
-    dequantize_numbers::<Avx512Lanes>(stored.dtype, stored.values(task.kv_head, task.kv_heads), numbers);
+    dequantize_values::<Avx512Lanes>(stored.dtype, stored.values(task.kv_head, task.kv_heads), numbers);
     let numbers = numbers.as_flattened_mut();
     let seen_by_all = (task.position + 1).saturating_sub(first).min(KV_BLOCK_POSITIONS);
     let seen = (task.position + task.rows.len() - first).min(KV_BLOCK_POSITIONS);

@@ -192,8 +192,7 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn q8_0(block: &[u8; 34]) -> Self {
-        let (low, high) = bytes(block[2..].try_into().expect("32 bytes"));
-        from_bytes::<true>(low, high).mul(half_at(block, 0))
+        Self::i8(block[2..].try_into().expect("32 bytes")).mul(half_at(block, 0))
     }
 
     #[inline(always)]
@@ -206,5 +205,11 @@ impl Lanes for Avx2Lanes {
     fn q4_1(block: &[u8; 20]) -> Self {
         let (low, high) = nibbles(block[4..].try_into().expect("16 bytes"));
         from_bytes::<false>(low, high).mul(half_at(block, 0)).add(half_at(block, 2))
+    }
+
+    #[inline(always)]
+    fn i8(numbers: &[u8; 32]) -> Self {
+        let (low, high) = bytes(numbers);
+        from_bytes::<true>(low, high)
     }
 }
