@@ -17,10 +17,11 @@ _LONG_BODY = 20_000
 
 # Events cost processor time, here and at the client. With one for each token, a small model that answers 16
 # clients on two cores loses a seventh of its speed.
-_LEAST_GAP = 0.008
+_LEAST_GAP = 0.016
 _GAP_PER_ANSWER = 0.003
 _MOST_GAP = 0.05
-"""Seconds between two events of an answer: at least 8 ms, and 3 ms for each answer, up to 50 ms."""
+"""Seconds between two events of an answer: 3 ms for each answer, at least 16 ms, a frame of a screen, and at
+most 50 ms."""
 
 Start: TypeAlias = Callable[[], list[AsyncStream]]
 
