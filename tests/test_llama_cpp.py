@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import candle_llama
 import test_quantize
+import test_quantize_tokenizers
 import tiny
 from candle_llama.bench.synthetic import write_synthetic
 
@@ -197,12 +198,12 @@ def test_byte_level_tokenizers_agree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metaspace", [None, "always"])
 def test_sentence_piece_tokenizers_agree(tmp_path: Path, metaspace: str | None) -> None:
-    tokenizer = test_quantize.llama_2_tokenizer(metaspace)
-    folder = test_quantize.llama_2(tmp_path / "model", tokenizer)
+    tokenizer = test_quantize_tokenizers.llama_2_tokenizer(metaspace)
+    folder = test_quantize_tokenizers.llama_2(tmp_path / "model", tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         candle_llama.quantize(folder, tmp_path / "out.gguf")
-    assert_same_ids(tmp_path / "out.gguf", [*TEXTS, *filter(None, test_quantize.SPOKEN)])
+    assert_same_ids(tmp_path / "out.gguf", [*TEXTS, *filter(None, test_quantize_tokenizers.SPOKEN)])
 
 
 def test_a_file_without_a_tokenizer_is_loaded(tmp_path: Path) -> None:
