@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,13 @@ def block_bytes(llm: candle_llama.Llama) -> int:
     bytes_each = {"float32": 4}.get(llm.load_report.kv_dtype, 2)
     heads = config.num_key_value_heads * config.head_dim
     return int(2 * config.num_hidden_layers * heads * BLOCK * bytes_each)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def assert_idle(llm: candle_llama.Llama) -> None:
@@ -72,6 +80,20 @@ def test_generated_tokens_are_reused_in_exact_mode_only(tiny: Path) -> None:
             assert out.stats.cached_tokens == cached
         with candle_llama.load(tiny, device="cpu", compute=compute, prefix_cache=False) as llm:
             assert facts(llm.generate(turn, **OPTIONS)) == facts(out)
+
+
+def test_the_next_turn_of_a_chat_finds_the_last_answer() -> None:
+    messages = [{"role": "user", "content": "Tell me a long story about a river."}]
+    with candle_llama.load("demo", device="cpu") as llm:
+        answer = llm.chat(messages, max_new_tokens=200, ignore_eos=True)
+        turn = [*messages, {"role": "assistant", "content": answer.text}]
+        turn.append({"role": "user", "content": "Go on."})
+        until(lambda: llm.metrics().blocks_cached == (answer.prompt_tokens + 200) // BLOCK)
+        out = llm.chat(turn, **OPTIONS)
+        assert out.stats.cached_tokens == (answer.prompt_tokens + 200) // BLOCK * BLOCK
+        assert_idle(llm)
+    with candle_llama.load("demo", device="cpu", prefix_cache=False) as llm:
+        assert facts(llm.chat(turn, **OPTIONS)) == facts(out)
 
 
 def test_prompts_of_other_arithmetic_share_nothing(tiny: Path) -> None:

@@ -113,6 +113,11 @@ impl Shared {
         self.is_closed.load(Ordering::Relaxed)
     }
 
+    /// Whether something has changed since the scheduler looked at its sequences.
+    pub(super) fn has_news(&self) -> bool {
+        self.has_submitted() || self.is_woken.load(Ordering::Relaxed)
+    }
+
     /// Whether there are sequences that the scheduler has not seen.
     pub(super) fn has_submitted(&self) -> bool {
         self.has_submitted.load(Ordering::Relaxed)
@@ -124,7 +129,8 @@ impl Shared {
             if scheduler.has_running() {
                 self.spin();
             }
-            self.sleep(scheduler.next_deadline());
+            let times = [scheduler.next_deadline(), scheduler.next_reread()];
+            self.sleep(times.into_iter().flatten().min());
         }
         self.is_woken.store(false, Ordering::SeqCst);
         let mut inbox = self.inbox.lock();
@@ -308,7 +314,8 @@ impl Engine {
         let eos_token_ids = if params.ignore_eos { Vec::new() } else { eos_token_ids.to_vec() };
         let sampler = Sampler::new(&params).with_eos_token_ids(&eos_token_ids).with_mask(mask);
         let (timeout, salt) = (params.timeout, Arc::from(params.cache_salt.as_str()));
-        let task = Task::Generate(Box::new(Generate { params, sampler, eos_token_ids, sink }));
+        let task =
+            Task::Generate(Box::new(Generate { params, sampler, eos_token_ids, is_turn: false, sink }));
         let mut sequence = self.sequence(prompt, task, salt);
         sequence.deadline = timeout.and_then(|timeout| sequence.requested.checked_add(timeout));
         Ok(sequence)

@@ -5,6 +5,7 @@
 //! - `pace.rs`: how many tokens of prompts a pass may have
 //! - `sequence.rs`: a prompt and the tokens after it: plain data
 //! - `output.rs`: how a sequence hands over its tokens or logits, and how its caller stops it
+//! - `rereads.rs`: the answers of conversations, which are read again for the next turn
 //! - `metrics.rs`: counts of what the engine does
 //! - `score.rs`: logits and log-probabilities of given tokens
 
@@ -13,6 +14,7 @@ mod engine;
 mod metrics;
 mod output;
 mod pace;
+mod rereads;
 mod scheduler;
 mod score;
 mod sequence;

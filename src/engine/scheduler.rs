@@ -8,6 +8,7 @@ use super::engine::{EngineOptions, Shared};
 use super::metrics::Metrics;
 use super::output::Flow;
 use super::pace::Pace;
+use super::rereads::Rereads;
 use super::sequence::{Ending, FinishReason, Sequence, Task, blocks};
 use crate::error::{Error, Result};
 use crate::kernels::KV_BLOCK_POSITIONS;
@@ -40,6 +41,7 @@ pub(super) struct Scheduler {
     gave_way: bool,
     /// Those that have ended, whose readers do not know it yet.
     ended: Vec<(Sequence, Ending)>,
+    rereads: Rereads,
     totals: Metrics,
 }
 
@@ -66,6 +68,7 @@ impl Scheduler {
             pass: 1,
             gave_way: false,
             ended: Vec::new(),
+            rereads: Rereads::default(),
             totals: Metrics::default(),
         }
     }
@@ -92,6 +95,11 @@ impl Scheduler {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let all = self.waiting.iter().chain(&self.running).chain(&self.paused);
         all.filter_map(|sequence| sequence.deadline).min()
+    }
+
+    /// When to read an answer again if there is nothing else to do; None if there is none.
+    pub(super) fn next_reread(&self) -> Option<Instant> {
+        self.rereads.due()
     }
 
     /// Counts, and the state of the KV cache.
@@ -135,7 +143,9 @@ impl Scheduler {
         self.end_stopped(started);
         self.resume();
         let mut parts = Vec::new();
-        if !self.is_idle() {
+        if self.is_idle() {
+            self.reread(shared, started);
+        } else {
             self.begin();
             parts = self.choose_with_room();
         }
@@ -152,6 +162,14 @@ impl Scheduler {
             self.totals.busy += started.elapsed();
         }
         self.deliver(&seqs, shared);
+    }
+
+    /// Reads a part of a finished answer again, until there is other work.
+    fn reread(&mut self, shared: &Shared, started: Instant) {
+        let should_stop = || shared.is_closed() || shared.has_news() || reserve::is_exhausted();
+        let flag = AtomicBool::new(false);
+        self.rereads.step(self.model.as_mut(), &Cancel::with_poll(&flag, &should_stop));
+        self.totals.busy += started.elapsed();
     }
 
     /// Tells the readers of what `seqs` made and of what has ended. Blocks are free and metrics are true by
@@ -465,6 +483,10 @@ impl Scheduler {
     fn end(&mut self, sequence: Sequence, ending: Ending) {
         if sequence.has_begun {
             self.model.free(sequence.seq);
+        }
+        let is_turn = matches!(&sequence.task, Task::Generate(generate) if generate.is_turn);
+        if is_turn && matches!(ending, Ending::Complete) && self.model.shares_prefixes() {
+            self.rereads.add(&sequence);
         }
         self.totals.ended += 1;
         self.ended.push((sequence, ending));

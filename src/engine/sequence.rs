@@ -140,6 +140,8 @@ pub(super) struct Generate {
     pub(super) sampler: Sampler,
     /// The model's EOS tokens, which end the sequence; empty with `ignore_eos`.
     pub(super) eos_token_ids: Vec<u32>,
+    /// Whether a prompt that begins with the prompt and the answer will probably follow.
+    pub(super) is_turn: bool,
     pub(super) sink: Box<dyn TokenSink>,
 }
 
@@ -171,6 +173,14 @@ impl Sequence {
     /// What its caller stops it with.
     pub fn ticket(&self) -> Arc<Ticket> {
         Arc::clone(&self.ticket)
+    }
+
+    /// Says that this is a turn of a conversation: the next prompt will probably begin with the prompt and
+    /// the answer. The engine prepares that when it has nothing else to do.
+    pub fn set_turn(&mut self) {
+        if let Task::Generate(generate) = &mut self.task {
+            generate.is_turn = true;
+        }
     }
 
     /// Number of tokens whose keys and values are not in the KV cache.

@@ -33,6 +33,8 @@ struct Counter {
     next: fn(&[u32]) -> u32,
     sequences: HashMap<SeqId, Vec<u32>>,
     prefixes: Option<Vec<Vec<u32>>>,
+    /// Whether it keeps no prefix with the last token of a prompt, or with a generated one.
+    keeps_prompts: bool,
     total_blocks: usize,
     max_spans: usize,
     /// A pass with this token fails.
@@ -49,6 +51,7 @@ impl Default for Counter {
             next: |tokens| (tokens[tokens.len() - 1] + 1) % VOCAB as u32,
             sequences: HashMap::new(),
             prefixes: None,
+            keeps_prompts: false,
             total_blocks: 1000,
             max_spans: usize::MAX,
             fails_at: None,
@@ -103,7 +106,11 @@ impl Model for Counter {
         self.sequences = after;
         assert!(self.used() <= self.total_blocks, "the scheduler counts blocks");
         if let Some(prefixes) = &mut self.prefixes {
-            for tokens in self.sequences.values() {
+            let kept = |seq: &SeqId| {
+                let none = |span: &Span| span.seq == *seq && span.rows == Rows::None;
+                !self.keeps_prompts || spans.iter().any(none)
+            };
+            for (_, tokens) in self.sequences.iter().filter(|(seq, _)| kept(seq)) {
                 let whole = tokens[..tokens.len() / KV_BLOCK_POSITIONS * KV_BLOCK_POSITIONS].to_vec();
                 if !prefixes.contains(&whole) {
                     prefixes.push(whole);
@@ -227,6 +234,11 @@ impl Reader {
         Reader::pausing(engine, prompt, params, &[], usize::MAX)
     }
 
+    /// A turn of a conversation.
+    fn turn(engine: &Engine, prompt: Vec<u32>, params: SamplingParams) -> Self {
+        Reader::with(engine, prompt, params, &[], usize::MAX, Sequence::set_turn).unwrap()
+    }
+
     fn pausing(
         engine: &Engine,
         prompt: Vec<u32>,
@@ -234,9 +246,21 @@ impl Reader {
         eos_token_ids: &[u32],
         pauses_after: usize,
     ) -> Result<Self> {
+        Reader::with(engine, prompt, params, eos_token_ids, pauses_after, |_| ())
+    }
+
+    fn with(
+        engine: &Engine,
+        prompt: Vec<u32>,
+        params: SamplingParams,
+        eos_token_ids: &[u32],
+        pauses_after: usize,
+        prepare: fn(&mut Sequence),
+    ) -> Result<Self> {
         let place = Arc::default();
         let sink = Box::new(Sink { place: Arc::clone(&place), steps: Vec::new(), pauses_after });
-        let sequence = engine.generate(prompt, params, eos_token_ids, None, sink)?;
+        let mut sequence = engine.generate(prompt, params, eos_token_ids, None, sink)?;
+        prepare(&mut sequence);
         let ticket = sequence.ticket();
         ticket.set_awaited(true);
         engine.submit(vec![sequence])?;
@@ -610,6 +634,81 @@ fn equal_prompts_are_computed_once() {
     let again = Reader::new(&engine, prompt, params(1)).unwrap();
     again.wait(1);
     assert_eq!(again.place.0.lock().stats.cached_tokens, 256);
+}
+
+/// The spans that were run for no logits and no reader.
+fn rereads(seen: &Seen) -> Vec<(usize, usize)> {
+    let passes = seen.passes.lock();
+    passes
+        .iter()
+        .flatten()
+        .filter(|(_, _, wanted)| *wanted == 0)
+        .map(|&(start, len, _)| (start, len))
+        .collect()
+}
+
+/// Waits until there are so many.
+fn wait_for_rereads(seen: &Seen, count: usize) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while rereads(seen).len() < count {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn the_answer_of_a_turn_is_read_again_for_the_next_one() {
+    let (engine, seen) = start(
+        Counter { next: mixed, prefixes: Some(Vec::new()), keeps_prompts: true, ..Counter::default() },
+        999,
+    );
+    let prompt = vec![5; 70];
+    let plain = Reader::new(&engine, prompt.clone(), params(200)).unwrap();
+    assert_eq!(plain.end().0.len(), 200);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(rereads(&seen), [], "not for other prompts");
+
+    let turn = Reader::turn(&engine, prompt.clone(), params(200));
+    let mut next = [prompt, turn.end().0].concat();
+    wait_for_rereads(&seen, 2);
+    assert_eq!(rereads(&seen), [(0, 128), (128, 128)]);
+    next.extend([7; 9]);
+    let again = Reader::turn(&engine, next.clone(), params(5));
+    assert_eq!(again.end().0, reference(&next, 5));
+    assert_eq!(again.place.0.lock().stats.cached_tokens, 256);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(rereads(&seen).len(), 2, "the new answer fills no block");
+    assert_eq!(*seen.blocks.lock(), 0);
+}
+
+#[test]
+fn reading_answers_again_gives_way_to_requests() {
+    let delay = Duration::from_millis(1);
+    let (engine, seen) =
+        start(Counter { prefixes: Some(Vec::new()), keeps_prompts: true, delay, ..Counter::default() }, 999);
+    Reader::turn(&engine, vec![5; 70], params(130)).end().1.unwrap();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(60));
+        let begun = Instant::now();
+        Reader::new(&engine, vec![9; 3], params(1)).unwrap().end().1.unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(60), "a pass takes 128 ms or longer");
+    }
+    wait_for_rereads(&seen, 2);
+    assert_eq!(rereads(&seen), [(0, 128), (128, 64)]);
+}
+
+#[test]
+fn what_cannot_be_read_again_is_forgotten() {
+    let model = Counter { prefixes: Some(Vec::new()), keeps_prompts: true, ..Counter::default() };
+    let (engine, seen) = start(Counter { fails_at: Some(49), total_blocks: 4, ..model }, 999);
+    for prompt in [vec![48; 100], vec![1; 3]] {
+        // The answer to the first one has a token that fails, but it is not read before the end.
+        let turn = Reader::turn(&engine, prompt, params(1));
+        turn.end().1.unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(Reader::new(&engine, vec![1; 9], params(3)).unwrap().end().0, [2, 3, 4]);
+    assert_eq!(*seen.blocks.lock(), 0);
 }
 
 #[test]

@@ -204,7 +204,11 @@ impl Llama {
     /// # Errors
     /// Those of [`Engine::generate`], and of the tokenizer if stop strings need it.
     pub fn start(&self, request: Request) -> Result<TextStream> {
-        let (stream, sequence) = self.sequence(request)?;
+        let is_turn = !request.continues;
+        let (stream, mut sequence) = self.sequence(request)?;
+        if is_turn {
+            sequence.iter_mut().for_each(Sequence::set_turn);
+        }
         self.engine.submit(sequence.into_iter().collect())?;
         Ok(stream)
     }
