@@ -2,6 +2,7 @@
 
 use super::quantized_rows::{
     FLOAT_OFFSET, FLOAT_START, GROUPS, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
+    group_word,
 };
 use super::tests::{Random, isas, kernels, pairs};
 use super::*;
@@ -55,8 +56,10 @@ impl Block {
 fn blocks(x: &QuantizedRows, row: usize) -> Vec<Block> {
     let panel = x.panels().find(|panel| row < panel.first + panel.rows).unwrap();
     let unpack = |words: &[u32]| {
-        let word = |kind: usize| words[1 + kind * panel.rows + row - panel.first];
-        let bytes = (0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| byte as i8).collect();
+        let row = row - panel.first;
+        let word = |kind: usize| words[1 + kind * panel.rows + row];
+        let groups = (0..GROUPS).map(|group| words[1 + group_word(group, panel.rows, row)]);
+        let bytes = groups.flat_map(u32::to_le_bytes).map(|byte| byte as i8).collect();
         let [scale, offset, total] = [SCALE, OFFSET, TOTAL].map(|kind| f32::from_bits(word(kind)));
         let starts = [START_8, START_128].map(|kind| word(kind) as i32 - FLOAT_START);
         let half_sum = word(HALF_SUM) as i32;

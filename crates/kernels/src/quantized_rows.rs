@@ -13,7 +13,7 @@
 //! | words | contents |
 //! |---|---|
 //! | 1 | the index of the 32 columns |
-//! | 8 m | `(8 groups, m)`: 4 signed bytes, elements `4g..4g + 4` of the row |
+//! | 8 m | `(4 pairs of groups, m, 2)`: 4 signed bytes, elements `4g..4g + 4` of the row |
 //! | m | scale, f32: an element is its byte times the scale. The scale's last two bits are 0 |
 //! | m | start for weights stored 8 too large, i32: [`FLOAT_START`] minus 8 times the sum of the 32 bytes |
 //! | m | start for weights stored 128 too large, i32: the same with 128 |
@@ -28,7 +28,7 @@ use std::ops::Range;
 
 /// Groups of 4 elements in 32 columns.
 pub(super) const GROUPS: usize = TILE_COLS / 4;
-/// Where each kind of word begins in a block, in units of `m` words.
+/// Where each other kind of word begins in a block, in units of `m` words.
 pub(super) const SCALE: usize = GROUPS;
 pub(super) const START_8: usize = GROUPS + 1;
 pub(super) const START_128: usize = GROUPS + 2;
@@ -84,6 +84,11 @@ pub(super) struct Panel<'a> {
     pub(super) rows: usize,
     /// Its blocks, [`block_words`] each.
     pub(super) blocks: &'a [u32],
+}
+
+/// Where a block of `rows` rows has the word of group `group` of row `row`.
+pub(super) const fn group_word(group: usize, rows: usize, row: usize) -> usize {
+    group / 2 * 2 * rows + 2 * row + group % 2
 }
 
 /// Words of a block of `rows` rows.

@@ -62,6 +62,12 @@ pub(super) trait PackedRows16: Rows16 {
     /// Loads bytes that `M` rows are multiplied with.
     fn bytes<const M: usize>(bytes: &[u8; 64]) -> Self::Bytes;
     fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]);
+    /// Stores the bytes of two neighbouring groups as products of many rows need them.
+    #[inline(always)]
+    fn store_groups([first, second]: [Self::Bytes; 2], out: &mut [[u8; 64]; 2]) {
+        Self::store_bytes(first, &mut out[0]);
+        Self::store_bytes(second, &mut out[1]);
+    }
     /// Adds `more` to every byte, without overflow.
     fn plus(bytes: Self::Bytes, more: u8) -> Self::Bytes;
     /// The bits `mask` of every byte that is shifted right by `shift`.

@@ -219,13 +219,36 @@ pub(crate) use kernel_table;
 macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};
-        use $crate::generic::unpacked::{self, UnpackedStrips};
         use $crate::packable::{Packable, with_packable};
         #[$attribute]
         #[inline(never)]
         fn of_type<P: Packable>(task: &PackedTask) {
             packed::packed::<P, $rows, { $panel_rows }, { $strips }>(task);
         }
+        #[$attribute]
+        fn packed(task: &PackedTask) {
+            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS
+                || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS
+            {
+                return with_packable!(task.weight.dtype(), of_type::<_>(task));
+            }
+            let many_rows = $crate::table::unpacked_kernel!(
+                $rows, $crate::generic::unpacked::UnpackedStrip, $panel_rows, $strips, #[$attribute]
+            );
+            many_rows(task);
+        }
+        packed
+    }};
+}
+pub(crate) use packed_kernel;
+
+/// Builds the product of many rows with weights that are unpacked first. `$strip` makes an unpacked strip of
+/// its tiles; the other arguments are those of [`packed_kernel`].
+macro_rules! unpacked_kernel {
+    ($rows:ty, $strip:path, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
+        use $crate::generic::packed::PackedTask;
+        use $crate::generic::unpacked::{self, UnpackedStrips};
+        use $crate::packable::{Packable, with_packable};
         #[$attribute]
         #[inline(never)]
         fn unpack<P: Packable>(task: &PackedTask, unpacked: &mut UnpackedStrips) {
@@ -234,16 +257,13 @@ macro_rules! packed_kernel {
         #[$attribute]
         #[inline(never)]
         fn multiply<const SCALES: usize, const MINS: usize>(task: &PackedTask, unpacked: &UnpackedStrips) {
-            unpacked::multiply::<$rows, SCALES, MINS, { $panel_rows }, { $strips }>(task, unpacked);
+            unpacked::multiply::<$rows, _, SCALES, MINS, { $panel_rows }, { $strips }>(
+                task, unpacked, $strip,
+            );
         }
         #[$attribute]
-        fn packed(task: &PackedTask) {
+        fn many_rows(task: &PackedTask) {
             let (dtype, layout) = (task.weight.dtype(), task.weight.layout());
-            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS
-                || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS
-            {
-                return with_packable!(dtype, of_type::<_>(task));
-            }
             unpacked::for_each_cached(
                 task,
                 $strips,
@@ -256,7 +276,7 @@ macro_rules! packed_kernel {
                 },
             );
         }
-        packed
+        many_rows
     }};
 }
-pub(crate) use packed_kernel;
+pub(crate) use unpacked_kernel;

@@ -110,7 +110,7 @@ fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, pa
 /// Multiplies all panels of x, of at most `PANEL` rows, with some strips. `prefetch` is called for every
 /// panel and tile, with the number of calls before.
 #[inline(always)]
-pub(super) fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const STRIPS: usize>(
+pub(super) fn many_panels<R: PackedRows16, S: Strip<R>, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
     strips: Range<usize>,
     tiles_of: impl Fn(usize) -> S,
@@ -137,7 +137,7 @@ pub(super) fn many_panels<R: PackedRows16, S: Strip, const PANEL: usize, const S
 
 /// Multiplies a panel of M rows with N strips and writes the outputs.
 #[inline(always)]
-fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
+fn multiply_strips<R: PackedRows16, S: Strip<R>, const M: usize, const N: usize>(
     task: &PackedTask,
     strip: usize,
     strips: [S; N],
@@ -154,7 +154,7 @@ fn multiply_strips<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
 
 /// The products of a panel of M rows and N strips. `prefetch` is called with each tile of the first strip.
 #[inline(always)]
-fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
+fn microkernel<R: PackedRows16, S: Strip<R>, const M: usize, const N: usize>(
     strips: [S; N],
     panel: &Panel,
     prefetch: impl Fn(S::Tile),
@@ -172,7 +172,7 @@ fn microkernel<R: PackedRows16, S: Strip, const M: usize, const N: usize>(
             tiles[n] = strips[n].tile(index);
         }
         prefetch(tiles[0]);
-        S::multiply_tiles::<R, M, N>(tiles, words, &mut sums);
+        S::multiply_tiles::<M, N>(tiles, words, &mut sums);
         index = index.wrapping_add(1);
     }
     sums
@@ -194,7 +194,7 @@ impl<P> Clone for PackedStrip<'_, P> {
 
 impl<P> Copy for PackedStrip<'_, P> {}
 
-impl<'a, P: Packable> Strip for PackedStrip<'a, P> {
+impl<'a, P: Packable, R: PackedRows16> Strip<R> for PackedStrip<'a, P> {
     type Tile = Tile<'a, P>;
 
     #[inline(always)]
@@ -203,7 +203,7 @@ impl<'a, P: Packable> Strip for PackedStrip<'a, P> {
     }
 
     #[inline(always)]
-    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
+    fn multiply_tiles<const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],

@@ -2,7 +2,7 @@
 
 use crate::quantized_rows::{
     FLOAT_OFFSET, FLOAT_START, HALF_SUM, MAX_PANEL_ROWS, OFFSET, Precision, SCALE, START_8, START_128, TOTAL,
-    block_words,
+    block_words, group_word,
 };
 use crate::tile::TILE_COLS;
 
@@ -102,8 +102,9 @@ fn quantize_block(block: &[f32; TILE_COLS], words: &mut [u32], rows: usize, row:
     let sum = i32::from(sums as i16);
     let half_sum = (sums - sum) >> 16;
     let (quads, _) = bytes.as_chunks::<4>();
-    for (group, quad) in quads.iter().enumerate() {
-        words[group * rows + row] = u32::from_le_bytes(*quad);
+    for (pair, quads) in quads.as_chunks::<2>().0.iter().enumerate() {
+        // Two groups are neighbours.
+        words[group_word(2 * pair, rows, row)..][..2].copy_from_slice(&quads.map(u32::from_le_bytes));
     }
     words[SCALE * rows + row] = scale.to_bits();
     words[START_8 * rows + row] = (FLOAT_START - 8 * sum) as u32;

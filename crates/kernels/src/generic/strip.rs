@@ -4,25 +4,25 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use crate::quantized_rows::{FLOAT_START, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL};
+use crate::quantized_rows::{FLOAT_START, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, group_word};
 use crate::rows16::PackedRows16;
 
-/// Four words of a block, and the place in them of group `GROUP` of row `m`. The groups of one row are
-/// neighbours, so that four of them are loaded at once. The place does not depend on `m`, because it has to
-/// be a constant even where the compiler has not unrolled the loop over rows yet.
+/// Four words of a block, and the place in them of group `GROUP` of row `m`. If there is only one row, its
+/// groups are neighbours, so that four of them are loaded at once. The place does not depend on `m`, because
+/// it has to be a constant even where the compiler has not unrolled the loop over rows yet.
 #[inline(always)]
 pub(super) fn quad<const GROUP: usize, const M: usize>(words: &[u32], m: usize) -> (&[u32; 4], usize) {
-    let (at, lane) = if M == 1 { (GROUP / 4 * 4, GROUP % 4) } else { (GROUP * M + m, 0) };
+    let (at, lane) = if M == 1 { (GROUP / 4 * 4, GROUP % 4) } else { (group_word(GROUP, M, m), 0) };
     (words[at..][..4].try_into().expect("the slice has this length"), lane)
 }
 
-/// The tiles of a strip, packed or unpacked.
-pub(crate) trait Strip: Copy {
+/// The tiles of a strip, packed or unpacked, which are multiplied with the instructions of `R`.
+pub(crate) trait Strip<R: PackedRows16>: Copy {
     type Tile: Copy;
 
     fn tile(self, index: usize) -> Self::Tile;
     /// Multiplies 32 columns of M rows of x with one tile of each of N strips, and adds to `sums`.
-    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
+    fn multiply_tiles<const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
@@ -102,7 +102,7 @@ impl Part {
 
     /// The sum of the part's columns of row `m`, which minimums are multiplied with.
     #[inline(always)]
-    fn total<const M: usize>(self, words: &[u32], m: usize) -> f32 {
+    pub(crate) fn total<const M: usize>(self, words: &[u32], m: usize) -> f32 {
         if self.scales == 2 {
             return f32::from_bits(words[SCALE * M + m]) * self.sum::<M>(words, m) as f32;
         }

@@ -31,11 +31,12 @@ unsafe impl bytemuck::Pod for Line {}
 /// minimums, as many or none.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct UnpackedTile<const SCALES: usize, const MINS: usize> {
-    scales: [[f32; TILE_ROWS]; SCALES],
-    mins: [[f32; TILE_ROWS]; MINS],
-    /// The weights, each as [`SIGN`](crate::tile::SIGN) says.
-    groups: [[u8; 64]; GROUPS],
+pub(crate) struct UnpackedTile<const SCALES: usize, const MINS: usize> {
+    pub(crate) scales: [[f32; TILE_ROWS]; SCALES],
+    pub(crate) mins: [[f32; TILE_ROWS]; MINS],
+    /// The weights, each as [`SIGN`](crate::tile::SIGN) says, in pairs of groups, which
+    /// [`PackedRows16::store_groups`] wrote.
+    pub(crate) groups: [[[u8; 64]; 2]; GROUPS / 2],
 }
 
 // SAFETY: every field is a multiple of 64 bytes, so there is no padding, and every pattern is valid.
@@ -54,11 +55,12 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
         }
         let is_signed = const { P::LAYOUT.is_signed() };
         let more = if is_signed { 0 } else { (R::SIGNED_OFFSET - P::LAYOUT.zero_point) as u8 };
-        for_each_group!(
-            [0 1 2 3 4 5 6 7],
-            GROUP,
-            R::store_bytes(R::plus(tile.group::<R, GROUP, 1>(), more), &mut self.groups[GROUP])
-        );
+        for_each_group!([0 1 2 3], PAIR, {
+            const FIRST: usize = 2 * PAIR;
+            const SECOND: usize = 2 * PAIR + 1;
+            let (first, second) = (tile.group::<R, FIRST, 1>(), tile.group::<R, SECOND, 1>());
+            R::store_groups([R::plus(first, more), R::plus(second, more)], &mut self.groups[PAIR]);
+        });
     }
 }
 
@@ -151,28 +153,33 @@ fn unpack_tiles<P: Packable, R: PackedRows16, const SCALES: usize, const MINS: u
     }
 }
 
-/// Multiplies all rows of x with the unpacked strips. Meanwhile it prefetches the next strips: otherwise
-/// memory would be idle while the processor multiplies.
+/// Multiplies all rows of x with the unpacked strips, which `strip_of` makes of their tiles. Meanwhile it
+/// prefetches the next strips: otherwise memory would be idle while the processor multiplies.
 #[inline(always)]
 pub(crate) fn multiply<
+    'a,
     R: PackedRows16,
+    S: Strip<R>,
     const SCALES: usize,
     const MINS: usize,
     const PANEL: usize,
     const STRIPS: usize,
 >(
     task: &PackedTask,
-    unpacked: &UnpackedStrips,
+    unpacked: &'a UnpackedStrips,
+    strip_of: impl Fn(&'a [UnpackedTile<SCALES, MINS>]) -> S,
 ) {
     let (first, blocks) = (unpacked.strips.start, task.x.cols() / TILE_COLS);
     let tiles = unpacked.tiles::<SCALES, MINS>();
-    let strip = |strip: usize| UnpackedStrip(&tiles[(strip - first) * blocks..][..blocks]);
+    let strip = |strip: usize| strip_of(&tiles[(strip - first) * blocks..][..blocks]);
     let next = unpacked.strips.end..(unpacked.strips.end + unpacked.strips.len()).min(task.strips.end);
     let next = task.weight.strips_bytes(next);
     let panels = task.x.panel_count;
     let lines = if panels > FEW_PANELS { 0 } else { next.len().div_ceil(panels * blocks * 64) };
     let prefetch = |call: usize| {
-        for line in call * lines..(call + 1) * lines {
+        // Wrapping, although nothing overflows: this runs for every 32 columns.
+        let first = call.wrapping_mul(lines);
+        for line in first..first.wrapping_add(lines) {
             R::prefetch_l2(next.as_ptr().wrapping_add(64 * line));
         }
     };
@@ -181,9 +188,13 @@ pub(crate) fn multiply<
 
 /// A strip of unpacked tiles.
 #[derive(Clone, Copy)]
-struct UnpackedStrip<'a, const SCALES: usize, const MINS: usize>(&'a [UnpackedTile<SCALES, MINS>]);
+pub(crate) struct UnpackedStrip<'a, const SCALES: usize, const MINS: usize>(
+    pub(crate) &'a [UnpackedTile<SCALES, MINS>],
+);
 
-impl<'a, const SCALES: usize, const MINS: usize> Strip for UnpackedStrip<'a, SCALES, MINS> {
+impl<'a, R: PackedRows16, const SCALES: usize, const MINS: usize> Strip<R>
+    for UnpackedStrip<'a, SCALES, MINS>
+{
     type Tile = &'a UnpackedTile<SCALES, MINS>;
 
     #[inline(always)]
@@ -192,7 +203,7 @@ impl<'a, const SCALES: usize, const MINS: usize> Strip for UnpackedStrip<'a, SCA
     }
 
     #[inline(always)]
-    fn multiply_tiles<R: PackedRows16, const M: usize, const N: usize>(
+    fn multiply_tiles<const M: usize, const N: usize>(
         tiles: [Self::Tile; N],
         words: &[u32],
         sums: &mut [[R::Floats; N]; M],
@@ -250,9 +261,9 @@ fn dot_part<
     dots: &mut [[R::Sums; N]; M],
 ) {
     for_each_group!(Part { scales: SCALES, half: HALF, joined: false }, GROUP, {
-        let mut weights = [R::bytes::<M>(&tiles[0].groups[GROUP]); N];
+        let mut weights = [R::bytes::<M>(&tiles[0].groups[GROUP / 2][GROUP % 2]); N];
         for n in 1..N {
-            weights[n] = R::bytes::<M>(&tiles[n].groups[GROUP]);
+            weights[n] = R::bytes::<M>(&tiles[n].groups[GROUP / 2][GROUP % 2]);
         }
         for m in 0..M {
             let (x, lane) = quad::<GROUP, M>(words, m);

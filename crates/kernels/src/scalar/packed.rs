@@ -1,7 +1,7 @@
 //! The product with packed weights in plain Rust: the reference, written to be read.
 
 use crate::generic::packed::PackedTask;
-use crate::quantized_rows::{GROUPS, Panel, SCALE, block_words};
+use crate::quantized_rows::{GROUPS, Panel, SCALE, block_words, group_word};
 use crate::tile::{TILE_COLS, TILE_ROWS, TileLayout};
 
 /// Runs one task: multiplies every row of x with every weight row of the task's strips.
@@ -30,7 +30,8 @@ fn dot(layout: &TileLayout, strip: &[u8], lane: usize, panel: &Panel, row: usize
         let (index, words) = (block[0] as usize, &block[1..]);
         let tile = layout.tile(strip, index);
         let word = |kind: usize| words[kind * panel.rows + row];
-        let bytes = (0..GROUPS).flat_map(|group| word(group).to_le_bytes()).map(|byte| i32::from(byte as i8));
+        let groups = (0..GROUPS).map(|group| words[group_word(group, panel.rows, row)]);
+        let bytes = groups.flat_map(u32::to_le_bytes).map(|byte| i32::from(byte as i8));
         let bytes: Vec<i32> = bytes.collect();
         let scale = f32::from_bits(word(SCALE));
         // A part shares a scale.

@@ -8,7 +8,7 @@ mod vectors;
 use crate::table::{KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::NeonLanes;
 pub(super) use peak::PEAKS;
-pub(super) use rows16::NeonRows;
+pub(super) use rows16::{NeonRows, scaled};
 
 /// Rows of a panel in products with packed weights.
 const PANEL_ROWS: usize = 4;

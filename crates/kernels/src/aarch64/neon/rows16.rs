@@ -3,9 +3,9 @@
 //! NEON is part of 64-bit Arm, so its instructions need no check. Every load and store goes through a
 //! reference to an array of exactly its width.
 //!
-//! SAFETY of every block with `sdot` here: [`NeonRows<true>`] is used only inside the `#[target_feature]`
-//! functions of `dotprod/` and `i8mm/`, which dispatch.rs reaches only after it has seen the dot product on
-//! this CPU.
+//! SAFETY of every block with `sdot` here: [`NeonRows`] with `DOT` is used only inside the
+//! `#[target_feature]` functions of `dotprod/` and `i8mm/`, which dispatch.rs reaches only after it has seen
+//! the dot product on this CPU.
 
 use super::vectors::{from_halves, prefetch_l2, prefetch_stream};
 use crate::quantized_rows::{FLOAT_OFFSET, FLOAT_START};
@@ -14,9 +14,10 @@ use crate::tile::TILE_ROWS;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// 16 rows. With `DOT`, one instruction multiplies bytes and adds four products.
+/// 16 rows. With `DOT`, one instruction multiplies bytes and adds four products. With `MATRIX`, unpacked
+/// weights are stored for one that multiplies 8 columns of two rows.
 #[derive(Clone, Copy)]
-pub(in crate::aarch64) struct NeonRows<const DOT: bool>;
+pub(in crate::aarch64) struct NeonRows<const DOT: bool, const MATRIX: bool = false>;
 
 /// Sums in 32 bits, and, without the dot product, sums in 16 bits, one for each product.
 #[derive(Clone, Copy)]
@@ -94,7 +95,7 @@ fn sdot_rows(mut sums: [int32x4_t; 4], bytes: [uint8x16_t; 4], x: &[u32; 4], lan
 
 /// The difference between sums that start at [`FLOAT_START`] and zero, as floats, times `scale`.
 #[inline(always)]
-fn scaled(sums: int32x4_t, scale: f32) -> float32x4_t {
+pub(in crate::aarch64) fn scaled(sums: int32x4_t, scale: f32) -> float32x4_t {
     // SAFETY: NEON is part of 64-bit Arm.
     unsafe {
         // The difference is exact. FMA would overwrite its addend, which would have to be copied.
@@ -166,7 +167,7 @@ fn from_wide(low: int16x8_t, high: int16x8_t) -> Floats {
     }
 }
 
-impl<const DOT: bool> Rows16 for NeonRows<DOT> {
+impl<const DOT: bool, const MATRIX: bool> Rows16 for NeonRows<DOT, MATRIX> {
     type Floats = Floats;
 
     #[inline(always)]
@@ -304,7 +305,7 @@ fn transpose_4x4(
     }
 }
 
-impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
+impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX> {
     type Bytes = [uint8x16_t; 4];
     type Sums = Sums;
     /// With the dot product, the sums of 6 rows fit into registers.
@@ -337,6 +338,24 @@ impl<const DOT: bool> PackedRows16 for NeonRows<DOT> {
                 vst1q_u8(out.as_mut_ptr().add(16 * q), bytes[q]);
             }
         }
+    }
+
+    /// With `MATRIX`, each register has 8 columns of two rows.
+    #[inline(always)]
+    fn store_groups([first, second]: [Self::Bytes; 2], out: &mut [[u8; 64]; 2]) {
+        let mut pairs = [first, second];
+        if MATRIX {
+            for q in 0..4 {
+                // SAFETY: NEON is part of 64-bit Arm.
+                unsafe {
+                    let (first, second) = (vreinterpretq_u32_u8(first[q]), vreinterpretq_u32_u8(second[q]));
+                    pairs[q / 2][2 * (q % 2)] = vreinterpretq_u8_u32(vzip1q_u32(first, second));
+                    pairs[q / 2][2 * (q % 2) + 1] = vreinterpretq_u8_u32(vzip2q_u32(first, second));
+                }
+            }
+        }
+        Self::store_bytes(pairs[0], &mut out[0]);
+        Self::store_bytes(pairs[1], &mut out[1]);
     }
 
     #[inline(always)]
