@@ -15,6 +15,9 @@ pub(super) const ROW_BYTES: usize = 4 * TILE_ROWS;
 pub(super) trait Rows16: Copy {
     /// A number for each row.
     type Floats: Copy;
+    /// Words of bf16 that are multiplied together: 1 with [`Rows16::dot_bf16`], 2 with
+    /// [`Rows16::dot_bf16_pairs`].
+    const BF16_WORDS: usize = 1;
 
     fn splat(value: f32) -> Self::Floats;
     fn load(values: &[f32; TILE_ROWS]) -> Self::Floats;
@@ -26,10 +29,23 @@ pub(super) trait Rows16: Copy {
     /// `c` plus the two products of the bf16 in each word of `a` and `b`. Called only if the ISA's table has
     /// products of bf16.
     fn dot_bf16(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// `c` plus the products of two words of 8 rows of weights, `a`, and two words of each of two rows of x.
+    /// `a` is what [`Rows16::transpose`] wrote.
+    #[inline(always)]
+    fn dot_bf16_pairs(_a: Self::Floats, _x: &[u32; 4], _c: Self::Floats) -> Self::Floats {
+        unreachable!("this ISA multiplies single words")
+    }
+    /// The sums of each of two rows of x, from their sums with rows 0 to 7 and with rows 8 to 15 of weights.
+    #[inline(always)]
+    fn apart(_sums: [Self::Floats; 2]) -> [Self::Floats; 2] {
+        unreachable!("this ISA multiplies single words")
+    }
     /// Rounds to bf16, ties to even. Two neighbours form a word. Called only if the ISA's table has products
     /// of bf16.
     fn round_to_bf16(numbers: &[f32; 2 * TILE_ROWS], words: &mut [u32; TILE_ROWS]);
-    /// Transposes 16 rows of 16 words of 32 bits: word `k` of every row becomes `out[k]`.
+    /// Transposes 16 rows of 16 words of 32 bits: word `k` of every row becomes `out[k]`. With two
+    /// [`Rows16::BF16_WORDS`], words `2 k` and `2 k + 1` of rows 0 to 7 become `out[2 k]`, one row after the
+    /// other, and those of rows 8 to 15 `out[2 k + 1]`.
     fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]);
 }
 

@@ -138,7 +138,7 @@ macro_rules! kernel_table {
             takes: |_| true,
             takes_packed: false,
             pack_rows,
-            row_words: generic::gemm::row_words::<false>,
+            row_words: generic::gemm::row_words::<$rows, false>,
             panel_rows: $gemm_rows,
             tail_rows: generic::gemm::tail_rows($gemm_rows),
             strips: $gemm_strips,
@@ -168,7 +168,7 @@ macro_rules! kernel_table {
                         matches!(dtype, WeightType::BF16 | WeightType::F16)
                     },
                     pack_rows,
-                    row_words: generic::gemm::row_words::<true>,
+                    row_words: generic::gemm::row_words::<$rows, true>,
                     panel_rows: $bf16_rows,
                     tail_rows: generic::gemm::tail_rows($bf16_rows),
                     strips: $bf16_strips,

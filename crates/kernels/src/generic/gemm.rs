@@ -6,7 +6,9 @@
 //! Within a slab the products are added one after the other, with columns in increasing order, whatever the
 //! other rows are.
 //!
-//! A word is one f32, or two bf16 where the ISA has a dot product of bf16.
+//! A word is one f32, or two bf16 where the ISA has a dot product of bf16. Some ISAs multiply two words of
+//! two rows of x at once. For them, a row's words are padded with zeros to an even number, two neighbouring
+//! words of a row stay neighbours, and panels have an even number of rows.
 
 // The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
 // loops with constant bounds, but not always for iterators.
@@ -56,8 +58,13 @@ thread_local! {
 }
 
 /// Words of a row of `cols` elements.
-pub(crate) fn row_words<const BF16: bool>(cols: usize) -> usize {
-    if BF16 { cols.div_ceil(2) } else { cols }
+pub(crate) fn row_words<R: Rows16, const BF16: bool>(cols: usize) -> usize {
+    if BF16 { cols.div_ceil(2).next_multiple_of(R::BF16_WORDS) } else { cols }
+}
+
+/// Words that are multiplied together.
+const fn step<R: Rows16, const BF16: bool>() -> usize {
+    if BF16 { R::BF16_WORDS } else { 1 }
 }
 
 /// The row counts that the last panel may have, for panels of `panel` rows. [`multiply`] has code for these
@@ -76,7 +83,7 @@ pub(crate) const fn tail_rows(panel: usize) -> &'static [usize] {
 #[inline(always)]
 pub(crate) fn pack_rows<R: Rows16, const BF16: bool>(x: &[f32], rows: usize, panel: &mut [u32]) {
     let cols = x.len() / rows;
-    let words = row_words::<BF16>(cols);
+    let words = row_words::<R, BF16>(cols);
     let panel_rows = panel.len() / words;
     let mut lines = [[0_u32; TILE_ROWS]; TILE_ROWS];
     let mut transposed = [[0.0; TILE_ROWS]; TILE_ROWS];
@@ -90,7 +97,7 @@ pub(crate) fn pack_rows<R: Rows16, const BF16: bool>(x: &[f32], rows: usize, pan
             }
         }
         R::transpose(lines.each_ref().map(bytemuck::cast_ref), &mut transposed);
-        for (word, rows) in (start..words).zip(&transposed) {
+        for (word, rows) in (start..words).zip(&transposed).step_by(const { step::<R, BF16>() }) {
             let out = &mut panel[word * panel_rows..];
             match out.first_chunk_mut() {
                 // Writes more than this word. The next words overwrite it.
@@ -135,16 +142,16 @@ where
     let mut scratch = SCRATCH.take();
     let Scratch { rows, slab, sums } = &mut scratch;
     rows.resize(TILE_ROWS * SLAB_COLS, 0.0);
-    slab.resize(row_words::<BF16>(SLAB_COLS) * STRIPS, Words::ZERO);
+    slab.resize(row_words::<R, BF16>(SLAB_COLS) * STRIPS, Words::ZERO);
     let cols = task.weight(0).cols();
-    let words = row_words::<BF16>(cols);
+    let words = row_words::<R, BF16>(cols);
     let x_rows = task.x().len() / words;
     let panels = x_rows.div_ceil(PANEL);
     let group_len = K::WEIGHTS * x_rows * STRIPS;
     sums.resize(task.strips().len().div_ceil(STRIPS) * group_len, Words::ZERO);
     for start in (0..cols).step_by(SLAB_COLS) {
         let slab_cols = start..cols.min(start + SLAB_COLS);
-        let (first, len) = (row_words::<BF16>(start), row_words::<BF16>(slab_cols.len()));
+        let (first, len) = (row_words::<R, BF16>(start), row_words::<R, BF16>(slab_cols.len()));
         let groups = task.strips().step_by(STRIPS).zip(sums.chunks_exact_mut(group_len));
         for (strip, sums) in groups {
             for number in 0..K::WEIGHTS {
@@ -300,8 +307,28 @@ fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
     out: &mut [Words],
     accumulates: bool,
 ) {
-    // Starts from zero and adds the earlier sums at the end. Otherwise the compiler keeps a sum in memory,
-    // and every iteration waits for it to be stored and loaded.
+    let sums = if const { step::<R, BF16>() == 2 } {
+        sums_of_pairs::<R, M, N>(x, weights)
+    } else {
+        sums_of_words::<R, M, N, BF16>(x, weights)
+    };
+    // They started from zero, and the earlier sums are added now. Otherwise the compiler keeps a sum in
+    // memory, and every iteration waits for it to be stored and loaded.
+    let out: &mut [[Words; N]; M] = out.as_chunks_mut().0.first_chunk_mut().expect("M rows of N strips");
+    for m in 0..M {
+        for n in 0..N {
+            let before = if accumulates { R::load(&out[m][n].0) } else { R::splat(0.0) };
+            R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
+        }
+    }
+}
+
+/// The products of M rows and N strips, added up word by word.
+#[inline(always)]
+fn sums_of_words<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
+    x: &[u32],
+    weights: &[Words],
+) -> [[R::Floats; N]; M] {
     let mut sums = [[R::splat(0.0); N]; M];
     // Arrays instead of slices: a bounds check would keep the sums out of registers.
     for (x, weights) in x.as_chunks::<M>().0.iter().zip(weights.as_chunks::<N>().0) {
@@ -321,11 +348,36 @@ fn microkernel<R: Rows16, const M: usize, const N: usize, const BF16: bool>(
             }
         }
     }
-    let out: &mut [[Words; N]; M] = out.as_chunks_mut().0.first_chunk_mut().expect("M rows of N strips");
-    for m in 0..M {
+    sums
+}
+
+/// The same for two words of two rows of x at once. Their sums with rows 0 to 7 of a strip take the first
+/// row's place, those with rows 8 to 15 the second's. M is even: panels have no other number of rows.
+#[inline(always)]
+fn sums_of_pairs<R: Rows16, const M: usize, const N: usize>(
+    x: &[u32],
+    weights: &[Words],
+) -> [[R::Floats; N]; M] {
+    assert!(M.is_multiple_of(2), "panels have pairs of rows");
+    let mut sums = [[R::splat(0.0); N]; M];
+    let (x, weights) = (x.as_chunks::<M>().0.as_chunks().0, weights.as_chunks::<N>().0.as_chunks().0);
+    for (x, weights) in x.iter().zip(weights) {
+        let x: &[[u32; M]; 2] = x;
+        let weights: &[[Words; N]; 2] = weights;
         for n in 0..N {
-            let before = if accumulates { R::load(&out[m][n].0) } else { R::splat(0.0) };
-            R::store(R::add(before, sums[m][n]), &mut out[m][n].0);
+            for half in 0..2 {
+                let lanes = R::load(&weights[half][n].0);
+                for m in (0..M).step_by(2) {
+                    let pair = x.as_flattened()[2 * m..].first_chunk().expect("two words of two rows");
+                    sums[m + half][n] = R::dot_bf16_pairs(lanes, pair, sums[m + half][n]);
+                }
+            }
         }
     }
+    for m in (0..M).step_by(2) {
+        for n in 0..N {
+            [sums[m][n], sums[m + 1][n]] = R::apart([sums[m][n], sums[m + 1][n]]);
+        }
+    }
+    sums
 }

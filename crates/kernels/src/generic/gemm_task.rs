@@ -148,7 +148,7 @@ impl<'a> TaskKind<'a> for GatedTask<'a> {
         let (gate, up) = sums.split_at_mut(sums.len() / 2);
         let (gate, _) = gate[rows.start * N..rows.end * N].as_chunks_mut::<N>();
         let (up, _) = up[rows.start * N..rows.end * N].as_chunks::<N>();
-        let row_len = row_words::<true>(self.mlp.gate.rows());
+        let row_len = row_words::<R, true>(self.mlp.gate.rows());
         let first = strip * TILE_ROWS / 2;
         let strips = N.min(self.strips.end - strip);
         let words = (strips * TILE_ROWS / 2).min(row_len - first);
@@ -170,11 +170,12 @@ impl<'a> TaskKind<'a> for GatedTask<'a> {
                 *line = round_to_words::<R>(numbers.as_flattened());
             }
             R::transpose(lines.each_ref().map(bytemuck::cast_ref), &mut transposed);
-            for (out, column) in out.chunks_exact_mut(rows.len()).zip(&transposed) {
+            let columns = transposed.iter().step_by(R::BF16_WORDS);
+            for (out, column) in out.chunks_exact_mut(R::BF16_WORDS * rows.len()).zip(columns) {
                 let column: &[u32; TILE_ROWS] = bytemuck::cast_ref(column);
                 match <&mut [u32; M]>::try_from(&mut *out) {
                     Ok(out) => out.copy_from_slice(&column[..M]),
-                    Err(_) => out.copy_from_slice(&column[..rows.len()]),
+                    Err(_) => out.copy_from_slice(&column[..out.len()]),
                 }
             }
         }

@@ -1,4 +1,6 @@
-//! Products of many rows with weights and activations in bf16.
+//! Products of many rows with weights and activations in bf16. `bfmmla` multiplies 4 columns of two rows of
+//! activations with 4 columns of two rows of weights, for all numbers of rows. How it rounds a result depends
+//! on nothing but that result's two rows.
 
 use crate::aarch64::neon::{NeonLanes, NeonRows};
 use crate::blocks::WeightType;
@@ -6,7 +8,7 @@ use crate::generic::gemm;
 use crate::generic::gemm_task::{GatedTask, GemmTask};
 use crate::table::Gemm;
 
-type Rows = NeonRows<true>;
+type Rows = NeonRows<true, true>;
 
 /// Rows of a panel: their sums take 24 of 32 registers.
 const PANEL_ROWS: usize = 6;
@@ -18,9 +20,10 @@ pub(super) const BF16: Gemm = Gemm {
     takes: |dtype| dtype == WeightType::BF16,
     takes_packed: false,
     pack_rows,
-    row_words: gemm::row_words::<true>,
+    row_words: gemm::row_words::<Rows, true>,
     panel_rows: PANEL_ROWS,
-    tail_rows: gemm::tail_rows(PANEL_ROWS),
+    // Pairs of rows.
+    tail_rows: &[2, 4, PANEL_ROWS],
     strips: 1,
     max_task_strips: 8,
 };

@@ -104,6 +104,20 @@ pub(in crate::aarch64) fn scaled(sums: int32x4_t, scale: f32) -> float32x4_t {
     }
 }
 
+/// The sums of the first row of x, from registers that have those of two rows of x and two rows of weights.
+#[inline(always)]
+fn first_row(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe { vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b))) }
+}
+
+/// The sums of the second row of x.
+#[inline(always)]
+fn second_row(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of 64-bit Arm.
+    unsafe { vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b))) }
+}
+
 /// The four bytes of `x`, four times.
 #[inline(always)]
 fn repeated(x: u32) -> int8x16_t {
@@ -169,6 +183,7 @@ fn from_wide(low: int16x8_t, high: int16x8_t) -> Floats {
 
 impl<const DOT: bool, const MATRIX: bool> Rows16 for NeonRows<DOT, MATRIX> {
     type Floats = Floats;
+    const BF16_WORDS: usize = if MATRIX { 2 } else { 1 };
 
     #[inline(always)]
     fn splat(value: f32) -> Self::Floats {
@@ -227,16 +242,23 @@ impl<const DOT: bool, const MATRIX: bool> Rows16 for NeonRows<DOT, MATRIX> {
     }
 
     #[inline(always)]
-    fn dot_bf16(a: Self::Floats, b: Self::Floats, mut c: Self::Floats) -> Self::Floats {
+    fn dot_bf16(_a: Self::Floats, _b: Self::Floats, _c: Self::Floats) -> Self::Floats {
+        unreachable!("the matrix instructions multiply pairs of words")
+    }
+
+    #[inline(always)]
+    fn dot_bf16_pairs(a: Self::Floats, x: &[u32; 4], mut c: Self::Floats) -> Self::Floats {
+        // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
+        let x = unsafe { vld1q_u32(x.as_ptr()) };
         for q in 0..4 {
             // SAFETY: BF16 is enabled: only the table of `i8mm/` has such products, which dispatch.rs reaches
             // only after it has seen BF16 on this CPU. Nothing but these registers is touched.
             unsafe {
                 asm!(
-                    "bfdot {c:v}.4s, {a:v}.8h, {b:v}.8h",
+                    "bfmmla {c:v}.4s, {x:v}.8h, {a:v}.8h",
                     c = inout(vreg) c[q],
+                    x = in(vreg) x,
                     a = in(vreg) a[q],
-                    b = in(vreg) b[q],
                     options(pure, nomem, nostack, preserves_flags),
                 );
             }
@@ -245,9 +267,17 @@ impl<const DOT: bool, const MATRIX: bool> Rows16 for NeonRows<DOT, MATRIX> {
     }
 
     #[inline(always)]
+    fn apart([[a, b, c, d], [e, f, g, h]]: [Self::Floats; 2]) -> [Self::Floats; 2] {
+        [
+            [first_row(a, b), first_row(c, d), first_row(e, f), first_row(g, h)],
+            [second_row(a, b), second_row(c, d), second_row(e, f), second_row(g, h)],
+        ]
+    }
+
+    #[inline(always)]
     fn round_to_bf16(numbers: &[f32; 2 * TILE_ROWS], words: &mut [u32; TILE_ROWS]) {
         for (numbers, words) in numbers.as_chunks::<8>().0.iter().zip(words.as_chunks_mut::<4>().0) {
-            // SAFETY: BF16 is enabled, as in `dot_bf16`; the references cover what is read and written.
+            // SAFETY: BF16 is enabled, as in `dot_bf16_pairs`; the references cover what is read and written.
             unsafe {
                 let (low, high) = (vld1q_f32(numbers.as_ptr()), vld1q_f32(numbers.as_ptr().add(4)));
                 let mut rounded: uint32x4_t;
@@ -268,15 +298,16 @@ impl<const DOT: bool, const MATRIX: bool> Rows16 for NeonRows<DOT, MATRIX> {
     fn transpose(rows: [&[u8; ROW_BYTES]; TILE_ROWS], out: &mut [[f32; TILE_ROWS]; TILE_ROWS]) {
         for lane in (0..TILE_ROWS).step_by(4) {
             for column in (0..TILE_ROWS).step_by(4) {
-                transpose_4x4(&rows, lane, column, out);
+                transpose_4x4::<MATRIX>(&rows, lane, column, out);
             }
         }
     }
 }
 
-/// Transposes 4 rows from `lane` on and 4 words from `column` on. Interleaves pairs of words, then of pairs.
+/// Transposes 4 rows from `lane` on and 4 words from `column` on. Interleaves words, if `PAIRS` is false, and
+/// then pairs of words.
 #[inline(always)]
-fn transpose_4x4(
+fn transpose_4x4<const PAIRS: bool>(
     rows: &[&[u8; ROW_BYTES]; TILE_ROWS],
     lane: usize,
     column: usize,
@@ -290,6 +321,16 @@ fn transpose_4x4(
             *words = vreinterpretq_u32_u8(vld1q_u8(row.as_ptr()));
         }
         let [a, b, c, d] = words;
+        if PAIRS {
+            let [a, b, c, d] = words.map(|x| vreinterpretq_f32_u32(x));
+            let pairs = [[first_row(a, b), first_row(c, d)], [second_row(a, b), second_row(c, d)]];
+            for (pair, rows) in pairs.into_iter().enumerate() {
+                let out = &mut out[column + 2 * pair + lane / 8][2 * (lane % 8)..][..8];
+                vst1q_f32(out.as_mut_ptr(), rows[0]);
+                vst1q_f32(out.as_mut_ptr().add(4), rows[1]);
+            }
+            return;
+        }
         let even = [vtrn1q_u32(a, b), vtrn1q_u32(c, d)].map(|x| vreinterpretq_u64_u32(x));
         let odd = [vtrn2q_u32(a, b), vtrn2q_u32(c, d)].map(|x| vreinterpretq_u64_u32(x));
         let columns = [
