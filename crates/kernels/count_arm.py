@@ -12,9 +12,9 @@ import argparse
 import re
 import subprocess
 
-PROCESSORS = ["neoverse-n1", "apple-m1", "neoverse-v2", "cortex-a72"]
+PROCESSORS = ["neoverse-n1", "apple-m1", "neoverse-n2", "neoverse-v2", "cortex-a72"]
 BRANCH = re.compile(r"(b\.\w+|b|cbn?z|tbn?z)\s+(?:.*,\s*)?([0-9a-f]+)$")
-MULTIPLICATION = re.compile(r"[su](dot|mlal2?|mull2?) |fmla |fmul ")
+MULTIPLICATION = re.compile(r"[su](dot|mmla|mlal2?|mull2?) |bf(dot|mmla) |fmla |fmul ")
 ITERATIONS = 200
 
 Code = list[tuple[int, str]]
