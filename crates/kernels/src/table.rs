@@ -220,17 +220,28 @@ macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};
         use $crate::packable::{Packable, with_packable};
+        // A function for each number of rows: in a larger one, the compiler keeps constants in memory.
         #[$attribute]
         #[inline(never)]
+        fn few_rows<P: Packable, const M: usize>(task: &PackedTask) {
+            packed::few_rows::<P, $rows, M>(task);
+        }
+        #[$attribute]
         fn of_type<P: Packable>(task: &PackedTask) {
-            packed::packed::<P, $rows, { $panel_rows }, { $strips }>(task);
+            packed::with_rows!(task.x.rows(), M, few_rows::<P, M>(task));
+        }
+        #[$attribute]
+        #[inline(never)]
+        fn many_rows<P: Packable>(task: &PackedTask) {
+            packed::many_rows::<P, $rows, { $panel_rows }, { $strips }>(task);
         }
         #[$attribute]
         fn packed(task: &PackedTask) {
-            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS
-                || task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS
-            {
+            if task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS {
                 return with_packable!(task.weight.dtype(), of_type::<_>(task));
+            }
+            if !<$rows as $crate::rows16::PackedRows16>::UNPACKS {
+                return with_packable!(task.weight.dtype(), many_rows::<_>(task));
             }
             let many_rows = $crate::table::unpacked_kernel!(
                 $rows, $crate::generic::unpacked::UnpackedStrip, $panel_rows, $strips, #[$attribute]

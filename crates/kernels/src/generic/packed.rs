@@ -14,7 +14,7 @@ use super::tile::Tile;
 use crate::output::{Output, SharedOut};
 use crate::pack::PackedRows;
 use crate::packable::Packable;
-use crate::quantized_rows::{GROUPS, MAX_PANEL_ROWS, Panel, QuantizedRows, block_words};
+use crate::quantized_rows::{GROUPS, Panel, QuantizedRows, block_words};
 use crate::rows16::PackedRows16;
 use crate::tile::TILE_ROWS;
 use std::cell::Cell;
@@ -42,14 +42,16 @@ const STACK_OUTPUTS: usize = 64;
 macro_rules! with_rows {
     ($rows:expr, $constant:ident, $run:expr) => {
         match $rows {
-            1 => with_rows!($constant = 1, $run),
-            2 => with_rows!($constant = 2, $run),
-            3 => with_rows!($constant = 3, $run),
-            4 => with_rows!($constant = 4, $run),
-            5 => with_rows!($constant = 5, $run),
-            6 => with_rows!($constant = 6, $run),
-            7 => with_rows!($constant = 7, $run),
-            _ => with_rows!($constant = MAX_PANEL_ROWS, $run),
+            1 => $crate::generic::packed::with_rows!($constant = 1, $run),
+            2 => $crate::generic::packed::with_rows!($constant = 2, $run),
+            3 => $crate::generic::packed::with_rows!($constant = 3, $run),
+            4 => $crate::generic::packed::with_rows!($constant = 4, $run),
+            5 => $crate::generic::packed::with_rows!($constant = 5, $run),
+            6 => $crate::generic::packed::with_rows!($constant = 6, $run),
+            7 => $crate::generic::packed::with_rows!($constant = 7, $run),
+            _ => {
+                $crate::generic::packed::with_rows!($constant = $crate::quantized_rows::MAX_PANEL_ROWS, $run)
+            }
         }
     };
     ($constant:ident = $rows:expr, $run:expr) => {{
@@ -57,22 +59,24 @@ macro_rules! with_rows {
         $run
     }};
 }
+pub(crate) use with_rows;
+
+/// Runs one task of M rows with weights of type `P`.
+#[inline(always)]
+pub(crate) fn few_rows<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask) {
+    for panel in task.x.panels() {
+        one_panel::<P, R, M>(task, &panel);
+    }
+}
 
 /// Runs one task with weights of type `P`, which every panel unpacks in registers. The microkernel has
-/// `PANEL` rows and `STRIPS` strips if there are several panels. ISAs that unpack strips for several panels
-/// never call it with more than one.
+/// `PANEL` rows and `STRIPS` strips. ISAs that unpack strips for several panels never call it.
 #[inline(always)]
-pub(crate) fn packed<P: Packable, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(
+pub(crate) fn many_rows<P: Packable, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(
     task: &PackedTask,
 ) {
-    if task.x.rows() <= MAX_PANEL_ROWS {
-        for panel in task.x.panels() {
-            with_rows!(panel.rows, M, one_panel::<P, R, M>(task, &panel));
-        }
-    } else if !R::UNPACKS {
-        for strips in split(&task.strips, CACHED_STRIPS) {
-            many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip), |_| {});
-        }
+    for strips in split(&task.strips, CACHED_STRIPS) {
+        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip), |_| {});
     }
 }
 
