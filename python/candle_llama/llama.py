@@ -69,7 +69,8 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
             also bounds `context_length`; in the tensor engine, how many requests run together. The candle
             engine ignores it.
         prefix_cache: Keep the keys and values of prompts, for later prompts with the same beginning. Answers
-            are bit-identical with and without it. Only the cpu engine has such a cache.
+            are bit-identical with and without it. While nobody waits, the answer of a chat is read again, so
+            that its next turn finds it. Only the cpu engine has such a cache.
         strict: Raise an error where loading would otherwise only warn.
         revision: Branch, tag or commit on the hub.
         token: Access token for the hub; None uses the stored login or HF_TOKEN.

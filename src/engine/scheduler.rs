@@ -115,8 +115,9 @@ impl Scheduler {
         }
     }
 
-    /// Ends all sequences with an error.
+    /// Ends all sequences with an error, and forgets the answers that are to be read again.
     pub(super) fn fail_all(&mut self, error: &dyn Fn() -> Error, shared: &Shared) {
+        self.rereads = Rereads::default();
         for sequence in self.take_all() {
             self.end(sequence, Ending::Failed(error()));
         }
