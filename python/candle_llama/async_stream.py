@@ -159,7 +159,11 @@ async def _chunks(stream: _core.Stream, gap: Gap | None) -> AsyncGenerator[Chunk
                 continue
             due = _due(loop.time(), gap()) if gap is not None else 0.0
             yield chunk(fields)
-            if due > loop.time() and not stream.has_ended():
+            # What was posted before the chunk was read may wake this task too.
+            while loop.time() < due:
+                readable.clear()
+                if stream.is_done():
+                    break
                 timer = loop.call_at(due, readable.set)
                 await readable.wait()
                 timer.cancel()

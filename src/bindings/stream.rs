@@ -57,6 +57,11 @@ impl PyStream {
         guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
     }
 
+    /// Whether nothing more will be generated.
+    fn is_done(&self) -> bool {
+        self.0.is_done()
+    }
+
     /// Whether nothing is left to read, now and later.
     fn has_ended(&self) -> bool {
         self.0.has_ended()

@@ -683,7 +683,7 @@ fn the_answer_of_a_turn_is_read_again_for_the_next_one() {
 
 #[test]
 fn reading_answers_again_gives_way_to_requests() {
-    let delay = Duration::from_millis(1);
+    let delay = Duration::from_millis(4);
     let (engine, seen) =
         start(Counter { prefixes: Some(Vec::new()), keeps_prompts: true, delay, ..Counter::default() }, 999);
     Reader::turn(&engine, vec![5; 70], params(130)).end().1.unwrap();
@@ -691,7 +691,7 @@ fn reading_answers_again_gives_way_to_requests() {
         std::thread::sleep(Duration::from_millis(60));
         let begun = Instant::now();
         Reader::new(&engine, vec![9; 3], params(1)).unwrap().end().1.unwrap();
-        assert!(begun.elapsed() < Duration::from_millis(60), "a pass takes 128 ms or longer");
+        assert!(begun.elapsed() < Duration::from_millis(250), "a pass takes half a second");
     }
     wait_for_rereads(&seen, 2);
     assert_eq!(rereads(&seen), [(0, 128), (128, 64)]);
