@@ -144,7 +144,7 @@ fn choose() -> Result<Isa, String> {
 /// Sapphire Rapids or later, see docs/experiments.md).
 pub(super) fn bf16_dot_is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16") && !is_of_intel();
+    return is_x86_feature_detected!("avx512bf16") && !is_of(b"GenuineIntel");
     // Arm's instruction for matrices does four times the work of FMA.
     #[cfg(target_arch = "aarch64")]
     return is_aarch64_feature_detected!("bf16");
@@ -152,10 +152,17 @@ pub(super) fn bf16_dot_is_fast() -> bool {
     false
 }
 
+/// Makes the kernels prefetch weights as far ahead as suits this CPU.
+pub(super) fn choose_prefetch() {
+    #[cfg(target_arch = "x86_64")]
+    super::x86_64::prefetch::set_of_amd(is_of(b"AuthenticAMD"));
+}
+
+/// Whether this CPU is of the vendor with this identification string.
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe)] // asking is safe in later versions of Rust
-fn is_of_intel() -> bool {
+fn is_of(vendor: &[u8; 12]) -> bool {
     // SAFETY: every x86-64 CPU has the instruction, and leaf 0.
     let id = unsafe { std::arch::x86_64::__cpuid(0) };
-    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == vendor
 }

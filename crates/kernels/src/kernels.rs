@@ -74,6 +74,7 @@ impl Kernels {
     /// If this CPU does not have the ISA.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
         let table = isa.table();
+        dispatch::choose_prefetch();
         let bf16_is_fast = isa == Isa::Amx || dispatch::bf16_dot_is_fast();
         let gemm_bf16 = table.gemm_bf16.as_ref().filter(|_| bf16_is_fast);
         Ok(Kernels { isa, table, gemm_bf16, pool: Pool::new(threads)?, arena: Arena::default() })

@@ -4,6 +4,7 @@
 //! a dot product has enough independent sums to hide the latency of FMA. Every output is summed in the same
 //! order: lane by lane, then across the lanes in a fixed tree. So a row's result depends neither on other
 //! rows nor on how the work was divided.
+use crate::prefetch::StreamPrefetch;
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 32;
@@ -28,13 +29,11 @@ pub(super) trait Lanes: Copy {
     fn largest(self) -> f32;
     /// The sum of the lanes, in halves: lanes i and i + 16, then i and i + 8, and so on.
     fn sum(self) -> f32;
-    /// Prefetches the cache line at `address` into L1; never faults.
-    fn prefetch_l1(address: *const u8);
-    /// Prefetches into L2 only, which allows more outstanding loads than L1; never faults.
-    fn prefetch_l2(address: *const u8);
-    /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
-    /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.
-    fn prefetch_stream(address: *const u8);
+    /// How streams of float weights are prefetched. Loops ask before they begin, because the answer may be in
+    /// memory.
+    fn stream_prefetch() -> StreamPrefetch;
+    /// Whether few queries prefetch the keys and values that they read later into L1, not into L2.
+    fn prefetches_kv_into_l1() -> bool;
 
     // Dequantises a block of 32 weights (layouts: `blocks.rs`). Products and sums are rounded separately, as
     // in ggml's reference, so every ISA gives the same weights.

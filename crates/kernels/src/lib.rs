@@ -11,7 +11,7 @@
 //! | `generic/` | the algorithms, written once over the traits of `lanes.rs` and `rows16.rs` |
 //! | `scalar/`, `x86_64/*/`, `aarch64/*/` | those traits for each ISA, and its table of kernels |
 //! | `table.rs`, `dispatch.rs` | what a table of kernels holds; which ISA runs |
-//! | `pool.rs`, `pages.rs` | threads; memory in large pages |
+//! | `pool.rs`, `pages.rs`, `prefetch.rs` | threads; memory in large pages; prefetching |
 //! | `quantize.rs`, `quantize/` | float32 to the storage types |
 //! | `peaks.rs`, `roofline.rs` | the highest throughput that the machine allows |
 //!
@@ -45,6 +45,7 @@ mod packed_tests;
 mod pages;
 mod peaks;
 mod pool;
+mod prefetch;
 pub mod quantize;
 mod quantized_rows;
 mod roofline;

@@ -3,6 +3,7 @@
 //! A lane is a row of weights, that is, an output feature, so no sum goes across lanes. Sums of integers are
 //! exact. Every ISA then does the same f32 operations in the same order.
 
+use crate::prefetch::StreamPrefetch;
 use crate::tile::TILE_ROWS;
 
 /// Bytes of a row of [`Rows16::transpose`]: 16 words.
@@ -63,8 +64,6 @@ pub(super) trait PackedRows16: Rows16 {
     const SIGNED_OFFSET: i32;
     /// Whether products of several panels unpack the weights first, see `generic/unpacked.rs`.
     const UNPACKS: bool;
-    /// Bytes of weights between two prefetches of a stream.
-    const PREFETCH_STEP: usize;
     /// Whether products count tiles instead of reading their indices. Loads of weights then do not wait for
     /// that of the index.
     const COUNTS_TILES: bool = false;
@@ -142,9 +141,7 @@ pub(super) trait PackedRows16: Rows16 {
         unreachable!("only Arm's tiles have pairs of rows")
     }
 
-    /// Prefetches the cache line of `address` into L2; never faults.
-    fn prefetch_l2(address: *const u8);
-    /// Prefetches what a stream of weights will read after `address`; never faults. The processor's own
-    /// prefetcher loses a tenth of the speed without it, on some processors a third or a half.
-    fn prefetch_stream(address: *const u8);
+    /// How streams of packed weights are prefetched. Loops ask before they begin, because the answer may be
+    /// in memory.
+    fn stream_prefetch() -> StreamPrefetch;
 }

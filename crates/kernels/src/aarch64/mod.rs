@@ -3,3 +3,4 @@
 pub(super) mod dotprod;
 pub(super) mod i8mm;
 pub(super) mod neon;
+pub(super) mod prefetch;

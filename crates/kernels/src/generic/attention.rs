@@ -19,6 +19,7 @@ use crate::blocks::WeightType;
 use crate::kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 use crate::lanes::{LANES, Lanes};
 use crate::output::SharedOut;
+use crate::prefetch::{prefetch_l1, prefetch_l2};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -364,13 +365,15 @@ struct Stream<'a> {
     bytes: &'a [u8],
     soon: usize,
     later: usize,
+    later_into_l1: bool,
 }
 
 impl<'a> Stream<'a> {
     /// `bytes`, then the data that is read `soon` and `later`. All have the same length.
-    fn new([bytes, soon, later]: [&'a [u8]; 3]) -> Self {
+    #[inline(always)]
+    fn new<L: Lanes>([bytes, soon, later]: [&'a [u8]; 3]) -> Self {
         let ahead = |other: &[u8]| other.as_ptr().addr().wrapping_sub(bytes.as_ptr().addr());
-        Stream { bytes, soon: ahead(soon), later: ahead(later) }
+        Stream { bytes, soon: ahead(soon), later: ahead(later), later_into_l1: L::prefetches_kv_into_l1() }
     }
 
     /// 32 elements from byte `at` of `row`, which is a part of the stream.
@@ -380,16 +383,21 @@ impl<'a> Stream<'a> {
         // F32 data has usually just been converted, for many queries. It is in the cache, and prefetching it
         // would only cost time.
         if S::BLOCK_BYTES < F32::BLOCK_BYTES {
-            self.prefetch::<L>(block);
+            self.prefetch(block);
         }
         S::lanes::<L>(block, 0)
     }
 
     /// Prefetches what follows at the place of `part`, which is a part of the stream.
     #[inline(always)]
-    fn prefetch<L: Lanes>(&self, part: &[u8]) {
-        L::prefetch_l2(part.as_ptr().wrapping_add(self.later));
-        L::prefetch_l1(part.as_ptr().wrapping_add(self.soon));
+    fn prefetch(&self, part: &[u8]) {
+        let later = part.as_ptr().wrapping_add(self.later);
+        if self.later_into_l1 {
+            prefetch_l1(later);
+        } else {
+            prefetch_l2(later);
+        }
+        prefetch_l1(part.as_ptr().wrapping_add(self.soon));
     }
 }
 
@@ -405,8 +413,8 @@ pub(crate) fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     first: usize,
     [keys, values, next_keys, next_values]: [&[u8]; 4],
 ) {
-    let keys = Stream::new([keys, values, next_keys]);
-    let values = Stream::new([values, next_keys, next_values]);
+    let keys = Stream::new::<L>([keys, values, next_keys]);
+    let values = Stream::new::<L>([values, next_keys, next_values]);
     if fits_two_vectors(QUERIES) {
         for_each_microkernel!(
             seen_by.clone(), QUERIES, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys)
@@ -488,9 +496,9 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
         for (part, bytes) in keys.bytes.as_chunks().0.iter().enumerate() {
             let part_keys = Q8Keys::of(bytes);
             let scales = part_keys.scales::<L, P>(vector);
-            keys.prefetch::<L>(&part_keys.scales[vector]);
+            keys.prefetch(&part_keys.scales[vector]);
             for (d, row) in part_keys.rows.as_chunks::<KV_BLOCK_VECTORS>().0.iter().enumerate() {
-                keys.prefetch::<L>(&row[vector]);
+                keys.prefetch(&row[vector]);
                 let mut lanes = [L::splat(0.0); P];
                 for p in 0..P {
                     // Exact: 8 bits by 11.

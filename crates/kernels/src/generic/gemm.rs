@@ -19,6 +19,7 @@ use super::gemm_task::TaskKind;
 use super::storage::with_storage;
 use crate::blocks::WeightType;
 use crate::lanes::{LANES, Lanes, padded};
+use crate::prefetch::prefetch_l2;
 use crate::rows16::{ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
 use crate::weight::WeightRows;
@@ -214,7 +215,7 @@ impl Slab {
         for row in first + rows.start..weight.rows().min(first + rows.end) {
             let part = part_of_row(weight, row, &self.cols);
             for line in 0..part.len().div_ceil(ROW_BYTES) {
-                L::prefetch_l2(part.as_ptr().wrapping_add(ROW_BYTES * line));
+                prefetch_l2(part.as_ptr().wrapping_add(ROW_BYTES * line));
             }
         }
     }

@@ -17,6 +17,7 @@ use super::storage::Storage;
 use crate::blocks::WeightType;
 use crate::lanes::{LANES, Lanes};
 use crate::output::{Output, SharedOut};
+use crate::prefetch::prefetch_l1;
 use crate::weight::WeightRows;
 use std::cell::Cell;
 use std::ops::Range;
@@ -119,12 +120,11 @@ fn dot_rows<L: Lanes, S: Storage, const N: usize>(task: &MatmulTask, weights: &[
         x[row] = &task.x_row(row)[..whole];
     }
     let mut sums = [L::splat(0.0); N];
+    let prefetch = L::stream_prefetch();
     let blocks = weights.chunks_exact(S::BLOCK_BYTES);
     let tail = blocks.remainder();
     for (block, first) in blocks.zip((0..whole).step_by(S::VECTORS)) {
-        for line in (0..S::BLOCK_BYTES).step_by(64) {
-            L::prefetch_stream(block.as_ptr().wrapping_add(line));
-        }
+        prefetch.after(block);
         for vector in 0..S::VECTORS {
             let w = S::lanes::<L>(block, vector);
             for row in 0..N {
@@ -225,7 +225,7 @@ fn add_blocks<L: Lanes, S: Storage, const X: usize, const W: usize, const B: usi
         for j in 0..W {
             for block in w[j] {
                 for line in (0..S::BLOCK_BYTES).step_by(64) {
-                    L::prefetch_l1(block.as_ref().as_ptr().wrapping_add(next).wrapping_add(line));
+                    prefetch_l1(block.as_ref().as_ptr().wrapping_add(next).wrapping_add(line));
                 }
             }
         }

@@ -90,12 +90,13 @@ pub(super) fn split(range: &Range<usize>, len: usize) -> impl Iterator<Item = Ra
 /// stream.
 #[inline(always)]
 fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, panel: &Panel) {
+    let prefetch = R::stream_prefetch();
     let mut outputs = [MaybeUninit::<R::Floats>::uninit(); STACK_OUTPUTS];
     for strips in split(&task.strips, const { STACK_OUTPUTS / M }) {
         for (strip, outputs) in strips.clone().zip(outputs.chunks_exact_mut(M)) {
             let sums =
                 microkernel::<R, PackedStrip<P>, M, 1>([packed_strip::<P>(task, strip)], panel, |tile| {
-                    tile.prefetch_ahead::<R>()
+                    tile.prefetch_ahead(prefetch)
                 });
             for m in 0..M {
                 outputs[m].write(sums[m][0]);

@@ -1,6 +1,7 @@
 //! Reads packed tiles into the registers of an ISA.
 
 use crate::packable::Packable;
+use crate::prefetch::StreamPrefetch;
 use crate::rows16::PackedRows16;
 use crate::tile::{CODES, SubScales, TILE_ROWS, bytes_at};
 use std::marker::PhantomData;
@@ -49,10 +50,8 @@ impl<'a, P: Packable> Tile<'a, P> {
 
     /// Prefetches what follows the tile in the stream of weights.
     #[inline(always)]
-    pub(crate) fn prefetch_ahead<R: PackedRows16>(self) {
-        for line in (0..const { P::LAYOUT.tile_bytes() }).step_by(R::PREFETCH_STEP) {
-            R::prefetch_stream(self.bytes.as_ptr().wrapping_add(line));
-        }
+    pub(crate) fn prefetch_ahead(self, prefetch: StreamPrefetch) {
+        prefetch.after(self.bytes);
     }
 
     /// The stored numbers of group `GROUP`, to be multiplied with `M` rows.

@@ -11,6 +11,7 @@ use super::packed::{PackedTask, many_panels, split};
 use super::strip::{Part, Strip, for_each_group, quad};
 use super::tile::Tile;
 use crate::packable::Packable;
+use crate::prefetch::prefetch_l2;
 use crate::quantized_rows::GROUPS;
 use crate::rows16::PackedRows16;
 use crate::tile::{TILE_COLS, TILE_ROWS};
@@ -141,13 +142,14 @@ fn unpack_tiles<P: Packable, R: PackedRows16, const SCALES: usize, const MINS: u
     task: &PackedTask,
     unpacked: &mut UnpackedStrips,
 ) {
+    let prefetch = R::stream_prefetch();
     let first = unpacked.strips.start;
     let blocks = task.x.cols() / TILE_COLS;
     for (index, tiles) in unpacked.tiles_mut::<SCALES, MINS>().chunks_exact_mut(blocks).enumerate() {
         let strip = task.weight.strip(first + index);
         for (index, unpacked) in tiles.iter_mut().enumerate() {
             let tile = Tile::of_strip(strip, index);
-            tile.prefetch_ahead::<R>();
+            tile.prefetch_ahead(prefetch);
             unpacked.fill::<R, P>(tile);
         }
     }
@@ -180,7 +182,7 @@ pub(crate) fn multiply<
         // Wrapping, although nothing overflows: this runs for every 32 columns.
         let first = call.wrapping_mul(lines);
         for line in first..first.wrapping_add(lines) {
-            R::prefetch_l2(next.as_ptr().wrapping_add(64 * line));
+            prefetch_l2(next.as_ptr().wrapping_add(64 * line));
         }
     };
     many_panels::<R, _, PANEL, STRIPS>(task, unpacked.strips.clone(), strip, prefetch);

@@ -2,6 +2,7 @@
 
 use crate::blocks::f16_at;
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::StreamPrefetch;
 use half::bf16;
 
 /// A vector as an array.
@@ -84,13 +85,14 @@ impl Lanes for ScalarLanes {
     }
 
     #[inline(always)]
-    fn prefetch_l1(_address: *const u8) {}
+    fn stream_prefetch() -> StreamPrefetch {
+        StreamPrefetch::into_l1(2048)
+    }
 
     #[inline(always)]
-    fn prefetch_l2(_address: *const u8) {}
-
-    #[inline(always)]
-    fn prefetch_stream(_address: *const u8) {}
+    fn prefetches_kv_into_l1() -> bool {
+        false
+    }
 
     #[inline(always)]
     fn f32(block: &[u8; 128]) -> Self {

@@ -3,8 +3,9 @@
 //! NEON is part of 64-bit Arm, so its instructions need no check. Every load and store goes through a
 //! reference to an array of exactly its width.
 
-use super::vectors::{from_halves, prefetch_l1, prefetch_l2, prefetch_stream};
+use super::vectors::from_halves;
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::StreamPrefetch;
 use std::arch::aarch64::*;
 
 /// 8 x 4 numbers.
@@ -160,18 +161,13 @@ impl Lanes for NeonLanes {
     }
 
     #[inline(always)]
-    fn prefetch_l1(address: *const u8) {
-        prefetch_l1(address);
+    fn stream_prefetch() -> StreamPrefetch {
+        StreamPrefetch::into_l1(2048)
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        prefetch_l2(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        prefetch_stream(address);
+    fn prefetches_kv_into_l1() -> bool {
+        false
     }
 
     #[inline(always)]

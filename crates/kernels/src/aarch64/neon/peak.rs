@@ -1,7 +1,7 @@
 //! Throughput of NEON.
 
-use super::vectors::prefetch_l1;
 use crate::peaks::{PeakLoop, Peaks};
+use crate::prefetch::prefetch_l1;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::hint::black_box;

@@ -7,7 +7,8 @@
 //! `#[target_feature]` functions of `dotprod/` and `i8mm/`, which dispatch.rs reaches only after it has seen
 //! the dot product on this CPU.
 
-use super::vectors::{from_halves, prefetch_l2, prefetch_stream};
+use super::vectors::from_halves;
+use crate::prefetch::StreamPrefetch;
 use crate::quantized_rows::{FLOAT_OFFSET, FLOAT_START};
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
@@ -353,8 +354,6 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     const REGISTERS: usize = if DOT { 1 } else { 2 };
     const SIGNED_OFFSET: i32 = 0;
     const UNPACKS: bool = DOT;
-    /// One for each tile, which leads the processor's own prefetcher into the next page. None was measured.
-    const PREFETCH_STEP: usize = 1024;
     const COUNTS_TILES: bool = true;
 
     /// The assembly has no instructions, but the compiler does not know that.
@@ -624,12 +623,8 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        prefetch_l2(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        prefetch_stream(address);
+    fn stream_prefetch() -> StreamPrefetch {
+        // One line for each tile, which leads the processor's own prefetcher into the next page.
+        StreamPrefetch { step: 1024, ..StreamPrefetch::into_l1(2048) }
     }
 }

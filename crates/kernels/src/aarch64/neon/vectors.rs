@@ -21,23 +21,3 @@ pub(in crate::aarch64) fn from_halves(halves: uint16x8_t) -> [float32x4_t; 2] {
     }
     [low, high]
 }
-
-/// Prefetches the cache line at `address` into L1; never faults.
-#[inline(always)]
-pub(super) fn prefetch_l1(address: *const u8) {
-    // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) address, options(nomem, nostack, preserves_flags)) }
-}
-
-/// Prefetches the cache line at `address` into L2; never faults.
-#[inline(always)]
-pub(super) fn prefetch_l2(address: *const u8) {
-    // SAFETY: as above.
-    unsafe { asm!("prfm pldl2keep, [{}]", in(reg) address, options(nomem, nostack, preserves_flags)) }
-}
-
-/// See [`crate::rows16::PackedRows16::prefetch_stream`]. The distance is AVX2's; none was measured on Arm.
-#[inline(always)]
-pub(super) fn prefetch_stream(address: *const u8) {
-    prefetch_l1(address.wrapping_add(2048));
-}

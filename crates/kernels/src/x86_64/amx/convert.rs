@@ -10,8 +10,8 @@ use crate::generic::dequantize::dequantize_exactly;
 use crate::generic::storage::with_storage;
 use crate::generic::strip::{Part, for_each_group};
 use crate::generic::tile::Tile;
-use crate::lanes::Lanes as _;
 use crate::packable::{Packable, with_packable};
+use crate::prefetch::prefetch_l1;
 use crate::rows16::Rows16;
 use crate::tile::{TILE_COLS, TILE_ROWS, bytes_at};
 use crate::weight::{Weight, WeightRows};
@@ -162,7 +162,7 @@ fn convert_rows(weight: WeightRows, strip: usize, step: usize, tile_rows: &mut [
             // The rows of a strip's slab are short and far apart, so the processor's prefetcher does not
             // foresee the next strip.
             for row in rows {
-                Avx512Lanes::prefetch_l1(row.as_ptr().wrapping_add(next_strip));
+                prefetch_l1(row.as_ptr().wrapping_add(next_strip));
             }
             transpose(rows, tile_rows);
         }

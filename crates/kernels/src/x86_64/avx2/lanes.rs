@@ -5,6 +5,7 @@
 //! through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::StreamPrefetch;
 use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
 use std::arch::x86_64::*;
 
@@ -139,20 +140,13 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn prefetch_l1(address: *const u8) {
-        // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    fn stream_prefetch() -> StreamPrefetch {
+        StreamPrefetch::into_l1(2048)
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        Self::prefetch_l1(address.wrapping_add(2048));
+    fn prefetches_kv_into_l1() -> bool {
+        false
     }
 
     #[inline(always)]

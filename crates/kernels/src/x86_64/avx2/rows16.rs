@@ -5,10 +5,10 @@
 //! AVX-VNNI for `Avx2Rows<true>`, on this CPU; every load and store goes through a reference to an array of
 //! exactly its width.
 
-use super::lanes::Avx2Lanes;
-use crate::lanes::Lanes;
+use crate::prefetch::StreamPrefetch;
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
+use crate::x86_64::prefetch::wide;
 use std::arch::x86_64::*;
 
 /// 16 rows. With `VNNI`, one instruction multiplies bytes and adds four products.
@@ -150,7 +150,6 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     type Sums = Sums;
     const REGISTERS: usize = 2;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
-    const PREFETCH_STEP: usize = 64;
     const UNPACKS: bool = VNNI;
 
     #[inline(always)]
@@ -280,20 +279,8 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        Avx2Lanes::prefetch_l2(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        if VNNI {
-            // The same distances as with AVX-512: processors with AVX-VNNI gain from them. Other processors
-            // were not measured.
-            Avx2Lanes::prefetch_l2(address.wrapping_add(10240));
-            Avx2Lanes::prefetch_l1(address.wrapping_add(8192));
-        } else {
-            Avx2Lanes::prefetch_l1(address.wrapping_add(1536));
-        }
+    fn stream_prefetch() -> StreamPrefetch {
+        if VNNI { wide() } else { StreamPrefetch::into_l1(1536) }
     }
 
     #[inline(always)]

@@ -31,6 +31,7 @@ use crate::generic::partial_attention::PartialAttention;
 use crate::generic::storage::F32;
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::prefetch_l2;
 use crate::rows16::Rows16;
 use std::arch::x86_64::*;
 use std::cell::Cell;
@@ -176,7 +177,7 @@ fn prefetch_part(task: &AttentionTask, index: usize, part: usize, parts: usize) 
     let Some(block) = task.kv_blocks.get(index) else { return };
     for bytes in [block.keys(task.kv_head, task.kv_heads), block.values(task.kv_head, task.kv_heads)] {
         for line in bytes[bytes.len() * part / parts..bytes.len() * (part + 1) / parts].chunks(64) {
-            Avx512Lanes::prefetch_l2(line.as_ptr());
+            prefetch_l2(line.as_ptr());
         }
     }
 }

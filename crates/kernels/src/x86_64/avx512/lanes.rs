@@ -5,7 +5,8 @@
 //! load and store goes through a reference to an array of exactly its width.
 
 use crate::lanes::{LANES, Lanes};
-use crate::x86_64::avx2::Avx2Lanes;
+use crate::prefetch::StreamPrefetch;
+use crate::x86_64::prefetch::{is_of_amd, wide};
 use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
 use std::arch::x86_64::*;
 
@@ -30,18 +31,6 @@ fn half_at(block: &[u8], at: usize) -> Avx512Lanes {
     // SAFETY: AVX-512F is enabled; see the top of this file.
     let value = unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(bits)) };
     Avx512Lanes(value, value)
-}
-
-/// See [`crate::rows16::PackedRows16::prefetch_stream`]. Prefetches 10 KiB ahead into L2, which allows more
-/// outstanding loads than L1, and 8 KiB ahead into L1. The distances are long enough to cover pauses of the
-/// stream, such as at the end of a strip. They were measured on one kind of processor (docs/experiments.md).
-#[inline(always)]
-pub(super) fn prefetch_stream(address: *const u8) {
-    // SAFETY: a prefetch is a hint; it never faults, whatever the address.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(10240).cast());
-        _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(8192).cast());
-    }
 }
 
 impl Lanes for Avx512Lanes {
@@ -124,18 +113,13 @@ impl Lanes for Avx512Lanes {
     }
 
     #[inline(always)]
-    fn prefetch_l1(address: *const u8) {
-        Avx2Lanes::prefetch_l1(address);
+    fn stream_prefetch() -> StreamPrefetch {
+        wide()
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        Avx2Lanes::prefetch_l2(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        prefetch_stream(address);
+    fn prefetches_kv_into_l1() -> bool {
+        is_of_amd()
     }
 
     #[inline(always)]

@@ -4,8 +4,8 @@
 //! table, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU, and `bf16`
 //! only after BF16 was seen here.
 
-use super::lanes::prefetch_stream;
 use crate::peaks::{PeakLoop, Peaks};
+use crate::x86_64::prefetch::wide;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
@@ -32,14 +32,16 @@ const STREAM: usize = usize::MAX;
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
 fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
+    let prefetch = wide();
     let (runs, tail) = words.as_chunks::<READ_WORDS>();
     let mut all = [_mm512_setzero_si512(); READ_WORDS / 8];
     for run in runs {
         let start = run.as_ptr();
+        if DISTANCE == STREAM {
+            prefetch.after(bytemuck::cast_slice(run));
+        }
         for (i, all) in all.iter_mut().enumerate() {
-            if DISTANCE == STREAM {
-                prefetch_stream(start.wrapping_add(8 * i).cast());
-            } else if DISTANCE > 0 {
+            if DISTANCE > 0 && DISTANCE < STREAM {
                 // SAFETY: a prefetch is a hint; it never faults, whatever the address.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(DISTANCE / 8 + 8 * i).cast()) };
             }

@@ -4,10 +4,10 @@
 //! folder and of `amx/`, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU;
 //! every load and store goes through a reference to an array of exactly its width.
 
-use super::lanes::{Avx512Lanes, prefetch_stream};
-use crate::lanes::Lanes;
+use crate::prefetch::StreamPrefetch;
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
+use crate::x86_64::prefetch::wide;
 use std::arch::x86_64::*;
 
 /// 16 rows.
@@ -154,7 +154,6 @@ impl PackedRows16 for Avx512Rows {
     type Sums = __m512i;
     const REGISTERS: usize = 1;
     const SIGNED_OFFSET: i32 = 128;
-    const PREFETCH_STEP: usize = 64;
     const UNPACKS: bool = true;
 
     #[inline(always)]
@@ -237,13 +236,8 @@ impl PackedRows16 for Avx512Rows {
     }
 
     #[inline(always)]
-    fn prefetch_l2(address: *const u8) {
-        Avx512Lanes::prefetch_l2(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_stream(address: *const u8) {
-        prefetch_stream(address);
+    fn stream_prefetch() -> StreamPrefetch {
+        wide()
     }
 
     #[inline(always)]
