@@ -29,6 +29,7 @@ SCRIPTED_WORKER = """
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
 engine = None
+rounds = 0
 for line in sys.stdin:
     request = json.loads(line)
     engine = request.get("engine", engine)
@@ -46,7 +47,9 @@ for line in sys.stdin:
         answer |= {{"import_seconds": 1.0, "load_seconds": 2.0, "versions": {{engine: "1"}}}}
         answer |= {{"weights": "F32", "isa": "none"}}
     elif request["do"] == "peaks":
-        answer |= {{"isa": "avx2", "read_bytes_per_second": {read_rate!r}, "int8_operations_per_second": 4e9}}
+        rounds += (folder / "peaks-grow").exists()
+        rate = {read_rate!r} * 2**rounds
+        answer |= {{"isa": "avx2", "read_bytes_per_second": rate, "int8_operations_per_second": 4e9}}
         answer |= {{"bf16_operations_per_second": None, "f32_operations_per_second": 1e9}}
     else:
         ids = list(range(new_tokens))
@@ -222,7 +225,7 @@ def test_peaks_are_measured_in_turn_with_the_engines(folder: Path, scripted: Pat
     assert turns == [run[name] for name in order]
 
 
-def test_fractions_come_from_the_checkpoint_and_the_best_round(folder: Path, scripted: Path) -> None:
+def test_fractions_come_from_the_checkpoint_and_the_peaks(folder: Path, scripted: Path) -> None:
     result = bench.run_bench(
         folder, against=["numpy"], prompt_tokens=100, new_tokens=8, runs=2, roofline=True
     )
@@ -241,6 +244,17 @@ def test_fractions_come_from_the_checkpoint_and_the_best_round(folder: Path, scr
         assert engine.decode_of_bandwidth == pytest.approx(4 * (body + head) * 2 / READ_RATE)
         assert engine.prefill_of_peak == pytest.approx((200 * body + 2 * head) / 1e9 / 0.5)
     assert json.loads(json.dumps(dataclasses.asdict(result)))["roofline"]["best"]["isa"] == "avx2"
+
+
+def test_each_run_is_compared_with_the_peaks_of_its_round(folder: Path, scripted: Path) -> None:
+    (scripted / "peaks-grow").touch()
+    result = bench.run_bench(folder, against=[], new_tokens=8, runs=3, roofline=True)
+    roofline = result.roofline
+    assert roofline is not None
+    assert [one.read_bytes_per_second / READ_RATE for one in roofline.rounds] == [2, 4, 8]
+    assert roofline.best == roofline.rounds[2]
+    [cpu] = result.engines
+    assert cpu.decode_of_bandwidth == pytest.approx(roofline.work.bytes_per_token * 2 / (4 * READ_RATE))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +315,7 @@ def test_a_fraction_above_1_is_called_a_bug(
 def test_a_cache_explains_a_fraction_above_1_only_if_it_can_hold_the_weights(
     megabytes: int, excused: bool
 ) -> None:
-    [line] = Roofline(Work(megabytes * 1_000_000, {}, {})).above_peak("cpu", None, 1.1)
+    [line] = Work(megabytes * 1_000_000, {}, {}).above_peak("cpu", None, 1.1)
     assert ("unless a cache keeps" in line) == excused
 
 

@@ -61,9 +61,9 @@ class EngineResult:
     prefill_tokens_per_second: Spread | None = None
     decode_tokens_per_second: Spread | None = None
     prefill_of_peak: float | None = None
-    """The median as a fraction of the machine's peak arithmetic; None if that was not measured."""
+    """The fraction of the machine's peak arithmetic in the same round, the median of all; None if unknown."""
     decode_of_bandwidth: float | None = None
-    """The median as a fraction of the machine's peak bandwidth; None if that was not measured."""
+    """The fraction of the machine's peak bandwidth in the same round, the median of all; None if unknown."""
 
 
 @dataclass(frozen=True)

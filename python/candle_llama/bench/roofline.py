@@ -94,6 +94,14 @@ class Work:
             {head.type_name: 2 * head.size},
         )
 
+    def decode_fraction(self, tokens_per_second: float, peaks: Peaks) -> float:
+        """Returns the fraction of the peak bandwidth that decoding at this speed needs."""
+        return self.bytes_per_token * tokens_per_second / peaks.read_bytes_per_second
+
+    def prefill_fraction(self, prompt_tokens: int, tokens_per_second: float, peaks: Peaks) -> float:
+        """Returns the fraction of the peak arithmetic that prefill at this speed needs."""
+        return self.least_prefill_seconds(prompt_tokens, peaks) * tokens_per_second / prompt_tokens
+
     def least_prefill_seconds(self, prompt_tokens: int, peaks: Peaks) -> float:
         """Returns the time that the arithmetic of a prompt takes at the peaks."""
         operations = Counter(self.operations_per_prompt)
@@ -104,33 +112,6 @@ class Work:
             for name, number in operations.items()
         )
 
-
-@dataclass(frozen=True)
-class Roofline:
-    """The machine's peaks, and the work that the checkpoint needs."""
-
-    work: Work
-    rounds: tuple[Peaks, ...] = ()
-    """One measurement for each round."""
-    best: Peaks | None = None
-    failed: str | None = None
-    """Why there are no peaks."""
-    warnings: tuple[str, ...] = ()
-    """Messages about fractions above 1, which are impossible."""
-
-    def decode_fraction(self, tokens_per_second: float) -> float | None:
-        """Returns the fraction of the peak bandwidth that decoding at this speed needs."""
-        if self.best is None:
-            return None
-        return self.work.bytes_per_token * tokens_per_second / self.best.read_bytes_per_second
-
-    def prefill_fraction(self, prompt_tokens: int, tokens_per_second: float) -> float | None:
-        """Returns the fraction of the peak arithmetic that prefill at this speed needs."""
-        if self.best is None:
-            return None
-        least = self.work.least_prefill_seconds(prompt_tokens, self.best)
-        return least * tokens_per_second / prompt_tokens
-
     def above_peak(self, engine: str, prefill: float | None, decode: float | None) -> list[str]:
         """Returns a message for each fraction above 1: no engine is faster than its machine."""
         bug = "of the peak: a bug in the measurement"
@@ -140,11 +121,26 @@ class Roofline:
             lines.append(f"{line}, which may not know an instruction of this processor")
         if decode is not None and decode > 1:
             line = f"{engine}: decode is {decode:.2f} {bug}"
-            if self.work.bytes_per_token < MOST_CACHED_BYTES:
-                megabytes = self.work.bytes_per_token / 1e6
+            if self.bytes_per_token < MOST_CACHED_BYTES:
+                megabytes = self.bytes_per_token / 1e6
                 line += f", unless a cache keeps the {megabytes:.3g} MB that a token needs"
             lines.append(line)
         return lines
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The machine's peaks, and the work that the checkpoint needs."""
+
+    work: Work
+    rounds: tuple[Peaks, ...] = ()
+    """One measurement for each round."""
+    best: Peaks | None = None
+    """The highest of all rounds."""
+    failed: str | None = None
+    """Why there are no peaks."""
+    warnings: tuple[str, ...] = ()
+    """Messages about fractions above 1, which are impossible."""
 
 
 def peaks_from(answer: Mapping[str, Any]) -> Peaks:

@@ -141,26 +141,48 @@ def _result(
 def _beside_peaks(
     engines: list[EngineResult], work: Work, probe: PeaksProbe, prompt_tokens: int
 ) -> tuple[list[EngineResult], Roofline]:
-    """Compares every engine's medians with the highest measured peaks."""
+    """Compares every run with the peaks of its round, because those of a shared host change.
+
+    Warnings are about fractions of the highest peaks of all rounds.
+    """
     if probe.failed:
         return engines, Roofline(work, failed=probe.failed)
     rounds = tuple(peaks_from(answer) for [answer] in probe.answers)
-    roofline = Roofline(work, rounds, Peaks.best(rounds))
-    engines = [
-        dataclasses.replace(
-            engine,
-            prefill_of_peak=roofline.prefill_fraction(prompt_tokens, prefill.median) if prefill else None,
-            decode_of_bandwidth=roofline.decode_fraction(decode.median) if decode else None,
-        )
-        for engine in engines
-        for prefill, decode in [(engine.prefill_tokens_per_second, engine.decode_tokens_per_second)]
-    ]
-    over = [
-        line
-        for engine in engines
-        for line in roofline.above_peak(engine.engine, engine.prefill_of_peak, engine.decode_of_bandwidth)
-    ]
-    return engines, dataclasses.replace(roofline, warnings=tuple(over))
+    best = Peaks.best(rounds)
+    compared, warnings = [], []
+    for engine in engines:
+        prefill, decode = _fractions(engine.runs, rounds, work, prompt_tokens)
+        compared.append(dataclasses.replace(engine, prefill_of_peak=prefill, decode_of_bandwidth=decode))
+        least = _fractions(engine.runs, [best] * len(engine.runs), work, prompt_tokens)
+        warnings += work.above_peak(engine.engine, *least)
+    return compared, Roofline(work, rounds, best, warnings=tuple(warnings))
+
+
+def _fractions(
+    runs: Sequence[Run], peaks: Sequence[Peaks], work: Work, prompt_tokens: int
+) -> tuple[float | None, float | None]:
+    """Returns the medians of the runs' fractions of the peak arithmetic and of the peak bandwidth.
+
+    Args:
+        runs: The runs of an engine; none, if it failed.
+        peaks: Those that each run is compared with.
+        work: The work of the checkpoint.
+        prompt_tokens: Length of the prompts.
+    """
+    prefill = Spread.of(
+        [
+            work.prefill_fraction(prompt_tokens, run.prefill_tokens_per_second, its)
+            for run, its in zip(runs, peaks, strict=False)
+        ]
+    )
+    decode = Spread.of(
+        [
+            work.decode_fraction(run.decode_tokens_per_second, its)
+            for run, its in zip(runs, peaks, strict=False)
+            if run.decode_tokens_per_second is not None
+        ]
+    )
+    return prefill.median if prefill else None, decode.median if decode else None
 
 
 def _run(answer: dict[str, Any], reference: list[int], prompt_tokens: int, new_tokens: int) -> Run:
