@@ -4,6 +4,7 @@
 //! a dot product has enough independent sums to hide the latency of FMA. Every output is summed in the same
 //! order: lane by lane, then across the lanes in a fixed tree. So a row's result depends neither on other
 //! rows nor on how the work was divided.
+
 use crate::prefetch::StreamPrefetch;
 
 /// Lanes of a vector.
@@ -33,7 +34,10 @@ pub(super) trait Lanes: Copy {
     /// memory.
     fn stream_prefetch() -> StreamPrefetch;
     /// Whether few queries prefetch the keys and values that they read later into L1, not into L2.
-    fn prefetches_kv_into_l1() -> bool;
+    #[inline(always)]
+    fn prefetches_kv_into_l1() -> bool {
+        false
+    }
 
     // Dequantises a block of 32 weights (layouts: `blocks.rs`). Products and sums are rounded separately, as
     // in ggml's reference, so every ISA gives the same weights.

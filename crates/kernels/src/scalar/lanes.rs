@@ -90,11 +90,6 @@ impl Lanes for ScalarLanes {
     }
 
     #[inline(always)]
-    fn prefetches_kv_into_l1() -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn f32(block: &[u8; 128]) -> Self {
         ScalarLanes(std::array::from_fn(|i| {
             f32::from_le_bytes([block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]])

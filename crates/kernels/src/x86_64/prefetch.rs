@@ -22,7 +22,7 @@ pub(super) fn is_of_amd() -> bool {
 /// The distances for processors with AVX-VNNI or AVX-512. They are long enough to cover pauses of the stream,
 /// such as at the end of a strip.
 #[inline(always)]
-pub(super) fn wide() -> StreamPrefetch {
+pub(super) fn vnni_stream() -> StreamPrefetch {
     let (l1, l2) = if is_of_amd() {
         // Zen 5. A prefetch into L2 that is ahead of the one into L1 costs a tenth of the bandwidth. One of
         // the line that is read next gains up to 5 %: probably it keeps L2's own prefetcher going.

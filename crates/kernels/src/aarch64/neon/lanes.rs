@@ -166,11 +166,6 @@ impl Lanes for NeonLanes {
     }
 
     #[inline(always)]
-    fn prefetches_kv_into_l1() -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn f32(block: &[u8; 128]) -> Self {
         // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
         unsafe {

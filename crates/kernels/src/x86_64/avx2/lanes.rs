@@ -145,11 +145,6 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
-    fn prefetches_kv_into_l1() -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn f32(block: &[u8; 128]) -> Self {
         // SAFETY: AVX2 is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {

@@ -8,7 +8,7 @@
 use crate::prefetch::StreamPrefetch;
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
-use crate::x86_64::prefetch::wide;
+use crate::x86_64::prefetch::vnni_stream;
 use std::arch::x86_64::*;
 
 /// 16 rows. With `VNNI`, one instruction multiplies bytes and adds four products.
@@ -280,7 +280,7 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
 
     #[inline(always)]
     fn stream_prefetch() -> StreamPrefetch {
-        if VNNI { wide() } else { StreamPrefetch::into_l1(1536) }
+        if VNNI { vnni_stream() } else { StreamPrefetch::into_l1(1536) }
     }
 
     #[inline(always)]

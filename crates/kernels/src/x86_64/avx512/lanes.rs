@@ -6,7 +6,7 @@
 
 use crate::lanes::{LANES, Lanes};
 use crate::prefetch::StreamPrefetch;
-use crate::x86_64::prefetch::{is_of_amd, wide};
+use crate::x86_64::prefetch::{is_of_amd, vnni_stream};
 use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
 use std::arch::x86_64::*;
 
@@ -114,7 +114,7 @@ impl Lanes for Avx512Lanes {
 
     #[inline(always)]
     fn stream_prefetch() -> StreamPrefetch {
-        wide()
+        vnni_stream()
     }
 
     #[inline(always)]

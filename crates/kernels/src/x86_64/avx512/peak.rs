@@ -5,7 +5,7 @@
 //! only after BF16 was seen here.
 
 use crate::peaks::{PeakLoop, Peaks};
-use crate::x86_64::prefetch::wide;
+use crate::x86_64::prefetch::vnni_stream;
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
@@ -32,7 +32,7 @@ const STREAM: usize = usize::MAX;
 #[target_feature(enable = "avx512f")]
 #[allow(unused_unsafe)] // fetching ahead is safe in later versions of Rust
 fn read<const DISTANCE: usize>(words: &[u64]) -> u64 {
-    let prefetch = wide();
+    let prefetch = vnni_stream();
     let (runs, tail) = words.as_chunks::<READ_WORDS>();
     let mut all = [_mm512_setzero_si512(); READ_WORDS / 8];
     for run in runs {

@@ -7,7 +7,7 @@
 use crate::prefetch::StreamPrefetch;
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
 use crate::tile::TILE_ROWS;
-use crate::x86_64::prefetch::wide;
+use crate::x86_64::prefetch::vnni_stream;
 use std::arch::x86_64::*;
 
 /// 16 rows.
@@ -237,7 +237,7 @@ impl PackedRows16 for Avx512Rows {
 
     #[inline(always)]
     fn stream_prefetch() -> StreamPrefetch {
-        wide()
+        vnni_stream()
     }
 
     #[inline(always)]
