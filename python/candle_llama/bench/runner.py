@@ -6,7 +6,8 @@ engine gains from its cache.
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from candle_llama.bench.contest import Contestant, PeaksProbe, take_turns
@@ -151,38 +152,32 @@ def _beside_peaks(
     best = Peaks.best(rounds)
     compared, warnings = [], []
     for engine in engines:
-        prefill, decode = _fractions(engine.runs, rounds, work, prompt_tokens)
+        if not engine.runs:
+            compared.append(engine)
+            continue
+        prefill, decode = _fractions(zip(engine.runs, rounds, strict=True), work, prompt_tokens)
         compared.append(dataclasses.replace(engine, prefill_of_peak=prefill, decode_of_bandwidth=decode))
-        least = _fractions(engine.runs, [best] * len(engine.runs), work, prompt_tokens)
-        warnings += work.above_peak(engine.engine, *least)
+        of_best = _fractions(((run, best) for run in engine.runs), work, prompt_tokens)
+        warnings += work.above_peak(engine.engine, *of_best)
     return compared, Roofline(work, rounds, best, warnings=tuple(warnings))
 
 
 def _fractions(
-    runs: Sequence[Run], peaks: Sequence[Peaks], work: Work, prompt_tokens: int
-) -> tuple[float | None, float | None]:
+    runs: Iterable[tuple[Run, Peaks]], work: Work, prompt_tokens: int
+) -> tuple[float, float | None]:
     """Returns the medians of the runs' fractions of the peak arithmetic and of the peak bandwidth.
 
     Args:
-        runs: The runs of an engine; none, if it failed.
-        peaks: Those that each run is compared with.
+        runs: The runs of an engine, at least one, each with the peaks that it is compared with.
         work: The work of the checkpoint.
         prompt_tokens: Length of the prompts.
     """
-    prefill = Spread.of(
-        [
-            work.prefill_fraction(prompt_tokens, run.prefill_tokens_per_second, its)
-            for run, its in zip(runs, peaks, strict=False)
-        ]
-    )
-    decode = Spread.of(
-        [
-            work.decode_fraction(run.decode_tokens_per_second, its)
-            for run, its in zip(runs, peaks, strict=False)
-            if run.decode_tokens_per_second is not None
-        ]
-    )
-    return prefill.median if prefill else None, decode.median if decode else None
+    prefill, decode = [], []
+    for run, peaks in runs:
+        prefill.append(work.prefill_fraction(prompt_tokens, run.prefill_tokens_per_second, peaks))
+        if run.decode_tokens_per_second is not None:
+            decode.append(work.decode_fraction(run.decode_tokens_per_second, peaks))
+    return statistics.median(prefill), statistics.median(decode) if decode else None
 
 
 def _run(answer: dict[str, Any], reference: list[int], prompt_tokens: int, new_tokens: int) -> Run:
