@@ -5,6 +5,7 @@
 pub mod panics;
 mod platform;
 pub mod reserve;
+pub mod sync;
 
 use std::path::{Path, PathBuf};
 

@@ -59,7 +59,14 @@ def generate():
     while not done.is_set():
         llm.generate([5] * 300, max_new_tokens=50, ignore_eos=True)
 
-threads = [threading.Thread(target=work) for work in (step_the_stream, generate, generate)]
+# Long enough that memory is held back for each call.
+long_text = "hello " * 5000
+
+def encode():
+    while not done.is_set():
+        llm.tokenizer.encode(long_text)
+
+threads = [threading.Thread(target=work) for work in (step_the_stream, generate, generate, encode)]
 for thread in threads:
     thread.start()
 
@@ -87,6 +94,7 @@ for round in range(12):
             outcome(lambda: next(shared)),
         ]
         assert llm.tokenizer.decode(llm.tokenizer.encode("hello")) == "hello"
+        assert llm.tokenizer.decode(llm.tokenizer.encode(long_text)) == long_text
         assert llm.config.vocab_size > 0
         begun.close()
         shared.close()

@@ -3,8 +3,8 @@
 use super::error::{internal_error, to_python};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
+use crate::sys::sync::Mutex;
 use crate::sys::{self, panics, reserve};
-use parking_lot::Mutex;
 use pyo3::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};

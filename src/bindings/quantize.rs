@@ -3,7 +3,7 @@
 use super::detach::detach_engine;
 use super::llama::{messages, storage};
 use crate::llama::{self, QuantizeOptions};
-use parking_lot::Mutex;
+use crate::sys::sync::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;

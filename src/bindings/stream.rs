@@ -6,7 +6,7 @@ use super::error::to_python;
 use crate::error::{Error, Result};
 use crate::llama::{Request, TextStream};
 use crate::sys::Process;
-use parking_lot::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -168,7 +168,7 @@ impl PyMailbox {
         py.detach(|| {
             let mut posted = self.0.posted.lock();
             while posted.numbers.is_empty() && !posted.is_closed {
-                self.0.arrival.wait(&mut posted);
+                posted = self.0.arrival.wait(posted);
             }
             !posted.is_closed
         })

@@ -7,8 +7,8 @@ use super::sequence::{Generate, Sequence, Stats, Task};
 use crate::error::{Error, Result};
 use crate::model::{Model, SeqId};
 use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenMask};
+use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::{Process, panics, reserve};
-use parking_lot::{Condvar, Mutex};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -152,10 +152,14 @@ impl Shared {
         let mut inbox = self.inbox.lock();
         self.is_asleep.store(true, Ordering::SeqCst);
         while !self.is_woken.load(Ordering::SeqCst) && inbox.submitted.is_empty() && !self.is_closed() {
-            match wake_at {
-                None => self.arrival.wait(&mut inbox),
-                Some(end) if self.arrival.wait_until(&mut inbox, end).timed_out() => break,
-                Some(_) => {}
+            let Some(end) = wake_at else {
+                inbox = self.arrival.wait(inbox);
+                continue;
+            };
+            let is_late;
+            (inbox, is_late) = self.arrival.wait_until(inbox, end);
+            if is_late {
+                break;
             }
         }
         self.is_asleep.store(false, Ordering::SeqCst);

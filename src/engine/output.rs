@@ -4,7 +4,7 @@ use super::engine::Shared;
 use super::sequence::{Stats, Step};
 use crate::error::{Error, Result};
 use crate::model::Cancel;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use crate::sys::sync::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -112,23 +112,28 @@ impl Ticket {
         self.check_process()?;
         let mut is_cancelled = false;
         let mut next_check = Instant::now() + WAIT_SLICE;
-        let mut state = state.lock();
+        let mut held = state.lock();
         loop {
-            if let Some(found) = take(&mut state) {
+            if let Some(found) = take(&mut held) {
                 return Ok(found);
             }
-            if !arrival.wait_until(&mut state, next_check).timed_out() {
+            let is_late;
+            (held, is_late) = arrival.wait_until(held, next_check);
+            if !is_late {
                 continue;
             }
             if is_cancelled {
                 return Err(Error::Cancelled);
             }
             next_check = Instant::now() + WAIT_SLICE;
-            if MutexGuard::unlocked(&mut state, || cancel.is_cancelled()) {
+            // Without the lock: the check may wait for the GIL.
+            drop(held);
+            if cancel.is_cancelled() {
                 self.cancel();
                 is_cancelled = true;
                 next_check = Instant::now() + LAST_WAIT;
             }
+            held = state.lock();
         }
     }
 

@@ -6,7 +6,7 @@ use super::sequence::Task;
 use crate::error::{Error, Result};
 use crate::model::{Cancel, Logits};
 use crate::sampling::{TokenScore, score_token};
-use parking_lot::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex};
 use std::sync::Arc;
 
 /// Maximum bytes of logits in memory at a time: a text's rows are scored in chunks.

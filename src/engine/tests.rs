@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::KV_BLOCK_POSITIONS;
 use crate::model::{Beginning, Cancel, KvBlocks, Logits, Model, Rows, SeqId, Span, Storage};
 use crate::sampling::{OnOverflow, SamplingOptions, SamplingParams};
-use parking_lot::{Condvar, Mutex};
+use crate::sys::sync::{Condvar, Mutex};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;

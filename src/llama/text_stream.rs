@@ -5,8 +5,8 @@ use crate::engine::{Finish, FinishReason, Flow, Sequence, Stats, Step, StopReaso
 use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::sampling::{SamplingParams, TokenLogprob};
+use crate::sys::sync::{Condvar, Mutex};
 use crate::tokenizer::DecodeStream;
-use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Remembers where panics happened, for the error that they become.
 
-use parking_lot::Mutex;
+use super::sync::Mutex;
 use std::any::Any;
 
 /// The last panic's message and source location.

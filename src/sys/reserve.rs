@@ -7,12 +7,12 @@
 //!
 //! Once the base is touched, [`is_exhausted`] is true, and the running work should stop with an error.
 
+use super::sync::ForkLock;
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Held while nothing is known about the work: far more than what is allocated between two checks of
 /// [`is_exhausted`], and far less than a model.
@@ -31,8 +31,11 @@ const THREAD_BYTES: usize = 3 << 20;
 static PIECES: [AtomicPtr<MmapMut>; MAX_PIECES] = [const { AtomicPtr::new(null_mut()) }; MAX_PIECES];
 /// Bytes of all pieces.
 static HELD: AtomicUsize = AtomicUsize::new(0);
-/// Bytes to hold: those of all [`Held`], in addition to the base. The lock is for those who map pieces.
-static WANTED: Mutex<usize> = Mutex::new(0);
+/// Bytes to hold: those of all [`Held`], in addition to the base.
+static WANTED: AtomicUsize = AtomicUsize::new(0);
+/// Held by those who change `WANTED` and map pieces. A fork waits for other threads' mappings, so it often
+/// comes while one of them holds this lock.
+static MAPPING: ForkLock = ForkLock::new();
 /// Whether an allocation has used the base since the last refill.
 static EXHAUSTED: AtomicBool = AtomicBool::new(false);
 /// Whether [`Allocator`] is the process's allocator. Without it, memory is not held, only looked for.
@@ -58,7 +61,8 @@ pub fn hold(what: &str, bytes: usize) -> Result<Held> {
         refill()?;
         return Ok(Held { bytes: 0 });
     }
-    let mut wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let _mapping = MAPPING.lock();
+    let wanted = WANTED.load(Ordering::Relaxed);
     let total = wanted.checked_add(bytes);
     if !total.and_then(|total| total.checked_add(BASE_BYTES)).is_some_and(fill) {
         trim(wanted.saturating_add(BASE_BYTES));
@@ -69,7 +73,7 @@ pub fn hold(what: &str, bytes: usize) -> Result<Held> {
         trim(0);
         return Ok(Held { bytes: 0 });
     }
-    *wanted += bytes;
+    WANTED.store(wanted + bytes, Ordering::Relaxed);
     Ok(Held { bytes })
 }
 
@@ -78,8 +82,9 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
-        let mut wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
-        *wanted -= self.bytes;
+        let _mapping = MAPPING.lock();
+        let wanted = WANTED.load(Ordering::Relaxed) - self.bytes;
+        WANTED.store(wanted, Ordering::Relaxed);
         trim(wanted.saturating_add(BASE_BYTES));
     }
 }
@@ -93,7 +98,7 @@ pub fn refill() -> Result<()> {
         return Ok(());
     }
     if HELD.load(Ordering::Relaxed) < BASE_BYTES {
-        let _wanted = WANTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let _mapping = MAPPING.lock();
         if !fill(BASE_BYTES) {
             let reason = format!("the system has no memory left, not even {BASE_BYTES} bytes");
             return Err(Error::Generation { reason });
