@@ -213,6 +213,17 @@ def test_a_type_gives_a_gguf_file_that_is_kept(tmp_path: Path) -> None:
     assert (subject.parameters, subject.storage_type) == (SMALL.parameters, "Q4_0")
 
 
+@pytest.mark.parametrize("gguf_type", synthetic.GGUF_TYPES)
+def test_every_type_can_be_written(tmp_path: Path, gguf_type: str) -> None:
+    notes: list[str] = []
+    for _ in range(2):
+        path = write_synthetic(f"small:{gguf_type}", cache_dir=tmp_path, note=notes.append)
+        assert path == tmp_path / f"small-{gguf_type}.gguf"
+    assert len(notes) == 2, "the second call finds the file"
+    with candle_llama.load(path) as llm:
+        assert llm.logits([1, 2]).shape[-1] == llm.config.vocab_size
+
+
 def test_a_damaged_gguf_file_is_replaced(tmp_path: Path) -> None:
     path = write_synthetic("small:Q8_0", cache_dir=tmp_path)
     whole = path.read_bytes()

@@ -103,10 +103,11 @@ def find_shape(name: str) -> tuple[Shape, str | None]:
 
 def _write_gguf(shape: Shape, gguf_type: str, cache_dir: Path, note: Callable[[str], None] | None) -> Path:
     path = cache_dir / f"{shape.name}-{gguf_type}.gguf"
-    if _is_file_of(path, shape, gguf_type):
+    if _is_file_of(path, shape):
         return path
     folder = _write(shape, cache_dir, note)
-    storage = STORAGE_TYPES[gguf_type]
+    # Most matrices of a mixture have the type that gives it its name.
+    storage = STORAGE_TYPES[gguf_type.removesuffix("_S").removesuffix("_M")]
     _check_room(path.name, cache_dir, shape.parameters * storage.block.itemsize // storage.block_len)
     if note is not None:
         note(f"writing {path}")
@@ -114,15 +115,15 @@ def _write_gguf(shape: Shape, gguf_type: str, cache_dir: Path, note: Callable[[s
     return path
 
 
-def _is_file_of(path: Path, shape: Shape, gguf_type: str) -> bool:
-    """Returns whether the file exists, is complete, and has this shape and type."""
+def _is_file_of(path: Path, shape: Shape) -> bool:
+    """Returns whether the file exists, is complete, and has this shape."""
     try:
         found = _core.inspect(str(path))
     except (OSError, CandleLlamaError):
         return False
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
     same = all(found["config"][key] == shape.config[key] for key in sizes)
-    return same and gguf_type in found["tensors"] and found["tokenizer"] is not None
+    return same and found["tokenizer"] is not None
 
 
 def _check_room(what: str, cache_dir: Path, total: int) -> None:
