@@ -64,6 +64,9 @@ pub(super) trait PackedRows16: Rows16 {
     const SIGNED_OFFSET: i32;
     /// Whether products of several panels unpack the weights first, see `generic/unpacked.rs`.
     const UNPACKS: bool;
+    /// Whether unpacked tiles have the numbers of packed ones. Otherwise they have the bytes that
+    /// [`PackedRows16::dot_signed`] takes.
+    const UNPACKED_AS_STORED: bool = false;
     /// Whether products count tiles instead of reading their indices. Loads of weights then do not wait for
     /// that of the index.
     const COUNTS_TILES: bool = false;

@@ -220,16 +220,6 @@ macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};
         use $crate::packable::{Packable, with_packable};
-        // A function for each number of rows: in a larger one, the compiler keeps constants in memory.
-        #[$attribute]
-        #[inline(never)]
-        fn few_rows<P: Packable, const M: usize>(task: &PackedTask) {
-            packed::few_rows::<P, $rows, M>(task);
-        }
-        #[$attribute]
-        fn of_type<P: Packable>(task: &PackedTask) {
-            packed::with_rows!(task.x.rows(), M, few_rows::<P, M>(task));
-        }
         #[$attribute]
         #[inline(never)]
         fn many_rows<P: Packable>(task: &PackedTask) {
@@ -238,7 +228,8 @@ macro_rules! packed_kernel {
         #[$attribute]
         fn packed(task: &PackedTask) {
             if task.x.rows() <= $crate::quantized_rows::MAX_PANEL_ROWS {
-                return with_packable!(task.weight.dtype(), of_type::<_>(task));
+                let few_rows = $crate::table::few_rows_kernel!($rows, #[$attribute]);
+                return few_rows(task);
             }
             if !<$rows as $crate::rows16::PackedRows16>::UNPACKS {
                 return with_packable!(task.weight.dtype(), many_rows::<_>(task));
@@ -252,6 +243,31 @@ macro_rules! packed_kernel {
     }};
 }
 pub(crate) use packed_kernel;
+
+/// Builds the product of up to [`MAX_PANEL_ROWS`](crate::quantized_rows::MAX_PANEL_ROWS) rows with packed
+/// weights, on `$rows`, compiled with `$attribute`.
+macro_rules! few_rows_kernel {
+    ($rows:ty, #[$attribute:meta]) => {{
+        use $crate::generic::packed::{self, PackedTask};
+        use $crate::packable::{Packable, with_packable};
+        // A function for each number of rows: in a larger one, the compiler keeps constants in memory.
+        #[$attribute]
+        #[inline(never)]
+        fn of_number<P: Packable, const M: usize>(task: &PackedTask) {
+            packed::few_rows::<P, $rows, M>(task);
+        }
+        #[$attribute]
+        fn of_type<P: Packable>(task: &PackedTask) {
+            packed::with_rows!(task.x.rows(), M, of_number::<P, M>(task));
+        }
+        #[$attribute]
+        fn few_rows(task: &PackedTask) {
+            with_packable!(task.weight.dtype(), of_type::<_>(task));
+        }
+        few_rows
+    }};
+}
+pub(crate) use few_rows_kernel;
 
 /// Builds the product of many rows with weights that are unpacked first. `$strip` makes an unpacked strip of
 /// its tiles; the other arguments are those of [`packed_kernel`].

@@ -88,7 +88,7 @@ impl Part {
 
     /// Where the integer sums of row `m` begin, for weights that are stored `zero_point` too large.
     #[inline(always)]
-    fn start<const M: usize>(self, words: &[u32], m: usize, zero_point: i32) -> i32 {
+    pub(crate) fn start<const M: usize>(self, words: &[u32], m: usize, zero_point: i32) -> i32 {
         if zero_point == 0 {
             return FLOAT_START;
         }

@@ -35,8 +35,8 @@ unsafe impl bytemuck::Pod for Line {}
 pub(crate) struct UnpackedTile<const SCALES: usize, const MINS: usize> {
     pub(crate) scales: [[f32; TILE_ROWS]; SCALES],
     pub(crate) mins: [[f32; TILE_ROWS]; MINS],
-    /// The weights, each as [`SIGN`](crate::tile::SIGN) says, in pairs of groups, which
-    /// [`PackedRows16::store_groups`] wrote.
+    /// The weights in pairs of groups, which [`PackedRows16::store_groups`] wrote. Each is stored as
+    /// [`SIGN`](crate::tile::SIGN) says, or as [`PackedRows16::UNPACKED_AS_STORED`] does.
     pub(crate) groups: [[[u8; 64]; 2]; GROUPS / 2],
 }
 
@@ -54,8 +54,8 @@ impl<const SCALES: usize, const MINS: usize> UnpackedTile<SCALES, MINS> {
         for half in 0..MINS {
             R::store(tile.mins::<R>(half), &mut self.mins[half]);
         }
-        let is_signed = const { P::LAYOUT.is_signed() };
-        let more = if is_signed { 0 } else { (R::SIGNED_OFFSET - P::LAYOUT.zero_point) as u8 };
+        let is_ready = R::UNPACKED_AS_STORED || const { P::LAYOUT.is_signed() };
+        let more = if is_ready { 0 } else { (R::SIGNED_OFFSET - P::LAYOUT.zero_point) as u8 };
         for_each_group!([0 1 2 3], PAIR, {
             const FIRST: usize = 2 * PAIR;
             const SECOND: usize = 2 * PAIR + 1;

@@ -150,7 +150,8 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
     type Sums = Sums;
     const REGISTERS: usize = 2;
     const SIGNED_OFFSET: i32 = if VNNI { 128 } else { 0 };
-    const UNPACKS: bool = VNNI;
+    const UNPACKS: bool = true;
+    const UNPACKED_AS_STORED: bool = !VNNI;
 
     #[inline(always)]
     fn bytes<const M: usize>(bytes: &[u8; 64]) -> Self::Bytes {
