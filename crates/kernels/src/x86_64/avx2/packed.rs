@@ -104,7 +104,7 @@ impl<'a, P: Packable, const SCALES: usize, const MINS: usize> Strip<Rows>
                 } else {
                     // Sums leave 16 bits so often that those in 32 bits should be in registers too.
                     multiply_rows::<P, SCALES, MINS, 0, 3, M, N>(tile, words, &starts, n, sums);
-                    multiply_rows::<P, SCALES, MINS, 3, 3, M, N>(hidden(tile), words, &starts, n, sums);
+                    multiply_rows::<P, SCALES, MINS, 3, 3, M, N>(&*hidden(tile), words, &starts, n, sums);
                 }
             }
         }
@@ -127,16 +127,13 @@ fn half_starts<P: Packable, const M: usize>(words: &[u32]) -> Starts {
     starts
 }
 
-/// The same reference. The compiler does not know that, and so reads again what is behind it. Otherwise it
-/// would copy what it has read to the stack, for want of registers.
+/// The same address. The compiler does not know that, and so reads again what is there. Otherwise it would
+/// copy what it has read to the stack, for want of registers.
 #[inline(always)]
-fn hidden<T>(value: &T) -> &T {
-    let mut at: *const T = value;
-    // SAFETY: the assembly has no instructions, so the address is the same.
-    unsafe {
-        asm!("/* {0} */", inout(reg) at, options(pure, readonly, nostack, preserves_flags));
-        &*at
-    }
+fn hidden<T>(mut at: *const T) -> *const T {
+    // SAFETY: the assembly has no instructions.
+    unsafe { asm!("/* {0} */", inout(reg) at, options(pure, readonly, nostack, preserves_flags)) };
+    at
 }
 
 /// Runs code for each row of x from `$from` on, at most `$len` and below `$m`. Its number, counted from
@@ -171,12 +168,14 @@ fn multiply_rows<
     n: usize,
     sums: &mut [[Floats; N]; M],
 ) {
-    let starts = if SCALES == 2 { hidden(starts) } else { starts };
-    multiply_part::<P, SCALES, MINS, 0, FROM, LEN, M, N>(tile, words, starts, n, sums);
-    if SCALES == 2 {
-        let words = *hidden(&words);
-        multiply_part::<P, SCALES, MINS, 1, FROM, LEN, M, N>(tile, words, starts, n, sums);
+    if SCALES == 1 {
+        return multiply_part::<P, SCALES, MINS, 0, FROM, LEN, M, N>(tile, words, starts, n, sums);
     }
+    // SAFETY: the addresses are the same.
+    let (starts, again) =
+        unsafe { (&*hidden(starts), std::slice::from_raw_parts(hidden(words.as_ptr()), words.len())) };
+    multiply_part::<P, SCALES, MINS, 0, FROM, LEN, M, N>(tile, words, starts, n, sums);
+    multiply_part::<P, SCALES, MINS, 1, FROM, LEN, M, N>(tile, again, starts, n, sums);
 }
 
 /// Does that for the columns that share a scale: all, or half `HALF` of them if there are two scales.
