@@ -453,7 +453,8 @@ def test_a_file_that_shrinks_while_loaded_is_an_error_and_no_signal(tmp_path, wr
     file = path / "model.safetensors" if path.is_dir() else path
     length = file.stat().st_size
     with candle_llama.load(path) as model:
-        stream = model.stream([1, 2], max_new_tokens=20, ignore_eos=True)
+        # More tokens than wait for a reader, so that the stream cannot have ended.
+        stream = model.stream([1, 2], max_new_tokens=200, ignore_eos=True)
         next(stream)
         # The next pass may run already, and the system ends a process that reads what is gone.
         busy = -1.0
