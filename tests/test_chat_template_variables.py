@@ -81,7 +81,7 @@ def test_what_is_too_large(tokenizer: candle_llama.Tokenizer, value: Any) -> Non
         tokenizer.apply_chat_template([{**MESSAGES[0], "extra": value}], chat_template="a")
     with pytest.raises(ValueError, match=r"values|nested"):
         tokenizer.apply_chat_template(MESSAGES, tools=[{"a": value}], chat_template="a")
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**5000], ids=["nan", "inf", "large"])

@@ -46,15 +46,18 @@ class _Copier:
                 raise ValueError("a number is not finite")
             return float.__float__(value)
         depth -= 1
-        if isinstance(value, Mapping):
-            return {_key(key): self.copy(item, depth) for key, item in value.items()}
         if isinstance(value, tuple):
             return tuple([self.copy(item, depth) for item in value])
-        if isinstance(value, Sequence):
-            return [self.copy(item, depth) for item in value]
-        raise TypeError(
-            f"dicts, lists, strings, numbers, booleans and None can be passed, not {type(value).__name__}"
-        )
+        # Lists first: to ask whether something belongs to an abstract class takes long.
+        if not isinstance(value, list):
+            if isinstance(value, Mapping):
+                return {_key(key): self.copy(item, depth) for key, item in value.items()}
+            if not isinstance(value, Sequence):
+                raise TypeError(
+                    "dicts, lists, strings, numbers, booleans and None can be passed, "
+                    f"not {type(value).__name__}"
+                )
+        return [self.copy(item, depth) for item in value]
 
 
 def _key(key: Any) -> str:
