@@ -10,13 +10,13 @@
 //! the words of a block, whose number was checked, at a constant offset below that number.
 
 use super::PANEL_ROWS;
-use super::rows16::Avx2Rows;
+use super::rows16::{Avx2Rows, add_pairs, scaled};
 use crate::generic::packed::{self, PackedTask};
 use crate::generic::strip::{Part, Strip};
 use crate::generic::unpacked::{self, UnpackedStrips, UnpackedTile};
 use crate::packable::{Packable, with_packable};
 use crate::quantized_rows::{MAX_PANEL_ROWS, OFFSET, ROW_WORDS, SCALE, group_word};
-use crate::rows16::Rows16;
+use crate::rows16::{PackedRows16, Rows16};
 use crate::table::few_rows_kernel;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -24,6 +24,8 @@ use std::marker::PhantomData;
 
 type Rows = Avx2Rows<false>;
 type Floats = <Rows as Rows16>::Floats;
+/// 4 bytes of each row of weights.
+type Bytes = <Rows as PackedRows16>::Bytes;
 /// Integer sums of a row of x with 16 rows of weights: in 32 bits, or in 16 bits, two for each row.
 type Sums = [__m256i; 2];
 /// What the sums of each row of x start at, for both halves of a tile.
@@ -206,14 +208,31 @@ fn multiply_part<
         };
         dots[ROW] = [_mm256_set1_epi32(start); 2];
     });
+    // Not a closure: one that is not inlined would be compiled without the ISA's instructions.
+    macro_rules! weights {
+        ($group:expr) => {
+            Rows::bytes::<M>(&tile.groups[$group / 2][$group % 2])
+        };
+    }
     // Adds the products of groups whose sum fits into 16 bits.
     macro_rules! dot_groups {
         ($first:literal $($group:literal)*) => {{
-            let mut narrow = [[_mm256_setzero_si256(); 2]; LEN];
-            dot_group::<$first, true, FROM, LEN, M, _, _>(tile, words, &mut narrow);
-            $(dot_group::<$group, false, FROM, LEN, M, _, _>(tile, words, &mut narrow);)*
-            widen(narrow, &mut dots);
+            let mut in_16_bits = [[_mm256_setzero_si256(); 2]; LEN];
+            dot_group::<$first, true, FROM, LEN, M>(weights!($first), words, &mut in_16_bits);
+            $(dot_group::<$group, false, FROM, LEN, M>(weights!($group), words, &mut in_16_bits);)*
+            for_each_row!(FROM, LEN, M, ROW, {
+                for r in 0..2 {
+                    dots[ROW][r] = add_pairs(dots[ROW][r], in_16_bits[ROW][r]);
+                }
+            });
         }};
+    }
+    // Does the same for two groups whose sum alone fits.
+    macro_rules! dot_pair {
+        ($pair:literal) => {
+            let weights = [weights!(2 * $pair), weights!(2 * $pair + 1)];
+            dot_pair::<$pair, FROM, LEN, M>(weights, words, &mut dots);
+        };
     }
     match (const { P::LAYOUT.largest() }, SCALES, HALF) {
         (..16, 1, _) => dot_groups!(0 1 2 3 4 5 6 7),
@@ -224,23 +243,19 @@ fn multiply_part<
             dot_groups!(4 5 6 7);
         }
         (_, _, 0) => {
-            dot_pair::<0, FROM, LEN, M, _, _>(tile, words, &mut dots);
-            dot_pair::<1, FROM, LEN, M, _, _>(tile, words, &mut dots);
+            dot_pair!(0);
+            dot_pair!(1);
         }
         (_, _, _) => {
-            dot_pair::<2, FROM, LEN, M, _, _>(tile, words, &mut dots);
-            dot_pair::<3, FROM, LEN, M, _, _>(tile, words, &mut dots);
+            dot_pair!(2);
+            dot_pair!(3);
         }
     }
     let scales = Rows::load(&tile.scales[HALF]);
     for_each_row!(FROM, LEN, M, ROW, {
         let (m, sums) = (FROM + ROW, &mut sums[FROM + ROW][n]);
-        let scale = _mm256_set1_ps(f32::from_bits(words[SCALE * M + m]));
-        let offset = _mm256_set1_ps(f32::from_bits(words[OFFSET * M + m]));
-        for r in 0..2 {
-            let dot = _mm256_fmsub_ps(_mm256_castsi256_ps(dots[ROW][r]), scale, offset);
-            sums[r] = _mm256_fmadd_ps(dot, scales[r], sums[r]);
-        }
+        let (scale, offset) = (f32::from_bits(words[SCALE * M + m]), f32::from_bits(words[OFFSET * M + m]));
+        *sums = Rows::mul_add(scaled(dots[ROW], scale, offset), scales, *sums);
     });
     if MINS > 0 {
         let mins = Rows::load(&tile.mins[HALF]);
@@ -251,36 +266,16 @@ fn multiply_part<
     }
 }
 
-/// Adds sums in 16 bits to those in 32 bits.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn widen<const LEN: usize>(narrow: [Sums; LEN], dots: &mut [Sums; LEN]) {
-    for (dots, narrow) in dots.iter_mut().zip(narrow) {
-        for r in 0..2 {
-            dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(narrow[r], _mm256_set1_epi16(1)));
-        }
-    }
-}
-
 /// Adds the products of a group in 16 bits, or, if `SET`, sets the sums to them.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn dot_group<
-    const GROUP: usize,
-    const SET: bool,
-    const FROM: usize,
-    const LEN: usize,
-    const M: usize,
-    const SCALES: usize,
-    const MINS: usize,
->(
-    tile: &UnpackedTile<SCALES, MINS>,
+fn dot_group<const GROUP: usize, const SET: bool, const FROM: usize, const LEN: usize, const M: usize>(
+    weights: Bytes,
     words: &[u32],
-    narrow: &mut [Sums; LEN],
+    sums: &mut [Sums; LEN],
 ) {
-    let weights = load(&tile.groups[GROUP / 2][GROUP % 2]);
     for_each_row!(FROM, LEN, M, ROW, {
-        let sums = &mut narrow[ROW];
+        let sums = &mut sums[ROW];
         dot_group_of_row::<GROUP, SET, FROM, ROW, M>(weights, words, sums);
     });
 }
@@ -294,7 +289,7 @@ fn dot_group_of_row<
     const ROW: usize,
     const M: usize,
 >(
-    weights: [__m256i; 2],
+    weights: Bytes,
     words: &[u32],
     [a, b]: &mut Sums,
 ) {
@@ -341,19 +336,11 @@ fn dot_group_of_row<
 /// bits.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn dot_pair<
-    const PAIR: usize,
-    const FROM: usize,
-    const LEN: usize,
-    const M: usize,
-    const SCALES: usize,
-    const MINS: usize,
->(
-    tile: &UnpackedTile<SCALES, MINS>,
+fn dot_pair<const PAIR: usize, const FROM: usize, const LEN: usize, const M: usize>(
+    weights: [Bytes; 2],
     words: &[u32],
     dots: &mut [Sums; LEN],
 ) {
-    let weights = [load(&tile.groups[PAIR][0]), load(&tile.groups[PAIR][1])];
     for_each_row!(FROM, LEN, M, ROW, {
         let sums = &mut dots[ROW];
         dot_pair_of_row::<PAIR, FROM, ROW, M>(weights, words, sums);
@@ -363,7 +350,7 @@ fn dot_pair<
 #[target_feature(enable = "avx2")]
 #[inline]
 fn dot_pair_of_row<const PAIR: usize, const FROM: usize, const ROW: usize, const M: usize>(
-    weights: [[__m256i; 2]; 2],
+    weights: [Bytes; 2],
     words: &[u32],
     [a, b]: &mut Sums,
 ) {
@@ -399,12 +386,4 @@ fn dot_pair_of_row<const PAIR: usize, const FROM: usize, const ROW: usize, const
             options(readonly, nostack, preserves_flags),
         );
     }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn load(group: &[u8; 64]) -> [__m256i; 2] {
-    let at = group.as_ptr().cast::<__m256i>();
-    // SAFETY: the reference covers the 64 bytes read.
-    unsafe { [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))] }
 }

@@ -78,9 +78,20 @@ fn add_signed(sum: __m256i, bytes: __m256i, x: __m256i) -> __m256i {
 
 /// `sum` plus both 16-bit numbers of each pair.
 #[inline(always)]
-fn add_pairs(sum: __m256i, narrow: __m256i) -> __m256i {
+pub(super) fn add_pairs(sum: __m256i, narrow: __m256i) -> __m256i {
     // SAFETY: AVX2 is enabled; see the top of this file.
     unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
+}
+
+/// [`PackedRows16::scaled`] of sums in 32 bits.
+#[inline(always)]
+pub(super) fn scaled(wide: [__m256i; 2], scale: f32, offset: f32) -> Floats {
+    // SAFETY: AVX2 and FMA are enabled; see the top of this file.
+    unsafe {
+        let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
+        let [a, b] = [_mm256_castsi256_ps(wide[0]), _mm256_castsi256_ps(wide[1])];
+        [_mm256_fmsub_ps(a, scale, offset), _mm256_fmsub_ps(b, scale, offset)]
+    }
 }
 
 impl<const VNNI: bool> Rows16 for Avx2Rows<VNNI> {
@@ -271,12 +282,7 @@ impl<const VNNI: bool> PackedRows16 for Avx2Rows<VNNI> {
 
     #[inline(always)]
     fn scaled(Sums { wide, .. }: Self::Sums, scale: f32, offset: f32) -> Self::Floats {
-        // SAFETY: AVX2 and FMA are enabled; see the top of this file.
-        unsafe {
-            let (scale, offset) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
-            let [a, b] = [_mm256_castsi256_ps(wide[0]), _mm256_castsi256_ps(wide[1])];
-            [_mm256_fmsub_ps(a, scale, offset), _mm256_fmsub_ps(b, scale, offset)]
-        }
+        scaled(wide, scale, offset)
     }
 
     #[inline(always)]
