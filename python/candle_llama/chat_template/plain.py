@@ -6,8 +6,9 @@ from typing import Any
 
 # How deep messages, tools and variables may be nested; ends what contains itself.
 _MAX_DEPTH = 64
-# How many values they may have in all; ends what has no end.
-_MAX_VALUES = 500_000
+# How many values they may have in all; ends what has no end. 10,000 messages have about 50,000, and these
+# are few enough to be refused within a second on a slow machine.
+_MAX_VALUES = 200_000
 _MAX_BITS = 14_000
 
 
