@@ -211,7 +211,7 @@ fn multiply_part<
     // Not a closure: one that is not inlined would be compiled without the ISA's instructions.
     macro_rules! weights {
         ($group:expr) => {
-            Rows::bytes::<M>(&tile.groups[$group / 2][$group % 2])
+            Rows::bytes::<M>(&tile.groups.as_flattened()[$group])
         };
     }
     // Adds the products of groups whose sum fits into 16 bits.
