@@ -15,6 +15,9 @@ pub(super) const LANES: usize = 32;
 /// An implementation may be used only inside functions that enable its ISA: the `#[target_feature]` functions
 /// in the ISA's folder.
 pub(super) trait Lanes: Copy {
+    /// The number of sums of [`Lanes::add_row_products`]; 0 if the ISA has no such function.
+    const ROW_PRODUCT_SUMS: usize = 0;
+
     fn splat(value: f32) -> Self;
     fn load(values: &[f32; LANES]) -> Self;
     fn store(self, out: &mut [f32; LANES]);
@@ -37,6 +40,23 @@ pub(super) trait Lanes: Copy {
     #[inline(always)]
     fn prefetches_kv_into_l1() -> bool {
         false
+    }
+
+    /// Adds to each sum the products of vectors with its factors: one for each row of `rows`, 32 f32 from
+    /// byte `start` of the row on. Adds them row by row, like [`Lanes::mul_add`].
+    ///
+    /// # Panics
+    /// If there are not [`Lanes::ROW_PRODUCT_SUMS`] sums with as many factors each, or fewer rows than
+    /// factors.
+    #[inline(always)]
+    fn add_row_products(
+        _sums: &mut [Self],
+        _rows: &[u8],
+        _row_bytes: usize,
+        _start: usize,
+        _factors: &[&[f32]],
+    ) {
+        unreachable!("the ISA has no such function")
     }
 
     // Dequantises a block of 32 weights (layouts: `blocks.rs`). Products and sums are rounded separately, as

@@ -30,11 +30,17 @@ const UNIT_KV_BLOCKS: usize = 8;
 pub(crate) const UNIT_POSITIONS: usize = UNIT_KV_BLOCKS * KV_BLOCK_POSITIONS;
 /// Vectors of positions in a KV block.
 const KV_BLOCK_VECTORS: usize = KV_BLOCK_POSITIONS / LANES;
+/// Queries of a microkernel that converts keys and values, where one for f32 has `most`. The compiler would
+/// keep sums in memory for the number of queries that takes all registers.
+const fn converting_queries<L: Lanes>(most: usize) -> usize {
+    if most == L::ROW_PRODUCT_SUMS { most - 1 } else { most }
+}
+
 /// With at most this many queries, a 16-bit KV block is converted to f32 wherever it is used. With more
 /// queries it is converted once, before. Plain Rust, whose microkernel has one query, converts too slowly to
 /// do it twice.
-const fn few_queries(most: usize) -> usize {
-    8 * (most - 1)
+const fn few_queries<L: Lanes>(most: usize) -> usize {
+    8 * (converting_queries::<L>(most) - 1)
 }
 
 /// Whether the sums over two vectors fit into registers for `most` queries. Keys and values are then read
@@ -239,7 +245,7 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
         let next = task.kv_blocks.get(index + 1).unwrap_or(block);
         let next_keys = next.keys(task.kv_head, task.kv_heads);
         let next_values = next.values(task.kv_head, task.kv_heads);
-        if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries(QUERIES) {
+        if task.head_dim < LANES || dtype != WeightType::F32 && count > few_queries::<L>(QUERIES) {
             dequantize_kv_block::<L>(task, block, keys, values);
             (block_keys, block_values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             dtype = WeightType::F32;
@@ -413,17 +419,18 @@ pub(crate) fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     first: usize,
     [keys, values, next_keys, next_values]: [&[u8]; 4],
 ) {
+    let most = if S::BLOCK_BYTES < F32::BLOCK_BYTES { converting_queries::<L>(QUERIES) } else { QUERIES };
     let keys = Stream::new::<L>([keys, values, next_keys]);
     let values = Stream::new::<L>([values, next_keys, next_values]);
     if fits_two_vectors(QUERIES) {
         for_each_microkernel!(
-            seen_by.clone(), QUERIES, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys)
+            seen_by.clone(), most, query => scores::<L, S, 2>(queries, query, task.head_dim, 0, keys)
         );
     } else {
         for vector in 0..KV_BLOCK_VECTORS {
             let seen_by = task.first_query_seeing(first + vector * LANES).max(seen_by.start)..seen_by.end;
             for_each_microkernel!(
-                seen_by, QUERIES, query => scores::<L, S, 1>(queries, query, task.head_dim, vector, keys)
+                seen_by, most, query => scores::<L, S, 1>(queries, query, task.head_dim, vector, keys)
             );
         }
     }
@@ -446,12 +453,12 @@ pub(crate) fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
         let part = ValuesPart { index, width, row_len };
         if fits_two_vectors(QUERIES) && index + 1 < width {
             for_each_microkernel!(
-                seen_by.clone(), QUERIES, query => add_values::<L, S, 2>(queries, query, part, values)
+                seen_by.clone(), most, query => add_values::<L, S, 2>(queries, query, part, values)
             );
             index += 2;
         } else {
             for_each_microkernel!(
-                seen_by.clone(), QUERIES, query => add_values::<L, S, 1>(queries, query, part, values)
+                seen_by.clone(), most, query => add_values::<L, S, 1>(queries, query, part, values)
             );
             index += 1;
         }
@@ -484,14 +491,12 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     }
     let mut sums = [[L::splat(0.0); P]; N];
     if S::IS_FLOAT {
-        let rows = keys.bytes.chunks_exact(KV_BLOCK_VECTORS * S::BLOCK_BYTES).take(head_dim);
-        for (d, row) in rows.enumerate() {
-            let mut lanes = [L::splat(0.0); P];
-            for p in 0..P {
-                lanes[p] = keys.lanes::<L, S>(row, (vector + p) * S::BLOCK_BYTES);
-            }
-            add_products(&mut sums, lanes, q, d);
+        let mut starts = [0; P];
+        for p in 0..P {
+            starts[p] = (vector + p) * S::BLOCK_BYTES;
         }
+        let rows = Rows { bytes: keys.bytes, row_bytes: KV_BLOCK_VECTORS * S::BLOCK_BYTES, starts };
+        multiply_rows::<L, S, P, N>(&mut sums, keys, rows, q);
     } else {
         for (part, bytes) in keys.bytes.as_chunks().0.iter().enumerate() {
             let part_keys = Q8Keys::of(bytes);
@@ -515,18 +520,49 @@ fn scores<L: Lanes, S: Storage, const P: usize, const N: usize>(
     }
 }
 
-/// Adds the products of element `d` of the queries and of the keys.
+/// The rows of a stream that are multiplied: `bytes`, of which each row takes `row_bytes`.
+#[derive(Clone, Copy)]
+struct Rows<'a, const P: usize> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    /// Where a row has the vectors that are multiplied.
+    starts: [usize; P],
+}
+
+/// Adds the products of each row with its factor to N sums. Each sum has a factor for every row.
+#[inline(always)]
+fn multiply_rows<L: Lanes, S: Storage, const P: usize, const N: usize>(
+    sums: &mut [[L; P]; N],
+    stream: Stream,
+    rows: Rows<P>,
+    factors: [&[f32]; N],
+) {
+    if P == 1 && S::BLOCK_BYTES == F32::BLOCK_BYTES && N == L::ROW_PRODUCT_SUMS {
+        let sums = sums.as_flattened_mut();
+        return L::add_row_products(sums, rows.bytes, rows.row_bytes, rows.starts[0], &factors);
+    }
+    let count = factors[0].len();
+    for (k, row) in rows.bytes.chunks_exact(rows.row_bytes).take(count).enumerate() {
+        let mut lanes = [L::splat(0.0); P];
+        for p in 0..P {
+            lanes[p] = stream.lanes::<L, S>(row, rows.starts[p]);
+        }
+        add_products(sums, lanes, factors, k);
+    }
+}
+
+/// Adds the products of the vectors with number `k` of each sum's factors.
 #[inline(always)]
 fn add_products<L: Lanes, const P: usize, const N: usize>(
     sums: &mut [[L; P]; N],
-    keys: [L; P],
-    q: [&[f32]; N],
-    d: usize,
+    lanes: [L; P],
+    factors: [&[f32]; N],
+    k: usize,
 ) {
     for i in 0..N {
-        let q = L::splat(q[i][d]);
+        let factor = L::splat(factors[i][k]);
         for p in 0..P {
-            sums[i][p] = keys[p].mul_add(q, sums[i][p]);
+            sums[i][p] = lanes[p].mul_add(factor, sums[i][p]);
         }
     }
 }
@@ -599,19 +635,8 @@ fn add_seen<L: Lanes, S: Storage, const P: usize, const N: usize>(
     for p in 0..P {
         starts[p] = part_start(part.index + p, part.row_len) * S::BLOCK_BYTES / LANES;
     }
-    let seen = &values.bytes[positions.start * row_bytes..positions.end * row_bytes];
-    for (position, row) in seen.chunks_exact(row_bytes).take(positions.len()).enumerate() {
-        let mut lanes = [L::splat(0.0); P];
-        for p in 0..P {
-            lanes[p] = values.lanes::<L, S>(row, starts[p]);
-        }
-        for i in 0..N {
-            let weight = L::splat(weights[i][position]);
-            for p in 0..P {
-                sums[i][p] = lanes[p].mul_add(weight, sums[i][p]);
-            }
-        }
-    }
+    let bytes = &values.bytes[positions.start * row_bytes..positions.end * row_bytes];
+    multiply_rows::<L, S, P, N>(&mut sums, values, Rows { bytes, row_bytes, starts }, weights);
     for i in 0..N {
         for p in 0..P {
             sums[i][p].store(&mut queries.unit.weighted[at(query + i, p)]);

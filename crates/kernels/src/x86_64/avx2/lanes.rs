@@ -7,6 +7,7 @@
 use crate::lanes::{LANES, Lanes};
 use crate::prefetch::StreamPrefetch;
 use crate::x86_64::vectors::{bytes, nibbles, sum_of_8};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// 4 x 8 numbers.
@@ -42,6 +43,8 @@ fn half_at(block: &[u8], at: usize) -> Avx2Lanes {
 }
 
 impl Lanes for Avx2Lanes {
+    const ROW_PRODUCT_SUMS: usize = 3;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         // SAFETY: AVX2 is enabled; see the top of this file.
@@ -145,6 +148,12 @@ impl Lanes for Avx2Lanes {
     }
 
     #[inline(always)]
+    fn add_row_products(sums: &mut [Self], rows: &[u8], row_bytes: usize, start: usize, factors: &[&[f32]]) {
+        // SAFETY: AVX2 and FMA are enabled; see the top of this file.
+        unsafe { add_row_products(sums, rows, row_bytes, start, factors) }
+    }
+
+    #[inline(always)]
     fn f32(block: &[u8; 128]) -> Self {
         // SAFETY: AVX2 is enabled; the reference covers the 128 bytes read; loadu needs no alignment.
         unsafe {
@@ -200,5 +209,73 @@ impl Lanes for Avx2Lanes {
     fn i8(numbers: &[u8; 32]) -> Self {
         let (low, high) = bytes(numbers);
         from_bytes::<true>(low, high)
+    }
+}
+
+/// [`Lanes::add_row_products`], apart from it, because assembly with these registers needs a function that
+/// enables them. It is assembly because three sums and their factors leave one register: the compiler loads
+/// all vectors of a row before it multiplies them, and keeps sums in memory.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn add_row_products(sums: &mut [Avx2Lanes], rows: &[u8], row_bytes: usize, start: usize, factors: &[&[f32]]) {
+    let [Avx2Lanes(a), Avx2Lanes(b), Avx2Lanes(c)] = sums else { panic!("there are 3 sums") };
+    let &[x, y, z] = factors else { panic!("each sum has factors") };
+    let count = x.len();
+    assert!(y.len() == count && z.len() == count, "as many factors for each sum");
+    if count == 0 {
+        return;
+    }
+    let end = (count - 1).checked_mul(row_bytes).and_then(|last| last.checked_add(start + 4 * LANES));
+    assert!(end.is_some_and(|end| end <= rows.len()), "a row for each factor");
+    // SAFETY: the assertions above cover all that is read.
+    unsafe {
+        asm!(
+            "2:",
+            "vbroadcastss {x}, [{xs} + 4 * {k}]",
+            "vbroadcastss {y}, [{ys} + 4 * {k}]",
+            "vbroadcastss {z}, [{zs} + 4 * {k}]",
+            "vmovups {v}, [{row}]",
+            "vfmadd231ps {a0}, {v}, {x}",
+            "vfmadd231ps {b0}, {v}, {y}",
+            "vfmadd231ps {c0}, {v}, {z}",
+            "vmovups {v}, [{row} + 32]",
+            "vfmadd231ps {a1}, {v}, {x}",
+            "vfmadd231ps {b1}, {v}, {y}",
+            "vfmadd231ps {c1}, {v}, {z}",
+            "vmovups {v}, [{row} + 64]",
+            "vfmadd231ps {a2}, {v}, {x}",
+            "vfmadd231ps {b2}, {v}, {y}",
+            "vfmadd231ps {c2}, {v}, {z}",
+            "vmovups {v}, [{row} + 96]",
+            "vfmadd231ps {a3}, {v}, {x}",
+            "vfmadd231ps {b3}, {v}, {y}",
+            "vfmadd231ps {c3}, {v}, {z}",
+            "add {row}, {row_bytes}",
+            "inc {k}",
+            "jnz 2b",
+            xs = in(reg) x.as_ptr_range().end,
+            ys = in(reg) y.as_ptr_range().end,
+            zs = in(reg) z.as_ptr_range().end,
+            k = inout(reg) -(count as isize) => _,
+            row = inout(reg) rows.as_ptr().add(start) => _,
+            row_bytes = in(reg) row_bytes,
+            a0 = inout(ymm_reg) a[0],
+            a1 = inout(ymm_reg) a[1],
+            a2 = inout(ymm_reg) a[2],
+            a3 = inout(ymm_reg) a[3],
+            b0 = inout(ymm_reg) b[0],
+            b1 = inout(ymm_reg) b[1],
+            b2 = inout(ymm_reg) b[2],
+            b3 = inout(ymm_reg) b[3],
+            c0 = inout(ymm_reg) c[0],
+            c1 = inout(ymm_reg) c[1],
+            c2 = inout(ymm_reg) c[2],
+            c3 = inout(ymm_reg) c[3],
+            x = out(ymm_reg) _,
+            y = out(ymm_reg) _,
+            z = out(ymm_reg) _,
+            v = out(ymm_reg) _,
+            options(readonly, nostack),
+        );
     }
 }

@@ -17,6 +17,6 @@ pub(super) const PANEL_ROWS: usize = 6;
 pub(crate) const TABLE: KernelTable = kernel_table!(
     Avx2Lanes, Avx2Rows<false>,
     packed: packed::packed,
-    panel_rows: PANEL_ROWS, gemm: 6 x 1, attention: 2, peaks: PEAKS,
+    panel_rows: PANEL_ROWS, gemm: 6 x 1, attention: 3, peaks: PEAKS,
     #[target_feature(enable = "avx2,fma,f16c")]
 );
