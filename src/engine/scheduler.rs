@@ -35,6 +35,8 @@ pub(super) struct Scheduler {
     /// Those whose readers are slow. They keep their blocks until others need them.
     paused: Vec<Sequence>,
     pace: Pace,
+    /// Rows that the oldest prompt has lent to shorter ones: see [`share`].
+    lent: usize,
     /// The number of the pass that runs next.
     pass: u64,
     /// Whether the last pass was given up for new sequences. The next one is not.
@@ -65,6 +67,7 @@ impl Scheduler {
             waiting: Vec::new(),
             running: Vec::new(),
             paused: Vec::new(),
+            lent: 0,
             pass: 1,
             gave_way: false,
             ended: Vec::new(),
@@ -295,10 +298,12 @@ impl Scheduler {
     /// Chooses the parts of the next pass, and takes the blocks of younger sequences until it has room.
     fn choose_with_room(&mut self) -> Vec<Part> {
         loop {
-            let parts = self.choose();
+            let mut lent = self.lent;
+            let parts = self.choose(&mut lent);
             let wanted: usize = parts.iter().map(|part| self.running[part.index].growth(part.tokens)).sum();
             let kv = self.model.kv_blocks();
             if wanted <= kv.free {
+                self.lent = lent;
                 return parts;
             }
             if self.preempt_idle() {
@@ -325,8 +330,9 @@ impl Scheduler {
         true
     }
 
-    /// The parts of the next pass: the newest tokens of the sequences that decode, then prompts.
-    fn choose(&self) -> Vec<Part> {
+    /// The parts of the next pass: the newest tokens of the sequences that decode, then prompts. `lent` is
+    /// that of [`share`].
+    fn choose(&self, lent: &mut usize) -> Vec<Part> {
         let width = self.model.max_spans();
         let indices = 0..self.running.len();
         let (mut decoding, mut filling): (Vec<usize>, Vec<usize>) =
@@ -344,7 +350,7 @@ impl Scheduler {
         let is_awaited = !decoding.is_empty() || short && long;
         let budget = if is_awaited { beside } else { self.pace.most_rows() };
         let mut parts: Vec<Part> = decoding.iter().map(|&index| Part { index, tokens: 1 }).collect();
-        let shares = filling.into_iter().zip(share(budget, &left)).filter(|(_, tokens)| *tokens > 0);
+        let shares = filling.into_iter().zip(share(budget, &left, lent)).filter(|(_, tokens)| *tokens > 0);
         let mut prompts: Vec<Part> = shares.map(|(index, tokens)| Part { index, tokens }).collect();
         // The length of a prompt decides which kernels compute it. In this order, prompts that use the same
         // kernels go through the layers together.
@@ -512,18 +518,25 @@ fn no_room(tokens: usize, blocks: usize) -> Error {
 
 /// Divides `budget` rows among prompts, oldest first, of which so many tokens are left. The oldest gets at
 /// least half, and the shortest of the others come first.
-fn share(budget: usize, left: &[usize]) -> Vec<usize> {
+///
+/// - `lent`: rows of that half that the oldest has left to others. It lends rows, a whole pass at most, to
+///   those that can end within two passes, so that they need not wait for a third. It gets them back when no
+///   others need them.
+fn share(budget: usize, left: &[usize], lent: &mut usize) -> Vec<usize> {
     let mut shares = vec![0; left.len()];
-    let Some(oldest) = left.first() else { return shares };
-    shares[0] = (budget.div_ceil(2)).min(*oldest);
-    let mut rest = budget - shares[0];
+    let Some((oldest, others)) = left.split_first() else { return shares };
+    let half = budget.div_ceil(2).min(*oldest);
+    let wanted: usize = others.iter().filter(|&&left| left <= 2 * budget).sum();
+    let loan = wanted.saturating_sub(budget - half).min(half).min(budget.saturating_sub(*lent));
+    let mut rest = budget - (half - loan);
     let mut by_length: Vec<usize> = (1..left.len()).collect();
     by_length.sort_by_key(|&index| left[index]);
     for index in by_length {
         shares[index] = rest.min(left[index]);
         rest -= shares[index];
     }
-    shares[0] += rest.min(oldest - shares[0]);
+    shares[0] = (half - loan + rest).min(*oldest);
+    *lent = (*lent + half).saturating_sub(shares[0]);
     shares
 }
 
@@ -533,6 +546,7 @@ mod tests {
 
     #[test]
     fn the_oldest_prompt_gets_half_and_then_the_shortest_come_first() {
+        let share = |budget, left: &[usize]| share(budget, left, &mut 1000);
         assert!(share(32, &[]).is_empty());
         assert_eq!(share(32, &[1000]), [32]);
         assert_eq!(share(32, &[10]), [10]);
@@ -542,5 +556,24 @@ mod tests {
         assert_eq!(share(64, &[1000, 500, 20, 500]), [32, 12, 20, 0]);
         assert_eq!(share(64, &[10, 500, 20]), [10, 34, 20]);
         assert_eq!(share(1, &[10, 5]), [1, 0]);
+    }
+
+    #[test]
+    fn the_oldest_prompt_lends_rows_to_short_ones_and_gets_them_back() {
+        let mut lent = 0;
+        assert_eq!(share(23, &[1000, 20], &mut lent), [3, 20]);
+        assert_eq!(lent, 9);
+        assert_eq!(share(23, &[997], &mut lent), [23]);
+        assert_eq!(lent, 0);
+        assert_eq!(share(11, &[1000, 20], &mut lent), [0, 11]);
+        assert_eq!(share(11, &[1000, 9], &mut lent), [2, 9]);
+        assert_eq!(lent, 10);
+        // One that is long itself gets no more than the other half.
+        assert_eq!(share(64, &[1000, 500], &mut 0), [32, 32]);
+        // A pass without decoding sequences ends the oldest with the others.
+        assert_eq!(share(64, &[5, 500], &mut lent), [5, 59]);
+        // There is always a short one: only one pass is lost.
+        let got: usize = (0..100).map(|_| share(23, &[1000, 20], &mut lent)[0]).sum();
+        assert!(got >= 99 * 11, "{got}");
     }
 }
