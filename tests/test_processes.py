@@ -137,6 +137,42 @@ def test_a_forked_child_gets_a_clear_error_and_never_hangs(tiny, engine):
     assert sum("Candle's threads" in outcome for outcome in outcomes) == (engine != "cpu")
 
 
+# The child is forked while another thread makes the tokenizer.
+FORKED_IN_A_PROPERTY = """
+import json, os, signal, sys, threading
+import candle_llama
+
+llm = candle_llama.load(sys.argv[1], device="cpu")
+parent, make = os.getpid(), candle_llama.llama.Tokenizer
+begun, go_on = threading.Event(), threading.Event()
+
+def make_slowly(*arguments):
+    if os.getpid() == parent:
+        begun.set()
+        go_on.wait()
+    return make(*arguments)
+
+candle_llama.llama.Tokenizer = make_slowly
+thread = threading.Thread(target=lambda: llm.tokenizer)
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    assert llm.tokenizer.decode(llm.tokenizer.encode("hello")) == "hello"
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+go_on.set()
+thread.join()
+print(json.dumps(status))
+"""
+
+
+@FORKS
+def test_a_forked_child_makes_a_tokenizer_that_another_thread_was_making(tiny):
+    assert python(FORKED_IN_A_PROPERTY, tiny) == 0
+
+
 WORKERS = """
 import concurrent.futures, json, multiprocessing, sys
 import candle_llama

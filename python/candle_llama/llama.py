@@ -1,7 +1,6 @@
 """The model: load it, then generate, stream, chat, score texts, or compute logits."""
 
 import asyncio
-import functools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -144,10 +143,11 @@ class Llama:
         self._source = source
         self._where = dict(where)
         self._how = dict(how)
+        self._tokenizer: Tokenizer | None = None
         self.config = Config(core.config)
         self.load_report = _load_report(core.load_report)
 
-    @functools.cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer.
 
@@ -155,7 +155,10 @@ class Llama:
             FileNotFoundError: The model has no tokenizer.
             CheckpointError: The tokenizer's files are broken.
         """
-        return Tokenizer(self._core.tokenizer, self._source, self._where)
+        # No cached_property: before Python 3.12 it has a lock, which a forked child may find held for ever.
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self._core.tokenizer, self._source, self._where)
+        return self._tokenizer
 
     # For type checkers a str is also a sequence of str, so the overload for a single prompt comes first.
     @overload

@@ -6,7 +6,7 @@
 //! which a child shares with its parent, need a [`ForkLock`].
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{self, PoisonError};
+use std::sync::{self, OnceLock, PoisonError};
 use std::time::Instant;
 
 pub use std::sync::MutexGuard;
@@ -64,6 +64,16 @@ impl Condvar {
     pub fn notify_all(&self) {
         self.0.notify_all();
     }
+}
+
+/// The value of `cell`, which is made first if there is none. Two threads may make one at once, and the first
+/// value stays: a thread that waited for the other one would wait for ever in a forked child.
+pub fn get_or_make<T>(cell: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    if let Some(value) = cell.get() {
+        return value;
+    }
+    let value = make();
+    cell.get_or_init(|| value)
 }
 
 /// A lock for a static and a short time. It knows which process holds it: a child that was forked while
@@ -143,6 +153,18 @@ mod tests {
                 guard = condvar.wait(guard);
             }
         });
+    }
+
+    #[test]
+    fn threads_do_not_wait_for_a_value_that_another_one_makes() {
+        let cell = OnceLock::new();
+        let slow = get_or_make(&cell, || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert_eq!(get_or_make(&cell, || 1), &1));
+            });
+            2
+        });
+        assert_eq!((slow, cell.get()), (&1, Some(&1)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::checkpoint::background;
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
 use crate::sys::reserve;
+use crate::sys::sync::get_or_make;
 
 /// The longest text that is encoded in the caller's thread, if the tokenizer is quick: about a millisecond.
 const MAX_INLINE_BYTES: usize = 1 << 12;
@@ -65,7 +66,7 @@ impl Library {
     ) -> std::result::Result<Vec<u32>, String> {
         self.bounds.check_text(text)?;
         let tokenizer = if split_special_tokens {
-            self.splitting.get_or_init(|| {
+            get_or_make(&self.splitting, || {
                 let mut tokenizer = self.tokenizer.clone();
                 tokenizer.set_encode_special_tokens(true);
                 tokenizer

@@ -41,6 +41,7 @@ pub use to_gguf::{GgufTokenizer, no_tokenizer};
 
 use crate::error::{Error, Result};
 use crate::kernels::Cancel;
+use crate::sys::sync::get_or_make;
 
 /// Larger ids are refused, because tables are as long as the largest id. The largest vocabulary in use has
 /// about 262,000 tokens.
@@ -150,7 +151,7 @@ impl Tokenizer {
 
     /// The number of tokens that `text` has at least; 0 if the tokenizer could shorten it by any amount.
     pub fn fewest_tokens(&self, text: &str) -> usize {
-        let longest = self.longest_token.get_or_init(|| self.parts.encoder.longest_token());
+        let longest = get_or_make(&self.longest_token, || self.parts.encoder.longest_token());
         let Some((longest, kept)) = longest else { return 0 };
         let kept = |byte: &u8| kept.get(usize::from(*byte)).is_some_and(|kept| *kept);
         text.as_bytes().iter().filter(|byte| kept(byte)).count() / (*longest).max(1)

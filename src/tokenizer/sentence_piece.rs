@@ -17,6 +17,7 @@ use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper, OffsetReferenti
 use super::bounds::Bounds;
 use super::merging::{NONE, Pair, Symbols};
 use super::{MAX_VOCAB_SIZE, catching};
+use crate::sys::sync::get_or_make;
 
 /// SentencePiece's character for a space.
 pub(super) const SPACE: char = '▁';
@@ -210,7 +211,7 @@ impl SentencePiece {
         let mut ids = Vec::new();
         ids.extend(self.settings.first.filter(|_| add_special_tokens));
         let added = if split_special_tokens {
-            self.splitting.get_or_init(|| {
+            get_or_make(&self.splitting, || {
                 let mut added = self.added.clone();
                 added.set_encode_special_tokens(true);
                 added

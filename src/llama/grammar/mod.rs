@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::Cancel;
 use crate::sampling::Constraint;
 use crate::sys::panics;
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{Mutex, get_or_make};
 use crate::tokenizer::Tokenizer;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
@@ -71,7 +71,7 @@ impl Grammars {
             return Ok(kept);
         }
         let factory =
-            self.factory.get_or_init(|| catching(|| factory(tokenizer, eos_token_ids)).map(Arc::new));
+            get_or_make(&self.factory, || catching(|| factory(tokenizer, eos_token_ids)).map(Arc::new));
         let factory = factory.as_ref().map_err(|reason| Error::unsupported("tokenizer", reason))?;
         let (factory, wanted) = (Arc::clone(factory), constraint.clone());
         let compile = move || catching(|| compile(&factory, &wanted));
