@@ -570,7 +570,7 @@ mod tests {
         assert_eq!(lent, 10);
         // One that is long itself gets no more than the other half.
         assert_eq!(share(64, &[1000, 500], &mut 0), [32, 32]);
-        // A pass without decoding sequences ends the oldest with the others.
+        // An oldest one that ends leaves the rest to the others.
         assert_eq!(share(64, &[5, 500], &mut lent), [5, 59]);
         // There is always a short one: only one pass is lost.
         let got: usize = (0..100).map(|_| share(23, &[1000, 20], &mut lent)[0]).sum();

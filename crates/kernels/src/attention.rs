@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// Queries of one task; a query is a (row, head). With more, dequantising a KV block costs less per query.
 /// With fewer, scores and sums stay in the cache.
-const TASK_QUERIES: usize = 192;
+const TASK_QUERIES: usize = 96;
 /// The most queries of one task on any ISA, unless one row has more.
 pub(crate) const MAX_TASK_QUERIES: usize = 768;
 /// A sequence with at most this many rows, if they are not rounded, may have a task for every unit. More rows
