@@ -187,6 +187,35 @@ fn attention_is_softmax_of_scores_times_values() {
 }
 
 #[test]
+fn a_score_far_below_the_largest_weighs_nothing() {
+    let (rows, head_dim) = (300, 64);
+    let mut random = Random(8);
+    let cache = Cache::new(&mut random, WeightType::F16, rows, 1, head_dim);
+    let mut queries = random.floats(rows * head_dim);
+    // The powers of e that differences of such scores give are far below the smallest number.
+    queries.iter_mut().for_each(|q| *q *= 4000.0);
+    for (isa, bits16) in modes() {
+        let mut out = vec![0.0; queries.len()];
+        let span = [cache.span(0, rows, bits16)];
+        kernels(isa, 2).attention(&queries, &span, 1, 1, head_dim, &mut out, &Cancel::never());
+        let mut clear_rows = 0;
+        for (row, (q, out)) in queries.chunks_exact(head_dim).zip(out.chunks_exact(head_dim)).enumerate() {
+            let keys = cache.keys.chunks_exact(head_dim).take(row + 1);
+            let scores = keys.map(|k| k.iter().zip(q).map(|(k, q)| k * q).sum::<f32>() / 8.0);
+            let mut scores: Vec<(f32, usize)> = scores.zip(0..).collect();
+            scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+            if scores.len() == 1 || scores[0].0 - scores[1].0 > 30.0 {
+                clear_rows += 1;
+                for (value, out) in cache.values[scores[0].1 * head_dim..].iter().zip(out) {
+                    assert!((value - out).abs() < 1e-4, "{value} {out} {row} {} {bits16}", isa.name());
+                }
+            }
+        }
+        assert!(clear_rows > rows / 2, "{clear_rows}");
+    }
+}
+
+#[test]
 fn a_row_of_attention_depends_on_nothing_but_the_row() {
     let mut random = Random(5);
     for (isa, bits16) in modes() {

@@ -260,7 +260,7 @@ fn attend(
 
     for i in 0..batch.len() {
         let to_log2 = scales[i] * std::f32::consts::LOG2_E;
-        exp2_of_differences(&mut numbers[i], to_log2, largest[i] * to_log2, &mut vectors[i]);
+        exp2_of_differences(&mut numbers[i], largest[i], to_log2, &mut vectors[i]);
     }
     let sums = across(vectors, |a, b| a + b);
     for (i, sum) in queries.unit.sum[batch.clone()].iter_mut().enumerate() {
@@ -319,19 +319,20 @@ fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f
     columns[0]
 }
 
-/// Replaces every number x by `2^(x * factor - offset)`, which is at most about 1. Adds up the vectors.
+/// Replaces every number x by `2^((x - largest) * factor)`, which is at most 1: more would overflow 16 bits.
+/// Adds up the vectors.
 #[inline(always)]
-fn exp2_of_differences(numbers: &mut Row<f32>, factor: f32, offset: f32, sum: &mut [f32; 16]) {
+fn exp2_of_differences(numbers: &mut Row<f32>, largest: f32, factor: f32, sum: &mut [f32; 16]) {
     /// The coefficients of the polynomial closest to 2^x for |x| <= 1/2, from the highest power to the
     /// lowest. The error is below 2^-18, which is less than that of rounding to 16 bits.
     const COEFFICIENTS: [f32; 5] = [0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3];
     // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
     unsafe {
-        let (factor, offset) = (_mm512_set1_ps(factor), _mm512_set1_ps(offset));
+        let (largest, factor) = (_mm512_set1_ps(largest), _mm512_set1_ps(factor));
         let mut sums = [_mm512_setzero_ps(); VECTORS];
         for v in 0..VECTORS {
             let at = numbers.0.as_mut_ptr().add(16 * v);
-            let x = _mm512_fmsub_ps(_mm512_load_ps(at), factor, offset);
+            let x = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), largest), factor);
             let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             let x = _mm512_sub_ps(x, whole);
             let mut power = _mm512_set1_ps(COEFFICIENTS[0]);
