@@ -29,8 +29,8 @@ pub struct AttentionSpan<'a> {
     pub rows: usize,
     /// The position of the first row.
     pub position: usize,
-    /// Whether queries, keys, weights and values may be rounded to about 16 bits. This is faster with AVX-512
-    /// or AMX tiles if head_dim is a multiple of 32.
+    /// Whether queries, keys, weights and values may be rounded to about 16 bits. This is faster with AVX2,
+    /// AVX-512 or AMX tiles if head_dim is a multiple of 32.
     pub bits16: bool,
     /// KV blocks for all positions up to the last row's, inclusive.
     pub kv_blocks: Vec<KvBlock<'a>>,

@@ -153,7 +153,7 @@ fn attention_is_softmax_of_scores_times_values() {
             kernels.attention(&queries, &span, heads, kv_heads, head_dim, &mut out, &never);
             // Values are below 1 and the weights add up to 1. So the error is that of exp in f32, or that of
             // scores of up to 8 and weights in 16 bits.
-            // AMX computes with sums of two bf16, AVX-512 with scaled 16-bit integers.
+            // AMX computes with sums of two bf16, the others with scaled 16-bit integers.
             let bound = match (bits16, isa) {
                 (false, _) => 4e-6,
                 (true, Isa::Amx) => 8e-5,

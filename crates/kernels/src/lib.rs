@@ -58,6 +58,8 @@ mod tests;
 mod tile;
 mod weight;
 #[cfg(target_arch = "x86_64")]
+mod word_lanes;
+#[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 pub use attention::AttentionSpan;

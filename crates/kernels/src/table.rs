@@ -79,6 +79,8 @@ pub(crate) struct Gemm {
 /// - `$packed`: the product with packed weights, for panels of `$panel_rows` rows
 /// - `$gemm_rows`, `$gemm_strips`: rows and strips of GEMM's microkernel
 /// - `$queries`: queries of attention's microkernel
+/// - `$bits16_queries`, `$bits16_width`: queries and vectors of the microkernel of attention in 16-bit
+///   integers, if the ISA has it
 /// - `$peaks`: the ISA's [`Peaks`]
 /// - `$bf16_rows`, `$bf16_strips`, `$bf16`: the microkernel for bf16, and the attribute that enables the dot
 ///   product of bf16, if the ISA has one
@@ -89,6 +91,7 @@ macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $packed:expr, panel_rows: $panel_rows:expr,
         gemm: $gemm_rows:literal x $gemm_strips:literal, attention: $queries:literal,
+        $(attention_bits16: $bits16_queries:literal x $bits16_width:literal,)?
         peaks: $peaks:expr, #[$attribute:meta]
         $(, gemm_bf16: $bf16_rows:literal x $bf16_strips:literal, #[$bf16:meta])?
     ) => {{
@@ -182,6 +185,25 @@ macro_rules! kernel_table {
         fn attention(task: &generic::attention::AttentionTask) {
             generic::attention::attention::<$lanes, $queries>(task);
         }
+        #[allow(unused_mut, unused_assignments)] // without the instructions
+        let attention_bits16 = {
+            let mut attention_bits16 = None;
+            $(
+                #[$attribute]
+                fn run(task: &generic::attention::AttentionTask) {
+                    generic::attention_bits16::attention::<$lanes, $queries, $bits16_queries, $bits16_width>(
+                        task,
+                    );
+                }
+                attention_bits16 = Some($crate::table::Bits16Attention {
+                    run,
+                    takes_units: true,
+                    takes: generic::attention_bits16::takes,
+                    task_queries: generic::attention_bits16::TASK_QUERIES,
+                });
+            )?
+            attention_bits16
+        };
         #[$attribute]
         fn dequantize(rows: $crate::weight::WeightRows, row: usize, out: &mut [f32]) {
             generic::dequantize::dequantize::<$lanes>(rows, row, out);
@@ -203,7 +225,7 @@ macro_rules! kernel_table {
             gemm_bf16,
             gemm_bf16_pairs: None,
             attention,
-            attention_bits16: None,
+            attention_bits16,
             dequantize,
             rms_norm,
             gate_mul,

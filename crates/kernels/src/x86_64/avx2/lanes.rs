@@ -12,11 +12,11 @@ use std::arch::x86_64::*;
 
 /// 4 x 8 numbers.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2Lanes([__m256; 4]);
+pub(crate) struct Avx2Lanes(pub(super) [__m256; 4]);
 
 impl Avx2Lanes {
     #[inline(always)]
-    fn zip(self, other: Self, operation: impl Fn(__m256, __m256) -> __m256) -> Self {
+    pub(super) fn zip(self, other: Self, operation: impl Fn(__m256, __m256) -> __m256) -> Self {
         let ([a, b, c, d], [e, f, g, h]) = (self.0, other.0);
         Avx2Lanes([operation(a, e), operation(b, f), operation(c, g), operation(d, h)])
     }
@@ -112,11 +112,17 @@ impl Lanes for Avx2Lanes {
 
     #[inline(always)]
     fn two_to(self) -> Self {
-        // SAFETY: AVX2 is enabled; see the top of this file.
-        self.zip(Self::splat(1.0), |x, one| unsafe {
-            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
-            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_castps_si256(one)))
-        })
+        let mut powers = self;
+        // Not a closure: the compiler would not inline one as long as this.
+        for x in &mut powers.0 {
+            // SAFETY: AVX2 is enabled; see the top of this file.
+            unsafe {
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(*x));
+                let one = _mm256_castps_si256(_mm256_set1_ps(1.0));
+                *x = _mm256_castsi256_ps(_mm256_add_epi32(exponent, one));
+            }
+        }
+        powers
     }
 
     #[inline(always)]

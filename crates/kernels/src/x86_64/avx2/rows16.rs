@@ -13,11 +13,11 @@ use std::arch::x86_64::*;
 
 /// 16 rows. With `VNNI`, one instruction multiplies bytes and adds four products.
 #[derive(Clone, Copy)]
-pub(in crate::x86_64) struct Avx2Rows<const VNNI: bool>;
+pub(crate) struct Avx2Rows<const VNNI: bool>;
 
 /// Sums in 32 bits, and, without VNNI, sums in 16 bits, two for each row.
 #[derive(Clone, Copy)]
-pub(in crate::x86_64) struct Sums {
+pub(crate) struct Sums {
     wide: [__m256i; 2],
     narrow: [__m256i; 2],
 }

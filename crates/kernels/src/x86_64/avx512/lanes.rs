@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 
 /// 2 x 16 numbers.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512Lanes(__m512, __m512);
+pub(crate) struct Avx512Lanes(pub(super) __m512, pub(super) __m512);
 
 /// Floats from 32 small integers, 16 in each half.
 #[inline(always)]

@@ -1,12 +1,11 @@
 //! The AVX-512 ISA: AVX-512F, BW and VNNI, and with them AVX2, FMA and F16C.
 
-mod attention;
 mod lanes;
 mod peak;
-mod rounding;
 mod rows16;
+mod word_lanes;
 
-use crate::table::{Bits16Attention, KernelTable, kernel_table, packed_kernel};
+use crate::table::{KernelTable, kernel_table, packed_kernel};
 pub(super) use lanes::Avx512Lanes;
 pub(super) use peak::PEAKS;
 pub(super) use rows16::Avx512Rows;
@@ -16,24 +15,13 @@ const PANEL_ROWS: usize = 6;
 const STRIPS: usize = 2;
 
 /// The kernels of this ISA.
-pub(crate) const TABLE: KernelTable = KernelTable {
-    attention_bits16: Some(Bits16Attention {
-        run: attention::attention,
-        takes_units: true,
-        takes: attention::takes,
-        task_queries: attention::TASK_QUERIES,
-    }),
-    ..GENERIC_TABLE
-};
-
-/// The kernels that are built from the generic algorithms.
-const GENERIC_TABLE: KernelTable = kernel_table!(
+pub(crate) const TABLE: KernelTable = kernel_table!(
     Avx512Lanes, Avx512Rows,
     packed: packed_kernel!(
         Avx512Rows, PANEL_ROWS, STRIPS,
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
     ),
-    panel_rows: PANEL_ROWS, gemm: 12 x 2, attention: 4, peaks: PEAKS,
+    panel_rows: PANEL_ROWS, gemm: 12 x 2, attention: 4, attention_bits16: 4 x 2, peaks: PEAKS,
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")],
     gemm_bf16: 8 x 3, #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
 );

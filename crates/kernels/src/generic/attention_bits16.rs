@@ -1,55 +1,42 @@
 //! Attention of prompts in 16-bit integers.
 //!
-//! Computes the same as `generic/attention.rs`, KV block by KV block. `vpdpwssd` does twice as many
-//! operations as FMA. Every query, every position's key and every column of a KV block's values has an f32
-//! scale, and its numbers are rounded to 16 bits. The error is smaller than that of rounding keys and values
-//! to f16. Sums of products are exact: scales are chosen so that 32 bits do not overflow.
+//! Computes the same as `attention.rs`, KV block by KV block. Instructions for 16-bit integers do twice as
+//! many operations as FMA. Every query, every position's key and every column of a KV block's values has an
+//! f32 scale, and its numbers are rounded to 16 bits. The error is smaller than that of rounding keys and
+//! values to f16. Sums of products are exact: scales are chosen so that 32 bits do not overflow.
 //!
 //! The scale of a column of values depends on all positions of its KV block. So a row that does not see the
 //! whole block, which is each row's last block, computes that block in f32. So does every row if the block
 //! has a number that is not finite.
-//!
-//! SAFETY of every block here: these functions are used only inside [`attention`], a `#[target_feature]`
-//! function, which dispatch.rs reaches only after it has seen AVX-512F, BW and VNNI on this CPU; every load
-//! and store goes through a reference to an array of at least its width.
 
 // The compiler keeps arrays in registers if it unrolls the loops over them. It always does that for counted
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
+use super::attention::{AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block};
+use super::elementwise::exp_of_negative;
+use super::partial_attention::PartialAttention;
 use super::rounding::{
-    COLS, LARGEST, RoundedKvBlock, Row, VECTORS, WEIGHT_WORDS, WEIGHTS_SUM, round_keys, round_queries,
+    LARGEST, RoundedKvBlock, Row, VECTORS, WEIGHT_WORDS, WEIGHTS_SUM, round_keys, round_queries,
     round_values, round_weights,
 };
-use super::{Avx512Lanes, Avx512Rows};
+use super::storage::F32;
 use crate::attention::MAX_TASK_QUERIES;
-use crate::generic::attention::{
-    AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block,
-};
-use crate::generic::elementwise::exp_of_negative;
-use crate::generic::partial_attention::PartialAttention;
-use crate::generic::storage::F32;
 use crate::kv_block::KV_BLOCK_POSITIONS;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::LANES;
 use crate::prefetch::prefetch_l2;
 use crate::rows16::Rows16;
-use std::arch::x86_64::*;
+use crate::word_lanes::WordLanes;
 use std::cell::Cell;
 use std::ops::{Range, RangeInclusive};
 
 /// Queries of one task. Rounding a KV block costs time, so many queries have to share it.
-pub(super) const TASK_QUERIES: RangeInclusive<usize> = 96..=MAX_TASK_QUERIES;
-/// Queries of the microkernel of f32, as in the ISA's table.
-pub(super) const F32_QUERIES: usize = 4;
-/// Queries of the microkernel.
-const QUERIES: usize = 4;
+pub(crate) const TASK_QUERIES: RangeInclusive<usize> = 96..=MAX_TASK_QUERIES;
 /// Queries whose softmax is computed together, one in each lane.
-const BATCH: usize = 16;
-
-const _: () = assert!(BATCH.is_multiple_of(QUERIES) && 2 * BATCH == LANES);
+const BATCH: usize = LANES / 2;
 
 /// Whether [`attention`] takes this head_dim.
-pub(super) fn takes(head_dim: usize) -> bool {
+pub(crate) fn takes(head_dim: usize) -> bool {
     head_dim.is_multiple_of(LANES)
 }
 
@@ -75,47 +62,46 @@ struct Scratch {
 }
 
 /// Intermediate results of a batch of queries. They are kept, because zeroing them would take time.
+#[derive(Default)]
 struct Batch {
     /// Scores, then softmax weights.
     numbers: [Row<f32>; BATCH],
-    /// The largest number of each lane, then the sum.
-    vectors: [[f32; 16]; BATCH],
+    /// For each query, the largest numbers of its lanes, then the sums.
+    vectors: [[f32; BATCH]; BATCH],
     /// Rounded softmax weights.
     weights: [[i32; WEIGHT_WORDS]; BATCH],
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Batch {
-            numbers: [Row([0.0; COLS]); BATCH],
-            vectors: [[0.0; 16]; BATCH],
-            weights: [[0; WEIGHT_WORDS]; BATCH],
-        }
-    }
 }
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task: all units of its rows, or one.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-pub(super) fn attention(task: &AttentionTask) {
-    // Taken out instead of borrowed in a closure: see [`take_buffer`](crate::generic::matmul::take_buffer).
+/// Runs one task: all units of its rows, or one. BATCH is a multiple of `QUERIES`.
+///
+/// - `F32_QUERIES`: maximum queries of the microkernel of f32
+/// - `QUERIES`, `WIDTH`: queries and vectors of the microkernel
+#[inline(always)]
+pub(crate) fn attention<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+    task: &AttentionTask,
+) {
+    // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
-    attention_with(task, &mut scratch);
+    attention_with::<L, F32_QUERIES, QUERIES, WIDTH>(task, &mut scratch);
     SCRATCH.set(scratch);
 }
 
 #[inline(always)]
-fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
+fn attention_with<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+    task: &AttentionTask,
+    scratch: &mut Scratch,
+) {
     let head_dim = task.head_dim;
     scratch.queries.scale(task);
     let scaled = &scratch.queries.scaled;
-    round_queries::<QUERIES>(scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
+    round_queries::<L, QUERIES>(scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
     scratch.total.clear(task.rows.len() * task.group(), head_dim.div_ceil(LANES));
     for unit in task.units() {
-        attend_unit(task, scratch, unit);
+        attend_unit::<L, F32_QUERIES, QUERIES, WIDTH>(task, scratch, unit);
         task.keep_unit(unit, &mut scratch.queries.unit, &mut scratch.total);
     }
     if let AttentionOutput::Rows(out) = task.output {
@@ -125,18 +111,22 @@ fn attention_with(task: &AttentionTask, scratch: &mut Scratch) {
 
 /// Computes one unit's part of the attention; it goes to `scratch.queries.unit`.
 #[inline(always)]
-fn attend_unit(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
+fn attend_unit<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+    task: &AttentionTask,
+    scratch: &mut Scratch,
+    unit: usize,
+) {
     let Scratch { keys, values, queries, .. } = scratch;
     let (head_dim, count) = (task.head_dim, task.rows.len() * task.group());
     queries.clear(task);
     for index in task.kv_blocks_of(unit) {
         let (block, first) = (&task.kv_blocks[index], index * KV_BLOCK_POSITIONS);
-        dequantize_kv_block::<Avx512Lanes>(task, block, keys, values);
+        dequantize_kv_block::<L>(task, block, keys, values);
         // Queries before these do not see the whole block.
         let mut full = task.first_query_seeing(first + KV_BLOCK_POSITIONS - 1);
         if full < count {
-            let key_scales = round_keys(keys.as_flattened().as_chunks().0, &mut scratch.key_words);
-            let is_finite = round_values(
+            let key_scales = round_keys::<L>(keys.as_flattened().as_chunks().0, &mut scratch.key_words);
+            let is_finite = round_values::<L>(
                 values.as_flattened(),
                 head_dim,
                 &mut scratch.value_words,
@@ -155,7 +145,15 @@ fn attend_unit(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
                         prefetch_part(task, index + 1, number, batches);
                         let batch = start..count.min(start + BATCH);
                         let (words, scales) = (&scratch.query_words, &scratch.query_scales);
-                        attend(&block, words, scales, head_dim, queries, batch, &mut scratch.batch);
+                        attend::<L, QUERIES, WIDTH>(
+                            &block,
+                            words,
+                            scales,
+                            head_dim,
+                            queries,
+                            batch,
+                            &mut scratch.batch,
+                        );
                     }
                 }
                 None => full = count,
@@ -166,7 +164,7 @@ fn attend_unit(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
             let (keys, values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             // Numbers in f32 are not prefetched, so what follows does not matter.
             let bytes = [keys, values, keys, values];
-            attend_kv_block::<Avx512Lanes, F32, F32_QUERIES>(task, queries, in_f32, first, bytes);
+            attend_kv_block::<L, F32, F32_QUERIES>(task, queries, in_f32, first, bytes);
         }
     }
 }
@@ -182,37 +180,43 @@ fn prefetch_part(task: &AttentionTask, index: usize, part: usize, parts: usize) 
     }
 }
 
-/// Sums of products of [`QUERIES`] rows of `x` and all rows of `words`.
+/// Sums of products of `QUERIES` rows of `x` and all rows of `words`, for `WIDTH` vectors of columns from
+/// `first` on.
 ///
 /// - `x`: `(QUERIES, words.len())`, `stride` apart
 #[inline(always)]
-fn dot(x: &[i32], stride: usize, words: &[Row<i32>]) -> [[__m512i; VECTORS]; QUERIES] {
+fn dot<L: WordLanes, const QUERIES: usize, const WIDTH: usize>(
+    x: &[i32],
+    stride: usize,
+    words: &[Row<i32>],
+    first: usize,
+) -> [[L::Words; WIDTH]; QUERIES] {
     let mut rows: [&[i32]; QUERIES] = [&[]; QUERIES];
     for i in 0..QUERIES {
         rows[i] = &x[i * stride..][..words.len()];
     }
-    // SAFETY: see the top of this file; every row of x has as many words as there are rows of words.
-    unsafe {
-        let mut sums = [[_mm512_setzero_si512(); VECTORS]; QUERIES];
-        for (step, words) in words.iter().enumerate() {
-            let mut columns = [_mm512_setzero_si512(); VECTORS];
-            for v in 0..VECTORS {
-                columns[v] = _mm512_load_si512(words.0.as_ptr().add(16 * v).cast());
+    let mut sums = [[L::splat_word(0); WIDTH]; QUERIES];
+    for (step, words) in words.chunks_exact(L::UNROLLED).enumerate() {
+        for k in 0..L::UNROLLED {
+            let mut columns = [L::splat_word(0); WIDTH];
+            for v in 0..WIDTH {
+                columns[v] = L::load_words(&words[k].0[first + v]);
             }
             for i in 0..QUERIES {
-                let word = _mm512_set1_epi32(*rows[i].get_unchecked(step));
-                for v in 0..VECTORS {
-                    sums[i][v] = _mm512_dpwssd_epi32(sums[i][v], columns[v], word);
+                // SAFETY: every row of x has as many words as there are rows of words.
+                let word = L::splat_word(unsafe { *rows[i].get_unchecked(step * L::UNROLLED + k) });
+                for v in 0..WIDTH {
+                    sums[i][v] = L::add_word_products(sums[i][v], columns[v], word);
                 }
             }
         }
-        sums
     }
+    sums
 }
 
 /// Attends to one KV block, which all queries of the batch see as a whole.
 #[inline(always)]
-fn attend(
+fn attend<L: WordLanes, const QUERIES: usize, const WIDTH: usize>(
     block: &RoundedKvBlock,
     query_words: &[i32],
     query_scales: &[f32],
@@ -224,24 +228,23 @@ fn attend(
     let row_words = head_dim / 2;
     let Batch { numbers, vectors, weights } = buffers;
     for start in (0..batch.len()).step_by(QUERIES) {
-        let sums = dot(&query_words[(batch.start + start) * row_words..], row_words, block.keys);
-        for i in 0..QUERIES {
-            // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the rows.
-            unsafe {
-                let mut scores = [_mm512_setzero_ps(); VECTORS];
-                for v in 0..VECTORS {
-                    let scale = _mm512_load_ps(block.key_scales.0.as_ptr().add(16 * v));
-                    scores[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][v]), scale);
-                    _mm512_store_ps(numbers[start + i].0.as_mut_ptr().add(16 * v), scores[v]);
+        let words = &query_words[(batch.start + start) * row_words..];
+        for first in (0..VECTORS).step_by(WIDTH) {
+            let sums = dot::<L, QUERIES, WIDTH>(words, row_words, block.keys, first);
+            for i in 0..QUERIES {
+                for v in 0..WIDTH {
+                    let scale = L::load(&block.key_scales.0[first + v]);
+                    L::from_sums(sums[i][v]).mul(scale).store(&mut numbers[start + i].0[first + v]);
                 }
-                let [a, b, c, d] = scores;
-                let largest = _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
-                _mm512_storeu_ps(vectors[start + i].as_mut_ptr(), largest);
             }
         }
     }
+    for (numbers, largest) in numbers[..batch.len()].iter().zip(&mut *vectors) {
+        let [low, high] = numbers.0.each_ref().map(L::load);
+        low.max(high).largest_of_halves(largest);
+    }
 
-    let largest = across(vectors, |a, b| if a > b { a } else { b });
+    let largest = across::<L::Rows>(vectors, |a, b| if a > b { a } else { b });
     let (mut scales, mut before, mut after) = ([0.0; BATCH], [0.0; BATCH], [0.0; BATCH]);
     scales[..batch.len()].copy_from_slice(&query_scales[batch.clone()]);
     before[..batch.len()].copy_from_slice(&queries.unit.maximum[batch.clone()]);
@@ -254,15 +257,15 @@ fn attend(
         factors[1][i] = maximum - after[i];
     }
     queries.unit.maximum[batch.clone()].copy_from_slice(&after[..batch.len()]);
-    let logarithms = Avx512Lanes::load(factors.as_flattened().try_into().expect("two batches"));
+    let logarithms = L::load(factors.as_flattened().try_into().expect("two batches"));
     exp_of_negative(logarithms).store(factors.as_flattened_mut().try_into().expect("two batches"));
     let [earlier, mut now] = factors;
 
     for i in 0..batch.len() {
         let to_log2 = scales[i] * std::f32::consts::LOG2_E;
-        exp2_of_differences(&mut numbers[i], largest[i], to_log2, &mut vectors[i]);
+        exp2_of_differences::<L>(&mut numbers[i], largest[i], to_log2, &mut vectors[i]);
     }
-    let sums = across(vectors, |a, b| a + b);
+    let sums = across::<L::Rows>(vectors, |a, b| a + b);
     for (i, sum) in queries.unit.sum[batch.clone()].iter_mut().enumerate() {
         *sum = *sum * earlier[i] + sums[i] * now[i];
     }
@@ -273,30 +276,23 @@ fn attend(
         now[i] /= inverse_scales[i];
     }
     for i in 0..batch.len() {
-        round_weights(&numbers[i], inverse_scales[i], &mut weights[i]);
+        round_weights::<L>(&numbers[i], inverse_scales[i], &mut weights[i]);
     }
 
-    let weighted = queries.unit.weighted.as_flattened_mut();
+    let width = head_dim / LANES;
     let parts = block.values.as_chunks::<WEIGHT_WORDS>().0.iter().zip(block.value_scales).enumerate();
     for (part, (values, value_scales)) in parts {
         for (start, weights) in (0..batch.len()).step_by(QUERIES).zip(weights.as_chunks::<QUERIES>().0) {
-            let sums = dot(weights.as_flattened(), WEIGHT_WORDS, values);
-            for i in 0..QUERIES {
-                if start + i >= batch.len() {
-                    break;
-                }
-                let row = &mut weighted[(batch.start + start + i) * head_dim..][..head_dim];
-                let row = row[part * COLS..].as_chunks_mut::<16>().0;
-                for v in 0..VECTORS {
-                    let Some(weighted) = row.get_mut(v) else { break };
-                    // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
-                    unsafe {
-                        let before = _mm512_loadu_ps(weighted.as_ptr());
-                        let before = _mm512_mul_ps(before, _mm512_set1_ps(earlier[start + i]));
-                        let scale = _mm512_load_ps(value_scales.0.as_ptr().add(16 * v));
-                        let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][v]), scale);
-                        let after = _mm512_fmadd_ps(sum, _mm512_set1_ps(now[start + i]), before);
-                        _mm512_storeu_ps(weighted.as_mut_ptr(), after);
+            // The last part may be narrower.
+            for first in (0..VECTORS.min(width - part * VECTORS)).step_by(WIDTH) {
+                let sums = dot::<L, QUERIES, WIDTH>(weights.as_flattened(), WEIGHT_WORDS, values, first);
+                for i in 0..QUERIES.min(batch.len() - start) {
+                    let row = &mut queries.unit.weighted[(batch.start + start + i) * width..][..width];
+                    for v in 0..WIDTH {
+                        let Some(weighted) = row.get_mut(part * VECTORS + first + v) else { break };
+                        let before = L::load(weighted).mul(L::splat(earlier[start + i]));
+                        let sum = L::from_sums(sums[i][v]).mul(L::load(&value_scales.0[first + v]));
+                        sum.mul_add(L::splat(now[start + i]), before).store(weighted);
                     }
                 }
             }
@@ -304,11 +300,11 @@ fn attend(
     }
 }
 
-/// Combines the 16 numbers of each query: those 8 apart, then 4, and so on.
+/// Combines the numbers of each query: those 8 apart, then 4, and so on.
 #[inline(always)]
-fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f32; BATCH] {
-    let mut columns = [[0.0; BATCH]; 16];
-    Avx512Rows::transpose(vectors.each_ref().map(bytemuck::cast_ref), &mut columns);
+fn across<R: Rows16>(vectors: &[[f32; BATCH]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f32; BATCH] {
+    let mut columns = [[0.0; BATCH]; BATCH];
+    R::transpose(vectors.each_ref().map(bytemuck::cast_ref), &mut columns);
     for half in [8, 4, 2, 1] {
         for k in 0..half {
             for i in 0..BATCH {
@@ -320,29 +316,29 @@ fn across(vectors: &[[f32; 16]; BATCH], combine: impl Fn(f32, f32) -> f32) -> [f
 }
 
 /// Replaces every number x by `2^((x - largest) * factor)`, which is at most 1: more would overflow 16 bits.
-/// Adds up the vectors.
+/// Adds up those in the same lane.
 #[inline(always)]
-fn exp2_of_differences(numbers: &mut Row<f32>, largest: f32, factor: f32, sum: &mut [f32; 16]) {
+fn exp2_of_differences<L: WordLanes>(
+    numbers: &mut Row<f32>,
+    largest: f32,
+    factor: f32,
+    sums: &mut [f32; BATCH],
+) {
     /// The coefficients of the polynomial closest to 2^x for |x| <= 1/2, from the highest power to the
     /// lowest. The error is below 2^-18, which is less than that of rounding to 16 bits.
     const COEFFICIENTS: [f32; 5] = [0.009_570_102, 0.055_917_86, 0.240_247_44, 0.693_121_8, 0.999_999_3];
-    // SAFETY: see the top of this file; 16 numbers from 16 v on are inside the row.
-    unsafe {
-        let (largest, factor) = (_mm512_set1_ps(largest), _mm512_set1_ps(factor));
-        let mut sums = [_mm512_setzero_ps(); VECTORS];
-        for v in 0..VECTORS {
-            let at = numbers.0.as_mut_ptr().add(16 * v);
-            let x = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), largest), factor);
-            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            let x = _mm512_sub_ps(x, whole);
-            let mut power = _mm512_set1_ps(COEFFICIENTS[0]);
-            for i in 1..COEFFICIENTS.len() {
-                power = _mm512_fmadd_ps(power, x, _mm512_set1_ps(COEFFICIENTS[i]));
-            }
-            sums[v] = _mm512_scalef_ps(power, whole);
-            _mm512_store_ps(at, sums[v]);
+    let mut sum = L::splat(0.0);
+    for numbers in &mut numbers.0 {
+        let x = L::load(numbers).add(L::splat(-largest)).mul(L::splat(factor));
+        let whole = x.nearest();
+        let x = x.add(whole.mul(L::splat(-1.0)));
+        let mut power = L::splat(COEFFICIENTS[0]);
+        for i in 1..COEFFICIENTS.len() {
+            power = power.mul_add(x, L::splat(COEFFICIENTS[i]));
         }
-        let [a, b, c, d] = sums;
-        _mm512_storeu_ps(sum.as_mut_ptr(), _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+        let power = power.times_two_to(whole);
+        power.store(numbers);
+        sum = sum.add(power);
     }
+    sum.sums_of_halves(sums);
 }
