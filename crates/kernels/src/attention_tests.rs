@@ -192,7 +192,8 @@ fn a_score_far_below_the_largest_weighs_nothing() {
     let mut random = Random(8);
     let cache = Cache::new(&mut random, WeightType::F16, rows, 1, head_dim);
     let mut queries = random.floats(rows * head_dim);
-    // The powers of e that differences of such scores give are far below the smallest number.
+    // The powers of e that differences of such scores give are far below the smallest number. An error of the
+    // largest score's power, which must be 1, would grow with the score and overflow 16 bits.
     queries.iter_mut().for_each(|q| *q *= 4000.0);
     for (isa, bits16) in modes() {
         let mut out = vec![0.0; queries.len()];
