@@ -25,23 +25,17 @@ pub(super) trait Packable {
 }
 
 /// A layout with blocks of 32.
-const fn small(has_mins: bool, high_bits: usize, low_bits: usize, zero_point: i32) -> TileLayout {
+const fn small(has_mins: bool, bits: usize, zero_point: i32) -> TileLayout {
     let (block_tiles, sub_scales, scales) = (1, SubScales::None, 1);
     let is_coded = false;
-    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point, is_coded }
+    TileLayout { block_tiles, has_mins, sub_scales, scales, bits, zero_point, is_coded }
 }
 
 /// A layout with blocks of 256 and a scale for every 32 or 16 columns.
-const fn large(
-    sub_scales: SubScales,
-    scales: usize,
-    high_bits: usize,
-    low_bits: usize,
-    zero_point: i32,
-) -> TileLayout {
+const fn large(sub_scales: SubScales, scales: usize, bits: usize, zero_point: i32) -> TileLayout {
     let (block_tiles, is_coded) = (8, false);
     let has_mins = !matches!(sub_scales, SubScales::Signed);
-    TileLayout { block_tiles, has_mins, sub_scales, scales, high_bits, low_bits, zero_point, is_coded }
+    TileLayout { block_tiles, has_mins, sub_scales, scales, bits, zero_point, is_coded }
 }
 
 /// 4 bits of each of 32 elements of a block of 32, from byte `at` on: the low halves of 16 bytes, then the
@@ -84,7 +78,7 @@ fn or(mut a: [u8; TILE_COLS], b: [u8; TILE_COLS]) -> [u8; TILE_COLS] {
 #[allow(non_camel_case_types)] // ggml's spelling
 pub(super) enum Q8_0 {}
 impl Packable for Q8_0 {
-    const LAYOUT: TileLayout = small(false, 0, 8, 128);
+    const LAYOUT: TileLayout = small(false, 8, 128);
     const BLOCK_BYTES: usize = 34;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         let bytes: &[u8; TILE_COLS] = block[2..].try_into().expect("a block has 32 bytes after its scale");
@@ -95,7 +89,7 @@ impl Packable for Q8_0 {
 #[allow(non_camel_case_types)]
 pub(super) enum Q4_0 {}
 impl Packable for Q4_0 {
-    const LAYOUT: TileLayout = small(false, 0, 4, 8);
+    const LAYOUT: TileLayout = small(false, 4, 8);
     const BLOCK_BYTES: usize = 18;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         nibbles(block, 2)
@@ -105,7 +99,7 @@ impl Packable for Q4_0 {
 #[allow(non_camel_case_types)]
 pub(super) enum Q4_1 {}
 impl Packable for Q4_1 {
-    const LAYOUT: TileLayout = small(true, 0, 4, 0);
+    const LAYOUT: TileLayout = small(true, 4, 0);
     const BLOCK_BYTES: usize = 20;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         nibbles(block, 4)
@@ -115,7 +109,7 @@ impl Packable for Q4_1 {
 #[allow(non_camel_case_types)]
 pub(super) enum Q5_0 {}
 impl Packable for Q5_0 {
-    const LAYOUT: TileLayout = small(false, 1, 4, 16);
+    const LAYOUT: TileLayout = small(false, 5, 16);
     const BLOCK_BYTES: usize = 22;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         five_bits(block, 6)
@@ -125,7 +119,7 @@ impl Packable for Q5_0 {
 #[allow(non_camel_case_types)]
 pub(super) enum Q5_1 {}
 impl Packable for Q5_1 {
-    const LAYOUT: TileLayout = small(true, 1, 4, 0);
+    const LAYOUT: TileLayout = small(true, 5, 0);
     const BLOCK_BYTES: usize = 24;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         five_bits(block, 8)
@@ -135,7 +129,7 @@ impl Packable for Q5_1 {
 #[allow(non_camel_case_types)]
 pub(super) enum Q2_K {}
 impl Packable for Q2_K {
-    const LAYOUT: TileLayout = large(SubScales::Nibbles, 2, 0, 2, 0);
+    const LAYOUT: TileLayout = large(SubScales::Nibbles, 2, 2, 0);
     const BLOCK_BYTES: usize = 84;
     const D: usize = 80;
     const M: usize = 82;
@@ -150,7 +144,7 @@ impl Packable for Q2_K {
 #[allow(non_camel_case_types)]
 pub(super) enum Q3_K {}
 impl Packable for Q3_K {
-    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 1, 2, 4);
+    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 3, 4);
     const BLOCK_BYTES: usize = 110;
     const D: usize = 108;
     fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
@@ -164,7 +158,7 @@ impl Packable for Q3_K {
 #[allow(non_camel_case_types)]
 pub(super) enum Q4_K {}
 impl Packable for Q4_K {
-    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 0, 4, 0);
+    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 4, 0);
     const BLOCK_BYTES: usize = 144;
     fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
         bits(block, 16 + 32 * (tile / 2), 4 * (tile % 2), 4, 0)
@@ -180,7 +174,7 @@ impl Packable for Q4_K {
 #[allow(non_camel_case_types)]
 pub(super) enum Q5_K {}
 impl Packable for Q5_K {
-    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 1, 4, 0);
+    const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 5, 0);
     const BLOCK_BYTES: usize = 176;
     fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
         or(bits(block, 48 + 32 * (tile / 2), 4 * (tile % 2), 4, 0), bits(block, 16, tile, 1, 4))
@@ -196,7 +190,7 @@ impl Packable for Q5_K {
 #[allow(non_camel_case_types)]
 pub(super) enum Q6_K {}
 impl Packable for Q6_K {
-    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 2, 4, 32);
+    const LAYOUT: TileLayout = large(SubScales::Signed, 2, 6, 32);
     const BLOCK_BYTES: usize = 210;
     const D: usize = 208;
     fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
@@ -212,7 +206,7 @@ impl Packable for Q6_K {
 #[allow(non_camel_case_types)]
 pub(super) enum IQ4_NL {}
 impl Packable for IQ4_NL {
-    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..small(false, 0, 4, 128) };
+    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..small(false, 4, 128) };
     const BLOCK_BYTES: usize = 18;
     fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
         nibbles(block, 2)
@@ -222,7 +216,7 @@ impl Packable for IQ4_NL {
 #[allow(non_camel_case_types)]
 pub(super) enum IQ4_XS {}
 impl Packable for IQ4_XS {
-    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..large(SubScales::Signed, 1, 0, 4, 128) };
+    const LAYOUT: TileLayout = TileLayout { is_coded: true, ..large(SubScales::Signed, 1, 4, 128) };
     const BLOCK_BYTES: usize = 136;
     fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
         nibbles(block, 8 + 16 * tile)

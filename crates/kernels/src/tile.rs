@@ -12,30 +12,39 @@
 //! - sub-scales, where the type has them: a byte for each row. With two scales per tile, 16 bytes for columns
 //!   0 to 15, then 16 for columns 16 to 31
 //! - sub-minimums, in the same way. Q2_K has them in the high halves of the bytes of its sub-scales
-//! - the high bits of the weights, where they are stored apart
-//! - the low bits of the weights
+//! - the weights
 //!
-//! | type | block of tiles | ggml's 16 blocks | sub-scales | high bits | low bits | zero point |
-//! |---|---|---|---|---|---|---|
-//! | Q8_0 | 544 | 544 | | | 8 | 128 |
-//! | Q4_0 | 288 | 288 | | | 4 | 8 |
-//! | Q4_1 | 320 | 320 | | | 4 | |
-//! | Q5_0 | 352 | 352 | | 1 | 4 | 16 |
-//! | Q5_1 | 384 | 384 | | 1 | 4 | |
-//! | Q2_K | 1344 | 1344 | 2 x 4 bits | | 2 | |
-//! | Q3_K | 1824 | 1760 | 2 x i8 | 1 | 2 | 4 |
-//! | Q4_K | 2368 | 2304 | u8 | | 4 | |
-//! | Q5_K | 2880 | 2816 | u8 | 1 | 4 | |
-//! | Q6_K | 3360 | 3360 | 2 x i8 | 2 | 4 | 32 |
-//! | IQ4_NL | 288 | 288 | | | 4, index of a value plus 128 | 128 |
-//! | IQ4_XS | 2208 | 2176 | i8 | | 4, index of a value plus 128 | 128 |
+//! | type | block of tiles | ggml's 16 blocks | sub-scales | bits of a weight | zero point |
+//! |---|---|---|---|---|---|
+//! | Q8_0 | 544 | 544 | | 8 | 128 |
+//! | Q4_0 | 288 | 288 | | 4 | 8 |
+//! | Q4_1 | 320 | 320 | | 4 | |
+//! | Q5_0 | 352 | 352 | | 5 | 16 |
+//! | Q5_1 | 384 | 384 | | 5 | |
+//! | Q2_K | 1344 | 1344 | 2 x 4 bits | 2 | |
+//! | Q3_K | 1824 | 1760 | 2 x i8 | 3 | 4 |
+//! | Q4_K | 2368 | 2304 | u8 | 4 | |
+//! | Q5_K | 2880 | 2816 | u8 | 5 | |
+//! | Q6_K | 3360 | 3360 | 2 x i8 | 6 | 32 |
+//! | IQ4_NL | 288 | 288 | | 4, index of a value plus 128 | 128 |
+//! | IQ4_XS | 2208 | 2176 | i8 | 4, index of a value plus 128 | 128 |
 //!
 //! The numbers are the same as in `blocks.rs`; the 6-bit scales of K types take a byte each. Rows after the
 //! last one are zeros.
 //!
-//! Group `g` consists of elements `4g..4g + 4` of each row, which one instruction multiplies. Bits are stored
-//! in units of 64 bytes, `(16 rows, 4)`. With `n` bits per weight, a unit holds `8 / n` groups, the first one
-//! in the lowest bits of the bytes.
+//! Group `g` consists of elements `4g..4g + 4` of each row, which one instruction multiplies. The weights of
+//! a tile are stored in units of 64 bytes, `(16 rows, 4)`. With `n` bits per weight there are `n` units. Each
+//! holds `8 / n` whole groups, the first one in the lowest bits of its bytes. The bits that are left over
+//! hold the last groups in pieces. So one or two instructions unpack most groups:
+//!
+//! | unit | 3 bits | 5 bits | 6 bits |
+//! |---|---|---|---|
+//! | 0 | groups 0 and 1, 2 bits of 6 | group 0, 3 bits of 5 | group 0, 2 bits of 6 |
+//! | 1 | groups 2 and 3, 1 bit of 6, 1 of 7 | group 1, 2 bits of 5, 1 of 6 | group 1, 2 bits of 6 |
+//! | 2 | groups 4 and 5, 2 bits of 7 | group 2, 3 bits of 6 | group 2, 2 bits of 6 |
+//! | 3 | | group 3, 1 bit of 6, 2 of 7 | group 3, 2 bits of 7 |
+//! | 4 | | group 4, 3 bits of 7 | group 4, 2 bits of 7 |
+//! | 5 | | | group 5, 2 bits of 7 |
 //!
 //! On Arm, Q4_0, Q4_1 and Q4_K have pairs of rows instead (`is_paired`): a group has 32 bytes, `(8 rows, 4)`.
 //! The low half of a byte of row `r` is the number of row `r`; the high half is that of row `r + 8` minus 8,
@@ -75,10 +84,8 @@ pub(super) struct TileLayout {
     pub(super) sub_scales: SubScales,
     /// Scales of a row in a tile: 1, or 2 for 16 columns each.
     pub(super) scales: usize,
-    /// Bits of a weight that are stored apart.
-    pub(super) high_bits: usize,
-    /// The other bits of a weight.
-    pub(super) low_bits: usize,
+    /// Bits of a weight.
+    pub(super) bits: usize,
     /// The stored number minus the number that it means; 128 if weights are signed bytes (see [`SIGN`]).
     pub(super) zero_point: i32,
     /// Whether the bits are an index of [`CODES`], which are the stored numbers.
@@ -100,12 +107,20 @@ pub(super) const CODES: [u8; 16] = {
     codes
 };
 
-/// Where some bits of a group are stored: the first byte of the unit, and the lowest bit in its bytes.
+/// Some neighbouring bits of a group's numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Bits {
+pub(super) struct Piece {
+    /// The first byte of the unit that they are stored in.
     pub(super) unit: usize,
-    pub(super) shift: usize,
+    /// The lowest one in the unit's bytes.
+    pub(super) from: usize,
+    /// The lowest one in the numbers.
+    pub(super) to: usize,
+    pub(super) count: usize,
 }
+
+/// The most pieces of a group.
+const MAX_PIECES: usize = 3;
 
 impl TileLayout {
     /// Bytes of a block's header.
@@ -121,34 +136,47 @@ impl TileLayout {
         }
     }
 
-    /// Where a tile's high bits begin.
-    const fn high(self) -> usize {
+    /// Where a tile's weights begin.
+    const fn weights(self) -> usize {
         match self.sub_scales {
             SubScales::Unsigned if self.has_mins => 2 * self.sub_mins(),
             _ => self.sub_mins(),
         }
     }
 
-    /// Where the high bits of a group are.
-    pub(super) const fn high_bits(self, group: usize) -> Bits {
-        let at = group * self.high_bits;
-        Bits { unit: self.high() + UNIT * (at / 8), shift: at % 8 }
+    /// Piece `index` of a group; it has no bits if the group has fewer pieces.
+    pub(super) const fn piece(self, group: usize, index: usize) -> Piece {
+        let (whole, left) = (8 / self.bits, 8 % self.bits);
+        if group < whole * self.bits {
+            let (unit, from) = (group / whole, group % whole * self.bits);
+            let count = if index == 0 { self.bits } else { 0 };
+            return Piece { unit: self.weights() + UNIT * unit, from, to: 0, count };
+        }
+        // The bits that are left over, counted through all units.
+        let first = (group - whole * self.bits) * self.bits;
+        let end = first + self.bits;
+        let unit = first / left + index;
+        let (start, stop) = (unit * left, (unit + 1) * left);
+        let start = if start < first { first } else { start };
+        let stop = if stop > end { end } else { stop };
+        let from = whole * self.bits + start % left;
+        let (unit, to) = (self.weights() + UNIT * unit, start - first);
+        Piece { unit, from, to, count: stop.saturating_sub(start) }
     }
 
-    /// Where the low bits of a group are.
-    pub(super) const fn low_bits(self, group: usize) -> Bits {
-        let at = group * self.low_bits;
-        Bits { unit: self.high() + UNIT * (self.high_bits + at / 8), shift: at % 8 }
+    /// The pieces of a group.
+    fn pieces(self, group: usize) -> impl Iterator<Item = Piece> {
+        (0..MAX_PIECES).map(move |index| self.piece(group, index)).take_while(|piece| piece.count > 0)
     }
 
     /// Whether a byte has numbers of two rows.
     pub(super) const fn is_paired(self) -> bool {
-        cfg!(target_arch = "aarch64") && self.low_bits == 4 && self.high_bits == 0 && !self.is_coded
+        cfg!(target_arch = "aarch64") && self.bits == 4 && !self.is_coded
     }
 
     /// Where the pairs of rows of a group are: their unit, and the group's place in it, 0 or 1.
     pub(super) const fn pairs(self, group: usize) -> (usize, usize) {
-        (self.high() + UNIT * (group / 2), group % 2)
+        (self.weights() + UNIT * (group / 2), group % 2)
     }
 
     /// Where the pair of row `lane` is: its first byte, and the bit that the row's numbers begin at.
@@ -159,7 +187,7 @@ impl TileLayout {
 
     /// Bytes of a tile.
     pub(super) const fn tile_bytes(self) -> usize {
-        self.high() + UNIT * (self.high_bits + self.low_bits)
+        self.weights() + UNIT * self.bits
     }
 
     /// Bytes of a block.
@@ -179,7 +207,7 @@ impl TileLayout {
 
     /// The largest stored number of a weight.
     pub(super) const fn largest(self) -> usize {
-        (1 << (self.low_bits + self.high_bits)) - 1
+        (1 << self.bits) - 1
     }
 
     /// Where tile `index` of a strip is: its block's header, and the tile.
@@ -206,11 +234,9 @@ impl TileLayout {
                 put(at, shift, if shift == 0 { word } else { word ^ every_byte(8) });
                 continue;
             }
-            let low = self.low_bits(group);
-            put(low.unit + 4 * lane, low.shift, word & every_byte((1 << self.low_bits) - 1));
-            if self.high_bits > 0 {
-                let (high, word) = (self.high_bits(group), word >> self.low_bits);
-                put(high.unit + 4 * lane, high.shift, word & every_byte((1 << self.high_bits) - 1));
+            for piece in self.pieces(group) {
+                let bits = word >> piece.to & every_byte((1 << piece.count) - 1);
+                put(piece.unit + 4 * lane, piece.from, bits);
             }
         }
     }
@@ -218,16 +244,14 @@ impl TileLayout {
     /// The integer that element `i` of row `lane` means, before scale and minimum are applied.
     pub(super) fn quant(self, tile: &[u8], lane: usize, i: usize) -> i32 {
         let (group, j) = (i / 4, i % 4);
-        let bits =
-            |at: Bits, count: usize| i32::from(tile[at.unit + 4 * lane + j]) >> at.shift & ((1 << count) - 1);
         if self.is_paired() {
             let (at, shift) = self.pair(group, lane);
             let stored = tile[at + j] >> shift & 15;
             return i32::from(if shift == 0 { stored } else { stored ^ 8 }) - self.zero_point;
         }
-        let mut quant = bits(self.low_bits(group), self.low_bits);
-        if self.high_bits > 0 {
-            quant |= bits(self.high_bits(group), self.high_bits) << self.low_bits;
+        let mut quant = 0;
+        for Piece { unit, from, to, count } in self.pieces(group) {
+            quant |= (i32::from(tile[unit + 4 * lane + j]) >> from & ((1 << count) - 1)) << to;
         }
         if self.is_coded {
             quant = i32::from(CODES[quant as usize]);
@@ -285,4 +309,28 @@ const fn every_byte(byte: u32) -> u32 {
 #[inline(always)]
 pub(super) fn bytes_at<const LEN: usize>(bytes: &[u8], at: usize) -> &[u8; LEN] {
     bytes[at..][..LEN].try_into().expect("the slice has this length")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packable::{Packable, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0};
+
+    #[test]
+    fn every_bit_of_a_unit_holds_one_bit_of_one_group() {
+        for layout in [Q3_K::LAYOUT, Q4_K::LAYOUT, Q5_K::LAYOUT, Q6_K::LAYOUT, Q8_0::LAYOUT] {
+            let mut stored = vec![0_u32; layout.bits];
+            for group in 0..TILE_COLS / 4 {
+                let mut number = 0;
+                for Piece { unit, from, to, count } in layout.pieces(group) {
+                    let (bits, unit) = ((1 << count) - 1, (unit - layout.weights()) / UNIT);
+                    assert_eq!((number & bits << to, stored[unit] & bits << from), (0, 0), "group {group}");
+                    number |= bits << to;
+                    stored[unit] |= bits << from;
+                }
+                assert_eq!(number, (1 << layout.bits) - 1, "group {group}");
+            }
+            assert!(stored.iter().all(|&bits| bits == 0xff), "{stored:x?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use crate::packable::Packable;
 use crate::prefetch::StreamPrefetch;
 use crate::rows16::PackedRows16;
-use crate::tile::{CODES, SubScales, TILE_ROWS, bytes_at};
+use crate::tile::{CODES, Piece, SubScales, TILE_ROWS, bytes_at};
 use std::marker::PhantomData;
 
 /// A mask of `count` bits from bit `place` on.
@@ -62,21 +62,30 @@ impl<'a, P: Packable> Tile<'a, P> {
             let (unit, place) = const { P::LAYOUT.pairs(GROUP) };
             return R::pairs::<M>(bytes_at(self.bytes, unit), place);
         }
-        let low = const { P::LAYOUT.low_bits(GROUP) };
-        let mut bytes = R::bytes::<M>(bytes_at(self.bytes, low.unit));
-        if layout.low_bits < 8 {
-            bytes = R::bits(bytes, low.shift, const { mask(P::LAYOUT.low_bits, 0) });
+        let first = const { P::LAYOUT.piece(GROUP, 0) };
+        let mut bytes = R::bytes::<M>(bytes_at(self.bytes, first.unit));
+        if layout.bits < 8 {
+            bytes = R::bits(bytes, first.from, const { mask(P::LAYOUT.piece(GROUP, 0).count, 0) });
         }
-        if layout.high_bits > 0 {
-            let high = const { P::LAYOUT.high_bits(GROUP) };
-            let plane = R::bytes::<M>(bytes_at(self.bytes, high.unit));
-            let mask = const { mask(P::LAYOUT.high_bits, P::LAYOUT.low_bits) };
-            bytes = R::with_bits(bytes, plane, high.shift, layout.low_bits, mask);
-        }
+        bytes = self.with_piece::<R, GROUP, 1, M>(bytes);
+        bytes = self.with_piece::<R, GROUP, 2, M>(bytes);
         if layout.is_coded {
             bytes = R::lookup(bytes, &CODES);
         }
         bytes
+    }
+
+    /// `bytes`, with the bits of a piece, if the group has that many.
+    #[inline(always)]
+    fn with_piece<R: PackedRows16, const GROUP: usize, const PIECE: usize, const M: usize>(
+        self,
+        bytes: R::Bytes,
+    ) -> R::Bytes {
+        let Piece { unit, from, to, count } = const { P::LAYOUT.piece(GROUP, PIECE) };
+        if count == 0 {
+            return bytes;
+        }
+        R::with_bits(bytes, R::bytes::<M>(bytes_at(self.bytes, unit)), from, to, mask(count, to))
     }
 
     /// Like [`Tile::group`], with rows joined. Only for types with pairs of rows.
