@@ -173,6 +173,38 @@ def test_a_forked_child_makes_a_tokenizer_that_another_thread_was_making(tiny):
     assert python(FORKED_IN_A_PROPERTY, tiny) == 0
 
 
+# The child is forked while another thread downloads.
+FORKED_IN_A_DOWNLOAD = """
+import json, os, signal, threading
+from candle_llama import hub
+
+begun, go_on = threading.Event(), threading.Event()
+
+def download():
+    with hub._plain_names_only():
+        begun.set()
+        go_on.wait()
+
+thread = threading.Thread(target=download)
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    with hub._plain_names_only():
+        os._exit(0)
+_, status = os.waitpid(pid, 0)
+go_on.set()
+thread.join()
+print(json.dumps(status))
+"""
+
+
+@FORKS
+def test_a_forked_child_downloads_although_another_thread_was_downloading():
+    assert python(FORKED_IN_A_DOWNLOAD) == 0
+
+
 WORKERS = """
 import concurrent.futures, json, multiprocessing, sys
 import candle_llama

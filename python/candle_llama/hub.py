@@ -303,6 +303,16 @@ class Snapshot:
 _CLIENT_LOCK = threading.RLock()
 
 
+def _renew_client_lock() -> None:
+    global _CLIENT_LOCK
+    _CLIENT_LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # If another thread downloads, it has the lock, and a child has no such thread.
+    os.register_at_fork(after_in_child=_renew_client_lock)
+
+
 @contextmanager
 def _plain_names_only() -> Iterator[None]:
     """Refuses ETags and commits of the server that could lead out of the cache's folder.
