@@ -1,9 +1,11 @@
 //! Packs weights: rearranges ggml's blocks into tiles (`tile.rs`), once, when a model is loaded.
 
 use crate::blocks::WeightType;
+use crate::generic::strip::for_each_group;
 use crate::packable::{Packable, with_packable};
 use crate::pages::{Arena, Piece};
-use crate::tile::{SubScales, TILE_COLS, TILE_ROWS, TileLayout};
+use crate::quantized_rows::GROUPS;
+use crate::tile::{self, SubScales, TILE_COLS, TILE_ROWS, TileLayout};
 use std::fmt;
 use std::ops::Range;
 
@@ -49,7 +51,53 @@ fn put_block<P: Packable>(block: &[u8], out: &mut [u8], lane: usize) {
                 tile[layout.sub_mins() + TILE_ROWS * half + lane] = P::sub_min(block, index, half);
             }
         }
-        layout.put_weights(&P::weights(block, index), tile, lane);
+        put_weights::<P>(&P::weights(block, index), tile, lane);
+    }
+}
+
+/// Writes the stored numbers of row `lane` into a tile.
+#[inline(always)]
+fn put_weights<P: Packable>(weights: &[u8; TILE_COLS], tile: &mut [u8], lane: usize) {
+    let words: [u32; GROUPS] = bytemuck::pod_read_unaligned::<[u32; GROUPS]>(weights).map(u32::from_le);
+    if const { P::LAYOUT.is_paired() } {
+        return put_pairs::<P>(words, tile, lane);
+    }
+    let mut units = [0_u32; 8];
+    for_each_group!([0 1 2 3 4 5 6 7], GROUP, {
+        for_each_group!([0 1 2], PIECE, {
+            let tile::Piece { unit, from, to, count } = const { P::LAYOUT.piece(GROUP, PIECE) };
+            if count > 0 {
+                units[unit] |= (words[GROUP] >> to & every_byte((1 << count) - 1)) << from;
+            }
+        });
+    });
+    for (unit, word) in units[..P::LAYOUT.bits].iter().enumerate() {
+        tile[P::LAYOUT.unit(unit) + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// The same for a type whose bytes have numbers of two rows.
+#[inline(always)]
+fn put_pairs<P: Packable>(words: [u32; GROUPS], tile: &mut [u8], lane: usize) {
+    for (group, word) in words.into_iter().enumerate() {
+        let (at, shift) = P::LAYOUT.pair(group, lane);
+        let out = &mut tile[at..][..4];
+        let stored = u32::from_le_bytes([out[0], out[1], out[2], out[3]]);
+        // In 4 bits, x ^ 8 is x - 8.
+        let word = if shift == 0 { word } else { stored | (word ^ every_byte(8)) << shift };
+        out.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// A word with the same byte four times.
+const fn every_byte(byte: u32) -> u32 {
+    byte * 0x0101_0101
+}
+
+/// Dequantises row `lane` of a strip. A function for each type, so that the layout is a constant.
+fn row_to_f32<P: Packable>(strip: &[u8], lane: usize, out: &mut [f32]) {
+    for (index, out) in out.chunks_exact_mut(TILE_COLS).enumerate() {
+        P::LAYOUT.dequantize(P::LAYOUT.tile(strip, index), lane, out);
     }
 }
 
@@ -167,12 +215,6 @@ impl PackedRows {
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "out is one row");
-        let strip = self.strip(row / TILE_ROWS);
-        for (index, out) in out.chunks_exact_mut(TILE_COLS).enumerate() {
-            let tile = self.layout.tile(strip, index);
-            for (i, out) in out.iter_mut().enumerate() {
-                *out = self.layout.element(tile, row % TILE_ROWS, i);
-            }
-        }
+        with_packable!(self.dtype, row_to_f32::<_>(self.strip(row / TILE_ROWS), row % TILE_ROWS, out));
     }
 }

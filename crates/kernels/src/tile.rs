@@ -110,7 +110,7 @@ pub(super) const CODES: [u8; 16] = {
 /// Some neighbouring bits of a group's numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
-    /// The first byte of the unit that they are stored in.
+    /// The unit that they are stored in.
     pub(super) unit: usize,
     /// The lowest one in the unit's bytes.
     pub(super) from: usize,
@@ -136,12 +136,13 @@ impl TileLayout {
         }
     }
 
-    /// Where a tile's weights begin.
-    const fn weights(self) -> usize {
-        match self.sub_scales {
+    /// Where a unit of a tile's weights begins.
+    pub(super) const fn unit(self, unit: usize) -> usize {
+        let weights = match self.sub_scales {
             SubScales::Unsigned if self.has_mins => 2 * self.sub_mins(),
             _ => self.sub_mins(),
-        }
+        };
+        weights + UNIT * unit
     }
 
     /// Piece `index` of a group; it has no bits if the group has fewer pieces.
@@ -150,7 +151,7 @@ impl TileLayout {
         if group < whole * self.bits {
             let (unit, from) = (group / whole, group % whole * self.bits);
             let count = if index == 0 { self.bits } else { 0 };
-            return Piece { unit: self.weights() + UNIT * unit, from, to: 0, count };
+            return Piece { unit, from, to: 0, count };
         }
         // The bits that are left over, counted through all units.
         let first = (group - whole * self.bits) * self.bits;
@@ -160,8 +161,7 @@ impl TileLayout {
         let start = if start < first { first } else { start };
         let stop = if stop > end { end } else { stop };
         let from = whole * self.bits + start % left;
-        let (unit, to) = (self.weights() + UNIT * unit, start - first);
-        Piece { unit, from, to, count: stop.saturating_sub(start) }
+        Piece { unit, from, to: start - first, count: stop.saturating_sub(start) }
     }
 
     /// The pieces of a group.
@@ -176,18 +176,18 @@ impl TileLayout {
 
     /// Where the pairs of rows of a group are: their unit, and the group's place in it, 0 or 1.
     pub(super) const fn pairs(self, group: usize) -> (usize, usize) {
-        (self.weights() + UNIT * (group / 2), group % 2)
+        (self.unit(group / 2), group % 2)
     }
 
     /// Where the pair of row `lane` is: its first byte, and the bit that the row's numbers begin at.
-    const fn pair(self, group: usize, lane: usize) -> (usize, usize) {
+    pub(super) const fn pair(self, group: usize, lane: usize) -> (usize, usize) {
         let (unit, place) = self.pairs(group);
         (unit + UNIT / 2 * place + 4 * (lane % (TILE_ROWS / 2)), lane / (TILE_ROWS / 2) * 4)
     }
 
     /// Bytes of a tile.
     pub(super) const fn tile_bytes(self) -> usize {
-        self.weights() + UNIT * self.bits
+        self.unit(self.bits)
     }
 
     /// Bytes of a block.
@@ -217,30 +217,6 @@ impl TileLayout {
         (header, &tiles[index % self.block_tiles * self.tile_bytes()..][..self.tile_bytes()])
     }
 
-    /// Writes the stored numbers of row `lane` into a tile.
-    #[inline(always)]
-    pub(super) fn put_weights(self, weights: &[u8; TILE_COLS], tile: &mut [u8], lane: usize) {
-        let (words, _) = weights.as_chunks::<4>();
-        let mut put = |at: usize, shift: usize, word: u32| {
-            let out = &mut tile[at..][..4];
-            let stored = if shift == 0 { 0 } else { u32::from_le_bytes([out[0], out[1], out[2], out[3]]) };
-            out.copy_from_slice(&(stored | word << shift).to_le_bytes());
-        };
-        for (group, word) in words.iter().enumerate() {
-            let word = u32::from_le_bytes(*word);
-            if self.is_paired() {
-                let (at, shift) = self.pair(group, lane);
-                // In 4 bits, x ^ 8 is x - 8.
-                put(at, shift, if shift == 0 { word } else { word ^ every_byte(8) });
-                continue;
-            }
-            for piece in self.pieces(group) {
-                let bits = word >> piece.to & every_byte((1 << piece.count) - 1);
-                put(piece.unit + 4 * lane, piece.from, bits);
-            }
-        }
-    }
-
     /// The integer that element `i` of row `lane` means, before scale and minimum are applied.
     pub(super) fn quant(self, tile: &[u8], lane: usize, i: usize) -> i32 {
         let (group, j) = (i / 4, i % 4);
@@ -251,7 +227,7 @@ impl TileLayout {
         }
         let mut quant = 0;
         for Piece { unit, from, to, count } in self.pieces(group) {
-            quant |= (i32::from(tile[unit + 4 * lane + j]) >> from & ((1 << count) - 1)) << to;
+            quant |= (i32::from(tile[self.unit(unit) + 4 * lane + j]) >> from & ((1 << count) - 1)) << to;
         }
         if self.is_coded {
             quant = i32::from(CODES[quant as usize]);
@@ -293,16 +269,19 @@ impl TileLayout {
         TILE_ROWS * (i * self.scales / TILE_COLS) + lane
     }
 
-    /// Element `i` of row `lane`, dequantised as ggml's reference does.
-    pub(super) fn element(self, parts: (&[u8], &[u8]), lane: usize, i: usize) -> f32 {
-        let scaled = self.quant(parts.1, lane, i) as f32 * self.scale(parts, lane, i);
-        self.min(parts, lane, i).map_or(scaled, |min| scaled + min)
+    /// Dequantises row `lane` of a tile as ggml's reference does.
+    #[inline(always)]
+    pub(super) fn dequantize(self, parts: (&[u8], &[u8]), lane: usize, out: &mut [f32]) {
+        let len = TILE_COLS / self.scales;
+        for (start, out) in (0..TILE_COLS).step_by(len).zip(out.chunks_exact_mut(len)) {
+            let scale = self.scale(parts, lane, start);
+            let min = self.min(parts, lane, start);
+            for (i, out) in out.iter_mut().enumerate() {
+                let scaled = self.quant(parts.1, lane, start + i) as f32 * scale;
+                *out = min.map_or(scaled, |min| scaled + min);
+            }
+        }
     }
-}
-
-/// A word with the same byte four times.
-const fn every_byte(byte: u32) -> u32 {
-    byte * 0x0101_0101
 }
 
 /// The `LEN` bytes from `at` on.
@@ -323,7 +302,7 @@ mod tests {
             for group in 0..TILE_COLS / 4 {
                 let mut number = 0;
                 for Piece { unit, from, to, count } in layout.pieces(group) {
-                    let (bits, unit) = ((1 << count) - 1, (unit - layout.weights()) / UNIT);
+                    let bits = (1 << count) - 1;
                     assert_eq!((number & bits << to, stored[unit] & bits << from), (0, 0), "group {group}");
                     number |= bits << to;
                     stored[unit] |= bits << from;

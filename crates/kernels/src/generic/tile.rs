@@ -63,7 +63,8 @@ impl<'a, P: Packable> Tile<'a, P> {
             return R::pairs::<M>(bytes_at(self.bytes, unit), place);
         }
         let first = const { P::LAYOUT.piece(GROUP, 0) };
-        let mut bytes = R::bytes::<M>(bytes_at(self.bytes, first.unit));
+        let mut bytes =
+            R::bytes::<M>(bytes_at(self.bytes, const { P::LAYOUT.unit(P::LAYOUT.piece(GROUP, 0).unit) }));
         if layout.bits < 8 {
             bytes = R::bits(bytes, first.from, const { mask(P::LAYOUT.piece(GROUP, 0).count, 0) });
         }
@@ -85,7 +86,8 @@ impl<'a, P: Packable> Tile<'a, P> {
         if count == 0 {
             return bytes;
         }
-        R::with_bits(bytes, R::bytes::<M>(bytes_at(self.bytes, unit)), from, to, mask(count, to))
+        let plane = R::bytes::<M>(bytes_at(self.bytes, P::LAYOUT.unit(unit)));
+        R::with_bits(bytes, plane, from, to, mask(count, to))
     }
 
     /// Like [`Tile::group`], with rows joined. Only for types with pairs of rows.
