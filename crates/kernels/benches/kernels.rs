@@ -9,7 +9,7 @@ use candle_llama_kernels::{
     PackedProduct, Precision, Product, QuantizedRows, WeightRows, WeightType,
     quantize::{TARGETS, quantize_row},
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const COLS: usize = 2048;
 /// Rows of a weight that fits into no cache: 288 MiB as float32, 42 MiB in blocks of 4 bits.
@@ -87,6 +87,28 @@ fn packed(criterion: &mut Criterion) {
     }
 }
 
+/// Packing a weight into fresh memory, as loading does. The ISA does not matter.
+fn packing(criterion: &mut Criterion) {
+    use WeightType::*;
+    let Some(isa) = Isa::available().filter(|isa| isa.packs_weights()).last() else { return };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // Kernels keep the memory of packed weights, so each call has kernels of its own.
+    let make = || Kernels::new(isa, threads).expect("threads can be started");
+    for dtype in [Q4_0, Q8_0, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS] {
+        let stored = weights(dtype, FEW_ROWS);
+        let fill = |row: usize, out: &mut [u8]| {
+            let len = out.len();
+            out.copy_from_slice(&stored[row * len..][..len]);
+        };
+        let mut group = criterion.benchmark_group(format!("packing/{dtype}"));
+        group.sample_size(20).throughput(Throughput::Bytes(stored.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(isa.name()), |bencher| {
+            let pack = |kernels: &mut Kernels| kernels.pack(dtype, FEW_ROWS, COLS, &Cancel::never(), &fill);
+            bencher.iter_batched_ref(make, pack, BatchSize::PerIteration);
+        });
+    }
+}
+
 /// Float weights: one row, a prompt.
 fn floats(criterion: &mut Criterion) {
     for dtype in [WeightType::F32, WeightType::BF16, WeightType::F16] {
@@ -160,5 +182,5 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, packed, floats, attention);
+criterion_group!(benches, packed, packing, floats, attention);
 criterion_main!(benches);
