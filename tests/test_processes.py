@@ -137,6 +137,22 @@ def test_a_forked_child_gets_a_clear_error_and_never_hangs(tiny, engine):
     assert sum("Candle's threads" in outcome for outcome in outcomes) == (engine != "cpu")
 
 
+# Follows code that says what a thread and the child do. The fork comes when the thread has begun.
+FORK = """
+thread = threading.Thread(target=in_thread)
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    in_child()
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+go_on.set()
+thread.join()
+print(json.dumps(status))
+"""
+
 # The child is forked while another thread makes the tokenizer.
 FORKED_IN_A_PROPERTY = """
 import json, os, signal, sys, threading
@@ -153,24 +169,18 @@ def make_slowly(*arguments):
     return make(*arguments)
 
 candle_llama.llama.Tokenizer = make_slowly
-thread = threading.Thread(target=lambda: llm.tokenizer)
-thread.start()
-begun.wait()
-pid = os.fork()
-if pid == 0:
-    signal.alarm(20)
+
+def in_thread():
+    llm.tokenizer
+
+def in_child():
     assert llm.tokenizer.decode(llm.tokenizer.encode("hello")) == "hello"
-    os._exit(0)
-_, status = os.waitpid(pid, 0)
-go_on.set()
-thread.join()
-print(json.dumps(status))
 """
 
 
 @FORKS
 def test_a_forked_child_makes_a_tokenizer_that_another_thread_was_making(tiny):
-    assert python(FORKED_IN_A_PROPERTY, tiny) == 0
+    assert python(FORKED_IN_A_PROPERTY + FORK, tiny) == 0
 
 
 # The child is forked while another thread downloads.
@@ -180,29 +190,20 @@ from candle_llama import hub
 
 begun, go_on = threading.Event(), threading.Event()
 
-def download():
+def in_thread():
     with hub._plain_names_only():
         begun.set()
         go_on.wait()
 
-thread = threading.Thread(target=download)
-thread.start()
-begun.wait()
-pid = os.fork()
-if pid == 0:
-    signal.alarm(20)
+def in_child():
     with hub._plain_names_only():
-        os._exit(0)
-_, status = os.waitpid(pid, 0)
-go_on.set()
-thread.join()
-print(json.dumps(status))
+        pass
 """
 
 
 @FORKS
 def test_a_forked_child_downloads_although_another_thread_was_downloading():
-    assert python(FORKED_IN_A_DOWNLOAD) == 0
+    assert python(FORKED_IN_A_DOWNLOAD + FORK) == 0
 
 
 WORKERS = """
