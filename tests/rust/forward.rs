@@ -105,6 +105,25 @@ fn bits(model: &mut dyn Model, spans: &[Span]) -> Vec<u32> {
     logits.values.into_iter().map(f32::to_bits).collect()
 }
 
+/// The same of a pass that has paused `parts` times already, and does so wherever it can, with `beside` in
+/// each pause.
+fn bits_with_pauses_after(
+    model: &mut dyn Model,
+    spans: &[Span],
+    parts: usize,
+    mut beside: impl FnMut(&mut dyn Model),
+) -> Vec<u32> {
+    for part in parts + 1.. {
+        let logits = model.forward_until(spans, &mut || true, &Cancel::never()).unwrap();
+        if let Some(logits) = logits {
+            assert_eq!(part, model.parts());
+            return logits.values.into_iter().map(f32::to_bits).collect();
+        }
+        beside(model);
+    }
+    unreachable!("the loop has no end")
+}
+
 /// Runs the sequences in passes of at most `together` of them, and returns the logits: those of the passes,
 /// then those of the next tokens.
 fn run(
@@ -177,6 +196,50 @@ fn a_row_does_not_depend_on_the_other_sequences_of_a_pass() {
                         assert!(together[1][index] == alone[1][index], "the next token: {place}");
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_pauses_of_its_pass() {
+    use WeightType::{BF16, Q4_K};
+    let dir = folder();
+    let sequences = sequences();
+    let in_order: Vec<usize> = (0..sequences.len()).collect();
+    let other: Vec<u32> = (0..300).map(|at| at % 97).collect();
+    for dtype in [Q4_K, BF16] {
+        for exact in [false, true] {
+            let mut model = load(&dir, dtype, Isa::detect().unwrap(), exact);
+            let alone = run(&mut model, &sequences, &in_order, 1);
+            for index in in_order.clone() {
+                let Sequence { tokens, prompt, pass, rows } = &sequences[index];
+                let begin = |model: &mut dyn Model, seq: SeqId| {
+                    model.free(seq);
+                    model.begin(seq, &Beginning { tokens, prompt_tokens: *prompt, reusable: 0, salt: "" });
+                    if pass.start > 0 {
+                        let span = Span { seq, tokens: &tokens[..pass.start], start: 0, rows: Rows::None };
+                        model.forward(&[span], &Cancel::never()).unwrap();
+                    }
+                    Span { seq, tokens: &tokens[pass.clone()], start: pass.start, rows: *rows }
+                };
+                let spans = [7, 8, 9].map(|seq| begin(&mut model, SeqId(100 + seq)));
+                let mut start = 0;
+                // The first, the last and the middle sequence leave the pass, one after the other.
+                let mut left = spans.to_vec();
+                for gone in [0, 1] {
+                    let paused = model.forward_until(&left, &mut || true, &Cancel::never()).unwrap();
+                    assert_eq!(paused, None);
+                    model.free(left.remove(gone).seq);
+                }
+                let own = bits_with_pauses_after(&mut model, &left, 2, |model| {
+                    let tokens = &other[start..start + 3];
+                    let span = Span { seq: SeqId(999), tokens, start, rows: Rows::Last };
+                    model.forward(&[span], &Cancel::never()).unwrap();
+                    start += 3;
+                });
+                assert!(own == alone[0][index], "{dtype} exact: {exact}, sequence {index}");
+                model.free(SeqId(999));
             }
         }
     }

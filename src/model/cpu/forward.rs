@@ -14,19 +14,110 @@
 //! chunk may have rows of several [`Phase`]s, and each phase has its own arithmetic. Packed weights are still
 //! read once for the whole chunk. The result of a row does not depend on the rest of its chunk.
 //!
+//! The two lines of a layer are its sublayers. Between them, a chunk is only its residual stream `x`, so it
+//! can pause there while other chunks go through the layers.
+//!
 //! Source: Touvron et al., "LLaMA", arXiv 2302.13971.
 
 use super::CpuModel;
 use super::arithmetic::{Arithmetic, Phase};
 use super::projector::{Projection, Projector, project, project_onto};
-use super::scratch::{BufferRows, step_bytes};
+use super::scratch::{BufferRows, Residuals, step_bytes};
+use crate::config::LlamaConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{AttentionSpan, Output, grown};
-use crate::model::{Cancel, Logits, Rows, Span};
-use crate::sys::reserve;
+use crate::model::{Cancel, Logits, Rows, SeqId, Span};
+use crate::sys::reserve::{self, Held};
 
 /// Maximum number of rows that go through the layers together.
 pub(super) const CHUNK_ROWS: usize = 512;
+/// Attention and MLP.
+pub(super) const SUBLAYERS: usize = 2;
+
+/// Rows on their way through the layers.
+pub(super) struct Chunk {
+    spans: Vec<ChunkSpan>,
+    /// The arithmetic of each row in the layers.
+    layers: Vec<Arithmetic>,
+    /// The arithmetic of each wanted row in the head.
+    head: Vec<Arithmetic>,
+    residuals: Residuals,
+    /// How many sublayers are done.
+    sublayers: usize,
+    /// Memory for buffers that grow.
+    _held: Option<Held>,
+}
+
+/// A span of a chunk: rows of one phase.
+struct ChunkSpan {
+    seq: SeqId,
+    start: usize,
+    rows: usize,
+    /// How many of the last rows' logits are wanted.
+    wanted: usize,
+}
+
+impl From<&Span<'_>> for ChunkSpan {
+    fn from(span: &Span) -> Self {
+        ChunkSpan { seq: span.seq, start: span.start, rows: span.tokens.len(), wanted: span.wanted() }
+    }
+}
+
+impl Chunk {
+    /// Whether it has no rows.
+    pub(super) fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Removes the rows of `seq`.
+    pub(super) fn remove(&mut self, seq: SeqId, config: &LlamaConfig) {
+        let (hidden, half) = (config.hidden_size, config.head_dim / 2);
+        let mut left = self.layers.len();
+        while let Some(index) = self.spans.iter().position(|span| span.seq == seq) {
+            let before = &self.spans[..index];
+            let first: usize = before.iter().map(|span| span.rows).sum();
+            let first_wanted: usize = before.iter().map(|span| span.wanted).sum();
+            let ChunkSpan { rows, wanted, .. } = self.spans.remove(index);
+            let Residuals { x, cos, sin } = &mut self.residuals;
+            for (numbers, width) in [(x, hidden), (cos, half), (sin, half)] {
+                grown(numbers, left * width).copy_within((first + rows) * width.., first * width);
+            }
+            self.layers.drain(first..first + rows);
+            self.head.drain(first_wanted..first_wanted + wanted);
+            left -= rows;
+        }
+    }
+}
+
+/// Cuts spans into chunks. Each span of a chunk has rows of one phase.
+fn chunks<'a>(spans: &[Span<'a>], prompt_tokens: impl Fn(SeqId) -> usize) -> Vec<Vec<Span<'a>>> {
+    let mut chunks = vec![Vec::new()];
+    let mut rows = 0;
+    for span in spans {
+        let prompt_tokens = prompt_tokens(span.seq);
+        let mut rest = *span;
+        while !rest.tokens.is_empty() {
+            if rows == CHUNK_ROWS {
+                chunks.push(Vec::new());
+                rows = 0;
+            }
+            // The prompt ends a span of a chunk, because the phase changes there.
+            let left = match prompt_tokens.saturating_sub(rest.start) {
+                0 => usize::MAX,
+                left => left,
+            };
+            let taken = rest.tokens.len().min(CHUNK_ROWS - rows).min(left);
+            let (tokens, later) = rest.tokens.split_at(taken);
+            // Only the last row is wanted, and it is in a later span.
+            let only_fills = rest.rows == Rows::Last && !later.is_empty();
+            let rows_wanted = if only_fills { Rows::None } else { rest.rows };
+            chunks.last_mut().expect("there is one").push(Span { tokens, rows: rows_wanted, ..rest });
+            rest = Span { tokens: later, start: rest.start + taken, ..rest };
+            rows += taken;
+        }
+    }
+    chunks
+}
 
 impl CpuModel {
     /// Cuts the spans into chunks, runs them in order and collects the wanted logits.
@@ -35,35 +126,48 @@ impl CpuModel {
         let wanted = spans.iter().map(Span::wanted).sum();
         let mut logits = self.logits(wanted)?;
         let mut out = logits.values.as_mut_slice();
-        let mut chunk = Vec::new();
-        let mut rows = 0;
-        for span in spans {
-            let prompt_tokens = self.sequences[&span.seq].prompt_tokens;
-            let mut rest = *span;
-            while !rest.tokens.is_empty() {
-                if rows == CHUNK_ROWS {
-                    out = self.forward_chunk(&chunk, out, cancel)?;
-                    chunk.clear();
-                    rows = 0;
-                }
-                // The prompt ends a span of a chunk, because the phase changes there.
-                let left = match prompt_tokens.saturating_sub(rest.start) {
-                    0 => usize::MAX,
-                    left => left,
-                };
-                let taken = rest.tokens.len().min(CHUNK_ROWS - rows).min(left);
-                let (tokens, later) = rest.tokens.split_at(taken);
-                // Only the last row is wanted, and it is in a later chunk.
-                let only_fills = rest.rows == Rows::Last && !later.is_empty();
-                let rows_wanted = if only_fills { Rows::None } else { rest.rows };
-                chunk.push(Span { tokens, rows: rows_wanted, ..rest });
-                rest = Span { tokens: later, start: rest.start + taken, ..rest };
-                rows += taken;
+        for spans in chunks(spans, |seq| self.sequences[&seq].prompt_tokens) {
+            let mut chunk = self.begin_chunk(&spans)?;
+            while self.has_sublayers(&chunk) {
+                self.run_sublayer(&mut chunk, cancel)?;
             }
+            out = self.end_chunk(chunk, out, cancel)?;
         }
-        self.forward_chunk(&chunk, out, cancel)?;
         self.complete(spans);
         Ok(logits)
+    }
+
+    /// Goes on with `chunk`, or begins one with the spans, until it is through or `pauses` returns true after
+    /// a sublayer. It is then kept in `self.paused`.
+    pub(super) fn forward_chunk_until(
+        &mut self,
+        chunk: Option<Chunk>,
+        spans: &[Span],
+        pauses: &mut dyn FnMut() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<Logits>> {
+        let mut chunk = match chunk {
+            Some(chunk) => chunk,
+            None => {
+                self.reserve(spans)?;
+                let chunks = chunks(spans, |seq| self.sequences[&seq].prompt_tokens);
+                let [spans_of_phases] = &chunks[..] else {
+                    return self.forward_chunks(spans, cancel).map(Some);
+                };
+                self.begin_chunk(spans_of_phases)?
+            }
+        };
+        while self.has_sublayers(&chunk) {
+            self.run_sublayer(&mut chunk, cancel)?;
+            if self.has_sublayers(&chunk) && pauses() {
+                self.paused = Some(chunk);
+                return Ok(None);
+            }
+        }
+        let mut logits = self.logits(chunk.head.len())?;
+        self.end_chunk(chunk, &mut logits.values, cancel)?;
+        self.complete(spans);
+        Ok(Some(logits))
     }
 
     /// `rows` rows of logits, which hold anything. Takes the spare ones if they are large enough: to get some
@@ -79,57 +183,34 @@ impl CpuModel {
         Ok(Logits { values, vocab_size })
     }
 
-    /// Runs at most `CHUNK_ROWS` rows through all layers, and writes their logits to the beginning of `out`.
-    /// Returns the rest of `out`. Each span has rows of one phase.
-    fn forward_chunk<'a>(
-        &mut self,
-        spans: &[Span],
-        out: &'a mut [f32],
-        cancel: &Cancel,
-    ) -> Result<&'a mut [f32]> {
-        if spans.is_empty() {
-            return Ok(out);
-        }
-        let CpuModel { config, kernels, exact, weights, inv_freq, block_pool, sequences, scratch, .. } = self;
-        let attention_factor = config.rope.attention_factor();
+    /// A chunk of at most `CHUNK_ROWS` rows before the first layer: embeddings, and the angles of RoPE.
+    fn begin_chunk(&mut self, spans: &[Span]) -> Result<Chunk> {
+        let CpuModel { config, kernels, exact, weights, inv_freq, sequences, scratch, .. } = self;
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
-        let epsilon = config.rms_norm_eps as f32;
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
-        let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-
-        // The arithmetic of each row in the layers, and of each wanted row in the head.
-        let (mut arithmetic, mut head) = (Vec::with_capacity(rows), Vec::new());
-        let mut rounds_attention = Vec::with_capacity(spans.len());
+        let (mut layers, mut head) = (Vec::with_capacity(rows), Vec::new());
         for span in spans {
             let prompt_tokens = sequences[&span.seq].prompt_tokens;
             let phase = Phase::of(span.start, prompt_tokens);
             let end = span.start + span.tokens.len();
-            let of_layers = Arithmetic::of_layers(phase, *exact);
-            arithmetic.extend(span.tokens.iter().map(|_| of_layers));
-            rounds_attention.push(of_layers.attention_bits16);
+            layers.extend(span.tokens.iter().map(|_| Arithmetic::of_layers(phase, *exact)));
             let wanted = end - span.wanted()..end;
             head.extend(wanted.map(|at| Arithmetic::of_head(phase, *exact, at + 1 == prompt_tokens)));
         }
 
         // Buffers that grow, here and in the kernels' threads, cannot report that there is no memory.
-        let largest = scratch.largest.max(BufferRows::of_chunk(&arithmetic, &head));
-        let _held = if largest != scratch.largest {
+        let largest = scratch.largest.max(BufferRows::of_chunk(&layers, &head));
+        let held = if largest != scratch.largest || scratch.residuals.is_empty() {
             let bytes = step_bytes(config, kernels.pool().threads(), rows);
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             Some(reserve::hold("the scratch buffers of a step", bytes)?)
         } else {
             None
         };
-        let x = grown(&mut scratch.x, rows * hidden);
-        let normed = grown(&mut scratch.normed, rows * hidden);
-        let queries = grown(&mut scratch.queries, rows * query_heads * head_dim);
-        let keys = grown(&mut scratch.keys, rows * kv_heads * head_dim);
-        let values = grown(&mut scratch.values, rows * kv_heads * head_dim);
-        let attended = grown(&mut scratch.attended, rows * query_heads * head_dim);
-        let cos = grown(&mut scratch.cos, rows * head_dim / 2);
-        let sin = grown(&mut scratch.sin, rows * head_dim / 2);
-        let mut projector =
-            Projector { kernels, quantized: &mut scratch.quantized, gemm: &mut scratch.gemm, cancel };
+        let mut residuals = scratch.residuals.pop().unwrap_or_default();
+        let x = grown(&mut residuals.x, rows * hidden);
+        let cos = grown(&mut residuals.cos, rows * head_dim / 2);
+        let sin = grown(&mut residuals.sin, rows * head_dim / 2);
 
         let ids = spans.iter().flat_map(|span| span.tokens);
         for (x, &id) in x.chunks_exact_mut(hidden).zip(ids) {
@@ -140,67 +221,132 @@ impl CpuModel {
             let positions = span.start..span.start + span.tokens.len();
             positions.flat_map(move |position| inv_freq.iter().map(move |f| position as f32 * f))
         });
+        let attention_factor = config.rope.attention_factor();
         for ((cos, sin), angle) in cos.iter_mut().zip(sin.iter_mut()).zip(angles) {
             let (angle_sin, angle_cos) = angle.sin_cos();
             (*sin, *cos) = (angle_sin * attention_factor, angle_cos * attention_factor);
         }
-        let check = || if cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) };
+        let spans = spans.iter().map(ChunkSpan::from).collect();
+        Ok(Chunk { spans, layers, head, residuals, sublayers: 0, _held: held })
+    }
 
-        for (index, layer) in weights.layers.iter().enumerate() {
-            check()?;
-            kernels.rms_norm(x, &layer.input_layernorm, epsilon, normed, cancel);
-            let projections = [
-                project(&layer.q_proj, queries),
-                project(&layer.k_proj, keys),
-                project(&layer.v_proj, values),
-            ];
-            projector.run(normed, &arithmetic, projections);
-            kernels.rope(queries, head_dim, cos, sin, cancel);
-            kernels.rope(keys, head_dim, cos, sin, cancel);
-            // A cancelled product leaves its output unfinished, which must not reach the KV cache.
-            check()?;
-            let mut first = 0;
-            for span in spans {
-                let part = first * kv_heads * head_dim..(first + span.tokens.len()) * kv_heads * head_dim;
-                let kv = &sequences[&span.seq].kv;
-                kv.write(block_pool, index, span.start, &keys[part.clone()], &values[part]);
-                first += span.tokens.len();
-            }
-            let attention: Vec<AttentionSpan> = spans
-                .iter()
-                .zip(&rounds_attention)
-                .map(|(span, &bits16)| AttentionSpan {
-                    rows: span.tokens.len(),
-                    position: span.start,
-                    bits16,
-                    kv_blocks: sequences[&span.seq].kv.layer(block_pool, index),
-                })
-                .collect();
-            kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
-            projector.run(attended, &arithmetic, [project_onto(&layer.o_proj, x)]);
+    fn has_sublayers(&self, chunk: &Chunk) -> bool {
+        chunk.sublayers < SUBLAYERS * self.weights.layers.len()
+    }
 
-            kernels.rms_norm(x, &layer.post_attention_layernorm, epsilon, normed, cancel);
-            let buffers = [&mut scratch.gate, &mut scratch.up];
-            projector.run_mlp(normed, &arithmetic, layer, config.hidden_act, buffers, x);
+    /// Runs a chunk's next sublayer. After an error, the chunk is of no use.
+    fn run_sublayer(&mut self, chunk: &mut Chunk, cancel: &Cancel) -> Result<()> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
         }
-        check()?;
+        let layer = chunk.sublayers / SUBLAYERS;
+        if chunk.sublayers.is_multiple_of(SUBLAYERS) {
+            self.run_attention(chunk, layer, cancel)?;
+        } else {
+            self.run_mlp(chunk, layer, cancel);
+        }
+        chunk.sublayers += 1;
+        Ok(())
+    }
 
+    /// `x += o_proj(attention(...))`
+    fn run_attention(&mut self, chunk: &mut Chunk, index: usize, cancel: &Cancel) -> Result<()> {
+        let CpuModel { config, kernels, weights, block_pool, sequences, scratch, .. } = self;
+        let layer = &weights.layers[index];
+        let Chunk { spans, layers: arithmetic, residuals, .. } = chunk;
+        let rows = arithmetic.len();
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let x = grown(&mut residuals.x, rows * hidden);
+        let cos = grown(&mut residuals.cos, rows * head_dim / 2);
+        let sin = grown(&mut residuals.sin, rows * head_dim / 2);
+        let normed = grown(&mut scratch.normed, rows * hidden);
+        let queries = grown(&mut scratch.queries, rows * query_heads * head_dim);
+        let keys = grown(&mut scratch.keys, rows * kv_heads * head_dim);
+        let values = grown(&mut scratch.values, rows * kv_heads * head_dim);
+        let attended = grown(&mut scratch.attended, rows * query_heads * head_dim);
+        let mut projector =
+            Projector { kernels, quantized: &mut scratch.quantized, gemm: &mut scratch.gemm, cancel };
+
+        kernels.rms_norm(x, &layer.input_layernorm, config.rms_norm_eps as f32, normed, cancel);
+        let projections =
+            [project(&layer.q_proj, queries), project(&layer.k_proj, keys), project(&layer.v_proj, values)];
+        projector.run(normed, arithmetic, projections);
+        kernels.rope(queries, head_dim, cos, sin, cancel);
+        kernels.rope(keys, head_dim, cos, sin, cancel);
+        // A cancelled product leaves its output unfinished, which must not reach the KV cache.
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let mut first = 0;
+        let mut attention = Vec::with_capacity(spans.len());
+        for &ChunkSpan { seq, start, rows, .. } in &*spans {
+            let part = first * kv_heads * head_dim..(first + rows) * kv_heads * head_dim;
+            let kv = &sequences[&seq].kv;
+            kv.write(block_pool, index, start, &keys[part.clone()], &values[part]);
+            // The rows of a span are of one phase.
+            let bits16 = arithmetic[first].attention_bits16;
+            attention.push(AttentionSpan { rows, position: start, bits16, kv_blocks: Vec::new() });
+            first += rows;
+        }
+        for (attention, span) in attention.iter_mut().zip(&*spans) {
+            attention.kv_blocks = sequences[&span.seq].kv.layer(block_pool, index);
+        }
+        kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
+        projector.run(attended, arithmetic, [project_onto(&layer.o_proj, x)]);
+        Ok(())
+    }
+
+    /// `x += down_proj(...)`
+    fn run_mlp(&mut self, chunk: &mut Chunk, index: usize, cancel: &Cancel) {
+        let CpuModel { config, kernels, weights, scratch, .. } = self;
+        let layer = &weights.layers[index];
+        let len = chunk.layers.len() * config.hidden_size;
+        let x = grown(&mut chunk.residuals.x, len);
+        let normed = grown(&mut scratch.normed, len);
+        kernels.rms_norm(x, &layer.post_attention_layernorm, config.rms_norm_eps as f32, normed, cancel);
+        let mut projector =
+            Projector { kernels, quantized: &mut scratch.quantized, gemm: &mut scratch.gemm, cancel };
+        let buffers = [&mut scratch.gate, &mut scratch.up];
+        projector.run_mlp(normed, &chunk.layers, layer, config.hidden_act, buffers, x);
+    }
+
+    /// Writes the logits of a chunk that is through the layers to the beginning of `out`. Returns the rest of
+    /// `out`.
+    fn end_chunk<'a>(&mut self, chunk: Chunk, out: &'a mut [f32], cancel: &Cancel) -> Result<&'a mut [f32]> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let CpuModel { config, kernels, weights, scratch, .. } = self;
+        let Chunk { spans, layers, head, mut residuals, .. } = chunk;
+        let hidden = config.hidden_size;
+        let x = grown(&mut residuals.x, layers.len() * hidden);
         // Move the rows whose logits are wanted to the front.
         let (mut first, mut moved) = (0, 0);
-        for span in spans {
-            let last = first + span.tokens.len();
-            let wanted = span.wanted();
+        for ChunkSpan { rows, wanted, .. } in spans {
+            let last = first + rows;
             x.copy_within((last - wanted) * hidden..last * hidden, moved * hidden);
             moved += wanted;
             first = last;
         }
-        let normed = &mut normed[..head.len() * hidden];
-        kernels.rms_norm(&x[..head.len() * hidden], &weights.norm, epsilon, normed, cancel);
+        let normed = grown(&mut scratch.normed, head.len() * hidden);
+        kernels.rms_norm(
+            &x[..head.len() * hidden],
+            &weights.norm,
+            config.rms_norm_eps as f32,
+            normed,
+            cancel,
+        );
         let (out, later) = out.split_at_mut(head.len() * config.vocab_size);
         let lm_head = Projection { weight: weights.lm_head(), bias: None, out, output: Output::Set };
+        let mut projector =
+            Projector { kernels, quantized: &mut scratch.quantized, gemm: &mut scratch.gemm, cancel };
         projector.run(normed, &head, [lm_head]);
-        scratch.largest = largest;
-        check()?;
+        scratch.largest = scratch.largest.max(BufferRows::of_chunk(&layers, &head));
+        scratch.residuals.push(residuals);
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
         Ok(later)
     }
 }

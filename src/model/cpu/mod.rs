@@ -22,6 +22,7 @@ use crate::kv_cache::{BlockPool, Context, KvShape, PagedKv};
 use crate::model::{Beginning, Cancel, KvBlocks, Logits, MAX_SALT_BYTES, Model, SeqId, Span, Storage};
 use crate::sys::reserve;
 use arithmetic::Phase;
+use forward::{Chunk, SUBLAYERS};
 use scratch::Scratch;
 pub use scratch::scratch_bytes;
 use std::collections::HashMap;
@@ -73,6 +74,8 @@ pub struct CpuModel {
     prefix_cache: bool,
     sequences: HashMap<SeqId, Sequence>,
     scratch: Scratch,
+    /// Rows that pause between two sublayers.
+    paused: Option<Chunk>,
     /// Logits that were given back.
     spare_logits: Vec<f32>,
 }
@@ -123,6 +126,7 @@ impl CpuModel {
             prefix_cache: options.prefix_cache,
             sequences: HashMap::new(),
             scratch: Scratch::default(),
+            paused: None,
             spare_logits: Vec::new(),
             config,
             kernels,
@@ -143,6 +147,13 @@ impl CpuModel {
             rope_tokens: self.config.rope.stretched_tokens(beginning.prompt_tokens),
             salt: beginning.salt.into(),
         })
+    }
+
+    /// Checks spans, and that the weights can be read.
+    fn check(&self, spans: &[Span]) -> Result<()> {
+        crate::model::check_spans(spans, self.config.vocab_size)?;
+        // If a mapped file was cut short since, reading the missing part would kill the process.
+        self.weights.files.check()
     }
 
     /// Makes room for the keys and values of the spans. After an error, the sequences have no more blocks
@@ -170,8 +181,9 @@ impl CpuModel {
     /// Drops keys and values from the start of each span on.
     fn truncate(&mut self, spans: &[Span]) {
         for span in spans {
-            let kv = &mut self.sequences.get_mut(&span.seq).expect("it has begun").kv;
-            kv.truncate(span.start, &mut self.block_pool);
+            if let Some(sequence) = self.sequences.get_mut(&span.seq) {
+                sequence.kv.truncate(span.start, &mut self.block_pool);
+            }
         }
     }
 
@@ -198,15 +210,31 @@ pub fn check_tensors(config: &LlamaConfig, checkpoint: &Checkpoint, lm_head: LmH
 
 impl Model for CpuModel {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits> {
-        super::check_spans(spans, self.config.vocab_size)?;
-        // If a mapped file was cut short since, reading the missing part would kill the process.
-        self.weights.files.check()?;
+        self.check(spans)?;
         let logits = self.forward_chunks(spans, cancel);
         if logits.is_err() {
             // The blocks that were taken for the spans may be needed for others first.
             self.truncate(spans);
         }
         logits
+    }
+
+    fn forward_until(
+        &mut self,
+        spans: &[Span],
+        pauses: &mut dyn FnMut() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<Logits>> {
+        let chunk = self.paused.take();
+        let logits = self.check(spans).and_then(|()| self.forward_chunk_until(chunk, spans, pauses, cancel));
+        if logits.is_err() {
+            self.truncate(spans);
+        }
+        logits
+    }
+
+    fn parts(&self) -> usize {
+        SUBLAYERS * self.config.num_hidden_layers
     }
 
     fn reclaim(&mut self, logits: Logits) {
@@ -237,6 +265,10 @@ impl Model for CpuModel {
         if let Some(mut sequence) = self.sequences.remove(&seq) {
             sequence.kv.truncate(0, &mut self.block_pool);
         }
+        if let Some(chunk) = &mut self.paused {
+            chunk.remove(seq, &self.config);
+        }
+        self.paused.take_if(|chunk| chunk.is_empty());
     }
 
     fn vocab_size(&self) -> usize {

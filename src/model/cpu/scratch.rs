@@ -9,8 +9,6 @@ use crate::kernels::{GemmScratch, QuantizedRows, ScratchShape, thread_scratch_by
 /// Buffers for one chunk; they grow to the largest chunk seen and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// `(rows, hidden_size)`: the residual stream
-    pub(super) x: Vec<f32>,
     /// `(rows, hidden_size)`
     pub(super) normed: Vec<f32>,
     /// `(rows, num_attention_heads, head_dim)`
@@ -25,15 +23,24 @@ pub(super) struct Scratch {
     pub(super) gate: Vec<f32>,
     /// As `gate`.
     pub(super) up: Vec<f32>,
-    /// `(rows, head_dim / 2)`
-    pub(super) cos: Vec<f32>,
-    /// As `cos`.
-    pub(super) sin: Vec<f32>,
+    /// Those of chunks that are through the layers.
+    pub(super) residuals: Vec<Residuals>,
     /// The input of a product, quantised to 8 bits.
     pub(super) quantized: QuantizedRows,
     pub(super) gemm: GemmScratch,
     /// The most rows so far.
     pub(super) largest: BufferRows,
+}
+
+/// Buffers that a chunk keeps while it is on its way through the layers, so that others can pass it.
+#[derive(Default)]
+pub(super) struct Residuals {
+    /// `(rows, hidden_size)`: the residual stream
+    pub(super) x: Vec<f32>,
+    /// `(rows, head_dim / 2)`
+    pub(super) cos: Vec<f32>,
+    /// As `cos`.
+    pub(super) sin: Vec<f32>,
 }
 
 /// An upper bound for the buffers of a step on `threads` threads in bytes, including the logits of one row of
@@ -46,12 +53,13 @@ pub fn scratch_bytes(config: &LlamaConfig, threads: usize) -> u64 {
 pub(super) fn step_bytes(config: &LlamaConfig, threads: usize, rows: usize) -> u64 {
     let (hidden, inner, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    // Keys and values are also converted to the KV cache's type.
-    let heads = 2 * query_heads + 3 * kv_heads + 1;
+    // Keys and values are also converted to the KV cache's type. Two chunks may have [`Residuals`], of which
+    // one is paused.
+    let heads = 2 * query_heads + 3 * kv_heads + 2;
     // Kernels copy the input of a product into their own layout: one copy in f32, one in 8 bits.
     let widest = hidden.max(inner).max(query_heads * head_dim);
     let inputs = widest + QuantizedRows::row_bytes(widest.next_multiple_of(32)) / size_of::<f32>();
-    let row = 2 * hidden + heads * head_dim + 2 * inner + inputs;
+    let row = 3 * hidden + heads * head_dim + 2 * inner + inputs;
     // Kernels add rows of zeros to fill their last panel.
     let elements = (rows.next_multiple_of(32) as u64).saturating_mul(row as u64);
     let logits = (rows.min(MAX_NUM_SEQS) as u64 + 1).saturating_mul(config.vocab_size as u64);
