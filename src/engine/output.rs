@@ -33,6 +33,12 @@ pub trait TokenSink: Send {
     /// Any error ends the sequence. It is then passed to [`TokenSink::fail`].
     fn step(&mut self, step: Step, stats: &Stats) -> Result<Flow>;
 
+    /// Whether the reader waits for the end and wants no token before it. Prompts then delay the sequence's
+    /// tokens longer.
+    fn wants_whole(&self) -> bool {
+        false
+    }
+
     /// Tells the reader of the steps that were taken. If they ended the sequence, its blocks are free by now.
     fn deliver(&mut self);
 

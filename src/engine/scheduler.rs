@@ -1,13 +1,15 @@
 //! The sequences, and which of their tokens the next forward pass processes.
 //!
-//! A pass holds the newest token of every running sequence and, beside them, some tokens of prompts: as many
-//! as do not delay the others much ([`Pace`]). Sequences begin in the order of their requests. If the KV
-//! cache is full, the youngest sequence loses its blocks and is computed again later, with the same result.
+//! A step is a pass over the newest token of every running sequence and over short prompts, then a slice of a
+//! pass over long prompts, which pauses before the others wait long ([`Pace`]). If the model cannot pause,
+//! one pass has all: the newest tokens, and as many tokens of prompts as do not delay them much. Sequences
+//! begin in the order of their requests. If the KV cache is full, the youngest sequence loses its blocks and
+//! is computed again later, with the same result.
 
 use super::engine::{EngineOptions, Shared};
 use super::metrics::Metrics;
 use super::output::Flow;
-use super::pace::Pace;
+use super::pace::{Granularity, Pace};
 use super::rereads::Rereads;
 use super::sequence::{Ending, FinishReason, Sequence, Task, blocks};
 use crate::error::{Error, Result};
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// A pass is given up for a sequence that was stopped so long ago, although the others lose its work.
 const MAX_STOP_DELAY: Duration = Duration::from_millis(100);
+/// A prompt that ends within so many passes beside decoding sequences is short.
+const SHORT_PASSES: usize = 2;
 /// How many waiting sequences are compared with the running ones, to begin those that share no prompt.
 const MAX_LOOK_AHEAD: usize = 64;
 
@@ -35,12 +39,12 @@ pub(super) struct Scheduler {
     /// Those whose readers are slow. They keep their blocks until others need them.
     paused: Vec<Sequence>,
     pace: Pace,
-    /// Rows that the oldest prompt has lent to shorter ones: see [`share`].
-    lent: usize,
+    /// The pass that pauses now.
+    prefill: Option<Prefill>,
+    /// Whether the last step processed prompts beside that pass. The next one does not.
+    ran_beside: bool,
     /// The number of the pass that runs next.
     pass: u64,
-    /// Whether the last pass was given up for new sequences. The next one is not.
-    gave_way: bool,
     /// Those that have ended, whose readers do not know it yet.
     ended: Vec<(Sequence, Ending)>,
     rereads: Rereads,
@@ -56,20 +60,42 @@ struct Part {
     tokens: usize,
 }
 
+/// What the next step processes.
+struct Choice {
+    /// The newest tokens of the sequences that decode, then prompts.
+    parts: Vec<Part>,
+    /// Prompts of a pass that can pause.
+    prefill: Vec<Part>,
+}
+
+/// A pass over prompts that can pause.
+struct Prefill {
+    /// The sequences, and the maximum tokens of each.
+    parts: Vec<(SeqId, usize)>,
+    /// How long its slices took.
+    took: Duration,
+    /// How long its last two parts took, the last one second. They alternate.
+    last: [Duration; 2],
+}
+
 impl Scheduler {
     pub(super) fn new(model: Box<dyn Model>, options: EngineOptions) -> Self {
         let EngineOptions { context_length, max_num_seqs } = options;
         Scheduler {
             max_num_seqs: max_num_seqs.unwrap_or_else(|| model.max_num_seqs()).max(1),
-            pace: Pace::new(model.min_rows(), model.rows_together()),
+            pace: Pace::new(Granularity {
+                min_rows: model.min_rows(),
+                rows_together: model.rows_together(),
+                parts: model.parts(),
+            }),
             model,
             context_length,
             waiting: Vec::new(),
             running: Vec::new(),
             paused: Vec::new(),
-            lent: 0,
+            prefill: None,
+            ran_beside: false,
             pass: 1,
-            gave_way: false,
             ended: Vec::new(),
             rereads: Rereads::default(),
             totals: Metrics::default(),
@@ -141,31 +167,130 @@ impl Scheduler {
         queues.map(std::mem::take).into_iter().flatten()
     }
 
-    /// Ends what is stopped, begins what has its turn, and runs one forward pass.
+    /// Ends what is stopped, begins what has its turn, and runs one pass and a slice of another.
     pub(super) fn step(&mut self, shared: &Shared) {
         let started = Instant::now();
         self.end_stopped(started);
         self.resume();
-        let mut parts = Vec::new();
         if self.is_idle() {
             self.reread(shared, started);
-        } else {
-            self.begin();
-            parts = self.choose_with_room();
+            self.deliver(&[], shared);
+            return;
         }
+        self.begin();
+        let Choice { parts, prefill } = self.choose_with_room();
+        if !prefill.is_empty() {
+            self.begin_prefill(&prefill);
+        }
+        self.ran_beside = parts.iter().any(|part| !self.running[part.index].decodes());
+        self.run_parts(&parts, shared, started);
+        if !self.ran_beside {
+            self.run_prefill(shared);
+        }
+    }
+
+    /// Runs a pass, and tells the readers.
+    fn run_parts(&mut self, parts: &[Part], shared: &Shared, started: Instant) {
         let seqs: Vec<SeqId> = parts.iter().map(|part| self.running[part.index].seq).collect();
         if !parts.is_empty() {
-            match self.forward(&parts, shared) {
-                Ok(logits) => self.take(&parts, logits, started),
-                Err(Error::Cancelled) => {}
-                Err(error) if parts.len() == 1 => self.end_at(parts[0].index, Ending::Failed(error)),
-                // One of the sequences may be the reason, so each runs alone.
-                Err(_) => self.forward_alone(&parts, shared),
+            match self.forward(parts, shared) {
+                Ok(logits) => {
+                    let (decoding, rows) = self.take(parts, logits, started);
+                    self.pace.record(decoding, rows, started.elapsed());
+                }
+                Err(error) => self.end_failed(parts, error, shared),
             }
             self.pass += 1;
             self.totals.busy += started.elapsed();
         }
         self.deliver(&seqs, shared);
+    }
+
+    /// Begins a pass over prompts that can pause.
+    fn begin_prefill(&mut self, parts: &[Part]) {
+        for part in parts {
+            let sequence = &mut self.running[part.index];
+            sequence.reserved = sequence.computed + sequence.span(part.tokens).tokens.len();
+        }
+        let parts = parts.iter().map(|part| (self.running[part.index].seq, part.tokens)).collect();
+        self.prefill = Some(Prefill { parts, took: Duration::ZERO, last: [Duration::ZERO; 2] });
+    }
+
+    /// Runs a slice of the pass that can pause, or its rest if nobody waits. Tells the readers when it is
+    /// through.
+    fn run_prefill(&mut self, shared: &Shared) {
+        let is_urgent = self.has_urgent();
+        let Some(mut prefill) = self.prefill.take() else { return };
+        let parts: Vec<Part> = prefill
+            .parts
+            .iter()
+            .filter_map(|&(seq, tokens)| {
+                let index = self.running.binary_search_by_key(&seq, |sequence| sequence.seq).ok()?;
+                Some(Part { index, tokens })
+            })
+            .collect();
+        let decoding = self.running.iter().filter(|sequence| sequence.decodes()).count();
+        let slice = (decoding > 0 || is_urgent).then(|| self.pace.slice(decoding, is_urgent));
+        let started = Instant::now();
+        let mut last = started;
+        let Prefill { last: times, .. } = &mut prefill;
+        let mut pauses = || {
+            let now = Instant::now();
+            *times = [times[1], now - last];
+            last = now;
+            match slice {
+                Some(slice) if now - started + times[0] > slice => true,
+                Some(_) if is_urgent => false,
+                _ => shared.has_news(),
+            }
+        };
+        let result =
+            self.run(&parts, shared, |model, spans, cancel| model.forward_until(spans, &mut pauses, cancel));
+        let began = started.checked_sub(prefill.took).unwrap_or(started);
+        prefill.took += started.elapsed();
+        self.totals.busy += started.elapsed();
+        if let Ok(None) = result {
+            self.prefill = Some(prefill);
+            return;
+        }
+        for part in &parts {
+            self.running[part.index].reserved = 0;
+        }
+        let seqs: Vec<SeqId> = prefill.parts.iter().map(|(seq, _)| *seq).collect();
+        match result {
+            Ok(None) => {}
+            Ok(Some(logits)) => {
+                let (_, rows) = self.take(&parts, logits, began);
+                self.pace.record_paused(rows, prefill.took);
+            }
+            Err(error) => self.end_failed(&parts, error, shared),
+        }
+        self.pass += 1;
+        self.deliver(&seqs, shared);
+    }
+
+    /// Whether a reader waits for the next token of a sequence that is not in the pass that pauses: a stream,
+    /// or a short prompt.
+    fn has_urgent(&self) -> bool {
+        let short = SHORT_PASSES * self.pace.rows_beside(0);
+        self.running.iter().any(|sequence| match sequence.decodes() {
+            true => sequence.is_streamed(),
+            false => sequence.pending() <= short && !self.is_in_prefill(sequence.seq),
+        })
+    }
+
+    fn is_in_prefill(&self, seq: SeqId) -> bool {
+        self.prefill.iter().flat_map(|prefill| &prefill.parts).any(|(other, _)| *other == seq)
+    }
+
+    /// Ends what made a pass fail.
+    fn end_failed(&mut self, parts: &[Part], error: Error, shared: &Shared) {
+        match error {
+            Error::Cancelled => {}
+            error if parts.len() == 1 => self.end_at(parts[0].index, Ending::Failed(error)),
+            // One of the sequences may be the reason, so each runs alone.
+            _ => self.forward_alone(parts, shared),
+        }
     }
 
     /// Reads a part of a finished answer again, until there is other work.
@@ -295,16 +420,15 @@ impl Scheduler {
         })
     }
 
-    /// Chooses the parts of the next pass, and takes the blocks of younger sequences until it has room.
-    fn choose_with_room(&mut self) -> Vec<Part> {
+    /// Chooses what the next step processes, and takes the blocks of younger sequences until it has room.
+    fn choose_with_room(&mut self) -> Choice {
         loop {
-            let mut lent = self.lent;
-            let parts = self.choose(&mut lent);
-            let wanted: usize = parts.iter().map(|part| self.running[part.index].growth(part.tokens)).sum();
+            let choice = self.choose();
+            let parts = choice.parts.iter().chain(&choice.prefill);
+            let wanted: usize = parts.map(|part| self.running[part.index].growth(part.tokens)).sum();
             let kv = self.model.kv_blocks();
             if wanted <= kv.free {
-                self.lent = lent;
-                return parts;
+                return choice;
             }
             if self.preempt_idle() {
                 continue;
@@ -313,6 +437,7 @@ impl Scheduler {
                 let tokens = self.running[0].tokens.len();
                 self.end_at(0, Ending::Failed(no_room(tokens, kv.total)));
             } else if let Some(mut youngest) = self.running.pop() {
+                self.leave_prefill(youngest.seq);
                 preempt(self.model.as_mut(), &mut youngest, &mut self.totals);
                 let at = self.waiting.partition_point(|other| other.seq < youngest.seq);
                 self.waiting.insert(at, youngest);
@@ -330,11 +455,11 @@ impl Scheduler {
         true
     }
 
-    /// The parts of the next pass: the newest tokens of the sequences that decode, then prompts. `lent` is
-    /// that of [`share`].
-    fn choose(&self, lent: &mut usize) -> Vec<Part> {
+    /// What the next step processes.
+    fn choose(&self) -> Choice {
         let width = self.model.max_spans();
         let indices = 0..self.running.len();
+        let indices = indices.filter(|&index| !self.is_in_prefill(self.running[index].seq));
         let (mut decoding, mut filling): (Vec<usize>, Vec<usize>) =
             indices.partition(|&index| self.running[index].decodes());
         if decoding.len() + filling.len() > width {
@@ -344,39 +469,72 @@ impl Scheduler {
             all.truncate(width);
             (decoding, filling) = all.into_iter().partition(|&index| self.running[index].decodes());
         }
-        let left: Vec<usize> = filling.iter().map(|&index| self.running[index].pending()).collect();
         let beside = self.pace.rows_beside(decoding.len());
-        let (short, long) = (left.iter().any(|&left| left <= beside), left.iter().any(|&left| left > beside));
-        let is_awaited = !decoding.is_empty() || short && long;
-        let budget = if is_awaited { beside } else { self.pace.most_rows() };
         let mut parts: Vec<Part> = decoding.iter().map(|&index| Part { index, tokens: 1 }).collect();
-        let shares = filling.into_iter().zip(share(budget, &left, lent)).filter(|(_, tokens)| *tokens > 0);
-        let mut prompts: Vec<Part> = shares.map(|(index, tokens)| Part { index, tokens }).collect();
+        if self.model.parts() == 1 {
+            let is_short = |&&index: &&usize| self.running[index].pending() <= beside;
+            let short = filling.iter().filter(is_short).count();
+            let is_awaited = !decoding.is_empty() || (1..filling.len()).contains(&short);
+            parts.extend(self.prompts(&filling, if is_awaited { beside } else { self.pace.most_rows() }));
+            return Choice { parts, prefill: Vec::new() };
+        }
+        let is_short = |&index: &usize| self.running[index].pending() <= SHORT_PASSES * beside;
+        let (mut short, mut long): (Vec<usize>, Vec<usize>) = filling.into_iter().partition(is_short);
+        if decoding.is_empty() && long.is_empty() && self.prefill.is_none() {
+            // Nobody waits for short prompts, so that as many as possible share a pass.
+            std::mem::swap(&mut short, &mut long);
+        }
+        let mut prefill = Vec::new();
+        let gives_way = self.ran_beside && (self.prefill.is_some() || !long.is_empty());
+        if !short.is_empty() && !gives_way {
+            parts.extend(self.prompts(&short, beside));
+        } else if self.prefill.is_none() {
+            let is_streamed = |&index: &usize| self.running[index].is_streamed();
+            let is_urgent = !short.is_empty() || decoding.iter().any(is_streamed);
+            let rows = if is_urgent { self.pace.paused_rows(decoding.len()) } else { self.pace.most_rows() };
+            prefill = self.prompts(&long, rows);
+            if is_urgent {
+                // No pause interrupts the output head.
+                for part in prefill.iter_mut().filter(|part| self.wants_all_rows(part)) {
+                    part.tokens = part.tokens.min(beside);
+                }
+            }
+        }
+        Choice { parts, prefill }
+    }
+
+    /// The parts of a pass with `budget` rows for prompts.
+    fn prompts(&self, indices: &[usize], budget: usize) -> Vec<Part> {
+        let left: Vec<usize> = indices.iter().map(|&index| self.running[index].pending()).collect();
+        let shares = indices.iter().zip(share(budget, &left)).filter(|(_, tokens)| *tokens > 0);
+        let mut parts: Vec<Part> = shares.map(|(&index, tokens)| Part { index, tokens }).collect();
         // The length of a prompt decides which kernels compute it. In this order, prompts that use the same
         // kernels go through the layers together.
-        prompts.sort_by_key(|part| self.running[part.index].prompt_tokens);
-        parts.extend(prompts);
+        parts.sort_by_key(|part| self.running[part.index].prompt_tokens);
         parts
     }
 
-    /// Runs the model. Gives up if all sequences of the pass are stopped, and in some cases before that.
+    fn wants_all_rows(&self, part: &Part) -> bool {
+        self.running[part.index].span(part.tokens).rows == Rows::All
+    }
+
+    /// Runs the model. Gives up if all sequences of the pass are stopped, or if one is for long.
     fn forward(&mut self, parts: &[Part], shared: &Shared) -> Result<Logits> {
-        let Scheduler { model, running, pace, gave_way, .. } = self;
+        self.run(parts, shared, |model, spans, cancel| model.forward(spans, cancel))
+    }
+
+    /// Calls `forward` with the spans of a pass.
+    fn run<T>(
+        &mut self,
+        parts: &[Part],
+        shared: &Shared,
+        forward: impl FnOnce(&mut dyn Model, &[Span], &Cancel) -> Result<T>,
+    ) -> Result<T> {
+        let Scheduler { model, running, .. } = self;
         let spans: Vec<Span> = parts.iter().map(|part| running[part.index].span(part.tokens)).collect();
-        let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
-        let may_give_way = !*gave_way
-            && model.max_spans() > 1
-            && rows > 2 * pace.rows_beside(0)
-            && !parts.iter().any(|part| running[part.index].decodes());
-        *gave_way = false;
         let first_stopped = std::cell::Cell::new(None);
-        let gives_way = std::cell::Cell::new(false);
         let should_stop = || {
             if shared.is_closed() || reserve::is_exhausted() {
-                return true;
-            }
-            if may_give_way && shared.has_submitted() {
-                gives_way.set(true);
                 return true;
             }
             let now = Instant::now();
@@ -388,9 +546,7 @@ impl Scheduler {
             stopped == parts.len() || first_stopped.get().is_some_and(|first| now - first >= MAX_STOP_DELAY)
         };
         let flag = AtomicBool::new(false);
-        let result = model.forward(&spans, &Cancel::with_poll(&flag, &should_stop));
-        *gave_way = gives_way.get();
-        match result {
+        match forward(model.as_mut(), &spans, &Cancel::with_poll(&flag, &should_stop)) {
             Err(Error::Cancelled) if reserve::is_exhausted() => Err(reserve::exhausted()),
             result => result,
         }
@@ -410,16 +566,16 @@ impl Scheduler {
         self.end_all(failed);
     }
 
-    /// Hands the logits of a pass to its sequences.
-    fn take(&mut self, parts: &[Part], mut logits: Logits, started: Instant) {
+    /// Hands the logits of a pass to its sequences. Returns how many decoded, and the rows of prompts.
+    fn take(&mut self, parts: &[Part], mut logits: Logits, started: Instant) -> (usize, usize) {
         let decoding = parts.iter().filter(|part| self.running[part.index].decodes()).count();
         let lens = parts.iter().map(|part| self.running[part.index].span(part.tokens).tokens.len());
         let rows = lens.sum::<usize>() - decoding;
         let mut ended = Vec::new();
         self.take_rows(parts, &mut logits, started, &mut ended);
         self.model.reclaim(logits);
-        self.pace.record(decoding, rows, started.elapsed());
         self.end_all(ended);
+        (decoding, rows)
     }
 
     /// Records that parts were processed, and hands over their logits. Notes in `ended` which sequences that
@@ -486,8 +642,17 @@ impl Scheduler {
         self.end(sequence, ending);
     }
 
+    /// Takes a sequence out of the pass that pauses. The model does so too when it frees the sequence.
+    fn leave_prefill(&mut self, seq: SeqId) {
+        if let Some(prefill) = &mut self.prefill {
+            prefill.parts.retain(|(other, _)| *other != seq);
+        }
+        self.prefill.take_if(|prefill| prefill.parts.is_empty());
+    }
+
     /// Frees a sequence's blocks. Its reader is told later.
     fn end(&mut self, sequence: Sequence, ending: Ending) {
+        self.leave_prefill(sequence.seq);
         if sequence.has_begun {
             self.model.free(sequence.seq);
         }
@@ -503,7 +668,7 @@ impl Scheduler {
 /// Takes a sequence's blocks. It is computed again when it has its turn.
 fn preempt(model: &mut dyn Model, sequence: &mut Sequence, totals: &mut Metrics) {
     model.free(sequence.seq);
-    (sequence.has_begun, sequence.computed) = (false, 0);
+    (sequence.has_begun, sequence.computed, sequence.reserved) = (false, 0, 0);
     totals.preemptions += 1;
 }
 
@@ -518,25 +683,18 @@ fn no_room(tokens: usize, blocks: usize) -> Error {
 
 /// Divides `budget` rows among prompts, oldest first, of which so many tokens are left. The oldest gets at
 /// least half, and the shortest of the others come first.
-///
-/// - `lent`: rows of that half that the oldest has left to others. It lends rows, a whole pass at most, to
-///   those that can end within two passes, so that they need not wait for a third. It gets them back when no
-///   others need them.
-fn share(budget: usize, left: &[usize], lent: &mut usize) -> Vec<usize> {
+fn share(budget: usize, left: &[usize]) -> Vec<usize> {
     let mut shares = vec![0; left.len()];
-    let Some((oldest, others)) = left.split_first() else { return shares };
+    let Some(oldest) = left.first() else { return shares };
     let half = budget.div_ceil(2).min(*oldest);
-    let wanted: usize = others.iter().filter(|&&left| left <= 2 * budget).sum();
-    let loan = wanted.saturating_sub(budget - half).min(half).min(budget.saturating_sub(*lent));
-    let mut rest = budget - (half - loan);
+    let mut rest = budget - half;
     let mut by_length: Vec<usize> = (1..left.len()).collect();
     by_length.sort_by_key(|&index| left[index]);
     for index in by_length {
         shares[index] = rest.min(left[index]);
         rest -= shares[index];
     }
-    shares[0] = (half - loan + rest).min(*oldest);
-    *lent = (*lent + half).saturating_sub(shares[0]);
+    shares[0] = (half + rest).min(*oldest);
     shares
 }
 
@@ -546,7 +704,6 @@ mod tests {
 
     #[test]
     fn the_oldest_prompt_gets_half_and_then_the_shortest_come_first() {
-        let share = |budget, left: &[usize]| share(budget, left, &mut 1000);
         assert!(share(32, &[]).is_empty());
         assert_eq!(share(32, &[1000]), [32]);
         assert_eq!(share(32, &[10]), [10]);
@@ -556,24 +713,5 @@ mod tests {
         assert_eq!(share(64, &[1000, 500, 20, 500]), [32, 12, 20, 0]);
         assert_eq!(share(64, &[10, 500, 20]), [10, 34, 20]);
         assert_eq!(share(1, &[10, 5]), [1, 0]);
-    }
-
-    #[test]
-    fn the_oldest_prompt_lends_rows_to_short_ones_and_gets_them_back() {
-        let mut lent = 0;
-        assert_eq!(share(23, &[1000, 20], &mut lent), [3, 20]);
-        assert_eq!(lent, 9);
-        assert_eq!(share(23, &[997], &mut lent), [23]);
-        assert_eq!(lent, 0);
-        assert_eq!(share(11, &[1000, 20], &mut lent), [0, 11]);
-        assert_eq!(share(11, &[1000, 9], &mut lent), [2, 9]);
-        assert_eq!(lent, 10);
-        // One that is long itself gets no more than the other half.
-        assert_eq!(share(64, &[1000, 500], &mut 0), [32, 32]);
-        // An oldest one that ends leaves the rest to the others.
-        assert_eq!(share(64, &[5, 500], &mut lent), [5, 59]);
-        // There is always a short one: only one pass is lost.
-        let got: usize = (0..100).map(|_| share(23, &[1000, 20], &mut lent)[0]).sum();
-        assert!(got >= 99 * 11, "{got}");
     }
 }

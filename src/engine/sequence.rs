@@ -154,6 +154,8 @@ pub struct Sequence {
     pub(super) prompt_tokens: usize,
     /// Number of tokens whose keys and values are in the KV cache.
     pub(super) computed: usize,
+    /// Number of tokens that have room in the KV cache, if that is more: those of a pass that pauses.
+    pub(super) reserved: usize,
     /// Whether the model knows the sequence.
     pub(super) has_begun: bool,
     /// Only sequences with equal salts share keys and values.
@@ -190,12 +192,17 @@ impl Sequence {
 
     /// KV blocks that the next `tokens` tokens need.
     pub(super) fn growth(&self, tokens: usize) -> usize {
-        blocks(self.computed + tokens) - blocks(self.computed)
+        blocks(self.computed + tokens).saturating_sub(blocks(self.computed.max(self.reserved)))
     }
 
     /// Whether only the newest token is to be processed, and it was generated.
     pub(super) fn decodes(&self) -> bool {
         self.pending() == 1 && self.tokens.len() > self.prompt_tokens
+    }
+
+    /// Whether the reader waits for the next token, not only for the end.
+    pub(super) fn is_streamed(&self) -> bool {
+        matches!(&self.task, Task::Generate(generate) if !generate.sink.wants_whole())
     }
 
     /// How many leading tokens need not be processed if their keys and values are cached: logits are wanted

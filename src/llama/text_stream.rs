@@ -208,6 +208,10 @@ impl TokenSink for TextSink {
         Ok(if unread.is_paused { Flow::Pause } else { Flow::Continue })
     }
 
+    fn wants_whole(&self) -> bool {
+        self.outbox.unread.lock().wants_whole
+    }
+
     fn deliver(&mut self) {
         let made = std::mem::take(&mut self.made);
         if made.token_ids.is_empty() && made.finish.is_none() {
