@@ -115,7 +115,12 @@ impl Shared {
 
     /// Whether something has changed since the scheduler looked at its sequences.
     pub(super) fn has_news(&self) -> bool {
-        self.has_submitted.load(Ordering::Relaxed) || self.is_woken.load(Ordering::Relaxed)
+        self.has_submitted() || self.is_woken.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are sequences that the scheduler has not seen.
+    pub(super) fn has_submitted(&self) -> bool {
+        self.has_submitted.load(Ordering::Relaxed)
     }
 
     /// The sequences submitted since the last call. If the scheduler is idle, waits until something changes.

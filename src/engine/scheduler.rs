@@ -240,7 +240,8 @@ impl Scheduler {
             last = now;
             match slice {
                 Some(slice) if now - started + times[0] > slice => true,
-                Some(_) if is_urgent => false,
+                // A new one may be short. Streams wake the engine all the time.
+                Some(_) if is_urgent => shared.has_submitted(),
                 _ => shared.has_news(),
             }
         };

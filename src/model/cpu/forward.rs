@@ -55,12 +55,8 @@ struct ChunkSpan {
     rows: usize,
     /// How many of the last rows' logits are wanted.
     wanted: usize,
-}
-
-impl From<&Span<'_>> for ChunkSpan {
-    fn from(span: &Span) -> Self {
-        ChunkSpan { seq: span.seq, start: span.start, rows: span.tokens.len(), wanted: span.wanted() }
-    }
+    /// Whether attention may round numbers to about 16 bits.
+    attention_bits16: bool,
 }
 
 impl Chunk {
@@ -189,18 +185,25 @@ impl CpuModel {
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let (mut layers, mut head) = (Vec::with_capacity(rows), Vec::new());
+        let mut chunk_spans = Vec::with_capacity(spans.len());
         for span in spans {
-            let prompt_tokens = sequences[&span.seq].prompt_tokens;
-            let phase = Phase::of(span.start, prompt_tokens);
-            let end = span.start + span.tokens.len();
-            layers.extend(span.tokens.iter().map(|_| Arithmetic::of_layers(phase, *exact)));
-            let wanted = end - span.wanted()..end;
-            head.extend(wanted.map(|at| Arithmetic::of_head(phase, *exact, at + 1 == prompt_tokens)));
+            let &Span { seq, start, .. } = span;
+            let (rows, wanted) = (span.tokens.len(), span.wanted());
+            let prompt_tokens = sequences[&seq].prompt_tokens;
+            let phase = Phase::of(start, prompt_tokens);
+            let of_layers = Arithmetic::of_layers(phase, *exact);
+            layers.extend(std::iter::repeat_n(of_layers, rows));
+            let ends_prompt = |at| at + 1 == prompt_tokens;
+            let rows_of_head = start + rows - wanted..start + rows;
+            head.extend(rows_of_head.map(|at| Arithmetic::of_head(phase, *exact, ends_prompt(at))));
+            let attention_bits16 = of_layers.attention_bits16;
+            chunk_spans.push(ChunkSpan { seq, start, rows, wanted, attention_bits16 });
         }
 
         // Buffers that grow, here and in the kernels' threads, cannot report that there is no memory.
         let largest = scratch.largest.max(BufferRows::of_chunk(&layers, &head));
-        let held = if largest != scratch.largest || scratch.residuals.is_empty() {
+        let spare = scratch.residuals.last().map_or(0, |residuals| residuals.x.len());
+        let held = if largest != scratch.largest || spare < rows * hidden {
             let bytes = step_bytes(config, kernels.pool().threads(), rows);
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             Some(reserve::hold("the scratch buffers of a step", bytes)?)
@@ -226,8 +229,7 @@ impl CpuModel {
             let (angle_sin, angle_cos) = angle.sin_cos();
             (*sin, *cos) = (angle_sin * attention_factor, angle_cos * attention_factor);
         }
-        let spans = spans.iter().map(ChunkSpan::from).collect();
-        Ok(Chunk { spans, layers, head, residuals, sublayers: 0, _held: held })
+        Ok(Chunk { spans: chunk_spans, layers, head, residuals, sublayers: 0, _held: held })
     }
 
     fn has_sublayers(&self, chunk: &Chunk) -> bool {
@@ -279,19 +281,20 @@ impl CpuModel {
             return Err(Error::Cancelled);
         }
         let mut first = 0;
-        let mut attention = Vec::with_capacity(spans.len());
         for &ChunkSpan { seq, start, rows, .. } in &*spans {
             let part = first * kv_heads * head_dim..(first + rows) * kv_heads * head_dim;
-            let kv = &sequences[&seq].kv;
-            kv.write(block_pool, index, start, &keys[part.clone()], &values[part]);
-            // The rows of a span are of one phase.
-            let bits16 = arithmetic[first].attention_bits16;
-            attention.push(AttentionSpan { rows, position: start, bits16, kv_blocks: Vec::new() });
+            sequences[&seq].kv.write(block_pool, index, start, &keys[part.clone()], &values[part]);
             first += rows;
         }
-        for (attention, span) in attention.iter_mut().zip(&*spans) {
-            attention.kv_blocks = sequences[&span.seq].kv.layer(block_pool, index);
-        }
+        let attention: Vec<AttentionSpan> = spans
+            .iter()
+            .map(|span| AttentionSpan {
+                rows: span.rows,
+                position: span.start,
+                bits16: span.attention_bits16,
+                kv_blocks: sequences[&span.seq].kv.layer(block_pool, index),
+            })
+            .collect();
         kernels.attention(queries, &attention, query_heads, kv_heads, head_dim, attended, cancel);
         projector.run(attended, arithmetic, [project_onto(&layer.o_proj, x)]);
         Ok(())
