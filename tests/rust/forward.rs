@@ -212,7 +212,7 @@ fn a_row_does_not_depend_on_the_pauses_of_its_pass() {
         for exact in [false, true] {
             let mut model = load(&dir, dtype, Isa::detect().unwrap(), exact);
             let alone = run(&mut model, &sequences, &in_order, 1);
-            for index in in_order.clone() {
+            for &index in &in_order {
                 let Sequence { tokens, prompt, pass, rows } = &sequences[index];
                 let begin = |model: &mut dyn Model, seq: SeqId| {
                     model.free(seq);
@@ -225,7 +225,7 @@ fn a_row_does_not_depend_on_the_pauses_of_its_pass() {
                 };
                 let spans = [7, 8, 9].map(|seq| begin(&mut model, SeqId(100 + seq)));
                 let mut start = 0;
-                // The first, the last and the middle sequence leave the pass, one after the other.
+                // The first sequence leaves the pass, then the last.
                 let mut left = spans.to_vec();
                 for gone in [0, 1] {
                     let paused = model.forward_until(&left, &mut || true, &Cancel::never()).unwrap();
