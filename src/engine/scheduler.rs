@@ -219,7 +219,11 @@ impl Scheduler {
     /// Runs a slice of the pass that can pause, or its rest if nobody waits. Tells the readers when it is
     /// through.
     fn run_prefill(&mut self, shared: &Shared) {
-        let is_urgent = self.has_urgent();
+        if self.prefill.is_none() {
+            return;
+        }
+        let decoding = self.running.iter().filter(|sequence| sequence.decodes()).count();
+        let is_urgent = self.has_urgent(decoding);
         let Some(mut prefill) = self.prefill.take() else { return };
         let parts: Vec<Part> = prefill
             .parts
@@ -229,7 +233,6 @@ impl Scheduler {
                 Some(Part { index, tokens })
             })
             .collect();
-        let decoding = self.running.iter().filter(|sequence| sequence.decodes()).count();
         let slice = (decoding > 0 || is_urgent).then(|| self.pace.slice(decoding, is_urgent));
         let started = Instant::now();
         let mut last = started;
@@ -250,17 +253,16 @@ impl Scheduler {
         let began = started.checked_sub(prefill.took).unwrap_or(started);
         prefill.took += started.elapsed();
         self.totals.busy += started.elapsed();
-        if let Ok(None) = result {
+        let Some(result) = result.transpose() else {
             self.prefill = Some(prefill);
             return;
-        }
+        };
         for part in &parts {
             self.running[part.index].reserved = 0;
         }
         let seqs: Vec<SeqId> = prefill.parts.iter().map(|(seq, _)| *seq).collect();
         match result {
-            Ok(None) => {}
-            Ok(Some(logits)) => {
+            Ok(logits) => {
                 let (_, rows) = self.take(&parts, logits, began);
                 self.pace.record_paused(rows, prefill.took);
             }
@@ -272,8 +274,8 @@ impl Scheduler {
 
     /// Whether a reader waits for the next token of a sequence that is not in the pass that pauses: a stream,
     /// or a short prompt.
-    fn has_urgent(&self) -> bool {
-        let short = SHORT_PASSES * self.pace.rows_beside(0);
+    fn has_urgent(&self, decoding: usize) -> bool {
+        let short = SHORT_PASSES * self.pace.rows_beside(decoding);
         self.running.iter().any(|sequence| match sequence.decodes() {
             true => sequence.is_streamed(),
             false => sequence.pending() <= short && !self.is_in_prefill(sequence.seq),
@@ -489,7 +491,7 @@ impl Scheduler {
         let gives_way = self.ran_beside && (self.prefill.is_some() || !long.is_empty());
         if !short.is_empty() && !gives_way {
             parts.extend(self.prompts(&short, beside));
-        } else if self.prefill.is_none() {
+        } else if self.prefill.is_none() && !long.is_empty() {
             let is_streamed = |&index: &usize| self.running[index].is_streamed();
             let is_urgent = !short.is_empty() || decoding.iter().any(is_streamed);
             let rows = if is_urgent { self.pace.paused_rows(decoding.len()) } else { self.pace.most_rows() };

@@ -202,6 +202,14 @@ fn a_row_does_not_depend_on_the_other_sequences_of_a_pass() {
 }
 
 #[test]
+fn a_pass_without_spans_has_no_logits() {
+    let mut model = load(&folder(), WeightType::Q4_K, Isa::detect().unwrap(), false);
+    assert!(bits(&mut model, &[]).is_empty());
+    let logits = model.forward_until(&[], &mut || true, &Cancel::never()).unwrap();
+    assert_eq!(logits.map(|logits| logits.rows()), Some(0));
+}
+
+#[test]
 fn a_row_does_not_depend_on_the_pauses_of_its_pass() {
     use WeightType::{BF16, Q4_K};
     let dir = folder();

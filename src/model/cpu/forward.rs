@@ -87,8 +87,9 @@ impl Chunk {
 
 /// Cuts spans into chunks. Each span of a chunk has rows of one phase.
 fn chunks<'a>(spans: &[Span<'a>], prompt_tokens: impl Fn(SeqId) -> usize) -> Vec<Vec<Span<'a>>> {
-    let mut chunks = vec![Vec::new()];
-    let mut rows = 0;
+    let mut chunks: Vec<Vec<Span>> = Vec::new();
+    // The rows of the last chunk; it is full if there is none.
+    let mut rows = CHUNK_ROWS;
     for span in spans {
         let prompt_tokens = prompt_tokens(span.seq);
         let mut rest = *span;
