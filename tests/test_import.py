@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-UNWANTED = ("torch", "transformers", "huggingface_hub", "jinja2", "fastapi", "ray", "pyarrow", "lm_eval")
+UNWANTED = (
+    "asyncio",
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "jinja2",
+    "fastapi",
+    "ray",
+    "pyarrow",
+    "lm_eval",
+)
 
 
 def run_python(code: str) -> str:

@@ -3,19 +3,26 @@
 The engine posts the numbers of the streams that have something to read to one mailbox per event loop. The
 loop watches the mailbox's pipe, and wakes the readers of all posted streams at once. Where a loop cannot
 watch a pipe, a thread waits in its place.
+
+asyncio is imported where it is used: it takes half of the package's import time, and most programs have no
+event loop.
 """
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
 import itertools
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from candle_llama import _core
 from candle_llama.stream import NOT_PICKLED, chunk, completion
 from candle_llama.types import Chunk, Completion
+
+if TYPE_CHECKING:
+    import asyncio
 
 Gap: TypeAlias = Callable[[], float]
 """Gives the seconds between two chunks, on average. Only the last chunk may come sooner."""
@@ -34,6 +41,8 @@ class _Wakeups:
     @contextlib.contextmanager
     def watch(self, stream: _core.Stream, whole: bool) -> Iterator[asyncio.Event]:
         """Sets the event whenever the stream has something to read, or only at its end."""
+        import asyncio
+
         mailbox = self._mailbox or self._open()
         number, event = next(self._numbers), asyncio.Event()
         self._events[number] = event
@@ -94,6 +103,8 @@ _WAKEUPS: dict[asyncio.AbstractEventLoop, _Wakeups] = {}
 
 def _wakeups() -> _Wakeups:
     """Returns those of the running event loop."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     if (found := _WAKEUPS.get(loop)) is None:
         found = _WAKEUPS[loop] = _Wakeups(loop)
@@ -147,6 +158,8 @@ class AsyncStream(AsyncIterator[Chunk]):
 
 
 async def _chunks(stream: _core.Stream, gap: Gap | None) -> AsyncGenerator[Chunk]:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     with _wakeups().watch(stream, False) as readable:
         while not stream.has_ended():

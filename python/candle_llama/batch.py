@@ -1,6 +1,5 @@
 """Lists of prompts: each with its own parameters, errors and results."""
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
@@ -115,6 +114,8 @@ async def gather(
     progress: bool,
 ) -> list[Completion | Exception]:
     """Does what `run` does, in an event loop."""
+    import asyncio  # Not at the top, see async_stream.py.
+
     prepared: list[tuple[_core.Request, dict[str, Any]] | Exception] = []
     for request in requests:
         try:

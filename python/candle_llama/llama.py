@@ -1,6 +1,5 @@
 """The model: load it, then generate, stream, chat, score texts, or compute logits."""
 
-import asyncio
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -628,6 +627,8 @@ class Llama:
     async def _request(self, request: batch.Request) -> _core.Request:
         prompt, given = request
         if isinstance(prompt, str) and len(prompt) > _LONG_TEXT:
+            import asyncio  # Not at the top, see async_stream.py.
+
             return await asyncio.to_thread(self._core.request, prompt, given, False)
         return self._core.request(prompt, given, False)
 
