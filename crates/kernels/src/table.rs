@@ -96,7 +96,7 @@ macro_rules! kernel_table {
         $(, gemm_bf16: $bf16_rows:literal x $bf16_strips:literal, #[$bf16:meta])?
     ) => {{
         use $crate::generic;
-        use $crate::generic::storage::{Storage, with_storage};
+        use $crate::generic::storage::{Storage, with_kv_storage, with_storage};
         use $crate::lanes::{LANES, Lanes};
         #[$attribute]
         fn quantize(x: &[f32], precisions: &[$crate::quantized_rows::Precision], panel: &mut [u32]) {
@@ -182,8 +182,19 @@ macro_rules! kernel_table {
             gemm_bf16
         };
         #[$attribute]
+        #[inline(never)]
+        fn attend_kv_block<L: Lanes, S: Storage>(
+            task: &generic::attention::AttentionTask,
+            queries: &mut generic::attention::Queries,
+            block: generic::attention::SeenKvBlock,
+        ) {
+            generic::attention::attend_kv_block::<L, S, $queries>(task, queries, block);
+        }
+        #[$attribute]
         fn attention(task: &generic::attention::AttentionTask) {
-            generic::attention::attention::<$lanes, $queries>(task);
+            generic::attention::attention::<$lanes, $queries>(task, |dtype, queries, block| {
+                with_kv_storage!(dtype, attend_kv_block::<$lanes>(task, queries, block));
+            });
         }
         #[allow(unused_mut, unused_assignments)] // without the instructions
         let attention_bits16 = {
@@ -191,8 +202,11 @@ macro_rules! kernel_table {
             $(
                 #[$attribute]
                 fn run(task: &generic::attention::AttentionTask) {
-                    generic::attention_bits16::attention::<$lanes, $queries, $bits16_queries, $bits16_width>(
+                    generic::attention_bits16::attention::<$lanes, $bits16_queries, $bits16_width>(
                         task,
+                        |queries, block| {
+                            attend_kv_block::<$lanes, generic::storage::F32>(task, queries, block);
+                        },
                     );
                 }
                 attention_bits16 = Some($crate::table::Bits16Attention {
@@ -236,16 +250,28 @@ macro_rules! kernel_table {
 pub(crate) use kernel_table;
 
 /// Builds [`KernelTable::packed`] on `$rows`, with a microkernel of `$panel_rows` rows and `$strips` strips,
-/// compiled with `$attribute`. As in [`kernel_table`], each weight type has functions of its own. Unpacked
-/// tiles are the same for several types, and so is the function that multiplies them.
+/// compiled with `$attribute`. As in [`kernel_table`], each weight type has functions of its own, and each
+/// number of rows has one. Unpacked tiles are the same for several types, and so are the functions that
+/// multiply them.
 macro_rules! packed_kernel {
     ($rows:ty, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
         use $crate::generic::packed::{self, PackedTask};
         use $crate::packable::{Packable, with_packable};
+        use $crate::quantized_rows::Panel;
         #[$attribute]
         #[inline(never)]
+        fn multiply<P: Packable, const M: usize>(
+            task: &PackedTask,
+            strips: &std::ops::Range<usize>,
+            panel: &Panel,
+        ) {
+            packed::multiply_packed::<P, $rows, M, { $strips }>(task, strips, panel);
+        }
+        #[$attribute]
         fn many_rows<P: Packable>(task: &PackedTask) {
-            packed::many_rows::<P, $rows, { $panel_rows }, { $strips }>(task);
+            packed::many_rows(task, |strips, panel| {
+                packed::with_rows!(panel.rows, at most $panel_rows, M, multiply::<P, M>(task, strips, panel));
+            });
         }
         #[$attribute]
         fn packed(task: &PackedTask) {
@@ -295,9 +321,10 @@ pub(crate) use few_rows_kernel;
 /// its tiles; the other arguments are those of [`packed_kernel`].
 macro_rules! unpacked_kernel {
     ($rows:ty, $strip:path, $panel_rows:expr, $strips:expr, #[$attribute:meta]) => {{
-        use $crate::generic::packed::PackedTask;
-        use $crate::generic::unpacked::{self, UnpackedStrips};
+        use $crate::generic::packed::{PackedTask, with_rows};
+        use $crate::generic::unpacked::{self, NextStrips, UnpackedStrips};
         use $crate::packable::{Packable, with_packable};
+        use $crate::quantized_rows::Panel;
         #[$attribute]
         #[inline(never)]
         fn unpack<P: Packable>(task: &PackedTask, unpacked: &mut UnpackedStrips) {
@@ -305,10 +332,13 @@ macro_rules! unpacked_kernel {
         }
         #[$attribute]
         #[inline(never)]
-        fn multiply<const SCALES: usize, const MINS: usize>(task: &PackedTask, unpacked: &UnpackedStrips) {
-            unpacked::multiply::<$rows, _, SCALES, MINS, { $panel_rows }, { $strips }>(
-                task, unpacked, $strip,
-            );
+        fn multiply<const SCALES: usize, const MINS: usize, const M: usize>(
+            task: &PackedTask,
+            unpacked: &UnpackedStrips,
+            panel: &Panel,
+            next: &mut NextStrips,
+        ) {
+            unpacked::multiply::<$rows, _, SCALES, MINS, M, { $strips }>(task, unpacked, panel, next, $strip);
         }
         #[$attribute]
         fn many_rows(task: &PackedTask) {
@@ -317,11 +347,13 @@ macro_rules! unpacked_kernel {
                 task,
                 $strips,
                 |unpacked| with_packable!(dtype, unpack::<_>(task, unpacked)),
-                |unpacked| match (layout.scales, layout.has_mins) {
-                    (1, false) => multiply::<1, 0>(task, unpacked),
-                    (1, true) => multiply::<1, 1>(task, unpacked),
-                    (_, false) => multiply::<2, 0>(task, unpacked),
-                    (_, true) => multiply::<2, 2>(task, unpacked),
+                |unpacked, panel, next| {
+                    with_rows!(panel.rows, at most $panel_rows, M, match (layout.scales, layout.has_mins) {
+                        (1, false) => multiply::<1, 0, M>(task, unpacked, panel, next),
+                        (1, true) => multiply::<1, 1, M>(task, unpacked, panel, next),
+                        (_, false) => multiply::<2, 0, M>(task, unpacked, panel, next),
+                        (_, true) => multiply::<2, 2, M>(task, unpacked, panel, next),
+                    });
                 },
             );
         }

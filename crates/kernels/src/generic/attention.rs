@@ -14,7 +14,7 @@
 use super::dequantize::dequantize_row;
 use super::elementwise::exp_of_negative;
 use super::partial_attention::{PartialAttention, part_start};
-use super::storage::{Bf16, F16, F32, Q8_0, Storage};
+use super::storage::{F32, Q8_0, Storage, with_kv_storage};
 use crate::blocks::WeightType;
 use crate::kv_block::{KV_BLOCK_POSITIONS, KvBlock};
 use crate::lanes::{LANES, Lanes};
@@ -209,21 +209,40 @@ thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
-/// Runs one task with a microkernel of up to `QUERIES` queries.
+/// Some queries, and the KV block that they attend to.
+pub(crate) struct SeenKvBlock<'a> {
+    /// The queries, which see at least `first`.
+    pub(crate) seen_by: Range<usize>,
+    /// The block's first position.
+    pub(crate) first: usize,
+    /// Keys `(head_dim, KV_BLOCK_POSITIONS)` and values `(KV_BLOCK_POSITIONS, values_len)`, then those of the
+    /// next block, to be prefetched.
+    pub(crate) bytes: [&'a [u8]; 4],
+}
+
+/// Runs one task. `attend` is [`attend_kv_block`] for a storage type known at run time, with a microkernel of
+/// up to `QUERIES` queries.
 #[inline(always)]
-pub(crate) fn attention<L: Lanes, const QUERIES: usize>(task: &AttentionTask) {
+pub(crate) fn attention<L: Lanes, const QUERIES: usize>(
+    task: &AttentionTask,
+    attend: impl Fn(WeightType, &mut Queries, SeenKvBlock),
+) {
     // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
-    attention_with::<L, QUERIES>(task, &mut scratch);
+    attention_with::<L, QUERIES>(task, &mut scratch, &attend);
     SCRATCH.set(scratch);
 }
 
 #[inline(always)]
-fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch) {
+fn attention_with<L: Lanes, const QUERIES: usize>(
+    task: &AttentionTask,
+    scratch: &mut Scratch,
+    attend: &impl Fn(WeightType, &mut Queries, SeenKvBlock),
+) {
     scratch.queries.scale(task);
     scratch.total.clear(task.rows.len() * task.group(), task.head_dim.div_ceil(LANES));
     for unit in task.units() {
-        attend_unit::<L, QUERIES>(task, scratch, unit);
+        attend_unit::<L, QUERIES>(task, scratch, unit, attend);
         task.keep_unit(unit, &mut scratch.queries.unit, &mut scratch.total);
     }
     if let AttentionOutput::Rows(out) = task.output {
@@ -233,7 +252,12 @@ fn attention_with<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch:
 
 /// Computes one unit's part of the attention; it goes to `scratch.queries.unit`.
 #[inline(always)]
-fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &mut Scratch, unit: usize) {
+fn attend_unit<L: Lanes, const QUERIES: usize>(
+    task: &AttentionTask,
+    scratch: &mut Scratch,
+    unit: usize,
+    attend: &impl Fn(WeightType, &mut Queries, SeenKvBlock),
+) {
     let count = task.rows.len() * task.group();
     let Scratch { keys, values, queries, .. } = scratch;
     queries.clear(task);
@@ -252,12 +276,7 @@ fn attend_unit<L: Lanes, const QUERIES: usize>(task: &AttentionTask, scratch: &m
         }
         let bytes = [block_keys, block_values, next_keys, next_values];
         let seen_by = task.first_query_seeing(first)..count;
-        match dtype {
-            WeightType::F32 => attend_kv_block::<L, F32, QUERIES>(task, queries, seen_by, first, bytes),
-            WeightType::F16 => attend_kv_block::<L, F16, QUERIES>(task, queries, seen_by, first, bytes),
-            WeightType::Q8_0 => attend_kv_block::<L, Q8_0, QUERIES>(task, queries, seen_by, first, bytes),
-            _ => attend_kv_block::<L, Bf16, QUERIES>(task, queries, seen_by, first, bytes),
-        }
+        attend(dtype, queries, SeenKvBlock { seen_by, first, bytes });
     }
 }
 
@@ -286,12 +305,7 @@ pub(crate) fn dequantize_kv_block<L: Lanes>(
 /// Converts the values of a head to f32.
 #[inline(always)]
 pub(crate) fn dequantize_values<L: Lanes>(dtype: WeightType, stored: &[u8], numbers: &mut [[f32; LANES]]) {
-    match dtype {
-        WeightType::F32 => dequantize_row::<L, F32>(stored, numbers),
-        WeightType::F16 => dequantize_row::<L, F16>(stored, numbers),
-        WeightType::Q8_0 => dequantize_row::<L, Q8_0>(stored, numbers),
-        _ => dequantize_row::<L, Bf16>(stored, numbers),
-    }
+    with_kv_storage!(dtype, dequantize_row::<L>(stored, numbers));
 }
 
 /// Converts the keys of a head to f32.
@@ -407,17 +421,12 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Some queries attend to one KV block: keys `(head_dim, KV_BLOCK_POSITIONS)` and values
-/// `(KV_BLOCK_POSITIONS, values_len)`. The next block's keys and values follow, to be prefetched.
-///
-/// - `seen_by`: queries that see at least `first`, the block's first position
+/// Some queries attend to a KV block of type `S`.
 #[inline(always)]
 pub(crate) fn attend_kv_block<L: Lanes, S: Storage, const QUERIES: usize>(
     task: &AttentionTask,
     queries: &mut Queries,
-    seen_by: Range<usize>,
-    first: usize,
-    [keys, values, next_keys, next_values]: [&[u8]; 4],
+    SeenKvBlock { seen_by, first, bytes: [keys, values, next_keys, next_values] }: SeenKvBlock,
 ) {
     let most = if S::BLOCK_BYTES < F32::BLOCK_BYTES { converting_queries::<L>(QUERIES) } else { QUERIES };
     let keys = Stream::new::<L>([keys, values, next_keys]);

@@ -13,14 +13,13 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::attention::{AttentionOutput, AttentionTask, Queries, attend_kv_block, dequantize_kv_block};
+use super::attention::{AttentionOutput, AttentionTask, Queries, SeenKvBlock, dequantize_kv_block};
 use super::elementwise::exp_of_negative;
 use super::partial_attention::PartialAttention;
 use super::rounding::{
     LARGEST, RoundedKvBlock, Row, VECTORS, WEIGHT_WORDS, WEIGHTS_SUM, round_keys, round_queries,
     round_values, round_weights,
 };
-use super::storage::F32;
 use crate::attention::MAX_TASK_QUERIES;
 use crate::kv_block::KV_BLOCK_POSITIONS;
 use crate::lanes::LANES;
@@ -78,22 +77,24 @@ thread_local! {
 
 /// Runs one task: all units of its rows, or one. BATCH is a multiple of `QUERIES`.
 ///
-/// - `F32_QUERIES`: maximum queries of the microkernel of f32
+/// - `attend_in_f32`: [`attend_kv_block`](super::attention::attend_kv_block) for f32
 /// - `QUERIES`, `WIDTH`: queries and vectors of the microkernel
 #[inline(always)]
-pub(crate) fn attention<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+pub(crate) fn attention<L: WordLanes, const QUERIES: usize, const WIDTH: usize>(
     task: &AttentionTask,
+    attend_in_f32: impl Fn(&mut Queries, SeenKvBlock),
 ) {
     // Taken out instead of borrowed in a closure: see [`take_buffer`](super::matmul::take_buffer).
     let mut scratch = SCRATCH.take();
-    attention_with::<L, F32_QUERIES, QUERIES, WIDTH>(task, &mut scratch);
+    attention_with::<L, QUERIES, WIDTH>(task, &mut scratch, &attend_in_f32);
     SCRATCH.set(scratch);
 }
 
 #[inline(always)]
-fn attention_with<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+fn attention_with<L: WordLanes, const QUERIES: usize, const WIDTH: usize>(
     task: &AttentionTask,
     scratch: &mut Scratch,
+    attend_in_f32: &impl Fn(&mut Queries, SeenKvBlock),
 ) {
     let head_dim = task.head_dim;
     scratch.queries.scale(task);
@@ -101,7 +102,7 @@ fn attention_with<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, 
     round_queries::<L, QUERIES>(scaled, head_dim, &mut scratch.query_words, &mut scratch.query_scales);
     scratch.total.clear(task.rows.len() * task.group(), head_dim.div_ceil(LANES));
     for unit in task.units() {
-        attend_unit::<L, F32_QUERIES, QUERIES, WIDTH>(task, scratch, unit);
+        attend_unit::<L, QUERIES, WIDTH>(task, scratch, unit, attend_in_f32);
         task.keep_unit(unit, &mut scratch.queries.unit, &mut scratch.total);
     }
     if let AttentionOutput::Rows(out) = task.output {
@@ -111,10 +112,11 @@ fn attention_with<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, 
 
 /// Computes one unit's part of the attention; it goes to `scratch.queries.unit`.
 #[inline(always)]
-fn attend_unit<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, const WIDTH: usize>(
+fn attend_unit<L: WordLanes, const QUERIES: usize, const WIDTH: usize>(
     task: &AttentionTask,
     scratch: &mut Scratch,
     unit: usize,
+    attend_in_f32: &impl Fn(&mut Queries, SeenKvBlock),
 ) {
     let Scratch { keys, values, queries, .. } = scratch;
     let (head_dim, count) = (task.head_dim, task.rows.len() * task.group());
@@ -164,7 +166,7 @@ fn attend_unit<L: WordLanes, const F32_QUERIES: usize, const QUERIES: usize, con
             let (keys, values) = (bytemuck::cast_slice(keys), bytemuck::cast_slice(values));
             // Numbers in f32 are not prefetched, so what follows does not matter.
             let bytes = [keys, values, keys, values];
-            attend_kv_block::<L, F32, F32_QUERIES>(task, queries, in_f32, first, bytes);
+            attend_in_f32(queries, SeenKvBlock { seen_by: in_f32, first, bytes });
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::packable::Packable;
 use crate::quantized_rows::{GROUPS, Panel, QuantizedRows, block_words};
 use crate::rows16::PackedRows16;
 use crate::tile::TILE_ROWS;
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -38,8 +37,16 @@ const CACHED_STRIPS: usize = 4;
 /// Outputs (of 16 features and a row) that are kept on the stack while weights are streamed. By the time the
 /// next output of a cache line is computed, the line has left L1 and L2; fetching it would delay the weights.
 const STACK_OUTPUTS: usize = 64;
-/// Runs code for a panel of `$rows` rows, with the number of rows as a constant.
+/// Runs code for a panel of `$rows` rows, with the number of rows as a constant. Given a maximum, it does
+/// nothing for more rows.
 macro_rules! with_rows {
+    ($rows:expr, at most $most:expr, $constant:ident, $run:expr) => {
+        $crate::generic::packed::with_rows!($rows, $constant, {
+            if const { $constant <= $most } {
+                $run
+            }
+        })
+    };
     ($rows:expr, $constant:ident, $run:expr) => {
         match $rows {
             1 => $crate::generic::packed::with_rows!($constant = 1, $run),
@@ -69,15 +76,26 @@ pub(crate) fn few_rows<P: Packable, R: PackedRows16, const M: usize>(task: &Pack
     }
 }
 
-/// Runs one task with weights of type `P`, which every panel unpacks in registers. The microkernel has
-/// `PANEL` rows and `STRIPS` strips. ISAs that unpack strips for several panels never call it.
+/// Runs one task of several panels, which all unpack the weights in registers: `multiply` is
+/// [`multiply_packed`] for a number of rows known at run time. ISAs that unpack strips for several panels
+/// never call it.
 #[inline(always)]
-pub(crate) fn many_rows<P: Packable, R: PackedRows16, const PANEL: usize, const STRIPS: usize>(
-    task: &PackedTask,
-) {
+pub(crate) fn many_rows(task: &PackedTask, multiply: impl Fn(&Range<usize>, &Panel)) {
     for strips in split(&task.strips, CACHED_STRIPS) {
-        many_panels::<R, _, PANEL, STRIPS>(task, strips, |strip| packed_strip::<P>(task, strip), |_| {});
+        for panel in task.x.panels() {
+            multiply(&strips, &panel);
+        }
     }
+}
+
+/// Multiplies a panel of M rows with some strips of type `P`, `STRIPS` at a time.
+#[inline(always)]
+pub(crate) fn multiply_packed<P: Packable, R: PackedRows16, const M: usize, const STRIPS: usize>(
+    task: &PackedTask,
+    strips: &Range<usize>,
+    panel: &Panel,
+) {
+    multiply_panel::<R, _, M, STRIPS>(task, strips, panel, |strip| packed_strip::<P>(task, strip), || {});
 }
 
 /// Ranges of `len` elements that cover `range`; the last may be shorter.
@@ -112,31 +130,23 @@ fn one_panel<P: Packable, R: PackedRows16, const M: usize>(task: &PackedTask, pa
     }
 }
 
-/// Multiplies all panels of x, of at most `PANEL` rows, with some strips. `prefetch` is called for every
-/// panel and tile, with the number of calls before.
+/// Multiplies a panel of M rows with some strips, `STRIPS` at a time. `prefetch` is called for every tile.
 #[inline(always)]
-pub(super) fn many_panels<R: PackedRows16, S: Strip<R>, const PANEL: usize, const STRIPS: usize>(
+pub(super) fn multiply_panel<R: PackedRows16, S: Strip<R>, const M: usize, const STRIPS: usize>(
     task: &PackedTask,
-    strips: Range<usize>,
+    strips: &Range<usize>,
+    panel: &Panel,
     tiles_of: impl Fn(usize) -> S,
-    prefetch: impl Fn(usize),
+    prefetch: impl Fn(),
 ) {
-    let calls = Cell::new(0);
-    let prefetch = || prefetch(calls.replace(calls.get() + 1));
-    for panel in task.x.panels() {
-        with_rows!(panel.rows, M, {
-            if const { M <= PANEL } {
-                let mut strip = strips.start;
-                while strip + STRIPS <= strips.end {
-                    let strips = std::array::from_fn(|n| tiles_of(strip + n));
-                    multiply_strips::<R, S, M, STRIPS>(task, strip, strips, &panel, &prefetch);
-                    strip += STRIPS;
-                }
-                for strip in strip..strips.end {
-                    multiply_strips::<R, S, M, 1>(task, strip, [tiles_of(strip)], &panel, &prefetch);
-                }
-            }
-        });
+    let mut strip = strips.start;
+    while strip + STRIPS <= strips.end {
+        let strips = std::array::from_fn(|n| tiles_of(strip + n));
+        multiply_strips::<R, S, M, STRIPS>(task, strip, strips, panel, &prefetch);
+        strip += STRIPS;
+    }
+    for strip in strip..strips.end {
+        multiply_strips::<R, S, M, 1>(task, strip, [tiles_of(strip)], panel, &prefetch);
     }
 }
 

@@ -110,3 +110,17 @@ macro_rules! with_storage {
     }};
 }
 pub(crate) use with_storage;
+
+/// The same for a type that KV blocks have.
+macro_rules! with_kv_storage {
+    ($dtype:expr, $function:ident::<$lanes:ty>($($arg:expr),* $(,)?)) => {{
+        use $crate::{blocks::WeightType, generic::storage};
+        match $dtype {
+            WeightType::F32 => $function::<$lanes, storage::F32>($($arg),*),
+            WeightType::F16 => $function::<$lanes, storage::F16>($($arg),*),
+            WeightType::Q8_0 => $function::<$lanes, storage::Q8_0>($($arg),*),
+            _ => $function::<$lanes, storage::Bf16>($($arg),*),
+        }
+    }};
+}
+pub(crate) use with_kv_storage;

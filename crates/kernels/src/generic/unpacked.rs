@@ -7,12 +7,12 @@
 // loops with constant bounds, but not always for iterators.
 #![allow(clippy::needless_range_loop)]
 
-use super::packed::{PackedTask, many_panels, split};
+use super::packed::{PackedTask, multiply_panel, split};
 use super::strip::{Part, Strip, for_each_group, quad};
 use super::tile::Tile;
 use crate::packable::Packable;
 use crate::prefetch::prefetch_l2;
-use crate::quantized_rows::GROUPS;
+use crate::quantized_rows::{GROUPS, Panel};
 use crate::rows16::PackedRows16;
 use crate::tile::{TILE_COLS, TILE_ROWS};
 use std::cell::Cell;
@@ -93,14 +93,35 @@ impl UnpackedStrips {
     }
 }
 
-/// Calls `unpack` and `multiply` for all strips of a task, as many at once as stay in the cache. The
-/// microkernel has `strips` strips.
+/// The next strips of a task. They are prefetched while those before are multiplied: otherwise memory would
+/// be idle.
+pub(crate) struct NextStrips<'a> {
+    bytes: &'a [u8],
+    /// Cache lines that are prefetched with one tile.
+    lines: usize,
+    /// How often that has been done.
+    calls: usize,
+}
+
+impl<'a> NextStrips<'a> {
+    fn after(unpacked: &UnpackedStrips, task: &PackedTask<'a>) -> Self {
+        let end = unpacked.strips.end;
+        let bytes = task.weight.strips_bytes(end..(end + unpacked.strips.len()).min(task.strips.end));
+        let (panels, blocks) = (task.x.panel_count, task.x.cols() / TILE_COLS);
+        let lines = if panels > FEW_PANELS { 0 } else { bytes.len().div_ceil(panels * blocks * 64) };
+        NextStrips { bytes, lines, calls: 0 }
+    }
+}
+
+/// Calls `unpack` and, for each panel of x, `multiply` for all strips of a task, as many at once as stay in
+/// the cache. `multiply` is [`multiply`] for a number of rows known at run time. The microkernel has `strips`
+/// strips.
 #[inline(always)]
 pub(crate) fn for_each_cached(
     task: &PackedTask,
     strips: usize,
     unpack: impl Fn(&mut UnpackedStrips),
-    multiply: impl Fn(&UnpackedStrips),
+    multiply: impl Fn(&UnpackedStrips, &Panel, &mut NextStrips),
 ) {
     let layout = task.weight.layout();
     let scales = layout.scales * if layout.has_mins { 2 } else { 1 };
@@ -120,7 +141,10 @@ pub(crate) fn for_each_cached(
     for strips in split(&task.strips, together) {
         unpacked.strips = strips;
         unpack(&mut unpacked);
-        multiply(&unpacked);
+        let mut next = NextStrips::after(&unpacked, task);
+        for panel in task.x.panels() {
+            multiply(&unpacked, &panel, &mut next);
+        }
     }
     UNPACKED.set(unpacked.lines);
 }
@@ -155,8 +179,8 @@ fn unpack_tiles<P: Packable, R: PackedRows16, const SCALES: usize, const MINS: u
     }
 }
 
-/// Multiplies all rows of x with the unpacked strips, which `strip_of` makes of their tiles. Meanwhile it
-/// prefetches the next strips: otherwise memory would be idle while the processor multiplies.
+/// Multiplies a panel of M rows with the unpacked strips, `STRIPS` at a time. `strip_of` makes a strip of its
+/// tiles.
 #[inline(always)]
 pub(crate) fn multiply<
     'a,
@@ -164,28 +188,29 @@ pub(crate) fn multiply<
     S: Strip<R>,
     const SCALES: usize,
     const MINS: usize,
-    const PANEL: usize,
+    const M: usize,
     const STRIPS: usize,
 >(
     task: &PackedTask,
     unpacked: &'a UnpackedStrips,
+    panel: &Panel,
+    next: &mut NextStrips,
     strip_of: impl Fn(&'a [UnpackedTile<SCALES, MINS>]) -> S,
 ) {
     let (first, blocks) = (unpacked.strips.start, task.x.cols() / TILE_COLS);
     let tiles = unpacked.tiles::<SCALES, MINS>();
     let strip = |strip: usize| strip_of(&tiles[(strip - first) * blocks..][..blocks]);
-    let next = unpacked.strips.end..(unpacked.strips.end + unpacked.strips.len()).min(task.strips.end);
-    let next = task.weight.strips_bytes(next);
-    let panels = task.x.panel_count;
-    let lines = if panels > FEW_PANELS { 0 } else { next.len().div_ceil(panels * blocks * 64) };
-    let prefetch = |call: usize| {
+    let (bytes, lines, calls) = (next.bytes, next.lines, Cell::new(next.calls));
+    let prefetch = || {
         // Wrapping, although nothing overflows: this runs for every 32 columns.
-        let first = call.wrapping_mul(lines);
+        let first = calls.get().wrapping_mul(lines);
         for line in first..first.wrapping_add(lines) {
-            prefetch_l2(next.as_ptr().wrapping_add(64 * line));
+            prefetch_l2(bytes.as_ptr().wrapping_add(64 * line));
         }
+        calls.set(calls.get().wrapping_add(1));
     };
-    many_panels::<R, _, PANEL, STRIPS>(task, unpacked.strips.clone(), strip, prefetch);
+    multiply_panel::<R, _, M, STRIPS>(task, &unpacked.strips, panel, strip, prefetch);
+    next.calls = calls.get();
 }
 
 /// A strip of unpacked tiles.

@@ -90,8 +90,9 @@ pub(super) fn interleave_bf16_pairs(even: &[f32; TILE_ROWS], odd: &[f32; TILE_RO
 }
 
 /// Converts a part of a strip of weights, from tile `step` on. Where there are no rows or columns it writes
-/// zeros.
-#[inline(always)]
+/// zeros. It is not inlined, because it contains code for all types, which takes long to compile.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
+#[inline(never)]
 pub(super) fn convert_strip(weight: Weight, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
     if strip * TILE_ROWS >= weight.rows() {
         return tile_rows.fill(AmxTileRow::ZERO);

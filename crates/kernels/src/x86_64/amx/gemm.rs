@@ -98,7 +98,8 @@ impl TaskKind for Plain<'_> {
 
     #[inline(always)]
     fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
-        convert_strip(self.0.weight, self.0.strips.start + strip, step, tile_rows);
+        // SAFETY: only `gemm` calls this, and has the same instructions.
+        unsafe { convert_strip(self.0.weight, self.0.strips.start + strip, step, tile_rows) };
     }
 
     #[inline(always)]
@@ -117,7 +118,9 @@ impl<const TERMS: usize> TaskKind for Gated<'_, TERMS> {
     fn convert(&self, strip: usize, step: usize, tile_rows: &mut [AmxTileRow]) {
         let (pair, strip) = (strip / STRIPS, strip % STRIPS);
         let weight = if pair % 2 == 0 { self.0.mlp.gate } else { self.0.mlp.up };
-        convert_strip(weight, self.0.strips.start + pair / 2 * STRIPS + strip, step, tile_rows);
+        let strip = self.0.strips.start + pair / 2 * STRIPS + strip;
+        // SAFETY: only `gated` calls this, and has the same instructions.
+        unsafe { convert_strip(weight, strip, step, tile_rows) };
     }
 
     #[inline(always)]

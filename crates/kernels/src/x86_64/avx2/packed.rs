@@ -11,16 +11,17 @@
 
 use super::PANEL_ROWS;
 use super::rows16::{Avx2Rows, add_pairs, scaled};
-use crate::generic::packed::{self, PackedTask};
+use crate::generic::packed::{self, PackedTask, with_rows};
 use crate::generic::strip::{Part, Strip};
-use crate::generic::unpacked::{self, UnpackedStrips, UnpackedTile};
+use crate::generic::unpacked::{self, NextStrips, UnpackedStrips, UnpackedTile};
 use crate::packable::{Packable, with_packable};
-use crate::quantized_rows::{MAX_PANEL_ROWS, OFFSET, ROW_WORDS, SCALE, group_word};
+use crate::quantized_rows::{MAX_PANEL_ROWS, OFFSET, Panel, ROW_WORDS, SCALE, group_word};
 use crate::rows16::{PackedRows16, Rows16};
 use crate::table::few_rows_kernel;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 type Rows = Avx2Rows<false>;
 type Floats = <Rows as Rows16>::Floats;
@@ -45,25 +46,54 @@ pub(super) fn packed(task: &PackedTask) {
 fn many_rows<P: Packable>(task: &PackedTask) {
     // A product of signed bytes takes so many instructions that unpacking gains nothing.
     if const { P::LAYOUT.is_signed() } {
-        return packed::many_rows::<P, Rows, PANEL_ROWS, 1>(task);
+        packed::many_rows(task, |strips, panel| {
+            with_rows!(panel.rows, at most PANEL_ROWS, M, multiply_packed::<P, M>(task, strips, panel));
+        });
+        return;
     }
     unpacked::for_each_cached(
         task,
         1,
         |strips| unpacked::unpack::<P, Rows>(task, strips),
-        |strips| match const { (P::LAYOUT.scales, P::LAYOUT.has_mins) } {
-            (1, false) => multiply::<P, 1, 0>(task, strips),
-            (1, true) => multiply::<P, 1, 1>(task, strips),
-            (_, false) => multiply::<P, 2, 0>(task, strips),
-            (_, true) => multiply::<P, 2, 2>(task, strips),
+        |strips, panel, next| {
+            with_rows!(panel.rows, at most PANEL_ROWS, M, {
+                multiply_unpacked::<P, M>(task, strips, panel, next);
+            });
         },
     );
 }
 
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn multiply_packed<P: Packable, const M: usize>(task: &PackedTask, strips: &Range<usize>, panel: &Panel) {
+    packed::multiply_packed::<P, Rows, M, 1>(task, strips, panel);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+fn multiply_unpacked<P: Packable, const M: usize>(
+    task: &PackedTask,
+    strips: &UnpackedStrips,
+    panel: &Panel,
+    next: &mut NextStrips,
+) {
+    match const { (P::LAYOUT.scales, P::LAYOUT.has_mins) } {
+        (1, false) => multiply::<P, 1, 0, M>(task, strips, panel, next),
+        (1, true) => multiply::<P, 1, 1, M>(task, strips, panel, next),
+        (_, false) => multiply::<P, 2, 0, M>(task, strips, panel, next),
+        (_, true) => multiply::<P, 2, 2, M>(task, strips, panel, next),
+    }
+}
+
 #[inline(always)]
-fn multiply<P: Packable, const SCALES: usize, const MINS: usize>(task: &PackedTask, strips: &UnpackedStrips) {
+fn multiply<P: Packable, const SCALES: usize, const MINS: usize, const M: usize>(
+    task: &PackedTask,
+    strips: &UnpackedStrips,
+    panel: &Panel,
+    next: &mut NextStrips,
+) {
     let strip_of = |tiles| UnsignedStrip::<P, SCALES, MINS>(tiles, PhantomData);
-    unpacked::multiply::<Rows, _, SCALES, MINS, PANEL_ROWS, 1>(task, strips, strip_of);
+    unpacked::multiply::<Rows, _, SCALES, MINS, M, 1>(task, strips, panel, next, strip_of);
 }
 
 /// A strip of unpacked tiles of type `P`.
