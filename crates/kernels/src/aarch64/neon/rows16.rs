@@ -8,6 +8,7 @@
 //! the dot product on this CPU.
 
 use super::vectors::from_halves;
+use crate::generic::strip::for_each_group;
 use crate::prefetch::StreamPrefetch;
 use crate::quantized_rows::{FLOAT_OFFSET, FLOAT_START};
 use crate::rows16::{PackedRows16, ROW_BYTES, Rows16};
@@ -30,6 +31,25 @@ pub(in crate::aarch64) struct Sums {
 type Floats = [float32x4_t; 4];
 
 // No closures here: one that is not inlined would be compiled without the ISA's instructions.
+
+/// Runs code for each of the four registers of 16 rows, with its number as a constant. A loop would be
+/// unrolled to the same, but the compiler takes long for the many loops of a microkernel.
+macro_rules! for_each_quad {
+    ($quad:ident, $run:expr) => {
+        for_each_group!([0 1 2 3], $quad, $run)
+    };
+}
+
+/// The same for the two NEON registers of `$register`, one of [`PackedRows16::REGISTERS`].
+macro_rules! for_each_quad_of {
+    ($register:expr, $quad:ident, $run:expr) => {
+        for_each_group!([0 1], HALF, {
+            let $quad = 2 * $register + HALF;
+            // SAFETY: NEON is part of 64-bit Arm.
+            unsafe { $run }
+        })
+    };
+}
 
 /// `sums` plus, for each row, the products of its 4 bytes and the 4 bytes of element `LANE` of `x`.
 #[inline(always)]
@@ -83,14 +103,14 @@ fn load_32<const AT: usize, const M: usize>(bytes: &[u8; 64]) -> [uint8x16_t; 2]
 fn sdot_rows(mut sums: [int32x4_t; 4], bytes: [uint8x16_t; 4], x: &[u32; 4], lane: usize) -> [int32x4_t; 4] {
     // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
     let x = unsafe { vld1q_u32(x.as_ptr()) };
-    for q in 0..4 {
-        sums[q] = match lane {
-            0 => sdot::<0>(sums[q], bytes[q], x),
-            1 => sdot::<1>(sums[q], bytes[q], x),
-            2 => sdot::<2>(sums[q], bytes[q], x),
-            _ => sdot::<3>(sums[q], bytes[q], x),
+    for_each_quad!(Q, {
+        sums[Q] = match lane {
+            0 => sdot::<0>(sums[Q], bytes[Q], x),
+            1 => sdot::<1>(sums[Q], bytes[Q], x),
+            2 => sdot::<2>(sums[Q], bytes[Q], x),
+            _ => sdot::<3>(sums[Q], bytes[Q], x),
         };
-    }
+    });
     sums
 }
 
@@ -124,12 +144,6 @@ fn second_row(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 fn repeated(x: u32) -> int8x16_t {
     // SAFETY: NEON is part of 64-bit Arm.
     unsafe { vreinterpretq_s8_u32(vdupq_n_u32(x)) }
-}
-
-/// Quad `q` of the rows of register `register`.
-#[inline(always)]
-const fn quad(register: usize, q: usize) -> usize {
-    2 * register + q
 }
 
 /// Shifts every byte. `count` is a constant where it is called, so that one instruction remains.
@@ -374,9 +388,7 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     fn store_bytes(bytes: Self::Bytes, out: &mut [u8; 64]) {
         // SAFETY: NEON is part of 64-bit Arm; the reference covers what is written.
         unsafe {
-            for q in 0..4 {
-                vst1q_u8(out.as_mut_ptr().add(16 * q), bytes[q]);
-            }
+            for_each_quad!(Q, vst1q_u8(out.as_mut_ptr().add(16 * Q), bytes[Q]));
         }
     }
 
@@ -402,9 +414,7 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     fn plus(mut bytes: Self::Bytes, more: u8) -> Self::Bytes {
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            for q in 0..4 {
-                bytes[q] = vaddq_u8(bytes[q], vdupq_n_u8(more));
-            }
+            for_each_quad!(Q, bytes[Q] = vaddq_u8(bytes[Q], vdupq_n_u8(more)));
             bytes
         }
     }
@@ -413,13 +423,13 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     fn bits(mut bytes: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes {
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            for q in 0..4 {
-                bytes[q] = shift_right(bytes[q], shift);
+            for_each_quad!(Q, {
+                bytes[Q] = shift_right(bytes[Q], shift);
                 // The shift alone leaves these bits.
                 if mask < u8::MAX >> shift {
-                    bytes[q] = vandq_u8(bytes[q], vdupq_n_u8(mask));
+                    bytes[Q] = vandq_u8(bytes[Q], vdupq_n_u8(mask));
                 }
-            }
+            });
             bytes
         }
     }
@@ -434,20 +444,20 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
     ) -> Self::Bytes {
         // SAFETY: NEON is part of 64-bit Arm.
         unsafe {
-            for q in 0..4 {
+            for_each_quad!(Q, {
                 let shifted = match to.checked_sub(from) {
-                    Some(left) => shift_left(plane[q], left),
-                    None => shift_right(plane[q], from - to),
+                    Some(left) => shift_left(plane[Q], left),
+                    None => shift_right(plane[Q], from - to),
                 };
                 // With intrinsics, the compiler would emit a second instruction. The bits are 0 before.
                 asm!(
                     "bit {bytes:v}.16b, {shifted:v}.16b, {mask:v}.16b",
-                    bytes = inout(vreg) bytes[q],
+                    bytes = inout(vreg) bytes[Q],
                     shifted = in(vreg) shifted,
                     mask = in(vreg) vdupq_n_u8(mask),
                     options(pure, nomem, nostack, preserves_flags),
                 );
-            }
+            });
             bytes
         }
     }
@@ -457,9 +467,7 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
         // SAFETY: NEON is part of 64-bit Arm; the reference covers what is read.
         unsafe {
             let table = vld1q_u8(table.as_ptr());
-            for q in 0..4 {
-                bytes[q] = vqtbl1q_u8(table, bytes[q]);
-            }
+            for_each_quad!(Q, bytes[Q] = vqtbl1q_u8(table, bytes[Q]));
             bytes
         }
     }
@@ -482,16 +490,13 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
             sums.wide = sdot_rows(sums.wide, bytes, x, lane);
             return sums;
         }
-        // SAFETY: NEON is part of 64-bit Arm.
-        unsafe {
-            let x = repeated(x[lane]);
-            for q in [quad(register, 0), quad(register, 1)] {
-                let (weights, [low, high]) = (vreinterpretq_s8_u8(bytes[q]), &mut sums.narrow[q]);
-                *low = vmlal_s8(*low, vget_low_s8(weights), vget_low_s8(x));
-                *high = vmlal_high_s8(*high, weights, x);
-            }
-            sums
-        }
+        let x = repeated(x[lane]);
+        for_each_quad_of!(register, q, {
+            let (weights, [low, high]) = (vreinterpretq_s8_u8(bytes[q]), &mut sums.narrow[q]);
+            *low = vmlal_s8(*low, vget_low_s8(weights), vget_low_s8(x));
+            *high = vmlal_high_s8(*high, weights, x);
+        });
+        sums
     }
 
     #[inline(always)]
@@ -505,33 +510,27 @@ impl<const DOT: bool, const MATRIX: bool> PackedRows16 for NeonRows<DOT, MATRIX>
         if DOT {
             return Self::dot(sums, register, bytes, x, lane);
         }
-        // SAFETY: NEON is part of 64-bit Arm.
-        unsafe {
-            let x = repeated(x[lane]);
-            for q in [quad(register, 0), quad(register, 1)] {
-                let weights = vreinterpretq_s8_u8(bytes[q]);
-                let low = vmull_s8(vget_low_s8(weights), vget_low_s8(x));
-                let high = vmull_high_s8(weights, x);
-                // 2 * 128 * 127 fits into 16 bits.
-                sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
-            }
-            sums
-        }
+        let x = repeated(x[lane]);
+        for_each_quad_of!(register, q, {
+            let weights = vreinterpretq_s8_u8(bytes[q]);
+            let low = vmull_s8(vget_low_s8(weights), vget_low_s8(x));
+            let high = vmull_high_s8(weights, x);
+            // 2 * 128 * 127 fits into 16 bits.
+            sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
+        });
+        sums
     }
 
     #[inline(always)]
     fn fold(mut sums: Self::Sums, register: usize) -> Self::Sums {
-        // SAFETY: NEON is part of 64-bit Arm.
-        unsafe {
-            if !DOT {
-                for q in [quad(register, 0), quad(register, 1)] {
-                    let [low, high] = sums.narrow[q];
-                    sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
-                    sums.narrow[q] = [vdupq_n_s16(0); 2];
-                }
-            }
-            sums
+        if !DOT {
+            for_each_quad_of!(register, q, {
+                let [low, high] = sums.narrow[q];
+                sums.wide[q] = vpadalq_s16(sums.wide[q], vpaddq_s16(low, high));
+                sums.narrow[q] = [vdupq_n_s16(0); 2];
+            });
         }
+        sums
     }
 
     #[inline(always)]
