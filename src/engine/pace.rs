@@ -14,9 +14,9 @@ const SLOWDOWN: f64 = 3.0;
 const SLICE: f64 = 2.6;
 /// The same if their readers wait only for the end: prompts should not take much longer than alone.
 const LONG_SLICE: f64 = 8.0;
-/// The parts of a pass that pauses should be shorter than this many times a pass of decoding sequences. The
-/// MLP takes longer than the average part.
-const PART: f64 = 0.7;
+/// The stages of a pass that pauses should be shorter than this many times a pass of decoding sequences. The
+/// MLP takes longer than the average stage.
+const STAGE: f64 = 0.7;
 /// The weight of the newest measurement in an average.
 const NEWEST: f64 = 0.2;
 
@@ -27,8 +27,8 @@ pub(super) struct Granularity {
     pub(super) min_rows: usize,
     /// The model processes a multiple of so many rows at a time.
     pub(super) rows_together: usize,
-    /// The parts between which a pass can pause.
-    pub(super) parts: usize,
+    /// The stages between which a pass can pause.
+    pub(super) stages: usize,
 }
 
 /// Measures passes, and predicts how long they take.
@@ -87,7 +87,7 @@ impl Pace {
     pub(super) fn paused_rows(&self, decoding: usize) -> usize {
         let rows = match self.decode_seconds(decoding) {
             Some(step) if self.per_paused_row > 0.0 => {
-                (PART * step * self.model.parts as f64 / self.per_paused_row) as usize
+                (STAGE * step * self.model.stages as f64 / self.per_paused_row) as usize
             }
             _ => MAX_PAUSED_ROWS,
         };
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn pace(min_rows: usize, rows_together: usize) -> Pace {
-        Pace::new(Granularity { min_rows, rows_together, parts: 20 })
+        Pace::new(Granularity { min_rows, rows_together, stages: 20 })
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_that_pauses_has_short_parts_and_short_slices() {
+    fn a_pass_that_pauses_has_short_stages_and_short_slices() {
         let mut pace = pace(16, 6);
         assert_eq!((pace.paused_rows(1), pace.slice(1, true)), (258, Duration::ZERO), "nothing is known yet");
         pace.record(0, 100, Duration::from_millis(100));
@@ -158,8 +158,8 @@ mod tests {
         assert_eq!(pace.slice(8, true), Duration::from_millis(26), "more sequences take at least as long");
         assert_eq!(pace.slice(1, false), Duration::from_millis(80));
         pace.record_paused(100, Duration::from_millis(200));
-        // 72 rows take 144 ms, and one of 20 parts 7.2 ms.
-        assert_eq!(pace.paused_rows(1), 72, "a part takes 0.7 times as long as a token");
+        // 72 rows take 144 ms, and one of 20 stages 7.2 ms.
+        assert_eq!(pace.paused_rows(1), 72, "a stage takes 0.7 times as long as a token");
         pace.record(8, 0, Duration::from_secs(1));
         assert_eq!(pace.paused_rows(8), 258);
     }

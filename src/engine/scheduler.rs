@@ -74,7 +74,7 @@ struct Prefill {
     parts: Vec<(SeqId, usize)>,
     /// How long its slices took.
     took: Duration,
-    /// How long its last two parts took, the last one second. They alternate.
+    /// How long its last two stages took, the last one second. They alternate.
     last: [Duration; 2],
 }
 
@@ -86,7 +86,7 @@ impl Scheduler {
             pace: Pace::new(Granularity {
                 min_rows: model.min_rows(),
                 rows_together: model.rows_together(),
-                parts: model.parts(),
+                stages: model.stages(),
             }),
             model,
             context_length,
@@ -474,7 +474,7 @@ impl Scheduler {
         }
         let beside = self.pace.rows_beside(decoding.len());
         let mut parts: Vec<Part> = decoding.iter().map(|&index| Part { index, tokens: 1 }).collect();
-        if self.model.parts() == 1 {
+        if self.model.stages() == 1 {
             let is_short = |&&index: &&usize| self.running[index].pending() <= beside;
             let short = filling.iter().filter(is_short).count();
             let is_awaited = !decoding.is_empty() || (1..filling.len()).contains(&short);

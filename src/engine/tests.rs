@@ -52,8 +52,8 @@ struct Counter {
     total_blocks: usize,
     max_spans: usize,
     /// Between these a pass over prompts can pause.
-    parts: usize,
-    /// The pass that pauses, and how many parts are done.
+    stages: usize,
+    /// The pass that pauses, and how many stages are done.
     paused: Option<(Vec<Place>, usize)>,
     /// A pass with this token fails.
     fails_at: Option<u32>,
@@ -72,7 +72,7 @@ impl Default for Counter {
             keeps_prompts: false,
             total_blocks: 1000,
             max_spans: usize::MAX,
-            parts: 8,
+            stages: 8,
             paused: None,
             fails_at: None,
             panics_at: None,
@@ -109,8 +109,8 @@ impl Counter {
         Ok(())
     }
 
-    /// The parts of a pass that pauses. Returns whether all are done.
-    fn run_parts(
+    /// The stages of a pass that pauses. Returns whether all are done.
+    fn run_stages(
         &mut self,
         spans: &[Span],
         pauses: &mut dyn FnMut() -> bool,
@@ -120,11 +120,11 @@ impl Counter {
         let (known, mut done) = self.paused.take().unwrap_or_else(|| (places.clone(), 0));
         assert_eq!(known, places, "the pass goes on with the same spans");
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
-        while done < self.parts {
-            let of_part = rows * (done + 1) / self.parts - rows * done / self.parts;
-            self.sleep(of_part, cancel)?;
+        while done < self.stages {
+            let of_stage = rows * (done + 1) / self.stages - rows * done / self.stages;
+            self.sleep(of_stage, cancel)?;
             done += 1;
-            if done < self.parts && pauses() {
+            if done < self.stages && pauses() {
                 self.paused = Some((places, done));
                 assert!(self.used() <= self.total_blocks, "the scheduler counts blocks");
                 *self.seen.pauses.lock() += 1;
@@ -185,7 +185,7 @@ impl Model for Counter {
         pauses: &mut dyn FnMut() -> bool,
         cancel: &Cancel,
     ) -> Result<Option<Logits>> {
-        if !self.run_parts(spans, pauses, cancel)? {
+        if !self.run_stages(spans, pauses, cancel)? {
             return Ok(None);
         }
         let delay = std::mem::take(&mut self.delay);
@@ -194,8 +194,8 @@ impl Model for Counter {
         logits.map(Some)
     }
 
-    fn parts(&self) -> usize {
-        self.parts
+    fn stages(&self) -> usize {
+        self.stages
     }
 
     fn begin(&mut self, seq: SeqId, beginning: &Beginning) -> usize {
@@ -745,10 +745,10 @@ proptest! {
 
     #[test]
     fn random_requests_in_a_small_cache_give_the_same_as_alone(
-        arrivals in arrivals(), caches in any::<bool>(), parts in prop_oneof![Just(1), Just(2), Just(8)]
+        arrivals in arrivals(), caches in any::<bool>(), stages in prop_oneof![Just(1), Just(2), Just(8)]
     ) {
         let prefixes = caches.then(Vec::new);
-        let model = Counter { next: mixed, prefixes, total_blocks: 6, parts, ..Counter::default() };
+        let model = Counter { next: mixed, prefixes, total_blocks: 6, stages, ..Counter::default() };
         let (engine, seen) = start(model, 300);
         let prompt = |arrival: &Arrival| -> Vec<u32> {
             (0..arrival.len).map(|i| ((i * (arrival.prompt + 1)) % VOCAB) as u32).collect()

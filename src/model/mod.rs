@@ -134,10 +134,10 @@ pub trait Model: Send {
     /// an error the same spans may be run again; the KV blocks that they took are free.
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
-    /// As [`Model::forward`]. A model that can pause asks `pauses` between the parts of its work, and returns
-    /// None once the answer is true. The next call, with the same spans, goes on from there. Meanwhile
-    /// [`Model::forward`] may run others. [`Model::free`] takes a sequence out of the paused spans, and the
-    /// next call is without it.
+    /// As [`Model::forward`]. A model that can pause asks `pauses` between the stages of its work, and
+    /// returns None once the answer is true. The next call, with the same spans, goes on from there; one with
+    /// other spans begins anew. Meanwhile [`Model::forward`] may run others. [`Model::free`] takes a sequence
+    /// out of the paused spans, and the next call is without it.
     ///
     /// # Errors
     /// As [`Model::forward`]. The spans then begin anew.
@@ -150,8 +150,8 @@ pub trait Model: Send {
         self.forward(spans, cancel).map(Some)
     }
 
-    /// The parts of [`Model::forward_until`]; 1 if the model cannot pause.
-    fn parts(&self) -> usize {
+    /// The stages of [`Model::forward_until`]; 1 if the model cannot pause.
+    fn stages(&self) -> usize {
         1
     }
 

@@ -105,18 +105,18 @@ fn bits(model: &mut dyn Model, spans: &[Span]) -> Vec<u32> {
     logits.values.into_iter().map(f32::to_bits).collect()
 }
 
-/// The same of a pass that has paused `parts` times already, and does so wherever it can, with `beside` in
+/// The same of a pass that has paused `stages` times already, and does so wherever it can, with `beside` in
 /// each pause.
 fn bits_with_pauses_after(
     model: &mut dyn Model,
     spans: &[Span],
-    parts: usize,
+    stages: usize,
     mut beside: impl FnMut(&mut dyn Model),
 ) -> Vec<u32> {
-    for part in parts + 1.. {
+    for stage in stages + 1.. {
         let logits = model.forward_until(spans, &mut || true, &Cancel::never()).unwrap();
         if let Some(logits) = logits {
-            assert_eq!(part, model.parts());
+            assert_eq!(stage, model.stages());
             return logits.values.into_iter().map(f32::to_bits).collect();
         }
         beside(model);
@@ -250,6 +250,32 @@ fn a_row_does_not_depend_on_the_pauses_of_its_pass() {
                 model.free(SeqId(999));
             }
         }
+    }
+}
+
+#[test]
+fn a_paused_pass_does_not_go_on_with_other_spans() {
+    let mut model = load(&folder(), WeightType::Q4_K, Isa::detect().unwrap(), false);
+    let tokens: Vec<u32> = (0..40).collect();
+    let span = |seq, len, rows| Span { seq: SeqId(seq), tokens: &tokens[..len], start: 0, rows };
+    let begin = |model: &mut dyn Model| {
+        for seq in [SeqId(1), SeqId(2)] {
+            model.free(seq);
+            model.begin(seq, &Beginning { tokens: &tokens, prompt_tokens: 40, reusable: 0, salt: "" });
+        }
+    };
+    let paused = span(1, 30, Rows::Last);
+    // Another sequence, other tokens, other rows of logits, one sequence more, none.
+    let second = span(2, 30, Rows::Last);
+    let others =
+        [vec![second], vec![span(1, 40, Rows::Last)], vec![span(1, 30, Rows::All)], vec![paused, second]];
+    for spans in others.into_iter().chain([Vec::new()]) {
+        begin(&mut model);
+        let expected = bits(&mut model, &spans);
+        begin(&mut model);
+        assert_eq!(model.forward_until(&[paused], &mut || true, &Cancel::never()).unwrap(), None);
+        let logits = model.forward_until(&spans, &mut || false, &Cancel::never()).unwrap().unwrap();
+        assert!(logits.values.into_iter().map(f32::to_bits).eq(expected), "{} spans", spans.len());
     }
 }
 

@@ -11,7 +11,7 @@ fn a_long_prompt_pauses_for_decoding_sequences() {
     assert_eq!(run(&engine, vec![7; 600], params(1), &[]).0, [8]);
     let after = running.place.0.lock().tokens.len();
     running.ticket.cancel();
-    // 600 rows are at least three passes of eight parts. A part takes as long as several tokens, so each is
+    // 600 rows are at least three passes of eight stages. A stage takes as long as several tokens, so each is
     // a slice of its own.
     assert!(*seen.pauses.lock() >= 14, "{}", *seen.pauses.lock());
     assert!(after - before >= 16, "{}", after - before);
@@ -75,9 +75,9 @@ fn short_prompts_and_a_long_one_take_turns() {
 }
 
 #[test]
-fn a_prompt_runs_beside_decoding_sequences_in_small_parts() {
+fn a_prompt_runs_beside_decoding_sequences_in_short_passes() {
     let delay = Duration::from_micros(100);
-    let (engine, seen) = start(Counter { delay, parts: 1, ..Counter::default() }, 5000);
+    let (engine, seen) = start(Counter { delay, stages: 1, ..Counter::default() }, 5000);
     let running = Reader::new(&engine, vec![1], params(3000)).unwrap();
     running.wait(20);
     seen.passes.lock().clear();

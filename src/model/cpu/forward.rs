@@ -65,6 +65,18 @@ impl Chunk {
         self.spans.is_empty()
     }
 
+    /// Whether its rows are those of `spans`.
+    pub(super) fn is_of(&self, spans: &[Span]) -> bool {
+        let has = |span: &Span| {
+            let own = || self.spans.iter().filter(|own| own.seq == span.seq);
+            own().next().is_some_and(|first| first.start == span.start)
+                && own().map(|own| own.rows).sum::<usize>() == span.tokens.len()
+                && own().map(|own| own.wanted).sum::<usize>() == span.wanted()
+        };
+        let rows = spans.iter().map(|span| span.tokens.len()).sum::<usize>();
+        rows == self.layers.len() && spans.iter().all(has)
+    }
+
     /// Removes the rows of `seq`.
     pub(super) fn remove(&mut self, seq: SeqId, config: &LlamaConfig) {
         let (hidden, half) = (config.hidden_size, config.head_dim / 2);

@@ -225,7 +225,7 @@ impl Model for CpuModel {
         pauses: &mut dyn FnMut() -> bool,
         cancel: &Cancel,
     ) -> Result<Option<Logits>> {
-        let chunk = self.paused.take();
+        let chunk = self.paused.take().filter(|chunk| chunk.is_of(spans));
         let logits = self.check(spans).and_then(|()| self.forward_chunk_until(chunk, spans, pauses, cancel));
         if logits.is_err() {
             self.truncate(spans);
@@ -233,7 +233,7 @@ impl Model for CpuModel {
         logits
     }
 
-    fn parts(&self) -> usize {
+    fn stages(&self) -> usize {
         SUBLAYERS * self.config.num_hidden_layers
     }
 
