@@ -135,9 +135,10 @@ pub trait Model: Send {
     fn forward(&mut self, spans: &[Span], cancel: &Cancel) -> Result<Logits>;
 
     /// As [`Model::forward`]. A model that can pause asks `pauses` between the stages of its work, and
-    /// returns None once the answer is true. The next call, with the same spans, goes on from there; one with
-    /// other spans begins anew. Meanwhile [`Model::forward`] may run others. [`Model::free`] takes a sequence
-    /// out of the paused spans, and the next call is without it.
+    /// returns None once the answer is true. The next call, with the same spans, goes on from there. One with
+    /// other sequences, positions or wanted rows begins anew; tokens are not compared. Meanwhile
+    /// [`Model::forward`] may run others. [`Model::free`] takes a sequence out of the paused spans, and the
+    /// next call is without it.
     ///
     /// # Errors
     /// As [`Model::forward`]. The spans then begin anew.

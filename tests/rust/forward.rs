@@ -265,7 +265,7 @@ fn a_paused_pass_does_not_go_on_with_other_spans() {
         }
     };
     let paused = span(1, 30, Rows::Last);
-    // Another sequence, other tokens, other rows of logits, one sequence more, none.
+    // Another sequence, more tokens, more rows of logits, one sequence more, none.
     let second = span(2, 30, Rows::Last);
     let others =
         [vec![second], vec![span(1, 40, Rows::Last)], vec![span(1, 30, Rows::All)], vec![paused, second]];

@@ -85,8 +85,8 @@ pub(crate) struct Gemm {
 /// - `$bf16_rows`, `$bf16_strips`, `$bf16`: the microkernel for bf16, and the attribute that enables the dot
 ///   product of bf16, if the ISA has one
 ///
-/// Each weight type has a function of its own, which is never inlined: LLVM takes several times longer to
-/// compile one function that contains all of them.
+/// Each type of weights and of KV blocks has a function of its own, which is never inlined: LLVM takes
+/// several times longer to compile one function that contains all of them.
 macro_rules! kernel_table {
     (
         $lanes:ty, $rows:ty, packed: $packed:expr, panel_rows: $panel_rows:expr,

@@ -65,7 +65,7 @@ impl Chunk {
         self.spans.is_empty()
     }
 
-    /// Whether its rows are those of `spans`.
+    /// Whether its rows have the sequences and positions of `spans`, and the same rows are wanted.
     pub(super) fn is_of(&self, spans: &[Span]) -> bool {
         let has = |span: &Span| {
             let own = || self.spans.iter().filter(|own| own.seq == span.seq);
