@@ -34,8 +34,7 @@ use half::f16;
 /// other near 0, where most weights are.
 ///
 /// Source: ggml, `ggml-common.h`, `kvalues_iq4nl`.
-pub(crate) const IQ4_VALUES: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The little-endian f16 at byte `at`.
 #[inline(always)]

@@ -142,7 +142,7 @@ fn choose() -> Result<Isa, String> {
 /// Whether this CPU's dot product of bf16 is faster than its FMA of floats. Some CPUs with AVX-512 do not
 /// have the instruction. Intel's execute half as many operations per second with it as with FMA (measured on
 /// Sapphire Rapids or later, see docs/experiments.md).
-pub(super) fn bf16_dot_is_fast() -> bool {
+pub fn bf16_dot_is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bf16") && !is_of(b"GenuineIntel");
     // Arm's instruction for matrices does four times the work of FMA.

@@ -8,7 +8,7 @@
 use crate::prefetch::StreamPrefetch;
 
 /// Lanes of a vector.
-pub(super) const LANES: usize = 32;
+pub const LANES: usize = 32;
 
 /// A vector of 32 f32 lanes.
 ///

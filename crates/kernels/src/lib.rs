@@ -24,13 +24,9 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod attention;
-#[cfg(test)]
-mod attention_tests;
 pub mod blocks;
 mod dispatch;
 mod gemm;
-#[cfg(test)]
-mod gemm_tests;
 mod generic;
 mod kernels;
 mod kv_block;
@@ -40,8 +36,6 @@ mod output;
 mod pack;
 mod packable;
 mod packed;
-#[cfg(test)]
-mod packed_tests;
 mod pages;
 mod peaks;
 mod pool;
@@ -53,8 +47,6 @@ mod rows16;
 mod scalar;
 mod scratch;
 mod table;
-#[cfg(test)]
-mod tests;
 mod tile;
 mod weight;
 #[cfg(target_arch = "x86_64")]
@@ -79,3 +71,27 @@ pub use quantized_rows::{Precision, QuantizedRows};
 pub use roofline::{RooflineError, RooflinePeaks};
 pub use scratch::{ScratchShape, thread_scratch_bytes};
 pub use weight::{Weight, WeightRows};
+
+/// What the tests in `tests/kernels` need beside the public interface. It may change at any time.
+#[doc(hidden)]
+pub mod internals {
+    use crate::Isa;
+    pub use crate::blocks::IQ4_VALUES;
+    pub use crate::dispatch::bf16_dot_is_fast;
+    pub use crate::lanes::LANES;
+    use crate::peaks::Peaks;
+    pub use crate::quantized_rows::{
+        FLOAT_OFFSET, FLOAT_START, GROUPS, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
+        group_word,
+    };
+
+    /// The loops that measure the highest throughput of an ISA.
+    pub fn peaks(isa: Isa) -> &'static Peaks {
+        &isa.table().peaks
+    }
+
+    /// Whether attention may round numbers to about 16 bits on this ISA.
+    pub fn has_attention_bits16(isa: Isa) -> bool {
+        isa.table().attention_bits16.is_some()
+    }
+}

@@ -20,8 +20,6 @@ mod blocks_of_32;
 mod k_blocks;
 mod numbers;
 mod search;
-#[cfg(test)]
-mod tests;
 
 use crate::blocks::WeightType;
 use blocks_of_32::{q4_0, q4_1, q5_0, q5_1, q8_0};

@@ -27,14 +27,19 @@ use crate::tile::TILE_COLS;
 use std::ops::Range;
 
 /// Groups of 4 elements in 32 columns.
-pub(super) const GROUPS: usize = TILE_COLS / 4;
-/// Where each other kind of word begins in a block, in units of `m` words.
-pub(super) const SCALE: usize = GROUPS;
-pub(super) const START_8: usize = GROUPS + 1;
-pub(super) const START_128: usize = GROUPS + 2;
-pub(super) const OFFSET: usize = GROUPS + 3;
-pub(super) const TOTAL: usize = GROUPS + 4;
-pub(super) const HALF_SUM: usize = GROUPS + 5;
+pub const GROUPS: usize = TILE_COLS / 4;
+/// Where each other kind of word begins in a block, in units of `m` words: the scales.
+pub const SCALE: usize = GROUPS;
+/// The starts for weights stored 8 too large.
+pub const START_8: usize = GROUPS + 1;
+/// The starts for weights stored 128 too large.
+pub const START_128: usize = GROUPS + 2;
+/// The offsets.
+pub const OFFSET: usize = GROUPS + 3;
+/// The totals.
+pub const TOTAL: usize = GROUPS + 4;
+/// The half sums.
+pub const HALF_SUM: usize = GROUPS + 5;
 /// Words of a block per row, without the index.
 pub(super) const ROW_WORDS: usize = GROUPS + 6;
 /// 1.5 * 2^23, which turns an integer sum into a float without an instruction.
@@ -45,9 +50,9 @@ pub(super) const ROW_WORDS: usize = GROUPS + 6;
 /// `(FLOAT_OFFSET + sum) * scale - FLOAT_OFFSET * scale`: one instruction that rounds once. It is exact
 /// because the last two bits of the scale are 0, which leaves room for the factor 3 in
 /// `FLOAT_OFFSET * scale`.
-pub(super) const FLOAT_OFFSET: f32 = 12_582_912.0;
+pub const FLOAT_OFFSET: f32 = 12_582_912.0;
 /// The bits of [`FLOAT_OFFSET`].
-pub(super) const FLOAT_START: i32 = FLOAT_OFFSET.to_bits() as i32;
+pub const FLOAT_START: i32 = FLOAT_OFFSET.to_bits() as i32;
 /// The most rows of a panel.
 pub(super) const MAX_PANEL_ROWS: usize = 8;
 
@@ -78,21 +83,22 @@ pub struct QuantizedRows {
 }
 
 /// A panel: the rows from `first` on.
-pub(super) struct Panel<'a> {
+pub struct Panel<'a> {
     /// The index of its first row.
-    pub(super) first: usize,
-    pub(super) rows: usize,
+    pub first: usize,
+    /// How many it has.
+    pub rows: usize,
     /// Its blocks, [`block_words`] each.
-    pub(super) blocks: &'a [u32],
+    pub blocks: &'a [u32],
 }
 
 /// Where a block of `rows` rows has the word of group `group` of row `row`.
-pub(super) const fn group_word(group: usize, rows: usize, row: usize) -> usize {
+pub const fn group_word(group: usize, rows: usize, row: usize) -> usize {
     group / 2 * 2 * rows + 2 * row + group % 2
 }
 
 /// Words of a block of `rows` rows.
-pub(super) const fn block_words(rows: usize) -> usize {
+pub const fn block_words(rows: usize) -> usize {
     1 + ROW_WORDS * rows
 }
 
@@ -117,8 +123,9 @@ impl QuantizedRows {
         size_of::<u32>() * panel_words(1, cols)
     }
 
+    /// The panels.
     #[inline(always)]
-    pub(super) fn panels(&self) -> impl Iterator<Item = Panel<'_>> {
+    pub fn panels(&self) -> impl Iterator<Item = Panel<'_>> {
         (0..self.panel_count).map(|index| {
             let (rows, words) = self.panel(index);
             let words = &self.words[words];

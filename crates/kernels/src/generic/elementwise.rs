@@ -105,3 +105,32 @@ const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// The coefficients of e^r, from the highest power to the lowest.
 const COEFFICIENTS: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scalar::ScalarLanes;
+
+    #[test]
+    fn exp_of_negative_numbers_is_within_two_units_in_the_last_place() {
+        fn check<L: Lanes>(first: f32) {
+            let x: [f32; LANES] = std::array::from_fn(|i| first - i as f32 * 1e-3);
+            let mut out = [0.0; LANES];
+            exp_of_negative(L::load(&x)).store(&mut out);
+            for (x, got) in x.into_iter().zip(out) {
+                let expected = f64::from(x).exp();
+                // Results below the smallest normal number may be 0.
+                let bound = expected * 2.0 * f64::from(f32::EPSILON) + f64::from(f32::MIN_POSITIVE);
+                assert!((f64::from(got) - expected).abs() <= bound, "exp({x}) is not {got}");
+            }
+        }
+        for step in 0..3200 {
+            check::<ScalarLanes>(step as f32 * -0.032);
+        }
+        let special = [0.0, -0.0, -87.9, f32::NEG_INFINITY, f32::NAN];
+        let mut out = [0.0; LANES];
+        exp_of_negative(load_partial::<ScalarLanes>(&special)).store(&mut out);
+        assert_eq!(out[..4], [1.0, 1.0, 0.0, 0.0]);
+        assert!(out[4].is_nan());
+    }
+}

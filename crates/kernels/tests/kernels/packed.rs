@@ -1,20 +1,20 @@
 //! Tests of packed weights and quantised activations on every ISA of this CPU, against plain arithmetic.
 
-use super::quantized_rows::{
+use crate::support::{Random, isas, kernels, pairs};
+use candle_llama_kernels::internals::{
     FLOAT_OFFSET, FLOAT_START, GROUPS, HALF_SUM, OFFSET, SCALE, START_8, START_128, TOTAL, block_words,
     group_word,
 };
-use super::tests::{Random, isas, kernels, pairs};
-use super::*;
+use candle_llama_kernels::*;
 
 /// The types that can be packed.
-pub(super) fn types() -> impl Iterator<Item = WeightType> {
+pub(crate) fn types() -> impl Iterator<Item = WeightType> {
     WeightType::ALL.into_iter().filter(|dtype| PackedRows::bytes_for(*dtype, 1, dtype.block_len()).is_some())
 }
 
 fn pack(kernels: &Kernels, weight: WeightRows) -> PackedRows {
     let fill = |row: usize, out: &mut [u8]| out.copy_from_slice(weight.row(row));
-    let packed = kernels.pack(weight.dtype, weight.rows, weight.cols, &Cancel::never(), &fill);
+    let packed = kernels.pack(weight.dtype(), weight.rows(), weight.cols(), &Cancel::never(), &fill);
     packed.expect("there is memory").expect("the type can be packed")
 }
 

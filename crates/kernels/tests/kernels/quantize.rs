@@ -1,13 +1,13 @@
 //! Tests of the quantisers: the blocks of the `gguf` package and of ggml, and numbers that do not fit.
 
-use super::*;
-use crate::dequantize;
+use candle_llama_kernels::quantize::{TARGETS, Unstorable, quantize_row};
+use candle_llama_kernels::{WeightType, dequantize};
 
 /// Files with the bits of rows of numbers. Then, for each type, its name and the blocks that another program
 /// makes of them. The scripts beside the files write them. The first has rows of 32 numbers and blocks of the
 /// `gguf` Python package, the second has rows of 256 and blocks of ggml.
 const GOLDEN: [&str; 2] =
-    [include_str!("../../tests/golden/quantized.txt"), include_str!("../../tests/golden/k_quantized.txt")];
+    [include_str!("../golden/quantized.txt"), include_str!("../golden/k_quantized.txt")];
 
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()

@@ -1,8 +1,9 @@
 //! Tests of products with many rows on every ISA of this CPU, against plain arithmetic.
 
-use super::packed_tests::types as packable_types;
-use super::tests::{Random, dot_bound, element, isas, kernels, pairs, widths};
-use super::*;
+use crate::packed::types as packable_types;
+use crate::support::{Random, dot_bound, element, isas, kernels, pairs, widths};
+use candle_llama_kernels::internals::bf16_dot_is_fast;
+use candle_llama_kernels::*;
 use half::bf16;
 
 fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Product) {
@@ -13,7 +14,7 @@ fn gemm(kernels: &Kernels, x: &[f32], rows: usize, input: GemmInput, product: Pr
 fn rounds(isa: Isa, dtype: WeightType) -> bool {
     match isa {
         Isa::Amx => dtype == WeightType::BF16 || dtype.block_len() > 1,
-        Isa::Avx512 => matches!(dtype, WeightType::BF16 | WeightType::F16) && dispatch::bf16_dot_is_fast(),
+        Isa::Avx512 => matches!(dtype, WeightType::BF16 | WeightType::F16) && bf16_dot_is_fast(),
         Isa::I8mm => dtype == WeightType::BF16,
         _ => false,
     }
@@ -220,7 +221,7 @@ fn gemm_mlp_is_its_three_products_bit_for_bit() {
         }
         let expected = match isa {
             Isa::Amx | Isa::I8mm => true,
-            Isa::Avx512 => dispatch::bf16_dot_is_fast(),
+            Isa::Avx512 => bf16_dot_is_fast(),
             _ => false,
         };
         assert_eq!(was_tested, expected, "{}", isa.name());

@@ -1,10 +1,10 @@
 //! Tests of attention on every ISA of this CPU: against plain f64 arithmetic, and of the promise that a row's
 //! result depends only on the row.
 
-use super::tests::{Random, few_cases, isas, kernels, pairs};
-use super::*;
-use crate::lanes::LANES;
-use crate::quantize::quantize_row;
+use crate::support::{Random, few_cases, isas, kernels, pairs};
+use candle_llama_kernels::internals::{LANES, has_attention_bits16};
+use candle_llama_kernels::quantize::quantize_row;
+use candle_llama_kernels::*;
 use half::{bf16, f16};
 
 /// Random keys and values of one layer, `(positions, kv_heads, head_dim)`, and the bytes of their KV blocks.
@@ -117,7 +117,7 @@ fn quantized_keys(keys: &[f32]) -> Vec<u8> {
 
 /// All ISAs, and again those that can round to about 16 bits.
 fn modes() -> impl Iterator<Item = (Isa, bool)> {
-    let rounding = isas().into_iter().filter(|isa| isa.table().attention_bits16.is_some());
+    let rounding = isas().into_iter().filter(|isa| has_attention_bits16(*isa));
     isas().into_iter().map(|isa| (isa, false)).chain(rounding.map(|isa| (isa, true)))
 }
 
