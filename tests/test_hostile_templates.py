@@ -5,9 +5,14 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+
+from side_by_side import side_by_side
 
 DEEP = 100_000
 HOSTILE = {
@@ -304,17 +309,30 @@ RUN = textwrap.dedent("""
 """)
 
 
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, tiny: Path
+) -> Iterator[dict[str, Future[CompletedProcess[str]]]]:
+    def run(name: str) -> CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", RUN, str(tiny)],
+            input=HOSTILE[name],
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=60,
+        )
+
+    with side_by_side(request, "test_a_hostile_template", run) as outcomes:
+        yield outcomes
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template(tiny: Path, name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(tiny)],
-        input=HOSTILE[name],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=60,
-    )
+def test_a_hostile_template(
+    request: pytest.FixtureRequest, outcomes: dict[str, Future[CompletedProcess[str]]], name: str
+) -> None:
+    done = outcomes[request.node.nodeid].result()
     assert done.returncode == 0, done.stderr
     error, cause, seconds, kibibytes = json.loads(done.stdout)
     assert error is not None, "no error"

@@ -12,6 +12,7 @@ import pytest
 
 import candle_llama
 import tiny as checkpoints
+from side_by_side import side_by_side
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux only")
 
@@ -110,11 +111,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return models
 
 
+@pytest.fixture(scope="module")
+def outcomes(request, models):
+    def run(model, case):
+        command = [sys.executable, "-c", SCRIPT, str(models[model]), case, *map(str, MARGINS)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    with side_by_side(request, "test_a_call_without_memory_answers_or_raises", run) as outcomes:
+        yield outcomes
+
+
 @pytest.mark.parametrize("model", ["vocabulary", "wide", "packed"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_call_without_memory_answers_or_raises(models, model, case):
-    command = [sys.executable, "-c", SCRIPT, str(models[model]), case, *map(str, MARGINS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_a_call_without_memory_answers_or_raises(request, outcomes, model, case):
+    done = outcomes[request.node.nodeid].result()
     assert done.returncode == 0, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
     lines = done.stdout.splitlines()
     assert lines[-1] == "still works"
