@@ -10,7 +10,7 @@
 //! 6. [`config`]: `config.json` or GGUF metadata to a `LlamaConfig`
 //! 7. [`tokenizer`]: text to ids and back; the text of chat templates
 //! 8. [`kv_cache`]: blocks of keys and values
-//! 9. [`model`]: `trait Model` and its two implementations, `cpu` and `candle`
+//! 9. [`model`]: `trait Model` and its implementations, `cpu`, `tensor` and `candle`
 //! 10. [`sampling`]: logits to a token
 //! 11. [`engine`]: runs sequences of token ids, step by step; does not deal with text
 //! 12. [`llama`]: the facade: load, generate, stream, chat

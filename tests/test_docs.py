@@ -132,7 +132,7 @@ ABSENT = {
     "several answers to a prompt": {"n", "num_return_sequences"},
     "speculative decoding with a draft model": {"draft_model"},
     "saved prompts, `save_state`, prompt caches in files": {"save_state", "load_state"},
-    "a KV cache of less than 16 bits, or one that rotates": {"max_kv_size", "kv_bits"},
+    "a KV cache of less than 8 bits, or one that rotates": {"max_kv_size", "kv_bits"},
     "`mirostat`, `typical_p`, `xtc`, `no_repeat_ngram_size`": {"mirostat", "typical_p", "xtc_probability"},
     "layers split between GPU and CPU": {"device_map", "n_gpu_layers"},
     "images, audio": {"images", "audio"},
