@@ -131,6 +131,41 @@ def test_a_processor_cannot_use_its_own_model(llm):
         llm.generate("the", max_new_tokens=1, logits_processors=[ask])
 
 
+def test_a_processor_cannot_read_a_stream_of_its_own_model(llm):
+    stream = llm.stream("the", max_new_tokens=9)
+    with pytest.raises(candle_llama.GenerationError, match="cannot use its own model"):
+        llm.generate("the", max_new_tokens=2, logits_processors=[lambda ids, logits: next(stream) and None])
+    assert len(list(stream)) > 0
+
+
+def test_a_processor_can_close_its_own_model(tiny):
+    llm = candle_llama.load(tiny)
+    with pytest.raises(ValueError, match="closed"):
+        llm.generate("the", max_new_tokens=3, logits_processors=[lambda ids, logits: llm.close()])
+    with pytest.raises(ValueError, match="closed"):
+        llm.generate("the", max_new_tokens=1)
+    llm.close()
+
+
+def test_stop_iteration_of_a_processor_does_not_end_a_stream_silently(llm):
+    def stop(token_ids, logits):
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        list(llm.stream("the", max_new_tokens=3, logits_processors=[stop]))
+
+
+@pytest.mark.parametrize("return_exceptions", [False, True])
+def test_what_ends_the_program_is_raised_from_lists_too(llm, return_exceptions):
+    def leave(token_ids, logits):
+        raise SystemExit("on purpose")
+
+    with pytest.raises(SystemExit, match="on purpose"):
+        llm.generate(
+            ["the"], max_new_tokens=3, logits_processors=[leave], return_exceptions=return_exceptions
+        )
+
+
 def test_a_model_can_be_closed_and_deleted_while_a_processor_runs(tiny):
     for end in (lambda llm: llm.close(), lambda llm: None):
         llm = candle_llama.load(tiny)

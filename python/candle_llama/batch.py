@@ -74,7 +74,10 @@ class _Bar:
 def run(
     core: _core.Llama, requests: list[Request | Exception], return_exceptions: bool, progress: bool
 ) -> list[Completion | Exception]:
-    """Generates for all requests together, and waits for all."""
+    """Generates for all requests together, and waits for all.
+
+    An error that is no `Exception`, such as SystemExit of a logits processor, is raised.
+    """
     bad = sum(isinstance(request, Exception) for request in requests)
     good = [request for request in requests if not isinstance(request, Exception)]
     bar = _Bar(len(requests), progress)
@@ -96,10 +99,12 @@ def run(
     ]
 
 
-def _completed(result: dict[str, Any] | Exception, given: dict[str, Any]) -> Completion | Exception:
+def _completed(result: dict[str, Any] | BaseException, given: dict[str, Any]) -> Completion | Exception:
     """Converts a result. An answer that its pydantic model refuses gives the model's error."""
     if isinstance(result, Exception):
         return result
+    if isinstance(result, BaseException):
+        raise result
     try:
         return completion(result, given)
     except ValueError as error:

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::llama::{Request, TextStream};
 use crate::sys::Process;
 use crate::sys::sync::{Condvar, Mutex};
+use pyo3::exceptions::{PyRuntimeError, PyStopIteration};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -46,7 +47,16 @@ impl PyStream {
 
     /// Waits for the next chunk; releases the GIL.
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
-        let chunk = detach_engine(py, |cancel| self.0.next_chunk(cancel))?;
+        let chunk = detach_engine(py, |cancel| self.0.next_chunk(cancel));
+        // That of a logits processor would look like the end of the stream.
+        let chunk = chunk.map_err(|error| match error.is_instance_of::<PyStopIteration>(py) {
+            true => {
+                let raised = PyRuntimeError::new_err("a logits processor raised StopIteration");
+                raised.set_cause(py, Some(error));
+                raised
+            }
+            false => error,
+        })?;
         guarded(py, || chunk.map(|chunk| convert::chunk(py, &chunk)).transpose())
     }
 

@@ -10,8 +10,8 @@ use crate::sampling::{OnOverflow, Sampler, SamplingParams, TokenMask};
 use crate::sys::sync::{Condvar, Mutex};
 use crate::sys::{Process, panics, reserve};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,6 @@ pub struct Engine {
     shared: Arc<Shared>,
     /// None once [`Engine::close`] has waited for it.
     thread: Mutex<Option<JoinHandle<()>>>,
-    thread_id: ThreadId,
     vocab_size: usize,
     context_length: usize,
     next_seq: AtomicU64,
@@ -49,6 +48,8 @@ pub struct Engine {
 /// What the callers and the engine's thread share.
 pub(super) struct Shared {
     process: Process,
+    /// The engine's thread; it sets this before all else.
+    thread_id: OnceLock<ThreadId>,
     inbox: Mutex<Inbox>,
     /// Signalled when the inbox changes.
     arrival: Condvar,
@@ -102,6 +103,23 @@ impl Shared {
     /// [`Error::Forked`]
     pub(super) fn check_process(&self) -> Result<()> {
         if self.process.is_current() { Ok(()) } else { Err(Error::Forked) }
+    }
+
+    /// Checks that this thread may wait for the engine.
+    ///
+    /// # Errors
+    /// [`Error::Forked`]; [`Error::Generation`] on the engine's own thread, which would wait for itself.
+    pub(super) fn check_thread(&self) -> Result<()> {
+        self.check_process()?;
+        if self.is_own_thread() {
+            let reason = "a logits processor cannot use its own model: the model waits for it".into();
+            return Err(Error::Generation { reason });
+        }
+        Ok(())
+    }
+
+    fn is_own_thread(&self) -> bool {
+        self.thread_id.get() == Some(&std::thread::current().id())
     }
 
     pub(super) fn set_metrics(&self, metrics: Metrics) {
@@ -207,6 +225,7 @@ impl Engine {
         let scheduler = Scheduler::new(model, options);
         let shared = Arc::new(Shared {
             process: Process::current(),
+            thread_id: OnceLock::new(),
             inbox: Mutex::default(),
             arrival: Condvar::new(),
             metrics: Mutex::new(scheduler.metrics()),
@@ -217,13 +236,15 @@ impl Engine {
         });
         let thread = std::thread::Builder::new().name("candle-llama-engine".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.run(scheduler)
+            move || {
+                shared.thread_id.get_or_init(|| std::thread::current().id());
+                shared.run(scheduler);
+            }
         });
         let thread = thread
             .map_err(|error| Error::Generation { reason: format!("a thread cannot be started: {error}") })?;
-        let thread_id = thread.thread().id();
         let thread = Mutex::new(Some(thread));
-        Ok(Engine { shared, thread, thread_id, vocab_size, context_length, next_seq: AtomicU64::new(0) })
+        Ok(Engine { shared, thread, vocab_size, context_length, next_seq: AtomicU64::new(0) })
     }
 
     /// The length of a row of logits.
@@ -246,12 +267,16 @@ impl Engine {
     }
 
     /// Interrupts the running forward pass, ends all sequences with [`Error::Closed`], and drops the model.
+    /// On the engine's own thread, it returns before that.
     pub fn close(&self) {
         if !self.shared.process.is_current() {
             return;
         }
         self.shared.is_closed.store(true, Ordering::Relaxed);
         self.shared.wake();
+        if self.shared.is_own_thread() {
+            return;
+        }
         if let Some(thread) = self.thread.lock().take() {
             // The thread catches panics, so there is nothing to report.
             let _ = thread.join();
@@ -264,11 +289,7 @@ impl Engine {
     /// [`Error::Closed`] after [`Engine::close`]; [`Error::Forked`] in a forked process; [`Error::Internal`]
     /// after a panic; [`Error::Generation`] on the engine's own thread, which would wait for itself.
     pub fn check_open(&self) -> Result<()> {
-        self.shared.check_process()?;
-        if self.thread_id == std::thread::current().id() {
-            let reason = "a logits processor cannot use its own model: the model waits for it".into();
-            return Err(Error::Generation { reason });
-        }
+        self.shared.check_thread()?;
         if self.shared.is_closed() {
             return Err(Ended::Closed.error());
         }

@@ -107,7 +107,8 @@ impl Ticket {
     /// `cancel` fires, and then waits a little for its end.
     ///
     /// # Errors
-    /// [`Error::Forked`]; [`Error::Cancelled`] if cancelled and the engine is slow to end the sequence.
+    /// [`Error::Forked`]; [`Error::Generation`] on the engine's own thread; [`Error::Cancelled`] if cancelled
+    /// and the engine is slow to end the sequence.
     pub fn wait<S, T>(
         &self,
         state: &Mutex<S>,
@@ -115,7 +116,7 @@ impl Ticket {
         cancel: &Cancel,
         mut take: impl FnMut(&mut S) -> Option<T>,
     ) -> Result<T> {
-        self.check_process()?;
+        self.shared.check_thread()?;
         let mut is_cancelled = false;
         let mut next_check = Instant::now() + WAIT_SLICE;
         let mut held = state.lock();
