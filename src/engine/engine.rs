@@ -356,6 +356,7 @@ impl Engine {
             computed: 0,
             reserved: 0,
             has_begun: false,
+            is_counted: false,
             salt,
             task,
             ticket: Ticket::new(&self.shared),

@@ -361,10 +361,15 @@ impl Scheduler {
                 sequence.has_begun = true;
                 sequence.computed = self.model.begin(sequence.seq, &sequence.beginning());
                 if sequence.last_pass == 0 {
-                    sequence.stats.cached_tokens = sequence.computed;
-                    self.totals.prefix_hits += u64::from(sequence.computed > 0);
-                    self.totals.tokens_cached += sequence.computed as u64;
-                    self.totals.tokens_in += sequence.prompt_tokens as u64;
+                    let cached = sequence.computed;
+                    let before = std::mem::replace(&mut sequence.stats.cached_tokens, cached);
+                    let totals = &mut self.totals;
+                    // It may have begun before, and lost its blocks before its first pass.
+                    if !std::mem::replace(&mut sequence.is_counted, true) {
+                        totals.tokens_in += sequence.prompt_tokens as u64;
+                    }
+                    totals.prefix_hits = totals.prefix_hits + u64::from(cached > 0) - u64::from(before > 0);
+                    totals.tokens_cached = totals.tokens_cached + cached as u64 - before as u64;
                 }
             }
             let at = self.running.partition_point(|other| other.seq < sequence.seq);

@@ -158,6 +158,8 @@ pub struct Sequence {
     pub(super) reserved: usize,
     /// Whether the model knows the sequence.
     pub(super) has_begun: bool,
+    /// Whether its prompt is in the metrics.
+    pub(super) is_counted: bool,
     /// Only sequences with equal salts share keys and values.
     pub(super) salt: Arc<str>,
     pub(super) task: Task,

@@ -712,6 +712,17 @@ fn a_prompt_longer_than_the_cache_is_an_error_and_leaves_others_alone() {
     assert!(matches!(end, Err(Error::Generation { .. })));
 }
 
+#[test]
+fn a_prompt_that_loses_its_blocks_in_its_first_pass_is_counted_once() {
+    let delay = Duration::from_millis(2);
+    let (engine, _) = start(Counter { delay, total_blocks: 5, stages: 250, ..Counter::default() }, 300);
+    let oldest = Reader::new(&engine, vec![1; 10], params(90)).unwrap();
+    oldest.wait(3);
+    let other = Reader::new(&engine, vec![1; 250], params(3)).unwrap();
+    assert_eq!((oldest.end().0.len(), other.end().0.len()), (90, 3));
+    assert_eq!(engine.metrics().unwrap().tokens_in, 260);
+}
+
 /// A request of the property test.
 #[derive(Clone, Debug)]
 struct Arrival {
