@@ -198,6 +198,46 @@ def test_closing_a_stream_ends_a_task_that_waits_for_it(demo_llm):
     asyncio.run(main())
 
 
+def test_leaving_a_stream_that_another_task_reads_ends_the_task(demo_llm):
+    async def read(stream):
+        return [chunk async for chunk in stream]
+
+    async def main():
+        async with demo_llm.astream([5] * 8000, max_new_tokens=1) as stream:
+            reader = asyncio.create_task(read(stream))
+            await asyncio.sleep(0.1)
+        return await asyncio.wait_for(reader, 2)
+
+    assert asyncio.run(main()) == []
+
+
+def test_warnings_about_a_prompt_are_given_where_it_was_used(tiny: Path):
+    prompts = {"short": [7] * 10, "long": [7] * 100}
+    options = {"max_new_tokens": 1, "on_overflow": "truncate_left"}
+    with candle_llama.load(tiny, context_length=64) as llm:
+
+        async def ask(name):
+            with pytest.warns(UserWarning, match="tokens were cut"):
+                return await llm.agenerate(prompts["long"], **options)
+
+        asyncio.run(ask("long"))
+        # Those of another thread stay there.
+        started, told = threading.Barrier(2), []
+
+        def use(name):
+            started.wait()
+            for _ in range(50):
+                llm._core.generate(prompts[name], options, False)
+                told.append((name, len(llm._core.take_warnings())))
+
+        threads = [threading.Thread(target=use, args=(name,)) for name in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert set(told) == {("short", 0), ("long", 1)}
+
+
 def test_closing_the_model_ends_the_tasks_that_wait(tiny: Path):
     async def main():
         llm = candle_llama.load(tiny, device="cpu")

@@ -124,9 +124,10 @@ async def whole(stream: _core.Stream, given: Mapping[str, Any]) -> Completion:
 class AsyncStream(AsyncIterator[Chunk]):
     """The chunks of a completion, as they are generated, for `async for`.
 
-    It ends with the completion. `aclose`, leaving an `async with` block, cancelling the task that reads it,
-    or deleting the object stops it early. A reader that is slower than the model gets larger chunks. While
-    nobody reads, the generation pauses after about 64 tokens.
+    The generation begins with the first read, and the stream ends with the completion. `aclose`, leaving an
+    `async with` block, cancelling the task that reads it, or deleting the object stops it early. A reader
+    that is slower than the model gets larger chunks. While nobody reads, the generation pauses after about
+    64 tokens.
     """
 
     def __init__(self, core: _core.Stream, gap: Gap | None = None) -> None:
@@ -143,7 +144,9 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def aclose(self) -> None:
         """Stops generating; the stream then ends. Closing twice is fine."""
         self._core.close()
-        await self._chunks.aclose()
+        # A task that is reading gets the end of the stream.
+        if not self._chunks.ag_running:
+            await self._chunks.aclose()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(NOT_PICKLED)

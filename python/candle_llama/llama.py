@@ -287,11 +287,9 @@ class Llama:
         if not _is_batch(prompt):
             given = sampling.merge(batch.single(params, return_exceptions, progress), options)
             request = await self._request((_prompt(prompt, "prompt"), given))
-            self._warn()
             return await self._whole(request, given)
         requests = batch.requests(prompt, params, options, _prompt, return_exceptions)
         found = await batch.gather(self._request, self._whole, requests, return_exceptions, progress)
-        self._warn()
         return found if return_exceptions else batch.raise_first(found)
 
     def stream(
@@ -629,11 +627,20 @@ class Llama:
         if isinstance(prompt, str) and len(prompt) > _LONG_TEXT:
             import asyncio  # Not at the top, see async_stream.py.
 
-            return await asyncio.to_thread(self._core.request, prompt, given, False)
-        return self._core.request(prompt, given, False)
+            made, messages = await asyncio.to_thread(self._ask, prompt, given)
+        else:
+            made, messages = self._ask(prompt, given)
+        _tell(messages)
+        return made
+
+    def _ask(self, prompt: str | list[int], given: dict[str, Any]) -> tuple[_core.Request, list[str]]:
+        return self._core.request(prompt, given, False), self._core.take_warnings()
 
     async def _whole(self, request: _core.Request, given: dict[str, Any]) -> Completion:
-        return await async_stream.whole(self._core.start(request), given)
+        # Before another task has its turn, so that it does not get this one's warnings.
+        stream, messages = self._core.start(request), self._core.take_warnings()
+        _tell(messages)
+        return await async_stream.whole(stream, given)
 
     def _chat_ids(
         self,
@@ -651,9 +658,14 @@ class Llama:
         return ids, not variables.get("continue_final_message", False)
 
     def _warn(self) -> None:
-        """Passes warnings about prompts on, as of the caller's caller."""
-        for message in self._core.take_warnings():
-            warnings.warn(message, UserWarning, stacklevel=3)
+        """Passes on warnings about the prompts of this thread, as of the caller's caller."""
+        _tell(self._core.take_warnings())
+
+
+def _tell(messages: list[str]) -> None:
+    """Gives warnings as of the caller's caller's caller."""
+    for message in messages:
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _reload(source: str, options: dict[str, Any]) -> Llama:

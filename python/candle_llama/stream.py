@@ -16,7 +16,8 @@ NOT_PICKLED = (
 class Stream(Iterator[Chunk]):
     """The chunks of a completion, as they are generated.
 
-    It ends with the completion. `close`, leaving a `with` block, or deleting the object stops it early.
+    It ends with the completion. `close`, leaving a `with` block, or deleting the object stops it early. The
+    model works on it while somebody waits for a chunk, or for another answer.
     """
 
     def __init__(self, core: _core.Stream) -> None:

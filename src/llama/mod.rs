@@ -60,6 +60,7 @@ use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 use std::time::Instant;
 
 /// A loaded model. Its methods may be called from several threads.
@@ -78,8 +79,21 @@ pub struct Llama {
 /// Warnings about prompts, for the caller.
 #[derive(Default)]
 struct Notices {
-    pending: Mutex<Vec<String>>,
+    /// Each with the thread whose prompt it is about.
+    pending: Mutex<Vec<(ThreadId, String)>>,
     has_warned_of_bos: AtomicBool,
+}
+
+impl Notices {
+    fn add(&self, warning: String) {
+        self.pending.lock().push((std::thread::current().id(), warning));
+    }
+
+    /// Removes those of this thread.
+    fn take(&self) -> Vec<String> {
+        let own = std::thread::current().id();
+        self.pending.lock().extract_if(.., |(thread, _)| *thread == own).map(|(_, warning)| warning).collect()
+    }
 }
 
 /// A prompt whose answer is to be generated: tokenised and checked.
@@ -168,9 +182,9 @@ impl Llama {
         self.start(self.request(prompt, options, &Cancel::never())?)
     }
 
-    /// Warnings about prompts that were used since the last call.
+    /// Warnings about prompts that this thread has used since its last call.
     pub fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut self.notices.pending.lock())
+        self.notices.take()
     }
 
     /// Tokenises and checks a prompt. Its timeout includes that.
@@ -248,7 +262,7 @@ impl Llama {
             self.engine.generate(ids, params, &self.eos_token_ids, mask, sink)
         })?;
         if kept < given {
-            self.notices.pending.lock().push(format!(
+            self.notices.add(format!(
                 "the prompt's first {} of {given} tokens were cut, because on_overflow is \"truncate_left\": \
                  {kept} are left, and room for {} new ones",
                 given - kept,
@@ -302,7 +316,7 @@ impl Llama {
             && !self.notices.has_warned_of_bos.swap(true, Ordering::Relaxed)
         {
             let token = tokenizer.id_to_token(bos).unwrap_or_default();
-            self.notices.pending.lock().push(format!(
+            self.notices.add(format!(
                 "the prompt begins with {token:?}, and the tokenizer adds another one: leave it out, or pass \
                  the ids of encode(prompt, add_special_tokens=False)"
             ));
