@@ -122,6 +122,8 @@ def test_without_matplotlib_nothing_is_measured(
         (["--plot", "chart.gif"], "must end in .png or .svg, not 'chart.gif'"),
         (["--plot", "png"], "must end in .png or .svg, not 'png'"),
         (["--plot", "no/such/folder/chart.png"], "there is no folder"),
+        (["--json", "no/such/folder/result.json"], "there is no folder"),
+        (["--json", "."], "'.' is a folder"),
         (["--plot", "chart.png", "--format", "md"], "argument --format: not allowed with argument --plot"),
     ],
 )

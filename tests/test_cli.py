@@ -59,6 +59,26 @@ def test_a_closed_stdin_is_empty(tiny, name, code):
     assert ("PROMPT is missing, and stdin is empty" in done.stderr) == (name == "generate")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell")
+@pytest.mark.parametrize("arguments", ["doctor", 'generate "$1" hello', 'generate "$1" hello --json'])
+def test_what_goes_to_a_closed_stdout_is_lost(tiny, arguments):
+    line = ["sh", "-c", f'exec "$0" -m candle_llama {arguments} >&-', sys.executable, str(tiny)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_the_text_may_stand_behind_options(command, tiny, name):
+    expected = command(name, tiny, "hello", *SHORT)
+    assert (expected.returncode, bool(expected.stdout)) == (0, True)
+    assert command(name, tiny, *SHORT, "hello").stdout == expected.stdout
+    assert command(name, *SHORT, tiny, "hello").stdout == expected.stdout
+    assert command(name, tiny, *SHORT, "-", input="hello").stdout == expected.stdout
+    for words in (["hello", "world"], ["--max-new-token", "3", "hello"]):
+        done = command(name, tiny, "-v", *words)
+        assert (done.returncode, "unrecognized arguments" in done.stderr) == (2, True)
+
+
 def test_generate_with_a_system_message_is_a_chat(command, tiny, llm):
     messages = [{"role": "system", "content": "the world"}, {"role": "user", "content": "hello"}]
     out = llm.chat(messages, max_new_tokens=8, ignore_eos=True)

@@ -64,13 +64,18 @@ def test_times_without_meaning_are_errors(round_: list[dict[str, Any]], depth: i
     [
         ({"new_tokens": 0}, "new_tokens must be at least 1, not 0"),
         ({"depth": -1}, "depth must not be negative, not -1"),
-        ({"depth": 1000}, "1512 prompt and 129 new tokens exceed the model's context of 1024"),
+        ({"depth": 1000}, "1512 prompt and 1 new tokens exceed the model's context of 1024"),
         ({"against": ["xllamacpp"]}, "unknown engine 'xllamacpp'"),
     ],
 )
 def test_bad_arguments_are_value_errors(model: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run_llama_bench(model, **options)
+
+
+def test_each_test_of_its_own_must_fit_into_the_context(model: Path) -> None:
+    result = run_llama_bench(model, prompt_tokens=16, new_tokens=4, depth=1004, runs=1, threads=1)
+    assert (result.failed, len(result.speeds)) == ({}, 2)
 
 
 RESULT = LlamaBenchResult(

@@ -335,6 +335,16 @@ def test_a_destination_that_cannot_be_written_is_refused_first(tmp_path: Path, t
     ]:
         with pytest.raises(error):
             candle_llama.quantize(tiny, destination, force=True)
+    for arguments, message in [
+        ((tiny, None), "destination must be a path, not NoneType"),
+        ((tiny, tmp_path / "x.gguf", None), "dtype must be a str, not NoneType"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            candle_llama.quantize(*arguments)
+    with pytest.raises(TypeError, match="force must be a bool, not str"):
+        candle_llama.quantize(tiny, tmp_path / "x.gguf", force="no")
+    with pytest.raises(TypeError, match="strict must be a bool, not str"):
+        candle_llama.load(tiny, strict="no")
     with pytest.raises(ValueError, match=r"destination: character \d+ is '\\ud800'"):
         candle_llama.quantize(tiny, tmp_path / "\ud800.gguf")
     with pytest.raises(ValueError, match=r"q8_0, q4_0"):

@@ -133,6 +133,8 @@ def keywords(*tables: Mapping[str, Option]) -> Callable[[Callable[_P, _R]], Call
                     check_positive(name, value)
                 if name in LOADING and isinstance(value, str):
                     check_text(value, name)
+                if name in LOADING and isinstance(LOADING[name].default, bool):
+                    check_bool(name, value)
             completed: dict[str, Any] = {name: option.default for name, option in known.items()}
             completed.update(kwargs)
             return function(*args, **completed)
@@ -169,6 +171,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 1, not {shown(value)}")
     if value >= 2**63:
         raise ValueError(f"{name} must be less than 2**63, not {shown(value)}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises TypeError if a value is not a bool, of Python or NumPy."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
 
 
 def shown(number: Any) -> str:

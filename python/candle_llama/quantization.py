@@ -10,6 +10,7 @@ from candle_llama import _core, hub
 from candle_llama.options import (
     SOURCE,
     SourceOptions,
+    check_bool,
     check_path,
     check_positive,
     expand_user,
@@ -78,6 +79,16 @@ def quantize(
     """
     if threads is not None:
         check_positive("threads", threads)
+    if not isinstance(destination, str | os.PathLike):
+        raise TypeError(f"destination must be a path, not {type(destination).__name__}")
+    if not isinstance(dtype, str):
+        raise TypeError(f"dtype must be a str, not {type(dtype).__name__}")
+    for name, value in {
+        "force": force,
+        "allow_requantize": allow_requantize,
+        "tokenizer": tokenizer,
+    }.items():
+        check_bool(name, value)
     written = expand_user(destination)
     check_path(written, "destination")
     path = hub.resolve(source, **pick(options, SOURCE))

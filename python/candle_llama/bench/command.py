@@ -85,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth", metavar="N", type=_whole, help="with --format: tokens of context before those measured"
     )
     forms = parser.add_mutually_exclusive_group()
-    forms.add_argument("--json", metavar="FILE", help='write the result as JSON, to stdout if FILE is "-"')
+    forms.add_argument(
+        "--json", metavar="FILE", type=_result, help='write the result as JSON, to stdout if FILE is "-"'
+    )
     forms.add_argument(
         "--format",
         choices=tuple(FORMATS),
@@ -267,6 +269,19 @@ def _chart(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"must end in {' or '.join(SUFFIXES)}, not {text!r}")
+    _check_folder(path)
+    return path
+
+
+def _result(text: str) -> str:
+    if text != "-":
+        _check_folder(Path(text))
+    return text
+
+
+def _check_folder(path: Path) -> None:
+    """Refuses a file that cannot be written, before the measurement."""
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
-    return path
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(path)!r} is a folder")

@@ -110,13 +110,15 @@ def run_llama_bench(
     check_positive(prompt_tokens=prompt_tokens, new_tokens=new_tokens, runs=runs)
     if depth < 0:
         raise ValueError(f"depth must not be negative, not {depth}")
+    # One more token is generated, at which the clock starts.
+    of_prompt, of_new_tokens = (depth + prompt_tokens, 1), (max(depth, 1), new_tokens + 1)
+    longest = max(of_prompt, of_new_tokens, key=sum)
     setting = Setting.open(
         path,
         against=against,
         device=device,
-        prompt_tokens=depth + prompt_tokens,
-        # One more is generated, at which the clock starts.
-        new_tokens=new_tokens + 1,
+        prompt_tokens=longest[0],
+        new_tokens=longest[1],
         threads=threads,
     )
     subject = setting.subject
@@ -124,16 +126,9 @@ def run_llama_bench(
     def request(length: int, new_tokens: int, turn: int) -> dict[str, Any]:
         return {"do": "run", "prompt": subject.prompt(length, (seed, turn)), "new_tokens": new_tokens}
 
-    contestants = setting.contestants(
-        warm_up=request(prompt_tokens, min(new_tokens, WARM_UP_TOKENS), 2 * runs)
-    )
-    rounds = [
-        [
-            request(depth + prompt_tokens, 1, 2 * turn),
-            request(max(depth, 1), new_tokens + 1, 2 * turn + 1),
-        ]
-        for turn in range(runs)
-    ]
+    warm_up_tokens = min(new_tokens, WARM_UP_TOKENS, sum(longest) - prompt_tokens)
+    contestants = setting.contestants(warm_up=request(prompt_tokens, warm_up_tokens, 2 * runs))
+    rounds = [[request(*of_prompt, 2 * turn), request(*of_new_tokens, 2 * turn + 1)] for turn in range(runs)]
     subject.warm_page_cache()
     time = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     take_turns(contestants, rounds, setting.fits(contestants), note)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 for a failure, or 130 for Ctrl-C. Wrong usage exits with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    output.replace_unprintable()
+    output.prepare_stdout()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -89,6 +89,13 @@ def _run(arguments: list[str]) -> int:
             command.set_defaults(parser=command)
             chosen = command
     args, unknown = parser.parse_known_args(arguments)
+    if unknown and module and not chosen._mutually_exclusive_groups:
+        # argparse takes an optional argument for missing if it stands behind an option. This other way of
+        # parsing does not, but cannot parse groups.
+        rest = arguments[arguments.index(str(wanted)) + 1 :]
+        again, still_unknown = chosen.parse_known_intermixed_args(rest)
+        if not still_unknown:
+            args, unknown = argparse.Namespace(**{**vars(args), **vars(again)}), []
     if unknown:
         # Imported here because it is slow to import and seldom needed.
         import difflib

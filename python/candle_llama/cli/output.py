@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 import sys
 import warnings
@@ -78,8 +79,13 @@ def decode(data: bytes, name: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def replace_unprintable() -> None:
-    """Makes stdout print a replacement for characters that its encoding does not have."""
+def prepare_stdout() -> None:
+    """Makes stdout print a replacement for characters that its encoding does not have.
+
+    What goes to a closed stdout is lost, as with Python's own `print`.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")
 
