@@ -145,7 +145,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         """Stops generating; the stream then ends. Closing twice is fine."""
         self._core.close()
         # A task that is reading gets the end of the stream.
-        if not self._chunks.ag_running:
+        if not self._chunks.ag_running:  # type: ignore[attr-defined]
             await self._chunks.aclose()
 
     def __reduce__(self) -> NoReturn:
