@@ -18,7 +18,8 @@ def side_by_side(
     """What ``run(**parameters)`` returns or raises, for all cases of ``test`` that were selected.
 
     For a fixture of the module. The keys are the cases' ``nodeid``. ``run`` should start a process and wait
-    for it. It must not limit the time by the clock, because the processes share the machine.
+    for it. Its limits are on processor time; a timeout only ends what hangs, as the processes share the
+    machine.
     """
     cases = [
         item for item in request.session.items if item.path == request.path and item.originalname == test
