@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -31,6 +31,20 @@ impl From<Duration> for Limits {
     fn from(time: Duration) -> Self {
         Limits { time, stack_bytes: STACK_BYTES }
     }
+}
+
+/// Work that was started. If this is dropped, the work continues on its own and its result is dropped.
+pub(crate) struct Started<T> {
+    result: Receiver<T>,
+    since: Instant,
+}
+
+/// Starts `work`, so that its caller can do something else meanwhile.
+///
+/// # Errors
+/// [`Error::Device`] if no thread can be started; [`Error::Generation`] if there is no memory for one.
+pub(crate) fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<Started<T>> {
+    start_with_stack(STACK_BYTES, work)
 }
 
 /// Runs `work` and waits for its result. If the caller is cancelled meanwhile, `work` continues on its own
@@ -87,27 +101,48 @@ fn wait<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     let stack_bytes = limits.map_or(STACK_BYTES, |(_, limits)| limits.stack_bytes);
+    let time = limits.map(|(what, limits)| (what, limits.time));
+    start_with_stack(stack_bytes, work)?.wait_within(cancel, time)
+}
+
+fn start_with_stack<T: Send + 'static>(
+    stack_bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Started<T>> {
     if stack_bytes > STACK_BYTES {
         reserve::hold("a thread's stack", stack_bytes)?;
     }
     reserve::check_threads(1)?;
-    let (sender, receiver) = channel();
+    let (sender, result) = channel();
     // Sending fails if the caller no longer waits: nobody needs the result then.
     let work = move || _ = sender.send(work());
     std::thread::Builder::new().stack_size(stack_bytes).spawn(work).map_err(no_thread)?;
-    let started = Instant::now();
-    loop {
-        match receiver.recv_timeout(POLL_EVERY) {
-            Ok(done) => return Ok(done),
-            Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Err(Error::Cancelled),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Error::Internal { reason: "a background thread panicked".into() });
+    Ok(Started { result, since: Instant::now() })
+}
+
+impl<T> Started<T> {
+    /// Waits for the result.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`]; [`Error::Internal`] if the work panicked.
+    pub(crate) fn wait(self, cancel: &Cancel) -> Result<T> {
+        self.wait_within(cancel, None)
+    }
+
+    fn wait_within(self, cancel: &Cancel, limit: Option<(&'static str, Duration)>) -> Result<T> {
+        loop {
+            match self.result.recv_timeout(POLL_EVERY) {
+                Ok(done) => return Ok(done),
+                Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Err(Error::Cancelled),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Internal { reason: "a background thread panicked".into() });
+                }
             }
-        }
-        if let Some((what, limits)) = limits.filter(|(_, limits)| started.elapsed() >= limits.time) {
-            let seconds = limits.time.as_secs_f64();
-            return Err(Error::Text { reason: format!("{what} did not finish within {seconds:.0} s") });
+            if let Some((what, limit)) = limit.filter(|(_, limit)| self.since.elapsed() >= *limit) {
+                let seconds = limit.as_secs_f64();
+                return Err(Error::Text { reason: format!("{what} did not finish within {seconds:.0} s") });
+            }
         }
     }
 }
@@ -122,6 +157,21 @@ pub(crate) fn no_thread(error: std::io::Error) -> Error {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn started_work_runs_beside_its_caller() {
+        let (question, asked) = channel();
+        let (reply, replies) = channel();
+        let started = start(move || {
+            let asked: u32 = asked.recv().expect("the caller sends");
+            reply.send(asked + 1).expect("the caller waits");
+            asked + 2
+        });
+        let started = started.expect("a thread can be started");
+        question.send(7).expect("the work waits");
+        assert_eq!(replies.recv(), Ok(8));
+        assert_eq!(started.wait(&Cancel::never()).unwrap(), 9);
+    }
 
     #[test]
     fn a_caller_waits_unless_it_is_cancelled() {

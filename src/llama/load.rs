@@ -4,6 +4,7 @@ use super::Llama;
 use super::memory::{self, MemoryEstimate};
 use super::opened::Opened;
 use super::options::{Choices, EngineKind, KvType, LoadOptions, detect_isa};
+use crate::checkpoint::background;
 use crate::checkpoint::tied::LmHead;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
@@ -143,11 +144,22 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
     choices.check_kv_dtype(opened.config.head_dim)?;
 
     let context = context(&opened, options, &choices, &mut warnings, &mut notes)?;
+    // The tokenizer is read beside the weights, unless the address space is limited, because a thread's heap
+    // takes much of it.
+    let owned = path.to_owned();
+    let read_tokenizer = match sys::address_space_left() {
+        Some(_) => None,
+        None => Some(background::start(move || Tokenizer::open(&owned))?),
+    };
     let (model, kv_dtype) = load_model(&opened, &choices, &context, &mut notes, &mut warnings, cancel)?;
     let storage = model.storage();
 
     let tokenizer = OnceLock::new();
-    match Tokenizer::open(path) {
+    let opened_tokenizer = match read_tokenizer {
+        Some(started) => started.wait(cancel)?,
+        None => Tokenizer::open(path),
+    };
+    match opened_tokenizer {
         Ok(mut opened) => {
             opened.pad(model.vocab_size());
             warnings.extend(opened.warnings().iter().cloned());
