@@ -2,9 +2,8 @@
 
 use crate::blocks::WeightType;
 use crate::generic::strip::for_each_group;
-use crate::packable::{Packable, with_packable};
+use crate::packable::{Packable, Words, every_byte, with_packable};
 use crate::pages::{Arena, Piece};
-use crate::quantized_rows::GROUPS;
 use crate::tile::{self, SubScales, TILE_COLS, TILE_ROWS, TileLayout};
 use std::fmt;
 use std::ops::Range;
@@ -51,14 +50,13 @@ fn put_block<P: Packable>(block: &[u8], out: &mut [u8], lane: usize) {
                 tile[layout.sub_mins() + TILE_ROWS * half + lane] = P::sub_min(block, index, half);
             }
         }
-        put_weights::<P>(&P::weights(block, index), tile, lane);
+        put_weights::<P>(P::weights(block, index), tile, lane);
     }
 }
 
 /// Writes the stored numbers of row `lane` into a tile.
 #[inline(always)]
-fn put_weights<P: Packable>(weights: &[u8; TILE_COLS], tile: &mut [u8], lane: usize) {
-    let words: [u32; GROUPS] = bytemuck::pod_read_unaligned::<[u32; GROUPS]>(weights).map(u32::from_le);
+fn put_weights<P: Packable>(words: Words, tile: &mut [u8], lane: usize) {
     if const { P::LAYOUT.is_paired() } {
         return put_pairs::<P>(words, tile, lane);
     }
@@ -78,7 +76,7 @@ fn put_weights<P: Packable>(weights: &[u8; TILE_COLS], tile: &mut [u8], lane: us
 
 /// The same for a type whose bytes have numbers of two rows.
 #[inline(always)]
-fn put_pairs<P: Packable>(words: [u32; GROUPS], tile: &mut [u8], lane: usize) {
+fn put_pairs<P: Packable>(words: Words, tile: &mut [u8], lane: usize) {
     for (group, word) in words.into_iter().enumerate() {
         let (at, shift) = P::LAYOUT.pair(group, lane);
         let out = &mut tile[at..][..4];
@@ -87,11 +85,6 @@ fn put_pairs<P: Packable>(words: [u32; GROUPS], tile: &mut [u8], lane: usize) {
         let word = if shift == 0 { word } else { stored | (word ^ every_byte(8)) << shift };
         out.copy_from_slice(&word.to_le_bytes());
     }
-}
-
-/// A word with the same byte four times.
-const fn every_byte(byte: u32) -> u32 {
-    byte * 0x0101_0101
 }
 
 /// Dequantises row `lane` of a strip. A function for each type, so that the layout is a constant.

@@ -1,7 +1,12 @@
 //! The types that can be packed: the layout of their tiles, and how ggml's blocks are read.
 
 use crate::blocks::{iq4_xs_scale, q3_k_scale, scale_and_min};
-use crate::tile::{SIGN, SubScales, TILE_COLS, TileLayout};
+use crate::quantized_rows::GROUPS;
+use crate::tile::{SIGN, SubScales, TileLayout};
+
+/// The stored numbers of 32 columns, four in a word, the first one in its lowest byte. The compiler's vector
+/// code for words is several times as fast as that for bytes, which processors cannot shift.
+pub(super) type Words = [u32; GROUPS];
 
 /// A type that can be packed: its tiles, and how its blocks are read.
 pub(super) trait Packable {
@@ -13,7 +18,7 @@ pub(super) trait Packable {
     const M: usize = 2;
 
     /// The stored numbers of the `tile`-th 32 columns of a block.
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS];
+    fn weights(block: &[u8], tile: usize) -> Words;
     /// Their sub-scale; with two scales per tile, that of half 0 or 1.
     fn sub_scale(_block: &[u8], _tile: usize, _half: usize) -> u8 {
         unreachable!("the type has no sub-scales")
@@ -38,25 +43,40 @@ const fn large(sub_scales: SubScales, scales: usize, bits: usize, zero_point: i3
     TileLayout { block_tiles, has_mins, sub_scales, scales, bits, zero_point, is_coded }
 }
 
+/// A word with the same byte four times.
+pub(super) const fn every_byte(byte: u32) -> u32 {
+    byte * 0x0101_0101
+}
+
+/// `N` words of a block, from byte `at` on.
+#[inline(always)]
+fn words<const N: usize>(block: &[u8], at: usize) -> [u32; N] {
+    let (bytes, _) = block[at..][..4 * N].as_chunks();
+    std::array::from_fn(|index| u32::from_le_bytes(bytes[index]))
+}
+
 /// 4 bits of each of 32 elements of a block of 32, from byte `at` on: the low halves of 16 bytes, then the
 /// high ones.
 #[inline(always)]
-fn nibbles(block: &[u8], at: usize) -> [u8; TILE_COLS] {
-    let bytes: &[u8; 16] = block[at..][..16].try_into().expect("the slice has this length");
-    let mut out = [0; TILE_COLS];
-    for (i, byte) in bytes.iter().enumerate() {
-        (out[i], out[16 + i]) = (byte & 15, byte >> 4);
+fn nibbles(block: &[u8], at: usize) -> Words {
+    let halves: [u32; GROUPS / 2] = words(block, at);
+    let mut out = [0; GROUPS];
+    for (index, word) in halves.into_iter().enumerate() {
+        out[index] = word & every_byte(15);
+        out[GROUPS / 2 + index] = word >> 4 & every_byte(15);
     }
     out
 }
 
 /// [`nibbles`], and as the fifth bits those of the word before them.
 #[inline(always)]
-fn five_bits(block: &[u8], at: usize) -> [u8; TILE_COLS] {
-    let high = u32::from_le_bytes([block[at - 4], block[at - 3], block[at - 2], block[at - 1]]);
+fn five_bits(block: &[u8], at: usize) -> Words {
+    let [high] = words(block, at - 4);
     let mut out = nibbles(block, at);
-    for (i, out) in out.iter_mut().enumerate() {
-        *out |= ((high >> i & 1) << 4) as u8;
+    for (group, out) in out.iter_mut().enumerate() {
+        // The product moves each of the four bits to a byte of its own.
+        let bits = high >> (4 * group) & 15;
+        *out |= ((bits * 0x0020_4081) & every_byte(1)) << 4;
     }
     out
 }
@@ -64,14 +84,19 @@ fn five_bits(block: &[u8], at: usize) -> [u8; TILE_COLS] {
 /// Bits of 32 elements of a block of 256: in the 32 bytes from `at` on, from bit `shift` on. They become the
 /// bits of each byte from bit `place` on.
 #[inline(always)]
-fn bits(block: &[u8], at: usize, shift: usize, count: usize, place: usize) -> [u8; TILE_COLS] {
-    let bytes: &[u8; TILE_COLS] = block[at..][..TILE_COLS].try_into().expect("the slice has this length");
-    bytes.map(|byte| (byte >> shift & ((1 << count) - 1)) << place)
+fn bits(block: &[u8], at: usize, shift: usize, count: usize, place: usize) -> Words {
+    let mut out: Words = words(block, at);
+    for word in &mut out {
+        *word = (*word >> shift & every_byte((1 << count) - 1)) << place;
+    }
+    out
 }
 
 #[inline(always)]
-fn or(mut a: [u8; TILE_COLS], b: [u8; TILE_COLS]) -> [u8; TILE_COLS] {
-    a.iter_mut().zip(b).for_each(|(a, b)| *a |= b);
+fn or(mut a: Words, b: Words) -> Words {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a |= b;
+    }
     a
 }
 
@@ -80,9 +105,13 @@ pub(super) enum Q8_0 {}
 impl Packable for Q8_0 {
     const LAYOUT: TileLayout = small(false, 8, 128);
     const BLOCK_BYTES: usize = 34;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
-        let bytes: &[u8; TILE_COLS] = block[2..].try_into().expect("a block has 32 bytes after its scale");
-        bytes.map(|byte| byte ^ SIGN)
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
+        let mut out: Words = words(block, 2);
+        for word in &mut out {
+            *word ^= every_byte(SIGN as u32);
+        }
+        out
     }
 }
 
@@ -91,7 +120,8 @@ pub(super) enum Q4_0 {}
 impl Packable for Q4_0 {
     const LAYOUT: TileLayout = small(false, 4, 8);
     const BLOCK_BYTES: usize = 18;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
         nibbles(block, 2)
     }
 }
@@ -101,7 +131,8 @@ pub(super) enum Q4_1 {}
 impl Packable for Q4_1 {
     const LAYOUT: TileLayout = small(true, 4, 0);
     const BLOCK_BYTES: usize = 20;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
         nibbles(block, 4)
     }
 }
@@ -111,7 +142,8 @@ pub(super) enum Q5_0 {}
 impl Packable for Q5_0 {
     const LAYOUT: TileLayout = small(false, 5, 16);
     const BLOCK_BYTES: usize = 22;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
         five_bits(block, 6)
     }
 }
@@ -121,7 +153,8 @@ pub(super) enum Q5_1 {}
 impl Packable for Q5_1 {
     const LAYOUT: TileLayout = small(true, 5, 0);
     const BLOCK_BYTES: usize = 24;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
         five_bits(block, 8)
     }
 }
@@ -133,7 +166,8 @@ impl Packable for Q2_K {
     const BLOCK_BYTES: usize = 84;
     const D: usize = 80;
     const M: usize = 82;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         bits(block, 16 + 32 * (tile / 4), 2 * (tile % 4), 2, 0)
     }
     fn sub_scale(block: &[u8], tile: usize, half: usize) -> u8 {
@@ -147,7 +181,8 @@ impl Packable for Q3_K {
     const LAYOUT: TileLayout = large(SubScales::Signed, 2, 3, 4);
     const BLOCK_BYTES: usize = 110;
     const D: usize = 108;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         or(bits(block, 32 + 32 * (tile / 4), 2 * (tile % 4), 2, 0), bits(block, 0, tile, 1, 2))
     }
     fn sub_scale(block: &[u8], tile: usize, half: usize) -> u8 {
@@ -160,7 +195,8 @@ pub(super) enum Q4_K {}
 impl Packable for Q4_K {
     const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 4, 0);
     const BLOCK_BYTES: usize = 144;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         bits(block, 16 + 32 * (tile / 2), 4 * (tile % 2), 4, 0)
     }
     fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
@@ -176,7 +212,8 @@ pub(super) enum Q5_K {}
 impl Packable for Q5_K {
     const LAYOUT: TileLayout = large(SubScales::Unsigned, 1, 5, 0);
     const BLOCK_BYTES: usize = 176;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         or(bits(block, 48 + 32 * (tile / 2), 4 * (tile % 2), 4, 0), bits(block, 16, tile, 1, 4))
     }
     fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
@@ -193,7 +230,8 @@ impl Packable for Q6_K {
     const LAYOUT: TileLayout = large(SubScales::Signed, 2, 6, 32);
     const BLOCK_BYTES: usize = 210;
     const D: usize = 208;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         let (part, quarter) = (tile / 4, tile % 4);
         let low = bits(block, 64 * part + 32 * (quarter % 2), 4 * (quarter / 2), 4, 0);
         or(low, bits(block, 128 + 32 * part, 2 * quarter, 2, 4))
@@ -208,7 +246,8 @@ pub(super) enum IQ4_NL {}
 impl Packable for IQ4_NL {
     const LAYOUT: TileLayout = TileLayout { is_coded: true, ..small(false, 4, 128) };
     const BLOCK_BYTES: usize = 18;
-    fn weights(block: &[u8], _tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], _tile: usize) -> Words {
         nibbles(block, 2)
     }
 }
@@ -218,7 +257,8 @@ pub(super) enum IQ4_XS {}
 impl Packable for IQ4_XS {
     const LAYOUT: TileLayout = TileLayout { is_coded: true, ..large(SubScales::Signed, 1, 4, 128) };
     const BLOCK_BYTES: usize = 136;
-    fn weights(block: &[u8], tile: usize) -> [u8; TILE_COLS] {
+    #[inline(always)]
+    fn weights(block: &[u8], tile: usize) -> Words {
         nibbles(block, 8 + 16 * tile)
     }
     fn sub_scale(block: &[u8], tile: usize, _half: usize) -> u8 {
