@@ -1,6 +1,7 @@
 """What transformers' own Jinja environment makes of a template, and a check of ours against it."""
 
 import json
+import warnings
 from datetime import datetime
 from typing import Any
 
@@ -106,9 +107,11 @@ def rendered(
     tools: Any = None,
     generation: bool = False,
 ) -> str:
-    return tokenizer.apply_chat_template(
-        messages, chat_template=template, tools=tools, add_generation_prompt=generation
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chat template never reads 'tools'")
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tools=tools, add_generation_prompt=generation
+        )
 
 
 def check(
@@ -121,7 +124,8 @@ def check(
 ) -> None:
     """The same text, or an error of the same kind.
 
-    A template that fails with content parts, drops them or prints them as Python does gets strings.
+    A template that fails with content parts, drops them or prints them as Python or JSON gets strings; one
+    that fails with the dict of a call's arguments gets JSON.
     """
 
     def outcome(messages: Messages) -> str | Exception:
@@ -147,6 +151,7 @@ def check(
     if parts and (
         isinstance(expected, Exception)
         or "'type': 'text'" in expected
+        or '"type": "text"' in expected
         or not all(part["text"] in expected for part in parts)
     ):
         expected = outcome(
@@ -157,9 +162,24 @@ def check(
                 for message in messages
             ]
         )
+    if isinstance(expected, Exception) and any(message.get("tool_calls") for message in messages):
+        as_json = outcome(
+            [
+                {**message, "tool_calls": [_with_json(call) for call in message["tool_calls"]]}
+                if message.get("tool_calls")
+                else message
+                for message in messages
+            ]
+        )
+        expected = as_json if isinstance(as_json, str) else expected
     if isinstance(expected, str):
         assert rendered(tokenizer, template, messages, tools, generation) == expected
         return
     with pytest.raises(ValueError, match=r"^chat template") as caught:
         print(expected, repr(rendered(tokenizer, template, messages, tools, generation)))
     assert type(caught.value.__cause__) is type(expected), (caught.value, expected)
+
+
+def _with_json(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": tojson(function["arguments"])}}

@@ -148,13 +148,14 @@ def test_the_first_event_of_a_call_has_its_name():
     assert second == CallArguments(0, ADD_ARGUMENTS)
 
 
-def test_arguments_are_a_dict_for_templates():
+def test_messages_keep_what_the_client_sent():
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     (turn,) = conversation.messages([ChatMessage(role="assistant", tool_calls=[call])])
-    assert turn["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-    call["function"]["arguments"] = "no json"
-    (turn,) = conversation.messages([ChatMessage(role="assistant", tool_calls=[call])])
-    assert turn["tool_calls"][0]["function"]["arguments"] == "no json"
+    assert turn == {"role": "assistant", "content": None, "tool_calls": [call]}
+    (turn,) = conversation.messages([ChatMessage(role="assistant", content="", tool_calls=[call])])
+    assert turn["content"] is None
+    (turn,) = conversation.messages([ChatMessage(role="assistant")])
+    assert turn == {"role": "assistant", "content": ""}
 
 
 # --- with a model: the demo repeats the form of the answers before ---

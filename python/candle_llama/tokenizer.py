@@ -1,6 +1,5 @@
 """Text to token ids and back, and chat templates."""
 
-import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
@@ -10,8 +9,8 @@ from typing import Any, Literal, Self, Unpack, overload
 import numpy as np
 
 from candle_llama import _core, hub
-from candle_llama.chat_template import ChatTemplate, keeps_content, plain, with_reasoning, with_text
-from candle_llama.options import SOURCE, SourceOptions, check_text, keywords, pick, shown
+from candle_llama.chat_template import ChatTemplate, forms, plain, with_reasoning
+from candle_llama.options import SOURCE, SourceOptions, check_bool, check_text, keywords, pick, shown
 from candle_llama.types import Message
 
 
@@ -151,7 +150,8 @@ class Tokenizer:
         Args:
             messages: The turns, as `{"role": ..., "content": ...}`, or objects with `model_dump`, such as
                 pydantic's. Content that is a list of parts `{"type": "text", "text": ...}` is joined by line
-                ends, and content that is None or missing is empty, if the template expects a string.
+                ends, and content that is None or missing is empty, if the template expects a string. The
+                arguments of tool calls may be a dict or JSON; the template gets what it expects.
             chat_template: A Jinja template, or the name of one of the model's, to use instead of its default.
             tools: JSON schemas of the functions that the model may call.
             add_generation_prompt: End with the beginning of the assistant's turn. None means True, unless
@@ -172,7 +172,7 @@ class Tokenizer:
                 lists, tuples, strings, numbers, booleans and None.
 
         Warns:
-            UserWarning: The template never reads one of `variables`.
+            UserWarning: The template never reads `tools`, or one of `variables`.
 
         Example:
             >>> import candle_llama
@@ -183,6 +183,7 @@ class Tokenizer:
         if chat_template is not None and not isinstance(chat_template, str):
             raise TypeError(f"chat_template must be a str, not {type(chat_template).__name__}")
         check_text(chat_template or "", "chat_template")
+        check_bool("continue_final_message", continue_final_message)
         given = plain({**variables, "messages": _messages(messages), "tools": _tools(tools)})
         given["messages"] = with_reasoning(given["messages"])
         if continue_final_message and add_generation_prompt:
@@ -193,14 +194,14 @@ class Tokenizer:
         final = _mark_end(given["messages"]) if continue_final_message else None
         given["add_generation_prompt"] = final is None and add_generation_prompt is not False
         template = self._compiled(*self._core.choose_chat_template(chat_template, tools is not None))
-        unread = sorted(set(variables) - template.names)
+        unread = sorted(({*variables, "tools"} if tools else set(variables)) - template.names)
         if unread:
             warnings.warn(
                 f"the chat template never reads {', '.join(map(repr, unread))}", UserWarning, stacklevel=2
             )
         # BOS and EOS are always there, so that a template can join them to other strings.
         given = {"bos_token": "", "eos_token": "", **self._core.special_tokens, "documents": None, **given}
-        text = _render(template, given)
+        text = forms.render(template, given)
         if final is not None:
             text = _up_to_mark(text, final)
         return self.encode(text, add_special_tokens=False) if tokenize else text
@@ -321,28 +322,6 @@ def _content(index: int, text: Any) -> None:
     if not isinstance(text, str):
         raise TypeError(f"messages[{index}]: content must be a str, not {type(text).__name__}")
     check_text(text, f"messages[{index}]")
-
-
-def _render(template: ChatTemplate, given: dict[str, Any]) -> str:
-    """Renders a template with the messages as they are, or with strings for content if it expects strings.
-
-    Templates do not say what they expect. So the text is checked: a template that expects strings fails,
-    drops a list of parts, or prints it or None as Python does.
-    """
-    messages = given["messages"]
-    strings = with_text(messages)
-    if strings == messages:
-        return template.render(given)
-    try:
-        text = template.render(given)
-    except ValueError:
-        return template.render({**given, "messages": strings})
-    if "None" in text or not keeps_content(text, messages):
-        with contextlib.suppress(ValueError):
-            other = template.render({**given, "messages": strings})
-            if not keeps_content(text, messages) or text.count("None") > other.count("None"):
-                return other
-    return text
 
 
 _MARK = "END-OF-THE-MESSAGE-TO-CONTINUE-6f1d"

@@ -52,7 +52,9 @@ impl ChatTemplates {
             };
             if !self.templates.is_empty() {
                 let names: Vec<&str> = self.templates.keys().map(String::as_str).collect();
-                let _ = write!(reason, ", a template or one of the names {}", names.join(", "));
+                let known =
+                    if given.is_some() { "; the names are" } else { ", a template or one of the names" };
+                let _ = write!(reason, "{known} {}", names.join(", "));
             }
             Error::Text { reason }
         })

@@ -199,6 +199,13 @@ impl Config {
                 tokens.insert(name.to_owned(), Value::String(token));
             }
         }
+        let roles = self.map.get(EXTRA).and_then(Value::as_object).into_iter().flatten();
+        let own = self.map.iter().filter(|(name, _)| name.ends_with("_token"));
+        for (name, value) in own.chain(roles) {
+            if let Some(token) = value.as_str().or_else(|| value.get("content")?.as_str()) {
+                tokens.entry(name.as_str()).or_insert_with(|| token.into());
+            }
+        }
         Ok(tokens)
     }
 }

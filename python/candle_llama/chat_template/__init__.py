@@ -1,8 +1,8 @@
 """Renders a model's chat template as transformers renders it: with Jinja, in a sandbox.
 
 A template comes with a model, so it is not trusted. It sees plain data alone (`plain`). What it makes, how
-long it runs and how deep it nests are bounded (`budget`). `jinja` runs it, and is imported when a template is
-first rendered.
+long it runs and how deep it nests are bounded (`budget`). `forms` finds how it expects messages. `jinja` runs
+it, and is imported when a template is first rendered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from candle_llama.chat_template.budget import BUDGET, MAX_BYTES, Budget, ExceededError, size
-from candle_llama.chat_template.plain import keeps_content, plain, with_reasoning, with_text
+from candle_llama.chat_template.plain import plain, with_reasoning
 from candle_llama.options import check_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
-__all__ = ["ChatTemplate", "keeps_content", "plain", "with_reasoning", "with_text"]
+__all__ = ["ChatTemplate", "plain", "with_reasoning"]
 
 # A template may put all it has into the message of an error.
 _MAX_REASON = 2000

@@ -81,27 +81,3 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
         if message.get(name) is not None:
             return {"thinking": message[name], **message, "reasoning_content": message[name]}
     return message
-
-
-def with_text(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with their content as strings, for templates that print it.
-
-    The texts of a list of parts are joined by line ends, as by llama.cpp and vLLM. Content that is None or
-    missing becomes empty.
-    """
-    return [{**message, "content": _text(message.get("content"))} for message in messages]
-
-
-def keeps_content(text: str, messages: list[dict[str, Any]]) -> bool:
-    """Whether a rendered text has the text of each list of parts, and not the list as Python prints it."""
-    return all(
-        str(content) not in text and all(part["text"].strip() in text for part in content)
-        for message in messages
-        if isinstance(content := message.get("content"), list | tuple)
-    )
-
-
-def _text(content: Any) -> str:
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

@@ -78,14 +78,13 @@ class Answers:
         llm = self._state.llm
         has_tools = self._tools is not None
         variables = conversation.read_variables(llm.tokenizer, self._variables, has_tools)
+        tools = conversation.read_tools(llm.tokenizer, self._tools)
         if self._state.limits.max_prompt_tokens is not None:
-            ids = llm.tokenizer.apply_chat_template(
-                self._messages, tools=self._tools, tokenize=True, **variables
-            )
+            ids = llm.tokenizer.apply_chat_template(self._messages, tools=tools, tokenize=True, **variables)
             self._state.limits.check_prompt(len(ids))
         # The template is rendered for each answer, which is cheap; the prefix cache shares the rest.
         return [
-            llm.astream_chat(self._messages, tools=self._tools, template_variables=variables, **given)
+            llm.astream_chat(self._messages, tools=tools, template_variables=variables, **given)
             for given in self._given
         ]
 

@@ -1,9 +1,9 @@
 """Messages and tools, as chat templates expect them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from candle_llama.chat_template import plain
 from candle_llama.server import errors
 from candle_llama.server.schema import ChatMessage, Tool, ToolCall
 from candle_llama.tokenizer import Tokenizer
@@ -54,6 +54,18 @@ def read_variables(tokenizer: Tokenizer, given: Mapping[str, Any], has_tools: bo
     return {name: value for name, value in given.items() if name in names}
 
 
+def read_tools(tokenizer: Tokenizer, given: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Returns the tools if the chat template reads them. The tokenizer would warn otherwise.
+
+    Raises:
+        ValueError: They are nested too deep, or too large.
+    """
+    if given and "tools" not in tokenizer._variable_names(True):
+        plain(given)
+        return None
+    return given or None
+
+
 def _message(message: ChatMessage) -> dict[str, Any]:
     # Templates know "system" only. Keys that are None are left out: templates test whether they are there.
     role = "system" if message.role == "developer" else message.role
@@ -61,7 +73,8 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     if isinstance(message.content, list):
         turn["content"] = [{"type": "text", "text": part.text} for part in message.content]
     else:
-        turn["content"] = message.content or message.refusal or ""
+        nothing = None if message.tool_calls else ""
+        turn["content"] = message.content or message.refusal or nothing
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             turn[name] = value
@@ -71,13 +84,5 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments: Any = call.function.arguments
-    try:
-        # Templates write the arguments as JSON themselves.
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        parsed = None
-    if isinstance(parsed, dict):
-        arguments = parsed
-    function = {"name": call.function.name, "arguments": arguments}
+    function = {"name": call.function.name, "arguments": call.function.arguments}
     return {"type": "function", "function": function, **({"id": call.id} if call.id else {})}

@@ -52,7 +52,7 @@ def _ids(state: State, body: TokenizeRequest) -> list[int]:
     variables = conversation.read_variables(tokenizer, given, bool(body.tools))
     return tokenizer.apply_chat_template(
         conversation.messages(body.messages),
-        tools=conversation.tools(body.tools) if body.tools else None,
+        tools=conversation.read_tools(tokenizer, conversation.tools(body.tools or [])),
         tokenize=True,
         **{"add_generation_prompt": body.add_generation_prompt, **variables},
     )
