@@ -44,6 +44,12 @@ SCHEMAS = [
     {"type": "object", "properties": {'é"\\': {"type": "null"}}, "required": ['é"\\']},
     {"anyOf": [{"type": "null"}, {"type": "boolean"}]},
     {"oneOf": [{"type": "integer", "minimum": 0, "maximum": 9}, {"type": "null"}]},
+    {"oneOf": [{"type": "null"}, {"$ref": "#/$defs/leaf"}], "$defs": {"leaf": {"type": "boolean"}}},
+    {"oneOf": [{"const": 1, "title": "One"}, {"const": 2}, {"enum": ["a", True]}]},
+    {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 7},
+    {"type": "string", "format": "password", "maxLength": 3},
+    {"type": "object", "minProperties": 1, "maxProperties": 1},
     {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]},
     {"$ref": "#/$defs/leaf", "$defs": {"leaf": {"type": "boolean"}}},
     {"type": "string", "format": "date"},
@@ -84,6 +90,22 @@ class Owner(pydantic.BaseModel):
     name: Annotated[str, pydantic.Field(max_length=8)]
     pet: Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
     age: Annotated[int, pydantic.Field(ge=0, le=120)] | None = None
+
+
+class Version1(pydantic.BaseModel):
+    version: Literal[1]
+
+
+class Version2(pydantic.BaseModel):
+    version: Literal[2]
+
+
+class Versioned(pydantic.BaseModel):
+    value: Annotated[Version1 | Version2, pydantic.Field(discriminator="version")]
+
+
+class WithKeys(pydantic.BaseModel):
+    by_name: dict[Annotated[str, pydantic.StringConstraints(pattern="^a.{0,3}$")], bool]
 
 
 class Even(pydantic.BaseModel):
@@ -219,6 +241,45 @@ def test_pydantic_models_and_unions_with_a_discriminator(llm):
     assert seen == {Cat, Dog}
 
 
+@pytest.mark.parametrize("model", [Versioned, WithKeys])
+def test_pydantic_models_accept_what_was_written(llm, model):
+    given = [SamplingParams(json_schema=model, seed=seed, **SAMPLED) for seed in range(16)]
+    outs = llm.generate(["the"] * 16, given)
+    assert any(out.finish_reason == "stop" for out in outs)
+    assert all(isinstance(out.parsed, model) for out in outs if out.finish_reason == "stop")
+
+
+@pytest.fixture(scope="module")
+def long_llm(tmp_path_factory):
+    """A model with room for long answers."""
+    config = checkpoints.tiny_config(max_position_embeddings=16000)
+    folder = checkpoints.write_checkpoint(tmp_path_factory.mktemp("long") / "model", config)
+    with candle_llama.load(folder) as llm:
+        yield llm
+
+
+def test_long_answers_are_followed_to_their_end_beside_each_other(long_llm):
+    long = {"json_schema": {"type": "string", "minLength": 4000, "maxLength": 5000}}
+    given = [SamplingParams(**long, seed=seed, temperature=1.0, max_new_tokens=8000) for seed in range(4)]
+    outs = long_llm.generate(["the"] * 4, given)
+    assert [out.finish_reason for out in outs] == ["stop"] * 4
+    assert all(4000 <= len(out.parsed) <= 5000 for out in outs)
+    # The state that they share is full by now, so this one has its own.
+    assert long_llm.generate("the", given[1]).text == outs[1].text
+
+
+def test_an_answer_that_python_cannot_read_is_an_error_with_the_answer(long_llm):
+    one, end = checkpoints.TOKEN_IDS["1"], checkpoints.EOS
+
+    def write_ones(token_ids, logits):
+        logits[one if len(token_ids) < 4400 else end] = 1e9
+
+    with pytest.raises(candle_llama.GenerationError, match=r"cannot read the answer as JSON: .* is 1111"):
+        long_llm.generate(
+            "the", json_schema={"type": "integer"}, max_new_tokens=5000, logits_processors=[write_ones]
+        )
+
+
 def test_a_grammar_may_hold_a_schema(llm):
     schema = json.dumps(Owner.model_json_schema())
     for seed in range(3):
@@ -265,6 +326,10 @@ def test_regex_grammar_and_choice(llm):
         out = llm.generate("the", choice=["yes", 'yes, "sir"\n', "né"], seed=seed, **SAMPLED)
         assert out.text in ("yes", 'yes, "sir"\n', "né")
         assert out.parsed == out.text
+
+
+def test_a_choice_may_hold_any_character(llm):
+    assert llm.generate("the", choice=["a\x7fb\u2028\x01"]).text == "a\x7fb\u2028\x01"
 
 
 def test_the_whole_of_a_choice_is_one_token_per_pass(llm):
@@ -314,6 +379,9 @@ def test_parsed_needs_a_complete_answer(llm):
         ({"json_schema": {"type": "string", "format": "no-such"}}, ValueError, "no-such"),
         ({"json_schema": {"type": "strang"}}, ValueError, "strang"),
         ({"json_schema": {"oneOf": [{"minimum": 1}, {"maximum": 3}]}}, ValueError, "oneOf"),
+        ({"json_schema": {"enum": [1, 2**53 + 1]}}, ValueError, "9007199254740993 is a number beyond 2^53"),
+        ({"json_schema": {"const": 10**30}}, ValueError, "is a number beyond 2^53"),
+        ({"json_schema": {"minProperties": 2}}, ValueError, "minProperties 2 is not supported"),
         ({"json_schema": {"x-guidance": {"lenient": True}}}, ValueError, "x-guidance is not supported"),
         ({"json_schema": {"$ref": "#/$defs/none"}}, ValueError, "none"),
         ({"json_schema": {"enum": []}}, ValueError, "json_schema: "),
@@ -331,6 +399,8 @@ def test_parsed_needs_a_complete_answer(llm):
         ({"choice": []}, ValueError, "choice: needs at least one text"),
         ({"choice": ["a", ""]}, ValueError, "none may be empty"),
         ({"choice": "yes"}, TypeError, "choice must be a list of str"),
+        ({"choice": {"yes"}}, TypeError, "choice must be a list of str"),
+        ({"grammar": 'start: "x" <|end|>'}, ValueError, "special tokens are not supported in grammars"),
         ({"guided_json": {}}, TypeError, "it is json_schema here"),
     ],
     ids=lambda value: str(value)[:40],

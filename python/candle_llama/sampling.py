@@ -334,7 +334,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
+    if isinstance(value, str) or not isinstance(value, list | tuple):
         raise _wrong(name, "a list of str", value)
     return _strings(name, value)
 

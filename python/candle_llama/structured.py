@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from candle_llama.errors import GenerationError
 from candle_llama.options import check_text
 
 CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
@@ -49,7 +50,8 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {name: _closed(item) for name, item in schema.items()}
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict):
+    names_some = any(isinstance(schema.get(key), dict) for key in ("properties", "patternProperties"))
+    if schema.get("type") == "object" and names_some:
         closed.setdefault("additionalProperties", False)
     return closed
 
@@ -62,11 +64,24 @@ def check_one(given: Mapping[str, Any]) -> None:
 
 
 def parsed(given: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
-    """Returns the object that a complete answer stands for: `Completion.parsed`."""
+    """Returns the object that a complete answer stands for: `Completion.parsed`.
+
+    Raises:
+        GenerationError: Python's json cannot read the answer.
+        Exception: The pydantic model's own validators refuse it. A note of the error has the answer.
+    """
     if fields["finish_reason"] != "stop":
         return None
+    text = fields["text"]
     if (schema := given.get("json_schema")) is None:
-        return fields["text"] if "choice" in given else None
+        return text if "choice" in given else None
     if schema.model is not None:
-        return schema.model.model_validate_json(fields["text"])
-    return json.loads(fields["text"])
+        try:
+            return schema.model.model_validate_json(text)
+        except Exception as error:
+            error.add_note(f"the answer is {text}")
+            raise
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # more than 4,300 digits, or many levels
+        raise GenerationError(f"Python cannot read the answer as JSON: {error}; it is {text}") from error

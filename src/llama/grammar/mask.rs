@@ -17,6 +17,10 @@ const NO_TEXT: &str = "allows no text";
 #[derive(Clone)]
 pub(in crate::llama) struct GrammarMask {
     matcher: Matcher,
+    /// The state at the beginning, with a cache of its own.
+    beginning: Arc<Matcher>,
+    /// The text's tokens.
+    tokens: Vec<u32>,
     allowed: Arc<SimpleVob>,
     /// The id that stands for the end of the text.
     end: u32,
@@ -27,7 +31,14 @@ pub(in crate::llama) struct GrammarMask {
 impl GrammarMask {
     /// The state at the beginning of a text.
     pub(super) fn new(matcher: Matcher, end: u32) -> std::result::Result<Self, String> {
-        let mut mask = GrammarMask { matcher, allowed: Arc::default(), end, is_broken: Arc::default() };
+        let mut mask = GrammarMask {
+            beginning: Arc::new(matcher.deep_clone()),
+            matcher,
+            tokens: Vec::new(),
+            allowed: Arc::default(),
+            end,
+            is_broken: Arc::default(),
+        };
         if mask.matcher.is_stopped() {
             return Err(NO_TEXT.into());
         }
@@ -49,6 +60,12 @@ impl GrammarMask {
         let is_complete = allowed.is_allowed(self.end) && allowed.num_set() == 1;
         self.allowed = Arc::new(allowed);
         Ok(is_complete)
+    }
+
+    /// Takes the same tokens from the beginning, with a cache of its own.
+    fn start_again(&mut self) -> std::result::Result<(), String> {
+        self.matcher = self.beginning.deep_clone();
+        self.matcher.consume_tokens(&self.tokens).map_err(|error| error.to_string())
     }
 
     fn advance(&mut self, token: u32) -> std::result::Result<bool, String> {
@@ -85,8 +102,14 @@ impl TokenMask for GrammarMask {
     }
 
     fn accept(&mut self, token: u32) -> Result<bool> {
-        self.advance(token).map_err(|reason| {
+        let accepted = self.advance(token).or_else(|_| {
             self.is_broken.store(true, Ordering::Relaxed);
+            // The shared cache may be full, perhaps of other texts' states. Those of this text alone are few.
+            self.start_again()?;
+            self.advance(token)
+        });
+        self.tokens.push(token);
+        accepted.map_err(|reason| {
             let reason = super::shortened(&reason);
             Error::Generation {
                 reason: format!("the answer cannot be continued as its constraint demands: {reason}"),

@@ -35,8 +35,9 @@ const MAX_COMPILE_TIME: Duration = Duration::from_secs(5);
 const STACK_BYTES: usize = 64 << 20;
 /// How many compiled constraints a model keeps.
 const MAX_KEPT: usize = 16;
-/// The most states of a constraint's lexer, of some kilobytes each.
-const MAX_LEXER_STATES: usize = 20_000;
+/// The most states of a constraint's lexer. They take up to half a kilobyte each. A string with a length
+/// limit needs one for each byte, and a few for the tokens that may come next.
+const MAX_LEXER_STATES: usize = 50_000;
 /// The most work to build a constraint's lexer. Half of llguidance's own limit, with which a hostile
 /// expression takes 400 MB of memory for two seconds.
 const INITIAL_LEXER_FUEL: u64 = 500_000;
@@ -140,10 +141,11 @@ fn compile(factory: &ParserFactory, constraint: &Constraint) -> std::result::Res
     GrammarMask::new(matcher, factory.tok_env().eos_token())
 }
 
-/// A grammar of some texts. Lark writes strings as JSON does.
+/// A grammar of some texts. Lark writes strings as JSON does, but refuses the last control character.
 fn one_of(texts: &[String]) -> String {
-    let texts: Vec<String> =
-        texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
+    let quoted =
+        |text: &String| serde_json::Value::from(text.as_str()).to_string().replace('\u{7f}', r"\u007f");
+    let texts: Vec<String> = texts.iter().map(quoted).collect();
     format!("start: TEXT\nTEXT: {}\n", texts.join(" | "))
 }
 
@@ -160,7 +162,12 @@ fn catching<T>(run: impl FnOnce() -> std::result::Result<T, String>) -> std::res
 /// Messages of llguidance may quote the whole constraint, or a trace of its calls.
 fn shortened(message: &str) -> String {
     if message.starts_with("oneOf constraints are not supported") {
-        return "oneOf is not supported if its alternatives do not exclude each other".into();
+        return "oneOf is not supported, unless its alternatives are seen to exclude each other: by types, \
+                by constants, or by a property with another constant in each"
+            .into();
+    }
+    if message.contains("missing special token prefix") {
+        return "special tokens are not supported in grammars".into();
     }
     let message = message.split("<backtrace>").next().unwrap_or_default().replace("<non-verbose/>", "");
     let end = message.char_indices().nth(500).map_or(message.len(), |(end, _)| end);
