@@ -63,3 +63,23 @@ def test_listed_tokens_have_the_ids_of_transformers(name, tmp_path):
     ids = tokenizer.encode("hello <b>the<a>", add_special_tokens=False)
     assert ids == [*words[0], b, *words[1], *([a] if a is not None else plain)]
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"eot_token": "<a>", "extra_special_tokens": {"image_token": "<b>"}}, "<a>|<b>"),
+        ({"eot_token": {"content": "<a>"}, "add_bos_token": True}, "<a>|"),
+        ({"extra_special_tokens": ["<a>", "<b>"], "pad_token": None}, "|"),
+    ],
+)
+def test_templates_see_the_models_own_tokens(fields, expected, tmp_path):
+    folder = tiny.write_checkpoint(tmp_path / "model")
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    tokenizer = candle_llama.load_tokenizer(folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}],
+        chat_template="{{ eot_token }}|{{ image_token }}{{ add_bos_token }}",
+    )
+    assert text == expected
