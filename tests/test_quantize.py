@@ -183,6 +183,11 @@ def test_a_mixture_stores_rows_that_are_no_whole_blocks_as_f16(tmp_path: Path) -
     ]
     with candle_llama.load(path, device="cpu", quantize="q4_k_m", compute="exact") as llm:
         assert llm.load_report.storage.keys() == {"F32", "Q4_K", "Q6_K"}
+        note = "13 matrices stay as they are stored, because their rows cannot be cut into whole blocks"
+        assert [text.split(";")[0] for text in llm.load_report.notes] == [note]
+    with candle_llama.load(tmp_path / "out.gguf", device="cpu", quantize="Q8_0") as llm:
+        reasons = [text.split(", because ")[1].split(";")[0] for text in llm.load_report.notes]
+        assert reasons == ["their rows cannot be cut into whole blocks", "they are quantised already"]
 
 
 def test_rows_that_are_no_whole_blocks_become_f16(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ pub(super) fn load(path: &Path, options: &LoadOptions, cancel: &Cancel) -> Resul
         notes.push("generation_config.json: top_p 0 would keep no token; it is ignored".to_owned());
     }
     notes.extend(choices.fall_back(opened.stored_type()));
+    notes.extend(choices.quantize_notes(&opened));
     choices.check_kv_dtype(opened.config.head_dim)?;
 
     let context = context(&opened, options, &choices, &mut warnings, &mut notes)?;

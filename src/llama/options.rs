@@ -1,7 +1,7 @@
 //! The load options, their names, and the choices that they mean on this machine.
 
 use super::opened::Opened;
-use super::quantize::{FileType, types_in_memory};
+use super::quantize::{FileType, notes_in_memory, types_in_memory};
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, WeightType};
 use crate::model::cpu::Types;
@@ -28,7 +28,8 @@ impl fmt::Display for UnknownName {
 
 impl std::error::Error for UnknownName {}
 
-/// Defines an enum whose values have names, as Python and the command line spell them.
+/// Defines an enum whose values have names, as Python and the command line spell them. Files spell some in
+/// upper case.
 macro_rules! named {
     ($(#[$docs:meta])* pub enum $enum:ident {
         $($(#[$value_docs:meta])* $value:ident = $name:literal,)*
@@ -53,7 +54,7 @@ macro_rules! named {
 
             fn from_str(text: &str) -> std::result::Result<Self, UnknownName> {
                 match text {
-                    $($name => Ok($enum::$value),)*
+                    $(_ if text.eq_ignore_ascii_case($name) => Ok($enum::$value),)*
                     _ => Err(UnknownName { got: text.into(), known: &[$($name),*] }),
                 }
             }
@@ -293,6 +294,12 @@ impl Choices {
     pub(super) fn types(&self, opened: &Opened) -> Types {
         let quantize = self.quantize.map(|quantize| types_in_memory(opened, quantize.file_type()));
         Types { dtype: self.dtype.map(FloatType::weight_type), quantize: quantize.unwrap_or_default() }
+    }
+
+    /// Notes about matrices that `quantize` leaves as they are stored.
+    pub(super) fn quantize_notes(&self, opened: &Opened) -> Vec<String> {
+        let quantize = self.quantize.map(|quantize| types_in_memory(opened, quantize.file_type()));
+        quantize.map(|types| notes_in_memory(opened, &types)).unwrap_or_default()
     }
 
     /// Takes the CPU if no decoder was requested, and the accelerator's cannot do what the options ask for.

@@ -174,6 +174,28 @@ pub(super) fn types_in_memory(opened: &Opened, file_type: FileType) -> BTreeMap<
         .collect()
 }
 
+/// Notes about matrices that stay as they are stored, although they were to get one of `types`.
+pub(super) fn notes_in_memory(opened: &Opened, types: &BTreeMap<String, WeightType>) -> Vec<String> {
+    let looked_up = (opened.head.lm_head == LmHead::Separate).then_some(EMBED_TOKENS);
+    let mut left = BTreeMap::<&str, (usize, String)>::new();
+    for info in opened.checkpoint.infos() {
+        let is_matrix = info.shape.len() == 2 && hf_to_gguf(&info.name).is_some();
+        let is_quantized = WeightType::named(&info.dtype).is_some_and(|dtype| dtype.block_len() > 1);
+        let reason = match (is_matrix, is_quantized, types.contains_key(&info.name)) {
+            (false, ..) | (_, false, true) => continue,
+            (_, true, _) => "they are quantised already",
+            (_, false, false) if looked_up == Some(info.name.as_str()) => continue,
+            (_, false, false) => "their rows cannot be cut into whole blocks",
+        };
+        left.entry(reason).or_insert_with(|| (0, info.name)).0 += 1;
+    }
+    left.into_iter()
+        .map(|(reason, (count, first))| {
+            format!("{count} matrices stay as they are stored, because {reason}; the first is {first}")
+        })
+        .collect()
+}
+
 /// The planned tensors by storage type.
 fn storage(planned: &[Planned]) -> Vec<Storage> {
     let mut types = BTreeMap::<&str, Storage>::new();
