@@ -32,6 +32,13 @@ def client(server):
         yield client
 
 
+@pytest.fixture(scope="module")
+def large(llm):
+    """A client of a server that accepts bodies of 16 MiB."""
+    with running(llm) as server, server.client() as client:
+        yield client
+
+
 def refused(client, path, body, status=400):
     """Posts a body, and returns OpenAI's error object."""
     content = body if isinstance(body, str | bytes) else json.dumps(body)
@@ -142,6 +149,40 @@ HOSTILE = {
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"])
 def test_a_hostile_body_is_refused(client, path, body):
     assert len(refused(client, path, body)["message"]) < 500
+
+
+def many(item):
+    """Returns about a megabyte of JSON: a list that repeats the item."""
+    return [item] * (1_000_000 // (len(json.dumps(item)) + 2))
+
+
+NAMES = {f"name-{index}": "1" for index in range(200_000)}
+LARGE = {
+    "messages": (CHAT, {"messages": many({})}),
+    "parts": (CHAT, {"messages": [{"role": "user", "content": many({})}]}),
+    "unknown fields": (CHAT, {"messages": HELLO, **NAMES}),
+    "unknown fields of a message": (CHAT, {"messages": [HELLO[0] | NAMES]}),
+    "tools": (CHAT, {"messages": HELLO, "tools": many({})}),
+    "stops": (CHAT, {"messages": HELLO, "stop": many(1)}),
+    "stop ids": (CHAT, {"messages": HELLO, "stop_token_ids": many("a")}),
+    "biases": (CHAT, {"messages": HELLO, "logit_bias": NAMES}),
+    "ids": ("/v1/completions", {"prompt": many(-1)}),
+    "lists of ids": ("/v1/completions", {"prompt": many([-1] * 9)}),
+    "items": ("/v1/responses", {"input": many({})}),
+    "parts of an item": ("/v1/responses", {"input": [{"role": "user", "content": many({})}]}),
+    "metadata": ("/v1/responses", {"input": "hello", "metadata": dict.fromkeys(NAMES, 1)}),
+    "messages to tokenize": ("/tokenize", {"messages": many({})}),
+    "ids to detokenize": ("/detokenize", {"tokens": many(-1)}),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), LARGE.values(), ids=LARGE)
+def test_a_large_wrong_body_is_refused_at_once(large, path, body):
+    # A complaint for each wrong item would take a minute, gigabytes, and the event loop.
+    content = json.dumps(body)
+    begun = time.process_time()
+    assert refused(large, path, content)["param"]
+    assert time.process_time() - begun < 1
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(client, llm):

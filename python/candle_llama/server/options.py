@@ -18,7 +18,6 @@ _SAME = (
     *("stop", "stop_token_ids", "ignore_eos", "cache_salt"),
 )
 _MAX_STOPS = 64
-_MAX_BIASES = 10_000
 
 
 def sampling(body: Sampling, max_new_tokens: int, logprobs: int | None) -> dict[str, Any]:
@@ -51,8 +50,6 @@ def for_answers(body: Sampling, given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bias(given: dict[str, float]) -> dict[int, float]:
-    if len(given) > _MAX_BIASES:
-        raise errors.refused("logit_bias", f"got {len(given)} tokens, this server accepts {_MAX_BIASES}")
     for key in given:
         if not (key.isascii() and key.isdigit() and len(key) < 11):
             raise errors.refused("logit_bias", f"{errors.shown(key)!r} is no token id")

@@ -4,16 +4,33 @@ Each field of OpenAI's that is missing in a model is a key of its `IGNORED` or `
 is an error.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 _NO_TOOLS_OF_ITS_OWN = "this server has no tools of its own; describe functions in tools"
 _HARMLESS = "no effect: it concerns OpenAI's service"
+_MAX_ENTRIES = 10_000
 
+_T = TypeVar("_T")
+
+
+def _few(content: Any) -> Any:
+    # Checked before the entries: each wrong one takes time and memory.
+    if isinstance(content, dict) and len(content) > _MAX_ENTRIES:
+        facts = {"count": len(content), "limit": _MAX_ENTRIES}
+        raise PydanticCustomError("too_many", "got {count} entries, this server accepts {limit}", facts)
+    return content
+
+
+# Pydantic reports every wrong item of a list, which takes kilobytes and microseconds each, and clients send
+# millions. Every list that a client sends stops at its first wrong item instead.
+Items: TypeAlias = Annotated[list[_T], Field(fail_fast=True)]
+Table: TypeAlias = Annotated[dict[str, _T], BeforeValidator(_few)]
 Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
-Bias: TypeAlias = dict[str, float]
-Stop: TypeAlias = str | list[str]
+Bias: TypeAlias = Table[float]
+Stop: TypeAlias = str | Items[str]
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -25,6 +42,16 @@ class Strict(BaseModel):
 
     IGNORED: ClassVar[dict[str, str]] = {}
     REFUSED: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, content: Any) -> Any:
+        # Pydantic reports every unknown field. There may be a million; one is enough.
+        if isinstance(content, dict) and len(content) > len(cls.model_fields):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = next(name for name in content if name not in known)
+            return {unknown: content[unknown]}
+        return content
 
 
 class StreamOptions(Strict):
@@ -53,7 +80,7 @@ class Sampling(Strict):
     repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Items[int] | None = None
     cache_salt: str | None = None
     regex: str | None = None
     grammar: str | None = None
@@ -86,9 +113,9 @@ class ChatMessage(Strict):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Items[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     # Answers are sent back with these.
@@ -146,14 +173,14 @@ class ResponseFormat(Strict):
 class ChatRequest(Sampling):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     logprobs: bool | None = None
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    tools: list[Tool] | None = None
+    tools: Items[Tool] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -183,7 +210,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -200,8 +227,8 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
+    tools: Items[Tool] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
@@ -211,7 +238,7 @@ class DetokenizeRequest(Strict):
     """The body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Items[TokenId]
 
 
 class InputText(Strict):
@@ -229,7 +256,7 @@ class InputMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputText]
+    content: str | Items[InputText]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -251,7 +278,7 @@ class InputResult(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Items[InputText]
     id: str | None = None
     status: str | None = None
 
@@ -301,16 +328,16 @@ class ResponsesRequest(Strict):
     """The body of POST /v1/responses; the fields from `seed` on are extensions."""
 
     model: str | None = None
-    input: str | Annotated[list[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)]
+    input: str | Annotated[Items[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Table[str] | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     temperature: float | None = None
     text: TextOptions | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
-    tools: list[FlatTool] | None = None
+    tools: Items[FlatTool] | None = None
     top_p: float | None = None
     seed: int | None = None
     top_k: int | None = None
