@@ -41,7 +41,9 @@ def running(llm: candle_llama.Llama, **options: Any) -> Iterator[Running]:
     """Serves a model while the block runs."""
     app = build_app(llm, **options)
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=3))
+    # The HTTP library is that of the command `serve`.
+    config = uvicorn.Config(app, log_level="critical", http="h11", timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve([listener])))
     thread.start()

@@ -25,7 +25,7 @@ def url(demo_llm: candle_llama.Llama) -> Iterator[str]:
     from candle_llama.server import build_app
 
     app = build_app(demo_llm, served_model_name="smol")
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http="h11"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

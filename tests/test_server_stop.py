@@ -202,6 +202,29 @@ def test_streams_may_end_within_the_grace_period(tiny):
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
 
 
+def test_the_command_understands_old_and_new_clients(tiny):
+    body = json.dumps({"messages": HELLO, "max_tokens": 3, "stream": True})
+    common = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    # Java's HttpClient offers HTTP/2 with each first request.
+    upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    answers = {}
+    with serve(tiny, "--port", 0) as (_, url):
+        host, port = url.removeprefix("http://").split(":")
+        for version, headers in (("1.1", upgrade), ("1.0", "")):
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(f"POST {CHAT} HTTP/{version}\r\n{common}{headers}\r\n{body}".encode())
+                answer = b""
+                while b"[DONE]" not in answer and (part := connection.recv(65536)):
+                    answer += part
+            answers[version] = answer.decode()
+    for answer in answers.values():
+        assert answer.startswith("HTTP/1.1 200 ")
+        assert "data: [DONE]" in answer
+    # HTTP/1.0 has no chunks.
+    assert "transfer-encoding: chunked" in answers["1.1"].lower()
+    assert "transfer-encoding" not in answers["1.0"].lower()
+
+
 def test_the_command_reports_errors_in_one_line(command, tmp_path):
     found = command("serve", tmp_path / "missing", "--port", 0)
     assert (found.returncode, found.stdout) == (1, "")

@@ -34,6 +34,9 @@ def run(app: FastAPI, listener: socket.socket, *, log_level: str, grace_seconds:
         timeout_graceful_shutdown=round(grace_seconds) + _END_SECONDS,
         server_header=False,
         ws="none",
+        # With httptools, a request that offers HTTP/2 (Upgrade: h2c, as Java's client does) loses its body,
+        # and HTTP/1.0 clients get chunks.
+        http="h11",
     )
     server = _Server(config, app.state.server, grace_seconds)
     server.run(sockets=[listener])
