@@ -58,6 +58,8 @@ def refused(client, path, body, status=400):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages.0.mood"),
         ({"messages": HELLO, "mood": 1}, "mood"),
+        ({"messages": HELLO, "maxTokens": 1}, "maxTokens"),
+        ({"messages": [HELLO[0] | {"list": 1}]}, "messages.0.list"),
         ({"messages": HELLO, "temperature": "1"}, "temperature"),
         ({"messages": HELLO, "temperature": True}, "temperature"),
         ({"messages": HELLO, "temperature": -1}, "temperature"),

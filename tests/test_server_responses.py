@@ -144,6 +144,41 @@ def test_what_is_refused_is_named(client, extra, param):
     assert caught.value.param.startswith(param)
 
 
+CALL = {"type": "function_call", "call_id": "a", "name": "get_weather", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("item", "param", "message"),
+    [
+        (CALL | {"namespace": "a"}, "input.0.namespace", "None"),
+        (CALL | {"arguments": {}}, "input.0.arguments", "valid string"),
+        ({"type": "function_call"}, "input.0.call_id", "required"),
+        ({"type": "function_call_output", "call_id": "a"}, "input.0.output", "required"),
+        ({"role": "tool", "content": "x"}, "input.0.role", "'user'"),
+        ({"type": "message", "role": "user"}, "input.0.content", "required"),
+        ({"type": "reasoning", "summary": [], "foo": 1}, "input.0.foo", "unknown field"),
+        ({"type": "image"}, "input.0", "knows message, function_call, function_call_output, reasoning"),
+        ({"type": ["message"], "role": "user"}, "input.0", "unknown type"),
+    ],
+    ids=str,
+)
+def test_the_wrong_field_of_an_item_is_named(client, item, param, message):
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        client.responses.create(input=[item], **GREEDY)
+    assert caught.value.param == param
+
+
+def test_items_may_have_fields_that_are_null(client):
+    # As model_dump of the client's own types writes them.
+    nulls = dict.fromkeys(("id", "status", "caller", "namespace", "async"))
+    output = {"type": "function_call_output", "call_id": "a", "output": "sunny"}
+    lengths = [
+        client.responses.create(input=[*HELLO, *items, output], tools=FUNCTIONS, **GREEDY).usage.input_tokens
+        for items in ([*HELLO, CALL], [HELLO[0] | {"type": None}, CALL | nulls])
+    ]
+    assert lengths[0] == lengths[1]
+
+
 def test_a_server_that_stops_ends_the_stream(server, client, demo_llm):
     stream = client.responses.create(
         input="hello", stream=True, model="demo", max_output_tokens=900, extra_body={"seed": 1}, temperature=2

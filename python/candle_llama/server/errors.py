@@ -84,10 +84,12 @@ def of_validation(error: pydantic.ValidationError) -> ApiError:
     """Converts one of pydantic's complaints; an unknown field comes before others."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     first = max(found, key=_weight)
-    param = shown(".".join(_fields(first["loc"])))
+    fields = _fields(first["loc"])
     if first["type"] == "extra_forbidden":
-        return refused(param, "unknown field", "unknown_parameter")
-    return refused(param, first["msg"])
+        # The last name is the client's, also if it looks like a union's kind.
+        fields = [*_fields(first["loc"][:-1]), str(first["loc"][-1])]
+        return refused(shown(".".join(fields)), "unknown field", "unknown_parameter")
+    return refused(shown(".".join(fields)), first["msg"])
 
 
 def _weight(complaint: ErrorDetails) -> tuple[bool, int, bool]:

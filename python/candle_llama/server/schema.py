@@ -6,7 +6,7 @@ is an error.
 
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 _NO_TOOLS_OF_ITS_OWN = "this server has no tools of its own; describe functions in tools"
@@ -254,7 +254,7 @@ class InputText(Strict):
 class InputMessage(Strict):
     """A turn of a conversation."""
 
-    type: Literal["message"] = "message"
+    type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Items[InputText]
     id: str | None = None
@@ -271,6 +271,10 @@ class InputCall(Strict):
     arguments: str
     id: str | None = None
     status: str | None = None
+    # Answers are sent back with these.
+    async_: Annotated[None, Field(alias="async")] = None
+    caller: None = None
+    namespace: None = None
 
 
 class InputResult(Strict):
@@ -292,6 +296,33 @@ class InputReasoning(Strict):
     content: list[Any] | None = None
     encrypted_content: str | None = None
     status: str | None = None
+
+
+_ITEMS = {
+    "message": "InputMessage",
+    "function_call": "InputCall",
+    "function_call_output": "InputResult",
+    "reasoning": "InputReasoning",
+}
+
+
+def _item(content: Any) -> str | None:
+    # Errors are then about the kind that the client means. A message needs no type.
+    kind = content.get("type") if isinstance(content, dict) else None
+    return _ITEMS.get("message" if kind is None else kind) if isinstance(kind, str | None) else None
+
+
+InputItem: TypeAlias = Annotated[
+    Annotated[InputMessage, Tag("InputMessage")]
+    | Annotated[InputCall, Tag("InputCall")]
+    | Annotated[InputResult, Tag("InputResult")]
+    | Annotated[InputReasoning, Tag("InputReasoning")],
+    Discriminator(
+        _item,
+        custom_error_type="unknown_item",
+        custom_error_message=f"unknown type; this server knows {', '.join(_ITEMS)}",
+    ),
+]
 
 
 class FlatTool(Function):
@@ -328,7 +359,7 @@ class ResponsesRequest(Strict):
     """The body of POST /v1/responses; the fields from `seed` on are extensions."""
 
     model: str | None = None
-    input: str | Annotated[Items[InputMessage | InputCall | InputResult | InputReasoning], Field(min_length=1)]
+    input: str | Annotated[Items[InputItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     metadata: Table[str] | None = None
