@@ -117,6 +117,18 @@ def test_fields_without_effect_are_accepted_and_refused_ones_may_be_null(client,
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hello", "suffix": "", "max_tokens": 1}),
+        ("/v1/responses", {"input": "hello", "top_logprobs": 0, "max_output_tokens": 1}),
+    ],
+)
+def test_refused_fields_may_ask_for_nothing(client, path, body):
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 def test_variables_that_the_template_never_reads_are_dropped_without_a_warning(client, path):
     # A warning would be an error here.

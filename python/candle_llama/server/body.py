@@ -18,6 +18,8 @@ _HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "background": (False,),
     "include": ([],),
+    "suffix": ("",),
+    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 """Values of refused fields that ask for nothing."""
