@@ -282,6 +282,14 @@ def test_the_key_is_needed_everywhere_but_for_health(llm):
         assert "accepts 5" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("key", ["secret\n", " secret\r\n", "\xa0secret "])
+def test_white_space_around_the_key_does_not_count(llm, key):
+    with TestClient(build_app(llm, api_key=key)) as client:
+        given = {"Authorization": b"Bearer " + key.strip(" \r\n").encode()}
+        assert client.get("/v1/models", headers=given).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "Bearer "}).status_code == 401
+
+
 def test_a_server_can_be_mounted(llm):
     app = FastAPI()
     app.mount("/llm", build_app(llm, api_key="k"))

@@ -24,7 +24,8 @@ class Access:
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app = app
-        self._key = None if api_key is None else api_key.encode()
+        # A key from a file often has a line end. Clients' keys are stripped too.
+        self._key = None if api_key is None else api_key.encode().strip()
         self._metrics = metrics
         self._paths = paths
 

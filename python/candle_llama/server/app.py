@@ -63,7 +63,7 @@ def build_app(
 
     Args:
         llm: The model.
-        api_key: The key that clients must send; None lets everybody in.
+        api_key: The key that clients must send, without white space around it; None lets everybody in.
         served_model_name: The model's name for clients; None is its hub id, file or folder.
         max_body_bytes: Most bytes of a request's body.
         max_prompt_tokens: Most tokens of a prompt; None allows as many as the context holds.
