@@ -219,6 +219,20 @@ def test_other_statuses(client):
     assert client.post(CHAT, content=b"{}").status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/tiny"])
+def test_head_is_get_without_a_body(client, path):
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/v1/models/other").status_code == 404
+
+
+def test_the_description_has_no_head(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert not any("head" in methods for methods in paths.values())
+    assert client.head(CHAT).status_code == 405
+
+
 def test_a_large_body_is_refused(client):
     assert refused(client, CHAT, b" " * 200_001, 413)["code"] == "request_too_large"
     answer = client.post(CHAT, content=(b" " * 1000 for _ in range(300)), headers=JSON)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -96,6 +97,7 @@ def build_app(
     for path, (create, kind, summary) in _POSTS.items():
         _add_post(app, state, path, create, kind, summary)
     _add_gets(app, state)
+    _add_heads(app)
     _add_errors(app, state)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
     app.add_middleware(Access, api_key=api_key, metrics=state.metrics, paths=paths)
@@ -159,6 +161,13 @@ def _add_gets(app: FastAPI, state: State) -> None:
     @app.get("/metrics", summary="Counts, for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_heads(app: FastAPI) -> None:
+    """Answers HEAD as GET, for monitors; HTTP servers leave the body out."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _add_errors(app: FastAPI, state: State) -> None:
