@@ -14,7 +14,9 @@ import time
 import httpx
 import pytest
 
+from candle_llama.cli import one_line
 from candle_llama.server import completions
+from candle_llama.server.run import listen
 from serving import CHAT, HELLO, is_idle, running, until
 
 LONG = {"messages": HELLO, "max_tokens": 900, "ignore_eos": True}
@@ -236,6 +238,16 @@ def test_the_command_reports_errors_in_one_line(command, tmp_path):
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
     assert command("serve", "demo", "--port", "-1").returncode == 2
+
+
+def test_a_host_that_is_not_known_is_named(monkeypatch):
+    def unknown(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(OSError, match="not known") as caught:
+        listen("nosuchhost.invalid", 0)
+    assert one_line(caught.value) == "nosuchhost.invalid: Name or service not known"
 
 
 def test_the_command_warns_without_a_key_on_other_addresses(tiny):

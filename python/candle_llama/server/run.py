@@ -50,7 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The address cannot be used.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise OSError(error.errno, error.strerror, host) from None
     listener = socket.create_server(address[:2], family=family, backlog=2048)
     # Connections inherit it. Else a response's body would wait until the client acknowledges its head, which
     # takes 40 ms. asyncio sets it only for sockets that were created with the protocol's number.
