@@ -1,5 +1,6 @@
 """What the server refuses, and how: fields, limits, keys, hostile bodies."""
 
+import gzip
 import json
 import socket
 import threading
@@ -231,6 +232,17 @@ def test_the_description_has_no_head(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert not any("head" in methods for methods in paths.values())
     assert client.head(CHAT).status_code == 405
+
+
+def test_a_compressed_body_is_refused(client):
+    body = json.dumps({"messages": HELLO, "max_tokens": 1}).encode()
+    compressed = JSON | {"Content-Encoding": "gzip"}
+    answer = client.post(CHAT, content=gzip.compress(body), headers=compressed)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (415, "Content-Encoding")
+    assert (error["code"], "gzip" in error["message"]) == ("unsupported_media_type", True)
+    answer = client.post(CHAT, content=body, headers=JSON | {"Content-Encoding": "Identity"})
+    assert answer.status_code == 200
 
 
 def test_a_large_body_is_refused(client):

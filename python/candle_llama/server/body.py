@@ -32,12 +32,16 @@ async def read(request: Request, kind: type[_T], limits: Limits) -> tuple[_T, in
         The body, and its size in bytes.
 
     Raises:
-        ApiError: It is too large, no JSON, or has a field that is unknown, refused or wrong.
+        ApiError: It is compressed, too large, no JSON, or has a field that is unknown, refused or wrong.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         # A browser sends other types to any server without asking it, also for a page of somebody else.
         raise ApiError(400, "the header Content-Type must be application/json", param="Content-Type")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        message = f"Content-Encoding {errors.shown(encoding)} is not supported: send the body uncompressed"
+        raise ApiError(415, message, param="Content-Encoding")
     data = await _bytes(request, limits.max_body_bytes)
     return checked(_json(data), kind), len(data)
 
