@@ -280,6 +280,20 @@ def test_there_is_no_cors(client):
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
+def test_other_host_names_are_refused(llm):
+    with running(llm, allowed_hosts=("localhost", "::1", "My.Host")) as server, server.client() as client:
+        for host in ("localhost", "LOCALHOST:80", "[::1]", "[::1]:8000", "my.host:1"):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[::2]", "a@localhost"):
+            # As a browser does it for a page whose name points to the server.
+            headers = JSON | {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+            answer = client.post(CHAT, json={"messages": HELLO}, headers=headers)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (403, "Host")
+            assert "API key" in error["message"]
+            assert "--host" in error["message"]
+
+
 def test_a_full_queue_is_status_429(server, client, llm):
     body = {"messages": HELLO, "max_tokens": 900, "ignore_eos": True, "stream": True, "n": 8}
     with client.stream("POST", CHAT, json=body) as first:

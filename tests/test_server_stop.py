@@ -250,6 +250,19 @@ def test_a_host_that_is_not_known_is_named(monkeypatch):
     assert one_line(caught.value) == "nosuchhost.invalid: Name or service not known"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [((), 403), (("--host", "localhost"), 403), (("--host", "0.0.0.0"), 200), (("--api-key", "k"), 200)],
+    ids=str,
+)
+def test_the_command_accepts_its_own_host_names(tiny, arguments, status):
+    key = {"Authorization": "Bearer k"}
+    with serve(tiny, "--port", 0, *arguments) as (_, url):
+        assert httpx.get(url + "/v1/models", headers=key).status_code == 200
+        found = httpx.get(url + "/v1/models", headers={"Host": "evil.example", **key})
+        assert found.status_code == status
+
+
 def test_the_command_warns_without_a_key_on_other_addresses(tiny):
     with serve(tiny, "--host", "0.0.0.0", "--port", 0) as (process, url):
         assert url.startswith("http://0.0.0.0:")

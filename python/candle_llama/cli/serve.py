@@ -10,6 +10,7 @@ from candle_llama import load
 from candle_llama.cli import options, output
 
 _KEY = "CANDLE_LLAMA_API_KEY"
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     key = args.api_key if args.api_key is not None else os.environ.get(_KEY) or None
     # Before the model is loaded: an address in use is an error at once.
     with server.listen(args.host, args.port) as listener:
-        if key is None and not _is_loopback(listener.getsockname()[0]):
+        is_private = _is_loopback(listener.getsockname()[0])
+        if key is None and not is_private:
             print(
                 f"candle-llama: warning: everybody who reaches {args.host} can use this server: "
                 "set an --api-key",
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
                 max_queue=args.max_queue,
                 max_prompt_tokens=args.max_prompt_tokens,
                 max_body_bytes=args.max_body_bytes,
+                # Without a key, a browser's other pages must not get in by names of their own.
+                allowed_hosts=(*_LOOPBACK_NAMES, args.host) if key is None and is_private else None,
             )
             logging.captureWarnings(True)
             server.run(app, listener, log_level=args.log_level, grace_seconds=args.grace_seconds)

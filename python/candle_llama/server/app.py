@@ -3,7 +3,7 @@
 import functools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def build_app(
     max_prompt_tokens: int | None = None,
     max_choices: int = 128,
     max_queue: int = 256,
+    allowed_hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """Makes a server with OpenAI's interface, for a model that is loaded; it needs the extra `server`.
 
@@ -70,6 +71,7 @@ def build_app(
         max_prompt_tokens: Most tokens of a prompt; None allows as many as the context holds.
         max_choices: Most answers to one prompt (`n`).
         max_queue: Most answers that run or wait; further requests get status 429.
+        allowed_hosts: The host names by which clients may call the server, without ports; None allows all.
 
     Returns:
         The application. Its attribute `state.server` is what `serve` shuts down.
@@ -100,7 +102,8 @@ def build_app(
     _add_heads(app)
     _add_errors(app, state)
     paths = frozenset(getattr(route, "path", "") for route in app.routes)
-    app.add_middleware(Access, api_key=api_key, metrics=state.metrics, paths=paths)
+    hosts = None if allowed_hosts is None else frozenset(host.lower() for host in allowed_hosts)
+    app.add_middleware(Access, api_key=api_key, metrics=state.metrics, paths=paths, hosts=hosts)
     _describe(app)
     return app
 

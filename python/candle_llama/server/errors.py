@@ -14,6 +14,7 @@ from candle_llama.errors import CandleLlamaError, ContextLengthError, InternalEr
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _CODES = {
     401: "invalid_api_key",
+    403: "permission_denied",
     404: "not_found",
     405: "method_not_allowed",
     413: "request_too_large",
