@@ -56,12 +56,13 @@ def test_a_disconnect_stops_the_work(server, llm, path, extra):
 
 def test_prompts_are_scored_one_at_a_time_also_after_a_disconnect(server, monkeypatch):
     now, most, calls = 0, 0, 0
+    release = threading.Event()
 
     def slow(llm, ids, count, cancellation):
         nonlocal now, most, calls
         now, calls = now + 1, calls + 1
         most = max(most, now)
-        time.sleep(0.3)
+        assert release.wait(10)
         now -= 1
         return [(token, None, []) for token in ids]
 
@@ -69,7 +70,8 @@ def test_prompts_are_scored_one_at_a_time_also_after_a_disconnect(server, monkey
     body = {"prompt": "hello", "echo": True, "logprobs": 1, "max_tokens": 0}
     for _ in range(2):
         with server.client() as client, pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/completions", json=body, timeout=0.1)
+            client.post("/v1/completions", json=body, timeout=0.5)
+    threading.Timer(0.5, release.set).start()
     with server.client() as client:
         assert client.post("/v1/completions", json=body).status_code == 200
     # The second request was gone before its turn came.
