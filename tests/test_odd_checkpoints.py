@@ -52,6 +52,50 @@ def test_quantize_and_estimate_memory_know_a_tied_head_without_embedding(tmp_pat
     assert np.array_equal(*(logits(path.with_suffix(".gguf"))[0] for path in (usual, odd)))
 
 
+def context(folder: Path, **changes: Any) -> int:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with candle_llama.load(folder, strict=True) as llm:
+        return llm.config.context_length
+
+
+def test_linear_rope_extends_the_context_to_max_sequence_length(tmp_path: Path) -> None:
+    # vicuna-7b-v1.5-16k has 4096, 16384 and 4.
+    scaling = {"type": "linear", "factor": 4.0}
+    config = checkpoints.tiny_config(max_position_embeddings=64, rope_scaling=scaling)
+    folder = checkpoints.write_checkpoint(tmp_path / "model", config)
+    assert context(folder) == 64
+    assert context(folder, max_sequence_length=256) == 256
+    candle_llama.quantize(folder, tmp_path / "model.gguf", "f32")
+    with candle_llama.load(tmp_path / "model.gguf", strict=True) as llm:
+        assert llm.config.context_length == 256
+    assert context(folder, max_sequence_length=1000) == 256
+    assert context(folder, max_sequence_length=32) == 64
+    assert context(folder, max_sequence_length=256, rope_scaling=None) == 64
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_negative_bos_is_none(tmp_path: Path, file: str) -> None:
+    path = checkpoints.write_checkpoint(tmp_path / "model") / file
+    given = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**given, "bos_token_id": -1}))
+    assert logits(path.parent)[0].shape == (4, checkpoints.VOCAB_SIZE)
+
+
+def test_attention_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    folder = checkpoints.write_checkpoint(tmp_path / "model", checkpoints.tiny_config(is_causal=False))
+    with pytest.raises(candle_llama.UnsupportedModelError, match="is_causal: false, only true"):
+        candle_llama.load(folder)
+    checkpoints.write_checkpoint(folder, checkpoints.tiny_config(is_causal=True))
+    assert logits(folder)[1] == []
+
+
+def test_an_adapter_beside_its_model_is_a_note(tmp_path: Path) -> None:
+    folder = checkpoints.write_checkpoint(tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    assert [note for note in logits(folder)[1] if "adapter_config.json is ignored" in note]
+
+
 @pytest.mark.parametrize("flag", [False, None])
 def test_an_untied_model_without_embedding_is_refused(tmp_path: Path, flag: bool | None) -> None:
     config = checkpoints.tiny_config(tie_word_embeddings=False)

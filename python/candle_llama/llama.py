@@ -48,7 +48,7 @@ def load(source: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> "Lla
             llama.cpp's mixtures ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k") gives
             matrices the types that `candle_llama.quantize` writes to a file; loading then takes longer.
             Matrices whose rows are no whole blocks stay as they are, as do quantised ones;
-            `load_report.notes` counts both. With "q8_0" and "q4_0", so does an embedding that is not the head.
+            `load_report.notes` counts both. "q8_0" and "q4_0" also leave an embedding that is not the head.
         compute: "auto" rounds activations to 8 bits if weights are quantised, to 16 bits in prompts of up to
             128 tokens. In longer prompts, processors with fast bfloat16 arithmetic round
             activations and weights to bfloat16 (see docs/kernels.md). "exact" uses float32 activations and

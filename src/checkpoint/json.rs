@@ -115,7 +115,11 @@ impl Object {
         self.typed(key, "a string", Value::as_str)
     }
 
+    /// A token id. A negative number stands for no token, as if it was null.
     pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        if self.get(key).and_then(Value::as_i64).is_some_and(|id| id < 0) {
+            return Ok(None);
+        }
         self.typed(key, "a token id", token_id)
     }
 

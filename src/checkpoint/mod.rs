@@ -140,6 +140,11 @@ impl Checkpoint {
                 "the index names tensors that no shard has and no Llama needs, such as {name}"
             ));
         }
+        if path.join("adapter_config.json").exists() {
+            notes.push(
+                "adapter_config.json is ignored: the adapter beside the model is not applied".to_owned(),
+            );
+        }
         let format = Format::Safetensors;
         Ok(Self { path: path.into(), format, tensors, metadata: None, absent, notes })
     }

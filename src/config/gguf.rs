@@ -56,7 +56,6 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("llama.attention.layer_norm_epsilon", None),
     ("llama.attention.max_alibi_bias", Some(0.0)),
     ("llama.attention.scale", None),
-    ("llama.attention.sliding_window", Some(0.0)),
     ("llama.attention.temperature_scale", None),
     ("llama.attn_logit_softcapping", Some(0.0)),
     ("llama.embedding_scale", Some(1.0)),
@@ -70,10 +69,11 @@ const CHANGES_MATHEMATICS: &[(&str, Option<f64>)] = &[
     ("llama.use_parallel_residual", None),
 ];
 
+const SLIDING_WINDOW: &str = "llama.attention.sliding_window";
+
 /// Reads the config. `checkpoint` is the same file, opened with its tensors.
 pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Result<LlamaConfig> {
     metadata.require_llama()?;
-    refuse_unsupported(metadata)?;
     let mut warnings = unknown_keys(metadata);
     warnings.extend_from_slice(metadata.warnings());
 
@@ -94,6 +94,7 @@ pub(super) fn read(metadata: &Metadata, checkpoint: Option<&Checkpoint>) -> Resu
         .ok_or_else(|| metadata.malformed("llama.attention.layer_norm_rms_epsilon", "is missing"))?;
     let head_dim = head_dim(metadata, &optional, hidden_size, num_attention_heads)?;
     let max_position_embeddings = size("llama.context_length")?;
+    refuse_unsupported(metadata, max_position_embeddings)?;
     let mut config = LlamaConfig {
         vocab_size: vocab_size(metadata, optional("llama.vocab_size")?, checkpoint, &mut warnings)?,
         hidden_size,
@@ -146,9 +147,16 @@ fn spelling(field: &str) -> &str {
     }
 }
 
-fn refuse_unsupported(metadata: &Metadata) -> Result<()> {
+fn refuse_unsupported(metadata: &Metadata, context_length: usize) -> Result<()> {
     if metadata.bool("llama.attention.causal")? == Some(false) {
         return Err(Error::unsupported("llama.attention.causal", "false, only true"));
+    }
+    // A window that is not smaller than the context changes nothing.
+    let sees_all =
+        |value: &Value| number(value).is_some_and(|window| window == 0.0 || window >= context_length as f64);
+    if let Some(value) = metadata.get(SLIDING_WINDOW).filter(|value| !is_off(value) && !sees_all(value)) {
+        let supported = format!("{}, only 0, or at least the context, {context_length}", brief(value));
+        return Err(Error::unsupported(SLIDING_WINDOW, supported));
     }
     for &(key, neutral) in CHANGES_MATHEMATICS {
         let Some(value) = metadata.get(key) else { continue };
@@ -161,7 +169,7 @@ fn refuse_unsupported(metadata: &Metadata) -> Result<()> {
 
 fn unknown_keys(metadata: &Metadata) -> Vec<String> {
     let known = |key: &str| {
-        key == "llama.attention.causal"
+        ["llama.attention.causal", SLIDING_WINDOW].contains(&key)
             || READ.contains(&key)
             || HARMLESS.contains(&key)
             || CHANGES_MATHEMATICS.iter().any(|(other, _)| *other == key)

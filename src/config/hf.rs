@@ -24,7 +24,9 @@ const READ: &[&str] = &[
     "hidden_act",
     "hidden_size",
     "intermediate_size",
+    "is_causal",
     "max_position_embeddings",
+    "max_sequence_length",
     "mlp_bias",
     "model_type",
     "num_attention_heads",
@@ -81,7 +83,6 @@ const HARMLESS: &[&str] = &[
     "language",
     "length_penalty",
     "max_length",
-    "max_sequence_length",
     "max_window_layers",
     "min_length",
     "no_repeat_ngram_size",
@@ -259,6 +260,9 @@ fn refuse_unsupported(config: &Object) -> Result<()> {
     if config.bool("rope_interleaved")? == Some(true) {
         return refuse("rope_interleaved", ", only false");
     }
+    if config.bool("is_causal")? == Some(false) {
+        return refuse("is_causal", ", only true");
+    }
     if config.f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
         return refuse("partial_rotary_factor", ", only 1.0");
     }
@@ -406,8 +410,9 @@ fn rope_scaling(
     max_position_embeddings: usize,
     warnings: &mut Vec<String>,
 ) -> Result<RopeScaling> {
-    if rope.f64("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
-        return Err(Error::unsupported(rope.full_key("partial_rotary_factor"), "only 1.0"));
+    if let Some(factor) = rope.f64("partial_rotary_factor")?.filter(|factor| *factor != 1.0) {
+        let value = format!("{factor}, only 1.0");
+        return Err(Error::unsupported(rope.full_key("partial_rotary_factor"), value));
     }
     let rope_type = match (rope.string("rope_type")?, rope.string("type")?) {
         (Some(new), Some(old)) if new != old => {

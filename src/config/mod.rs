@@ -108,13 +108,19 @@ impl LlamaConfig {
     }
 
     /// The longest sequence that the model supports: `max_position_embeddings`, times the factor with dynamic
-    /// RoPE.
+    /// RoPE. With linear RoPE, `max_sequence_length` may extend it up to that factor: configs of 2023, such as
+    /// vicuna-7b-v1.5-16k's, keep the original length in `max_position_embeddings`.
     pub fn context_length(&self) -> usize {
+        let own = self.max_position_embeddings;
+        let times = |factor: f64| ((own as f64 * factor) as usize).min(MAX_SIZE);
         match self.rope.scaling {
-            RopeScaling::Dynamic { factor, .. } => {
-                ((self.max_position_embeddings as f64 * factor) as usize).min(MAX_SIZE)
+            RopeScaling::Dynamic { factor, .. } => times(factor),
+            RopeScaling::Linear { factor } => {
+                let extended = self.raw.get("max_sequence_length").and_then(serde_json::Value::as_u64);
+                let extended = extended.and_then(|length| usize::try_from(length).ok()).unwrap_or(own);
+                extended.min(times(factor)).max(own)
             }
-            _ => self.max_position_embeddings,
+            _ => own,
         }
     }
 

@@ -35,7 +35,7 @@ impl LlamaConfig {
         }
         let sizes = [
             ("vocab_size", self.vocab_size),
-            ("context_length", self.max_position_embeddings),
+            ("context_length", self.context_length()),
             ("embedding_length", self.hidden_size),
             ("block_count", self.num_hidden_layers),
             ("feed_forward_length", self.intermediate_size),

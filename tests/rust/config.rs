@@ -198,7 +198,7 @@ fn what_changes_the_mathematics_is_refused_by_name_and_value() {
         (
             json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
             "rope_parameters.partial_rotary_factor",
-            "1.0",
+            "0.5",
         ),
         (json!({"logits_scaling": 8.0}), "logits_scaling", "8"),
         (json!({"num_local_experts": 8}), "num_local_experts", "8"),
@@ -449,12 +449,15 @@ fn gguf_keys_that_change_the_mathematics_are_refused() {
         (Gguf::llama().u32("llama.expert_count", 8), "llama.expert_count"),
         (Gguf::llama().f32("llama.logit_scale", 0.5), "llama.logit_scale"),
         (Gguf::llama().value("llama.attention.causal", 7, &[0]), "llama.attention.causal"),
+        (Gguf::llama().u32("llama.attention.sliding_window", 1), "llama.attention.sliding_window"),
+        (string("llama.attention.sliding_window", "off"), "llama.attention.sliding_window"),
     ] {
         assert_eq!(unsupported(read_gguf(&file)).0, key);
     }
     let harmless = string("llama.rope.scaling.type", "none")
         .f32("llama.rope.scaling.factor", 4.0)
         .u32("llama.expert_count", 0)
+        .u32("llama.attention.sliding_window", u32::MAX)
         .value("llama.attention.causal", 7, &[1]);
     assert_eq!(read_gguf(&harmless).unwrap().warnings, [] as [&str; 0]);
     let unknown = Gguf::llama().u32("llama.never_heard_of", 1);
