@@ -108,8 +108,8 @@ impl LlamaConfig {
     }
 
     /// The longest sequence that the model supports: `max_position_embeddings`, times the factor with dynamic
-    /// RoPE. With linear RoPE, `max_sequence_length` may extend it up to that factor: configs of 2023, such as
-    /// vicuna-7b-v1.5-16k's, keep the original length in `max_position_embeddings`.
+    /// RoPE. With linear RoPE, `max_sequence_length` may extend it up to that factor: configs of 2023, such
+    /// as vicuna-7b-v1.5-16k's, keep the original length in `max_position_embeddings`.
     pub fn context_length(&self) -> usize {
         let own = self.max_position_embeddings;
         let times = |factor: f64| ((own as f64 * factor) as usize).min(MAX_SIZE);

@@ -127,8 +127,9 @@ fn option_values_are_parsed_and_an_error_lists_the_valid_names() {
     assert_eq!("exact".parse::<Compute>().map(Compute::name), Ok("exact"));
     let error = "gpu".parse::<EngineKind>().unwrap_err();
     assert_eq!(error.to_string(), "\"gpu\" is not one of cpu, tensor, candle");
+    assert_eq!("Q4_K_M".parse(), Ok(QuantizeType::Q4KM));
     assert_eq!(
-        "Q8_0".parse::<QuantizeType>().unwrap_err().known,
+        "q8_1".parse::<QuantizeType>().unwrap_err().known,
         ["q8_0", "q4_0", "q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
     );
 }
