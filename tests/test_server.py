@@ -2,17 +2,25 @@
 
 import asyncio
 import inspect
+import json
 import statistics
 import time
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from openai.resources.chat.completions import Completions as ChatResource
 from openai.resources.completions import Completions as CompletionResource
 from openai.resources.responses import Responses as ResponsesResource
 
+import candle_llama
+from candle_llama.bench.synthetic import byte_alphabet
+from candle_llama.server import build_app
 from candle_llama.server.schema import ChatRequest, CompletionRequest, ResponsesRequest
 from serving import HELLO, is_idle, running, until
+from test_answers import BYTES, PARIS, VOCABULARY, write_sentence_piece_json
+from test_answers import IDS as PIECE_IDS
+from tiny import BOS, SPECIAL_TOKENS, TOKEN_IDS, tiny_config, write_checkpoint
 
 MODEL = "tiny"
 SAMPLED = {"temperature": 1.0, "seed": 7, "max_tokens": 12}
@@ -185,6 +193,78 @@ def test_echo_repeats_the_prompt_with_its_log_probabilities(client, llm):
     assert "".join(chunk.choices[0].text for chunk in streamed) == choice.text
     offsets = [offset for chunk in streamed for offset in chunk.choices[0].logprobs.text_offset]
     assert offsets == form.text_offset
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory):
+    """A model whose tokenizer puts a space before every text and removes it again, as Llama 2's does."""
+    config = tiny_config(vocab_size=len(VOCABULARY), bos_token_id=1, eos_token_id=2)
+    folder = write_checkpoint(tmp_path_factory.mktemp("spaced") / "m", config, tokenizer=False)
+    (folder / "generation_config.json").unlink()
+    write_sentence_piece_json(folder)
+    with candle_llama.load(folder) as llm:
+        yield llm
+
+
+BYTE_LEVEL = ["hello world", "Café, naïve 你好 hello", "a 😀 b", "<|end|> the<|begin|> and", ""]
+EMOJI = "a 😀 and".encode()
+PROMPTS = [
+    *(("llm", prompt) for prompt in BYTE_LEVEL),
+    *(("llm", [BOS, *(TOKEN_IDS[byte_alphabet()[one]] for one in EMOJI[:length])]) for length in (10, 4)),
+    *(("spaced", prompt) for prompt in ("Paris is the é Lyon", " Paris", "<s>Paris</s>is the", "")),
+    *(("spaced", prompt) for prompt in ([1, PIECE_IDS["<0xC3>"], PARIS, PARIS], [PARIS, PARIS], [1])),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize(("model", "prompt"), PROMPTS, ids=lambda value: str(value)[:24])
+def test_tokens_begin_at_their_offsets(request, model, prompt, echo, stream):
+    # Some of the answer's tokens are special, others are parts of characters.
+    sampling = {"temperature": 1.5, "seed": 5, "ignore_eos": True, "max_tokens": 40, "logprobs": 1}
+    if model == "spaced":
+        sampling["logit_bias"] = {str(token): -100 for token, name in enumerate(VOCABULARY) if name in BYTES}
+    llm = request.getfixturevalue(model)
+    http = TestClient(build_app(llm))
+    body = {"prompt": prompt, "echo": echo, "stream": stream, **sampling}
+    answer = http.post("/v1/completions", json=body)
+    if stream:
+        events = [json.loads(line[6:])["choices"][0] for line in answer.text.split("\n\n")[:-2]]
+    else:
+        events = answer.json()["choices"]
+    text = "".join(event["text"] for event in events)
+    tokens = [token for event in events for token in event["logprobs"]["tokens"]]
+    offsets = [offset for event in events for offset in event["logprobs"]["text_offset"]]
+    ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    assert len(tokens) == len(offsets) == 40 + (len(ids) if echo else 0)
+    assert offsets == sorted(offsets)
+    assert offsets[-1] <= len(text)
+    special = {*SPECIAL_TOKENS, *VOCABULARY[:3]}
+    checked = 0
+    for token, offset in zip(tokens, offsets, strict=True):
+        if "\ufffd" in token or (token in special and not text.startswith(token, offset)):
+            continue
+        # The first space of a text may be missing, also behind a special token.
+        is_first = text[:offset].endswith(("<s>", "</s>")) or offset == 0
+        expected = (token, token.removeprefix(" ")) if is_first else token
+        assert text.startswith(expected, offset), (token, offset)
+        checked += 1
+    assert checked > 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        # The tokenizer has added BOS, which the text does not show.
+        ("hello", {"<|begin|>": 0, "hello": 0}),
+        ("a<|end|>b", {"<|begin|>": 0, "a": 0, "<|end|>": 1, "b": 8}),
+        ([BOS, TOKEN_IDS["hello"]], {"<|begin|>": 0, "hello": 9}),
+    ],
+)
+def test_an_echo_shows_the_special_tokens_that_the_client_has_sent(client, prompt, tokens):
+    answer = client.completions.create(model=MODEL, prompt=prompt, echo=True, logprobs=1, max_tokens=0)
+    form = answer.choices[0].logprobs
+    assert dict(zip(form.tokens, form.text_offset, strict=True)) == tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -138,7 +138,7 @@ class Answers:
             prompt = index // len(self._given)
             form = None
             if self._body.logprobs is not None:
-                form = logprobs.Completions(self._state.token_texts)
+                form = logprobs.Completions(self._state.token_texts, self._ids[prompt])
             writers.append(_Writer(index, form, self._echo(prompt), scored[prompt]))
         return writers
 
@@ -193,7 +193,7 @@ class _Writer:
         self._index = index
         self._form = form
         self._echo = echo
-        self._echoed = form.add(scored or []) if form is not None else {}
+        self._echoed = form.add_echoed(scored or [], echo) if form is not None else {}
 
     def choice(self, text: str, answer: Completion | Chunk | None, reason: str | None) -> dict[str, Any]:
         """Returns a choice, or the next piece of it."""
