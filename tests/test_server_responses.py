@@ -11,6 +11,15 @@ from test_server_tools import FORMS, TOOLS, examples
 GREEDY = {"model": "demo", "temperature": 0, "max_output_tokens": 60}
 FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
 
+WORD = {"type": "string", "minLength": 500}
+LONG = [
+    {
+        "type": "function",
+        "name": "say",
+        "parameters": {"type": "object", "properties": {"word": WORD}, "required": ["word"]},
+    }
+]
+
 
 @pytest.fixture(scope="module")
 def server(demo_llm):
@@ -39,6 +48,17 @@ def test_a_text_is_answered(client, demo_llm):
 def test_an_answer_that_is_cut_off_is_incomplete(client):
     response = client.responses.create(input="hello", **{**GREEDY, "max_output_tokens": 2})
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+@pytest.mark.parametrize(("limit", "tools"), [(2, []), (60, LONG)])
+def test_an_item_that_is_cut_off_is_incomplete_in_every_event(client, limit, tools):
+    choice = "required" if tools else "auto"
+    options = {**GREEDY, "max_output_tokens": limit, "tools": tools, "tool_choice": choice}
+    events = list(client.responses.create(input="hello", stream=True, **options))
+    (done,) = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done.type == ("function_call" if tools else "message")
+    assert done.status == events[-1].response.output[-1].status == "incomplete"
+    assert events[-1].type == "response.incomplete"
 
 
 def test_a_stream_has_the_events_of_openai(client):

@@ -26,8 +26,13 @@ class Output:
         self._number += 1
         return self._number
 
-    def read(self, found: Iterable[Event], is_end: bool) -> list[dict[str, Any]]:
-        """Adds what was found in the answer, and returns the events."""
+    def read(self, found: Iterable[Event], end: str | None) -> list[dict[str, Any]]:
+        """Adds what was found in the answer, and returns the events.
+
+        Args:
+            found: Texts and calls.
+            end: "completed" or "incomplete" if the answer ends here, which is the last item's status.
+        """
         events: list[dict[str, Any]] = []
         for one in found:
             match one:
@@ -39,7 +44,7 @@ class Output:
                     self.items[-1]["arguments"] += one.text
                     delta = {"type": "response.function_call_arguments.delta", "delta": one.text}
                     events.append({**delta, **self._place()})
-        return events + self._close() if is_end else events
+        return events if end is None else events + self._close(end)
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1}
@@ -93,13 +98,13 @@ class Output:
         place = {"output_index": len(self.items) - 1}
         return {"type": "response.output_item.added", "item": dict(item), **place}
 
-    def _close(self) -> list[dict[str, Any]]:
+    def _close(self, status: str = "completed") -> list[dict[str, Any]]:
         """Ends the item that is open."""
         if not self._is_open:
             return []
         self._is_open = False
         item = self.items[-1]
-        item["status"] = "completed"
+        item["status"] = status
         events: list[dict[str, Any]]
         if item["type"] == "message":
             (part,) = item["content"]

@@ -106,7 +106,7 @@ class Answer:
 
     def whole(self, completion: Completion) -> dict[str, Any]:
         """Returns the response that is not streamed."""
-        self._read(completion.text, True)
+        self._read(completion.text, completion.finish_reason)
         self._end(completion.finish_reason, completion.stats)
         self._chat.count(completion.finish_reason, completion.stats)
         return self._response
@@ -117,7 +117,7 @@ class Answer:
         yield self._event({"type": "response.in_progress", "response": self._response})
         async with contextlib.aclosing(engine.pieces(self._state, streams)) as pieces:
             async for _, chunk in pieces:
-                for one in self._read(chunk.text, chunk.finish_reason is not None):
+                for one in self._read(chunk.text, chunk.finish_reason):
                     yield self._event(one)
                 if chunk.finish_reason is not None and chunk.stats is not None:
                     self._end(chunk.finish_reason, chunk.stats)
@@ -130,17 +130,17 @@ class Answer:
         self._response |= {"status": "failed", "error": facts, "output": self._output.items}
         return self._event({"type": "response.failed", "response": self._response})
 
-    def _read(self, text: str, is_end: bool) -> list[dict[str, Any]]:
+    def _read(self, text: str, reason: str | None) -> list[dict[str, Any]]:
         found: list[Event] = [Text(text)] if text else []
         if (parser := self._parser) is not None:
-            found = [*parser.feed(text), *(parser.finish() if is_end else [])]
-        return self._output.read(found, is_end)
+            found = [*parser.feed(text), *(parser.finish() if reason is not None else [])]
+        return self._output.read(found, None if reason is None else _status(reason))
 
     def _end(self, reason: str, stats: Stats) -> None:
-        is_complete = chat.finish_reason(reason) == "stop"
+        status = _status(reason)
         self._response |= {
-            "status": "completed" if is_complete else "incomplete",
-            "incomplete_details": None if is_complete else {"reason": "max_output_tokens"},
+            "status": status,
+            "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
             "output": self._output.items,
             "usage": {
                 "input_tokens": stats.prompt_tokens,
@@ -150,11 +150,13 @@ class Answer:
                 "total_tokens": stats.prompt_tokens + stats.completion_tokens,
             },
         }
-        if not is_complete and self._output.items:
-            self._output.items[-1]["status"] = "incomplete"
 
     def _event(self, content: dict[str, Any]) -> bytes:
         return named_event({**content, "sequence_number": self._output.next_number()})
+
+
+def _status(reason: str) -> str:
+    return "completed" if chat.finish_reason(reason) == "stop" else "incomplete"
 
 
 def _dump(value: Any) -> Any:
