@@ -94,6 +94,17 @@ def test_a_call_that_is_demanded_is_made(client, choice):
     assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
 
 
+def test_the_beginning_of_a_demanded_call_is_no_content(client):
+    for limit in (1, 6):
+        options = {"tools": [ADD], "tool_choice": "required", "max_tokens": limit, "temperature": 0}
+        (choice,) = ask(client, **options).choices
+        assert (choice.finish_reason, choice.message.content) == ("length", None)
+        assert choice.message.tool_calls is None
+        *chunks, last = ask(client, stream=True, **options)
+        assert not any(chunk.choices[0].delta.content for chunk in chunks)
+        assert last.choices[0].finish_reason == "length"
+
+
 def test_a_schema_of_a_function_may_refer_to_its_own_parts(client):
     parameters = {
         "type": "object",

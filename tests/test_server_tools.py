@@ -131,6 +131,16 @@ def test_arguments_arrive_as_they_were_written(arguments, is_ascii):
     assert parsed(f"<tool_call>{call}</tool_call>") == ("", [("add", written)])
 
 
+@pytest.mark.parametrize("text", ["", "\n", "{", '{\n    "nam', '{"name": "add", "arg', '{"name": "add"'])
+def test_the_beginning_of_a_demanded_call_is_no_text(text):
+    for pieces in ([text], list(text)):
+        parser = ToolParser(NAMES, is_demanded=True)
+        assert [event for piece in pieces for event in parser.feed(piece)] + parser.finish() == []
+    parser = ToolParser(NAMES, is_demanded=True)
+    assert joined([*parser.feed(ADD[:40]), *parser.finish()])[1][0]["function"]["arguments"] == ADD[29:40]
+    assert joined([*ToolParser(NAMES, is_demanded=True).feed("no call")]) == ("no call", [])
+
+
 def test_arguments_are_passed_on_at_once():
     parser = ToolParser(NAMES)
     assert parser.feed("Well, <tool_") == [Text("Well, ")]

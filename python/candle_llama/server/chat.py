@@ -63,6 +63,7 @@ class Answers:
         constraint = constraints.constraint(body)
         count = (body.top_logprobs or 0) if body.logprobs else None
         given = options.sampling(body, limit or -1, count)
+        self._is_call = bool(constraints.demanded(body))
         self._has_tools = bool(body.tools) and body.tool_choice != "none"
         if self._has_tools:
             # Some models mark a call with a special token.
@@ -131,7 +132,8 @@ class Answers:
         """Returns what finds calls in an answer; None if there are no functions to call."""
         if not self._has_tools:
             return None
-        return ToolParser(self._names, 1 if self._body.parallel_tool_calls is False else None)
+        most = 1 if self._body.parallel_tool_calls is False else None
+        return ToolParser(self._names, most, is_demanded=self._is_call)
 
     def _event(self, choice: dict[str, Any]) -> bytes:
         content = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
@@ -144,9 +146,9 @@ class Answers:
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
         if parser := self.parser():
             text, calls = joined([*parser.feed(completion.text), *parser.finish()])
-            message["content"] = text
+            message["content"] = text or (None if calls or self._is_call else "")
             if calls:
-                message |= {"content": text or None, "tool_calls": calls}
+                message["tool_calls"] = calls
                 reason = "tool_calls" if reason == "stop" or parser.is_done else reason
         return message, reason
 

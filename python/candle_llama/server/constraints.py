@@ -32,19 +32,29 @@ def _of_format(response_format: ResponseFormat | None) -> dict[str, dict[str, An
     return {"response_format": {"json_schema": response_format.json_schema.schema_ or {}}}
 
 
-def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
+def demanded(body: ChatRequest) -> list[Tool]:
+    """Returns the functions of which the answer must call one; empty if it need not.
+
+    Raises:
+        ApiError: `tools` does not have them.
+    """
     tools, choice = body.tools or [], body.tool_choice
     if isinstance(choice, NamedTool):
         name = choice.function.name
         if not (named := [tool for tool in tools if tool.function.name == name]):
             raise errors.refused("tool_choice", f"tools has no function {errors.shown(name)!r}")
-        return {"tool_choice": {"json_schema": _call(named)}}
+        return named
     if choice == "required":
         if not tools:
             raise errors.refused("tool_choice", "tools is empty")
-        return {"tool_choice": {"json_schema": _call(tools)}}
+        return tools
     # With "auto", a call begins in free text and cannot be constrained, `strict` or not.
-    return {}
+    return []
+
+
+def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
+    tools = demanded(body)
+    return {"tool_choice": {"json_schema": _call(tools)}} if tools else {}
 
 
 def _call(tools: list[Tool]) -> dict[str, Any]:

@@ -57,15 +57,17 @@ class ToolParser:
     Args:
         names: The functions that may be called; what calls another one is text.
         most: The answer is done after this many calls; None has no limit.
+        is_demanded: The answer is a call. If it ends before that is certain, its beginning is dropped.
 
     Attributes:
         calls: How many calls have begun.
         is_done: All calls that are allowed were read; the rest of the answer is dropped.
     """
 
-    def __init__(self, names: Container[str], most: int | None = None) -> None:
+    def __init__(self, names: Container[str], most: int | None = None, *, is_demanded: bool = False) -> None:
         self._names = names
         self._most = most
+        self._is_demanded = is_demanded
         self.calls = 0
         self.is_done = False
         self._rest = ""
@@ -86,6 +88,8 @@ class ToolParser:
 
     def finish(self) -> list[Event]:
         """Reads the end of the answer: what was held back is text, or part of a call."""
+        if self._is_demanded and not self.calls and (self._at_begin or self._held is not None):
+            self._rest, self._held, self._call = "", None, None
         self._work(True)
         if self._held is not None:
             self._hold(len(self._rest))
