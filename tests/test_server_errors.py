@@ -109,6 +109,11 @@ def test_a_bad_field_of_a_completion_is_named(client, body, param):
     assert refused(client, "/v1/completions", body)["param"] == param
 
 
+def test_a_token_that_does_not_exist_is_named_by_its_field(client):
+    error = refused(client, "/detokenize", {"tokens": [999_999]})
+    assert (error["param"], error["message"][:11]) == ("tokens", "tokens: got")
+
+
 @pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
 def test_fields_without_effect_are_accepted_and_refused_ones_may_be_null(client, kind):
     path = CHAT if kind is ChatRequest else "/v1/completions"

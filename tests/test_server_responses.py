@@ -153,6 +153,17 @@ def test_an_answer_can_be_sent_back(client):
         ({"input": "x " * 30_000}, "input"),
         ({"text": {"format": {"type": "json"}}}, "text.format.type"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}},
+            "text.format.schema",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "name": "a", "parameters": {"not": {}}}],
+                "tool_choice": "required",
+            },
+            "tools.0.parameters",
+        ),
         ({"temperature": -1}, "temperature"),
         ({"extra_body": {"mood": 1}}, "mood"),
     ],

@@ -138,6 +138,42 @@ def test_strict_functions_are_accepted_where_calls_are_free(client):
     assert ask(client, tools=[strict], max_tokens=5).choices[0].message.role == "assistant"
 
 
+BAD = {"type": "object", "not": {}}
+
+
+def tool(name, parameters):
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": BAD}}},
+            "response_format.json_schema.schema",
+            "response_format.json_schema.schema: Unimpl",
+        ),
+        (
+            {
+                "tools": [ADD, tool("bad", BAD)],
+                "tool_choice": {"type": "function", "function": {"name": "bad"}},
+            },
+            "tools.1.function.parameters",
+            "tools.1.function.parameters: the function bad: Unimpl",
+        ),
+        (
+            {"tools": [ADD, tool("bad", BAD)], "tool_choice": "required"},
+            "tools",
+            "tools: the parameters of one of add, bad: Unimpl",
+        ),
+    ],
+)
+def test_a_bad_schema_is_named_by_its_field(client, options, param, message):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **options)
+    assert (caught.value.param, caught.value.body["message"][: len(message)]) == (param, message)
+
+
 def test_what_cannot_be_constrained_is_refused(client):
     bad = {"name": "x", "schema": {"type": "object", "unevaluatedProperties": False, "not": {}}}
     for options, param in [

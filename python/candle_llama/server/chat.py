@@ -29,7 +29,7 @@ async def create(state: State, request: Request) -> Response:
     answers = Answers(state, body)
     n = body.n or 1
     with state.queue.enter(n) as places:
-        streams = await engine.start(state, answers.begin, size)
+        streams = await engine.start(state, answers.begin, size, answers.fields)
         if body.stream:
             # The stream leaves the queue at its end.
             return EventStream(state, answers.events(streams), places.pop_all().close)
@@ -39,6 +39,9 @@ async def create(state: State, request: Request) -> Response:
 
 class Answers:
     """The answers to a request: how they are started, and how they are written.
+
+    Attributes:
+        fields: The fields of the request that the engine knows by other names.
 
     Raises:
         ApiError: A combination of fields is refused.
@@ -61,6 +64,7 @@ class Answers:
         if body.max_completion_tokens not in (None, limit):
             raise errors.refused("max_tokens", "differs from max_completion_tokens, its newer name")
         constraint = constraints.constraint(body)
+        self.fields = constraint.fields
         count = (body.top_logprobs or 0) if body.logprobs else None
         given = options.sampling(body, limit or -1, count)
         self._is_call = bool(constraints.demanded(body))
@@ -72,7 +76,7 @@ class Answers:
         self._tools = conversation.tools(body.tools or []) if self._has_tools else None
         self._variables = conversation.variables(body.chat_template_kwargs)
         self._names = {tool.function.name for tool in body.tools or []}
-        self._given = [{**one, **constraint} for one in options.for_answers(body, given)]
+        self._given = [{**one, **constraint.given} for one in options.for_answers(body, given)]
 
     def begin(self) -> list[AsyncStream]:
         """Starts all answers."""

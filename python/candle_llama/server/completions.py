@@ -39,7 +39,7 @@ async def create(state: State, request: Request) -> Response:
     answers = Answers(state, body)
     count = len(answers.prompts) * (body.n or 1)
     with state.queue.enter(count) as places:
-        streams = await engine.start(state, answers.begin, size)
+        streams = await engine.start(state, answers.begin, size, answers.fields)
         if body.stream:
             # The stream leaves the queue at its end.
             return EventStream(state, answers.events(streams), places.pop_all().close)
@@ -51,6 +51,7 @@ class Answers:
 
     Attributes:
         prompts: The prompts, as text or token ids.
+        fields: The fields of the request that the engine knows by other names.
 
     Raises:
         ApiError: A combination of fields is refused.
@@ -75,7 +76,8 @@ class Answers:
         state.limits.check_choices(len(self.prompts), body.n or 1)
         given = options.sampling(body, limit or 1, body.logprobs)
         constraint = constraints.constraint(body)
-        self._given = [{**one, **constraint} for one in options.for_answers(body, given)]
+        self.fields = constraint.fields
+        self._given = [{**one, **constraint.given} for one in options.for_answers(body, given)]
         self._ids: list[list[int]] = []
 
     def begin(self) -> list[AsyncStream]:

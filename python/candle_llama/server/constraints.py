@@ -1,35 +1,56 @@
 """Which form an answer must have: the one place where requests' grammars reach the engine."""
 
+import dataclasses
 from typing import Any
 
 from candle_llama.server import errors
 from candle_llama.server.schema import ChatRequest, NamedTool, ResponseFormat, Sampling, Tool
 
 
-def constraint(body: Sampling) -> dict[str, Any]:
-    """Returns the engine's keyword for the form of the answer; empty if it is free.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that an answer must have.
+
+    Attributes:
+        given: The engine's keyword; empty if the form is free.
+        fields: The request's field for that keyword, as `errors.of_request` expects it.
+    """
+
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def constraint(body: Sampling) -> Constraint:
+    """Returns the form of the answer.
 
     Raises:
         ApiError: A field asks for what cannot be constrained, or two fields ask for a form.
     """
-    asked: dict[str, dict[str, Any]] = {
-        name: {name: value} for name in ("regex", "grammar") if (value := getattr(body, name)) is not None
+    asked = {
+        name: Constraint({name: value})
+        for name in ("regex", "grammar")
+        if (value := getattr(body, name)) is not None
     }
     if isinstance(body, ChatRequest):
         asked |= _of_format(body.response_format) | _of_tools(body)
     if len(asked) > 1:
         raise errors.refused(list(asked)[1], f"{' and '.join(asked)} exclude each other")
-    return next(iter(asked.values()), {})
+    return next(iter(asked.values()), Constraint())
 
 
-def _of_format(response_format: ResponseFormat | None) -> dict[str, dict[str, Any]]:
+def _schema(schema: dict[str, Any], field: str) -> Constraint:
+    return Constraint({"json_schema": schema}, {"json_schema": field})
+
+
+def _of_format(response_format: ResponseFormat | None) -> dict[str, Constraint]:
     if response_format is None or response_format.type == "text":
         return {}
     if response_format.type == "json_object":
-        return {"response_format": {"json_schema": {"type": "object"}}}
+        return {"response_format": _schema({"type": "object"}, "response_format")}
     if response_format.json_schema is None:
         raise errors.refused("response_format.json_schema", "missing")
-    return {"response_format": {"json_schema": response_format.json_schema.schema_ or {}}}
+    schema = response_format.json_schema.schema_ or {}
+    return {"response_format": _schema(schema, "response_format.json_schema.schema")}
 
 
 def demanded(body: ChatRequest) -> list[Tool]:
@@ -52,9 +73,15 @@ def demanded(body: ChatRequest) -> list[Tool]:
     return []
 
 
-def _of_tools(body: ChatRequest) -> dict[str, dict[str, Any]]:
-    tools = demanded(body)
-    return {"tool_choice": {"json_schema": _call(tools)}} if tools else {}
+def _of_tools(body: ChatRequest) -> dict[str, Constraint]:
+    if not (tools := demanded(body)):
+        return {}
+    names = errors.shown(", ".join(tool.function.name for tool in tools))
+    # The engine does not say which of several functions it means.
+    field = f"tools: the parameters of one of {names}"
+    if len(tools) == 1:
+        field = f"tools.{(body.tools or []).index(tools[0])}.function.parameters: the function {names}"
+    return {"tool_choice": _schema(_call(tools), field)}
 
 
 def _call(tools: list[Tool]) -> dict[str, Any]:

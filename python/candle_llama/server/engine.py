@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from candle_llama import async_stream
@@ -26,8 +26,14 @@ most 50 ms."""
 Start: TypeAlias = Callable[[], list[AsyncStream]]
 
 
-async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream]:
+async def start(state: State, begin: Start, body_bytes: int, fields: Mapping[str, str]) -> list[AsyncStream]:
     """Starts the answers of a request.
+
+    Args:
+        state: The model.
+        begin: Starts them.
+        body_bytes: The size of the request.
+        fields: The fields of the request that the engine knows by other names.
 
     Raises:
         ApiError: The engine does not accept the request, or the model is closed.
@@ -36,7 +42,7 @@ async def start(state: State, begin: Start, body_bytes: int) -> list[AsyncStream
         return await asyncio.to_thread(begin) if body_bytes > _LONG_BODY else begin()
     except (ContextLengthError, ValueError, TypeError) as error:
         state.check_ready()
-        raise errors.of_request(error) from None
+        raise errors.of_request(error, fields) from None
 
 
 async def whole(streams: Sequence[AsyncStream]) -> list[Completion]:

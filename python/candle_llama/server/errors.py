@@ -105,14 +105,23 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
     return [str(part) for part in location if not (isinstance(part, str) and _KIND.search(part))]
 
 
-def of_request(error: Exception) -> ApiError:
-    """Converts an error of the engine about a request that it did not accept."""
+def of_request(error: Exception, fields: Mapping[str, str] | None = None) -> ApiError:
+    """Converts an error of the engine about a request that it did not accept.
+
+    Args:
+        error: The error, whose message may begin with the engine's name of a parameter.
+        fields: The fields that gave these parameters, where they have other names. A remark for the message
+            may follow the field, behind a colon.
+    """
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
     if isinstance(error, CandleLlamaError):
         return of_engine(error)
     message = _ENGINE_NAME.sub(lambda match: _OUR_NAMES[match[0]], shown(str(error), 2000))
     name = message.partition(":")[0]
+    for parameter, field in (fields or {}).items():
+        if re.match(rf"{parameter}\b", message):
+            return ApiError(400, field + message[len(parameter) :], param=field.partition(":")[0])
     return ApiError(400, message, param=name if name.replace("_", "").isalnum() else None)
 
 

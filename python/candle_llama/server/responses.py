@@ -1,6 +1,7 @@
 """POST /v1/responses: the part of OpenAI's Responses API that needs no memory of earlier requests."""
 
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -27,12 +28,13 @@ from candle_llama.server.streaming import EventStream, named_event
 from candle_llama.server.tools import Event, Text
 from candle_llama.types import Completion, Stats
 
-_OUR_NAMES = {
-    "response_format": "text.format",
-    "max_tokens": "max_output_tokens",
-    "messages": "input",
-    "prompt": "input",
-}
+_OUR_NAMES = (
+    (r"response_format(\.json_schema)?\b", "text.format"),
+    (r"max_tokens\b", "max_output_tokens"),
+    (r"(messages|prompt)\b", "input"),
+    (r"(tools\.\d+)\.function\b", r"\1"),
+)
+"""Patterns of fields of chat completions, and what they are here."""
 _SAME = ("temperature", "top_p", "seed", "top_k", "min_p", "repetition_penalty", "cache_salt")
 
 
@@ -44,7 +46,7 @@ async def create(state: State, request: Request) -> Response:
     try:
         answer = Answer(state, body)
         with state.queue.enter(1) as places:
-            streams = await engine.start(state, answer.begin, size)
+            streams = await engine.start(state, answer.begin, size, answer.fields)
             if body.stream:
                 # The stream leaves the queue at its end. These streams have no [DONE].
                 leave = places.pop_all().close
@@ -52,17 +54,19 @@ async def create(state: State, request: Request) -> Response:
             (completion,) = await state.run(request.receive, engine.whole(streams))
             return JsonResponse(answer.whole(completion))
     except ApiError as error:
-        name, dot, rest = (error.param or "").partition(".")
-        if name in _OUR_NAMES:
-            ours = _OUR_NAMES[name] + dot + rest
-            if error.message.startswith(f"{error.param}:"):
-                error.message = ours + error.message.removeprefix(error.param or "")
-            error.param = ours
+        if theirs := error.param:
+            for pattern, ours in _OUR_NAMES:
+                error.param = re.sub(rf"^{pattern}", ours, error.param)
+            if re.match(rf"{re.escape(theirs)}(:| is )", error.message):
+                error.message = error.param + error.message.removeprefix(theirs)
         raise
 
 
 class Answer:
     """The answer to a request: how it is started, and how it is written.
+
+    Attributes:
+        fields: The fields of the request that the engine knows by other names.
 
     Raises:
         ApiError: A combination of fields is refused.
@@ -71,6 +75,7 @@ class Answer:
     def __init__(self, state: State, body: ResponsesRequest) -> None:
         self._body = body
         self._chat = chat.Answers(state, _chat_request(body))
+        self.fields = self._chat.fields
         self._parser = self._chat.parser()
         self._state = state
         self._output = Output()

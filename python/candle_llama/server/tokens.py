@@ -1,7 +1,7 @@
 """POST /tokenize, POST /detokenize and GET /tokenizer_info, with vLLM's fields."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -34,7 +34,8 @@ async def detokenize(state: State, request: Request) -> JsonResponse:
     """Returns the text of token ids, special tokens included."""
     body, _ = await bodies.read(request, DetokenizeRequest, state.limits)
     state.check_model(body.model)
-    return JsonResponse({"prompt": await _in_thread(lambda: state.llm.tokenizer.decode(body.tokens, False))})
+    text = await _in_thread(lambda: state.llm.tokenizer.decode(body.tokens, False), {"ids": "tokens"})
+    return JsonResponse({"prompt": text})
 
 
 def info(state: State) -> dict[str, Any]:
@@ -58,9 +59,9 @@ def _ids(state: State, body: TokenizeRequest) -> list[int]:
     )
 
 
-async def _in_thread(work: Callable[[], _T]) -> _T:
+async def _in_thread(work: Callable[[], _T], fields: Mapping[str, str] | None = None) -> _T:
     """Does what a client may make slow, without stopping the event loop."""
     try:
         return await asyncio.to_thread(work)
     except (ValueError, TypeError) as error:
-        raise errors.of_request(error) from None
+        raise errors.of_request(error, fields) from None
