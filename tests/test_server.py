@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import statistics
+import threading
 import time
 
 import openai
@@ -15,7 +16,7 @@ from openai.resources.responses import Responses as ResponsesResource
 
 import candle_llama
 from candle_llama.bench.synthetic import byte_alphabet
-from candle_llama.server import build_app
+from candle_llama.server import build_app, chat
 from candle_llama.server.schema import ChatRequest, CompletionRequest, ResponsesRequest
 from serving import HELLO, is_idle, running, until
 from test_answers import BYTES, PARIS, VOCABULARY, write_sentence_piece_json
@@ -298,6 +299,20 @@ def test_the_async_client_runs_requests_together(server, llm):
     expected = [llm.chat(HELLO, temperature=1.0, seed=seed, max_tokens=12).text for seed in range(8)]
     assert answers == expected * 2
     until(lambda: is_idle(llm))
+
+
+@pytest.mark.parametrize("n", [1, 32])
+def test_a_long_prompt_with_several_answers_is_read_in_a_thread(client, monkeypatch, n):
+    threads = []
+
+    def begin(self, begin=chat.Answers.begin):
+        threads.append(threading.current_thread().name)
+        return begin(self)
+
+    monkeypatch.setattr(chat.Answers, "begin", begin)
+    messages = [{"role": "user", "content": "the " * 200}]
+    client.chat.completions.create(model=MODEL, messages=messages, n=n, max_tokens=1)
+    assert threads[0].startswith("asyncio") == (n > 1)
 
 
 def test_models(client):

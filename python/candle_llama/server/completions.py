@@ -39,7 +39,7 @@ async def create(state: State, request: Request) -> Response:
     answers = Answers(state, body)
     count = len(answers.prompts) * (body.n or 1)
     with state.queue.enter(count) as places:
-        streams = await engine.start(state, answers.begin, size, answers.fields)
+        streams = await engine.start(state, answers.begin, size * (body.n or 1), answers.fields)
         if body.stream:
             # The stream leaves the queue at its end.
             return EventStream(state, answers.events(streams), places.pop_all().close)

@@ -12,8 +12,8 @@ from candle_llama.server import errors
 from candle_llama.server.state import State
 from candle_llama.types import Chunk, Completion
 
-_LONG_BODY = 20_000
-"""Longer requests are tokenised in a thread, so that the other requests do not wait for it."""
+_LONG_WORK = 20_000
+"""Requests with more bytes are tokenised in a thread, so that the other requests do not wait for it."""
 
 # Events cost processor time, here and at the client. With one for each token, a small model that answers 16
 # clients on two cores loses a seventh of its speed.
@@ -26,20 +26,20 @@ most 50 ms."""
 Start: TypeAlias = Callable[[], list[AsyncStream]]
 
 
-async def start(state: State, begin: Start, body_bytes: int, fields: Mapping[str, str]) -> list[AsyncStream]:
+async def start(state: State, begin: Start, work_bytes: int, fields: Mapping[str, str]) -> list[AsyncStream]:
     """Starts the answers of a request.
 
     Args:
         state: The model.
         begin: Starts them.
-        body_bytes: The size of the request.
+        work_bytes: What `begin` reads: the request's size, once for each answer to a prompt.
         fields: The fields of the request that the engine knows by other names.
 
     Raises:
         ApiError: The engine does not accept the request, or the model is closed.
     """
     try:
-        return await asyncio.to_thread(begin) if body_bytes > _LONG_BODY else begin()
+        return await asyncio.to_thread(begin) if work_bytes > _LONG_WORK else begin()
     except (ContextLengthError, ValueError, TypeError) as error:
         state.check_ready()
         raise errors.of_request(error, fields) from None
