@@ -332,6 +332,18 @@ def test_parts_and_the_developer_role(client, llm):
     assert answer.choices[0].message.content == llm.chat(turns, max_tokens=5).text
 
 
+def test_hints_in_parts_are_ignored_and_a_refusal_is_text(client, llm):
+    hints = {"prompt_cache_breakpoint": {"mode": "explicit"}, "cache_control": {"type": "ephemeral"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hello", **hints}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+        *HELLO,
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=5)
+    turns = [*HELLO, {"role": "assistant", "content": "no"}, *HELLO]
+    assert answer.choices[0].message.content == llm.chat(turns, max_tokens=5).text
+
+
 def test_an_answer_can_be_sent_back(client):
     answer = create(client)
     messages = [*HELLO, answer.choices[0].message, {"role": "user", "content": "and"}]

@@ -21,6 +21,11 @@ from tiny import write_checkpoint
 JSON = {"Content-Type": "application/json"}
 
 
+def allow(mode, *names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 @pytest.fixture(scope="module")
 def server(llm):
     with running(llm, served_model_name="tiny", max_body_bytes=200_000, max_queue=8) as server:
@@ -82,11 +87,24 @@ def refused(client, path, body, status=400):
         ({"messages": HELLO, "modalities": ["audio"]}, "modalities"),
         ({"messages": HELLO, "tools": [{"type": "custom"}]}, "tools.0.type"),
         ({"messages": HELLO, "tool_choice": "required"}, "tool_choice"),
+        ({"messages": HELLO, "tool_choice": {"type": "x"}}, "tool_choice.type"),
+        ({"messages": HELLO, "tool_choice": allow("some", "f")}, "tool_choice.allowed_tools.mode"),
+        ({"messages": HELLO, "tool_choice": allow("auto", "f")}, "tool_choice"),
+        ({"messages": HELLO, "tool_choice": allow("required")}, "tool_choice"),
         ({"messages": HELLO, "chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs.tools"),
     ],
 )
 def test_a_bad_field_of_a_chat_is_named(client, body, param):
     assert refused(client, CHAT, body)["param"] == param
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+def test_a_part_that_is_no_text_is_named_by_its_type(client, role, kind):
+    parts = [{"type": "text", "text": "a"}, {"type": kind, kind: {"url": "x"}, "detail": "low"}]
+    error = refused(client, CHAT, {"messages": [{"role": role, "content": parts}]})
+    assert error["message"] == f"messages.0.content.1.type: {kind}; this server reads text only"
+    assert error["param"] == "messages.0.content.1.type"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from test_server_tools import FORMS, TOOLS, examples
 GREEDY = {"model": "demo", "temperature": 0, "max_output_tokens": 60}
 FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
 
+NAMED = {"type": "function", "name": "get_weather"}
 WORD = {"type": "string", "minLength": 500}
 LONG = [
     {
@@ -136,6 +137,35 @@ def test_a_call_can_be_demanded(client):
     assert (call.type, call.name) == ("function_call", "get_weather")
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_functions_are_called(client, mode):
+    tools = [*LONG, *FUNCTIONS]
+    choice = {"type": "allowed_tools", "mode": mode, "tools": [NAMED]}
+    response = client.responses.create(input=examples(FORMS[1]), tools=tools, tool_choice=choice, **GREEDY)
+    assert response.output[0].name == "get_weather"
+    assert response.tool_choice.mode == mode
+
+
+def test_hints_of_functions_and_texts_are_ignored(client):
+    harmless = {
+        "defer_loading": False,
+        "async": False,
+        "allowed_callers": ["direct", "programmatic"],
+        "output_schema": {"type": "string"},
+    }
+    parts = [{"type": "input_text", "text": "hello", "prompt_cache_breakpoint": {"mode": "explicit"}}]
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
+    first, second = (
+        client.responses.create(input=turns, tools=[{**FUNCTIONS[0], **extra}], **GREEDY)
+        for turns, extra in [
+            ([{"role": "user", "content": parts}, refusal, *HELLO], harmless),
+            ([*HELLO, {"role": "assistant", "content": "no"}, *HELLO], {}),
+        ]
+    )
+    assert first.output_text == second.output_text
+    assert first.usage.input_tokens == second.usage.input_tokens
+
+
 def test_an_answer_can_be_sent_back(client):
     first = client.responses.create(input=HELLO, **GREEDY)
     again = [*HELLO, *first.output, {"role": "user", "content": [{"type": "input_text", "text": "and"}]}]
@@ -164,6 +194,10 @@ def test_an_answer_can_be_sent_back(client):
             },
             "tools.0.parameters",
         ),
+        ({"tools": [{**FUNCTIONS[0], "defer_loading": True}]}, "tools.0.defer_loading"),
+        ({"tools": [{**FUNCTIONS[0], "async": True}]}, "tools.0.async"),
+        ({"tools": [{**FUNCTIONS[0], "allowed_callers": ["programmatic"]}]}, "tools.0.allowed_callers"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [NAMED]}}, "tool_choice"),
         ({"temperature": -1}, "temperature"),
         ({"extra_body": {"mood": 1}}, "mood"),
     ],

@@ -237,6 +237,37 @@ def test_a_conversation_goes_on_after_a_call(client):
     assert ask(client, [*messages, answer, result], max_tokens=5).choices[0].message
 
 
+OTHER = {"type": "function", "function": {"name": "get_time", "description": "The time."}}
+
+
+def allow(mode, name):
+    tools = [{"type": "function", "function": {"name": name}}]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_functions_are_called(client, mode):
+    messages = examples(FORMS[1])
+    choice = ask(client, messages, tools=[OTHER, *TOOLS], tool_choice=allow(mode, "get_weather")).choices[0]
+    assert choice.message.tool_calls[0].function.name == "get_weather"
+    message = (
+        ask(client, messages, tools=[OTHER, *TOOLS], tool_choice=allow(mode, "get_time")).choices[0].message
+    )
+    names = {call.function.name for call in message.tool_calls or []}
+    assert names == ({"get_time"} if mode == "required" else set())
+
+
+def test_functions_that_are_not_allowed_are_hidden_from_the_model(client):
+    tokens = [
+        ask(client, examples(FORMS[1]), max_tokens=1, **options).usage.prompt_tokens
+        for options in (
+            {"tools": TOOLS},
+            {"tools": [OTHER, *TOOLS], "tool_choice": allow("auto", "get_weather")},
+        )
+    ]
+    assert tokens[0] == tokens[1]
+
+
 def test_without_tools_a_call_is_text(client):
     for options in ({"tools": openai.NOT_GIVEN}, {"tool_choice": "none"}):
         message = ask(client, examples(FORMS[1]), **options).choices[0].message

@@ -68,14 +68,15 @@ class Answers:
         count = (body.top_logprobs or 0) if body.logprobs else None
         given = options.sampling(body, limit or -1, count)
         self._is_call = bool(constraints.demanded(body))
-        self._has_tools = bool(body.tools) and body.tool_choice != "none"
+        allowed = constraints.allowed(body)
+        self._has_tools = bool(allowed)
         if self._has_tools:
             # Some models mark a call with a special token.
             given["skip_special_tokens"] = False
         self._messages = conversation.messages(body.messages)
-        self._tools = conversation.tools(body.tools or []) if self._has_tools else None
+        self._tools = conversation.tools(allowed) if self._has_tools else None
         self._variables = conversation.variables(body.chat_template_kwargs)
-        self._names = {tool.function.name for tool in body.tools or []}
+        self._names = {tool.function.name for tool in allowed}
         self._given = [{**one, **constraint.given} for one in options.for_answers(body, given)]
 
     def begin(self) -> list[AsyncStream]:

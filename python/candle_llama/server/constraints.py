@@ -4,7 +4,14 @@ import dataclasses
 from typing import Any
 
 from candle_llama.server import errors
-from candle_llama.server.schema import ChatRequest, NamedTool, ResponseFormat, Sampling, Tool
+from candle_llama.server.schema import (
+    AllowedToolChoice,
+    ChatRequest,
+    NamedTool,
+    ResponseFormat,
+    Sampling,
+    Tool,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,24 +60,46 @@ def _of_format(response_format: ResponseFormat | None) -> dict[str, Constraint]:
     return {"response_format": _schema(schema, "response_format.json_schema.schema")}
 
 
+def allowed(body: ChatRequest) -> list[Tool]:
+    """Returns the functions that the model may know.
+
+    Raises:
+        ApiError: `tool_choice` allows a function that `tools` does not have.
+    """
+    tools, choice = body.tools or [], body.tool_choice
+    if choice == "none":
+        return []
+    if not isinstance(choice, AllowedToolChoice):
+        return tools
+    names = [tool.function.name for tool in choice.allowed_tools.tools]
+    for name in names:
+        _named(tools, name)
+    return [tool for tool in tools if tool.function.name in names]
+
+
 def demanded(body: ChatRequest) -> list[Tool]:
     """Returns the functions of which the answer must call one; empty if it need not.
 
     Raises:
         ApiError: `tools` does not have them.
     """
-    tools, choice = body.tools or [], body.tool_choice
+    choice = body.tool_choice
     if isinstance(choice, NamedTool):
-        name = choice.function.name
-        if not (named := [tool for tool in tools if tool.function.name == name]):
-            raise errors.refused("tool_choice", f"tools has no function {errors.shown(name)!r}")
-        return named
+        return _named(body.tools or [], choice.function.name)
+    if isinstance(choice, AllowedToolChoice):
+        choice = choice.allowed_tools.mode
     if choice == "required":
-        if not tools:
+        if not (tools := allowed(body)):
             raise errors.refused("tool_choice", "tools is empty")
         return tools
     # With "auto", a call begins in free text and cannot be constrained, `strict` or not.
     return []
+
+
+def _named(tools: list[Tool], name: str) -> list[Tool]:
+    if not (named := [tool for tool in tools if tool.function.name == name]):
+        raise errors.refused("tool_choice", f"tools has no function {errors.shown(name)!r}")
+    return named
 
 
 def _of_tools(body: ChatRequest) -> dict[str, Constraint]:

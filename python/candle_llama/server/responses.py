@@ -17,6 +17,9 @@ from candle_llama.server.errors import ApiError, JsonResponse
 from candle_llama.server.response_output import Output
 from candle_llama.server.schema import (
     ChatRequest,
+    FlatAllowedTools,
+    FlatNamedTool,
+    Function,
     InputCall,
     InputMessage,
     InputResult,
@@ -178,11 +181,16 @@ def _chat_request(body: ResponsesRequest) -> ChatRequest:
         "chat_template_kwargs": body.chat_template_kwargs,
         "tool_choice": body.tool_choice,
     }
-    if not isinstance(body.tool_choice, str | None):
-        content["tool_choice"] = {"type": "function", "function": {"name": body.tool_choice.name}}
+    match body.tool_choice:
+        case FlatNamedTool() as named:
+            content["tool_choice"] = _named(named)
+        case FlatAllowedTools(mode=mode, tools=tools):
+            allowed = {"mode": mode, "tools": [_named(tool) for tool in tools]}
+            content["tool_choice"] = {"type": "allowed_tools", "allowed_tools": allowed}
     if body.tools:
         content["tools"] = [
-            {"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in body.tools
+            {"type": "function", "function": tool.model_dump(include=set(Function.model_fields))}
+            for tool in body.tools
         ]
     if body.text and (form := body.text.format):
         content["response_format"] = {"type": form.type}
@@ -190,6 +198,10 @@ def _chat_request(body: ResponsesRequest) -> ChatRequest:
             schema = {"name": form.name, "schema": form.schema_, "strict": form.strict}
             content["response_format"]["json_schema"] = schema
     return bodies.checked(content, ChatRequest)
+
+
+def _named(tool: FlatNamedTool) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool.name}}
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:

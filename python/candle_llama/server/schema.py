@@ -6,7 +6,16 @@ is an error.
 
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 _NO_TOOLS_OF_ITS_OWN = "this server has no tools of its own; describe functions in tools"
@@ -86,10 +95,40 @@ class Sampling(Strict):
     grammar: str | None = None
 
 
-class TextPart(Strict):
+def _is_text(kind: str) -> bool:
+    return "text" in kind.split("_")
+
+
+def _read_kind(kind: Any) -> Any:
+    if isinstance(kind, str) and not _is_text(kind):
+        raise PydanticCustomError(
+            "literal_error", "{kind}; this server reads text only", {"kind": kind[:100]}
+        )
+    return kind
+
+
+class Part(Strict):
+    """What parts of messages have in common: the hints, which change no answer."""
+
+    prompt_cache_breakpoint: Any = None
+    cache_control: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, part: Any) -> Any:
+        match part:
+            case {"type": "refusal", "refusal": refusal, **rest}:
+                return {**rest, "type": "text", "text": refusal}
+            case {"type": str(kind)} if not _is_text(kind):
+                # Without its other fields, for the error is about the type.
+                return {"type": kind}
+        return part
+
+
+class TextPart(Part):
     """A part of a message."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], BeforeValidator(_read_kind)]
     text: str
 
 
@@ -154,6 +193,32 @@ class NamedTool(Strict):
     function: FunctionName
 
 
+class AllowedTools(Strict):
+    """The functions that may be called, or must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Items[NamedTool]
+
+
+class AllowedToolChoice(Strict):
+    """Hides all functions but these."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _choice(choice: Any) -> str:
+    # Errors are then about the kind that the client means.
+    is_list = isinstance(choice, dict) and choice.get("type") == "allowed_tools"
+    return "Allowed" if is_list else "Named"
+
+
+ToolMode: TypeAlias = Literal["none", "auto", "required"]
+ToolChoice: TypeAlias = Annotated[
+    Annotated[NamedTool, Tag("Named")] | Annotated[AllowedToolChoice, Tag("Allowed")], Discriminator(_choice)
+]
+
+
 class JsonSchema(Strict):
     """A JSON schema for the answer."""
 
@@ -179,7 +244,7 @@ class ChatRequest(Sampling):
     max_tokens: Count | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolMode | ToolChoice | None = None
     tools: Items[Tool] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -241,10 +306,10 @@ class DetokenizeRequest(Strict):
     tokens: Items[TokenId]
 
 
-class InputText(Strict):
+class InputText(Part):
     """A part of a message of the Responses API."""
 
-    type: Literal["input_text", "output_text", "text"]
+    type: Annotated[Literal["input_text", "output_text", "text"], BeforeValidator(_read_kind)]
     text: str
     # Answers are sent back with these.
     annotations: list[Any] | None = None
@@ -325,10 +390,27 @@ InputItem: TypeAlias = Annotated[
 ]
 
 
+def _check_callers(callers: list[str]) -> list[str]:
+    if "direct" not in callers:
+        raise PydanticCustomError("callers", 'this server has no programs that call functions; add "direct"')
+    return callers
+
+
 class FlatTool(Function):
-    """A function, without the envelope of chat completions."""
+    """A function, without the envelope of chat completions.
+
+    All functions are described to the model, which calls them itself and waits for the results, so other
+    ways to call one are refused.
+    """
 
     type: Literal["function"]
+    allowed_callers: (
+        Annotated[Items[Literal["direct", "programmatic"]], AfterValidator(_check_callers)] | None
+    ) = None
+    async_: Annotated[Literal[False] | None, Field(alias="async")] = None
+    defer_loading: Literal[False] | None = None
+    # It is for such programs.
+    output_schema: dict[str, Any] | None = None
 
 
 class FlatNamedTool(Strict):
@@ -336,6 +418,20 @@ class FlatNamedTool(Strict):
 
     type: Literal["function"]
     name: str
+
+
+class FlatAllowedTools(Strict):
+    """Hides all functions but these."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Items[FlatNamedTool]
+
+
+FlatToolChoice: TypeAlias = Annotated[
+    Annotated[FlatNamedTool, Tag("Named")] | Annotated[FlatAllowedTools, Tag("Allowed")],
+    Discriminator(_choice),
+]
 
 
 class TextFormat(Strict):
@@ -367,7 +463,7 @@ class ResponsesRequest(Strict):
     stream: bool | None = None
     temperature: float | None = None
     text: TextOptions | None = None
-    tool_choice: Literal["none", "auto", "required"] | FlatNamedTool | None = None
+    tool_choice: ToolMode | FlatToolChoice | None = None
     tools: Items[FlatTool] | None = None
     top_p: float | None = None
     seed: int | None = None
