@@ -222,6 +222,11 @@ CALL = {"type": "function_call", "call_id": "a", "name": "get_weather", "argumen
         ({"role": "tool", "content": "x"}, "input.0.role", "'user'"),
         ({"type": "message", "role": "user"}, "input.0.content", "required"),
         ({"type": "reasoning", "summary": [], "foo": 1}, "input.0.foo", "unknown field"),
+        (
+            {"role": "user", "content": [{"type": "input_image", "image_url": "x"}]},
+            "input.0.content.0.type",
+            "input_image; this server reads text only",
+        ),
         ({"type": "image"}, "input.0", "knows message, function_call, function_call_output, reasoning"),
         ({"type": ["message"], "role": "user"}, "input.0", "unknown type"),
     ],
