@@ -121,6 +121,13 @@ def test_a_result_in_parts_is_as_one_that_is_a_string(tokenizer: candle_llama.To
     assert rendered(tokenizer, ITEMS, parts) == rendered(tokenizer, ITEMS, whole)
 
 
+@pytest.mark.parametrize("calls", [5, True, "x", {"a": 1}, [None, 3, {"function": "f"}, {"name": "f"}]])
+def test_what_is_no_call_reaches_the_template(tokenizer: candle_llama.Tokenizer, calls: Any) -> None:
+    messages = [{"role": "assistant", "content": "hi", "tool_calls": calls}]
+    text = rendered(tokenizer, "{{ messages[0].tool_calls | tojson }}{{ messages[0].content }}", messages)
+    assert text == json.dumps(calls) + "hi"
+
+
 def test_tools_that_the_template_never_reads_are_warned_about(tokenizer: candle_llama.Tokenizer) -> None:
     messages = [{"role": "user", "content": "hi"}]
     template = "{{ messages[0].content }}"

@@ -2,7 +2,7 @@
 
 Templates do not say what they expect: content as a string or as a list of parts, none or an empty string
 beside tool calls, the arguments of a call as a dict or as JSON. One that gets another form fails, leaves it
-out, or prints it as Python or JSON. So each form is tried, and what it makes is checked.
+out, or prints it as Python or JSON. So the forms are rendered in turn, until a text keeps calls and content.
 """
 
 import json
@@ -62,7 +62,7 @@ def _with_calls(messages: Messages, convert: Callable[[Any], Any]) -> Messages:
 
     return [
         {**message, "tool_calls": [converted(call) for call in calls]}
-        if isinstance(calls := message.get("tool_calls"), list)
+        if (calls := _calls(message))
         else message
         for message in messages
     ]
@@ -70,7 +70,12 @@ def _with_calls(messages: Messages, convert: Callable[[Any], Any]) -> Messages:
 
 def _with_content(messages: Messages) -> Messages:
     """The messages with content that is None where it is missing beside tool calls."""
-    return [{"content": None, **message} if message.get("tool_calls") else message for message in messages]
+    return [{"content": None, **message} if _calls(message) else message for message in messages]
+
+
+def _calls(message: dict[str, Any]) -> list[Any] | tuple[Any, ...]:
+    calls = message.get("tool_calls")
+    return calls if isinstance(calls, list | tuple) else ()
 
 
 def _parsed(arguments: Any) -> Any:
@@ -109,7 +114,7 @@ def _text(content: Any) -> str:
 
 def _keeps_calls(text: str, messages: Messages) -> bool:
     """Whether a rendered text has the name of each function that is called."""
-    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    calls = [call for message in messages for call in _calls(message)]
     functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
     return all(
         str(function["name"]) in text
